@@ -1,0 +1,189 @@
+"""Utterances to batches: similar lengths together, a budget of seconds, masks that stay in bounds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from gmp_utils.ragged import Ragged
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Span masks as HuBERT draws them.
+
+    Attributes
+    ----------
+    probability : float
+        Share of frames that spans would cover if none overlapped; 0 for no masks.
+    length : int
+        Frames per span.
+    min_spans : int
+        At least so many per utterance.
+    """
+
+    probability: float
+    length: int
+    min_spans: int = 2
+
+    def draw(self, n_frames: int, rng: np.random.Generator) -> np.ndarray:
+        """Mask one utterance.
+
+        Hsu et al., "HuBERT", 2021, section II-C; the number of spans is rounded at random, spans
+        start at different frames and may overlap. An utterance not longer than a span gets spans
+        of half its length.
+
+        Parameters
+        ----------
+        n_frames : int
+        rng : numpy Generator
+
+        Returns
+        -------
+        mask : (n_frames,) bool
+        """
+        mask = np.zeros(n_frames, dtype=bool)
+        if not self.probability:
+            return mask
+        length = self.length if n_frames > self.length else max(n_frames // 2, 1)
+        n_starts = n_frames - length + 1
+        n_spans = int(self.probability * n_frames / length + rng.random())
+        n_spans = min(max(n_spans, self.min_spans), n_starts)
+        starts = rng.choice(n_starts, n_spans, replace=False)
+        mask[(starts[:, None] + np.arange(length)).ravel()] = True
+        return mask
+
+
+class Utterances(Dataset):
+    """What a model is trained on or asked about.
+
+    Parameters
+    ----------
+    inputs : Ragged
+        Normalised on the fly if they are waveforms; outputs of the CNN are taken as they are.
+    utterances : sequence of str
+    targets : dict of str to (n_utterances,) int64, optional
+        One label per utterance and task.
+    frame_labels : Ragged, optional
+        (frames, streams) of pseudo-labels.
+    masking : Masking, optional
+        For the frames of `frame_labels`.
+    seed : int
+        Of the masks: they depend on it, the epoch and the utterance, on nothing else.
+    """
+
+    def __init__(
+        self,
+        inputs: Ragged,
+        utterances: Sequence[str],
+        targets: dict[str, np.ndarray] | None = None,
+        frame_labels: Ragged | None = None,
+        masking: Masking | None = None,
+        seed: int = 0,
+    ):
+        self.inputs, self.utterances = inputs, list(utterances)
+        self.targets, self.frame_labels = targets or {}, frame_labels
+        self.masking, self.seed, self.epoch = masking, seed, 0
+        self.lengths = np.array([inputs.lengths[name] for name in self.utterances])
+
+    def __len__(self) -> int:
+        return len(self.utterances)
+
+    def __getitem__(self, index: int) -> dict:
+        from gmp_utils.audio import normalise
+
+        name = self.utterances[index]
+        values = self.inputs[name]
+        item = {"inputs": normalise(values) if values.ndim == 1 else np.array(values)}
+        item.update({task: labels[index] for task, labels in self.targets.items()})
+        if self.frame_labels is not None:
+            item["frame_labels"] = np.array(self.frame_labels[name], dtype=np.int64)
+        if self.masking is not None:
+            n_frames = len(item["frame_labels"])
+            rng = np.random.default_rng([self.seed, self.epoch, index])
+            item["mask"] = self.masking.draw(n_frames, rng)
+        return item
+
+
+def collate(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Pad utterances with zeros into a batch, and say how long each is (`lengths`)."""
+    batch = {"lengths": torch.tensor([len(item["inputs"]) for item in items])}
+    for key in items[0]:
+        arrays = [np.asarray(item[key]) for item in items]
+        if arrays[0].ndim:
+            padded = np.zeros(
+                (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
+            )
+            for row, array in zip(padded, arrays):
+                row[: len(array)] = array
+            batch[key] = torch.from_numpy(padded)
+        else:
+            batch[key] = torch.from_numpy(np.stack(arrays))
+    return batch
+
+
+@dataclass
+class SecondsBatches(Sampler[list[int]]):
+    """Batches of utterances of similar length under a budget.
+
+    Shuffled mega-batches are sorted by length and cut where the padded size would pass the budget,
+    so that little is padding and batches still differ from epoch to epoch.
+
+    Attributes
+    ----------
+    dataset : Utterances
+        Its `lengths` count, and its `epoch` is kept in step, so that masks change too.
+    budget : float
+        Longest × number of utterances stays below it, in rows of the dataset's inputs; one utterance
+        longer than that makes a batch alone.
+    max_utterances : int
+    shuffle : bool
+        False keeps the dataset's order (for evaluation).
+    seed : int
+    mega_batch : int
+        Utterances that are sorted together.
+    """
+
+    dataset: Utterances
+    budget: float
+    max_utterances: int = 64
+    shuffle: bool = True
+    seed: int = 0
+    mega_batch: int = 2000
+    epoch: int = field(default=0, init=False)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle, and draw masks, for this epoch."""
+        self.epoch = self.dataset.epoch = epoch
+
+    def _batches(self) -> list[list[int]]:
+        lengths = self.dataset.lengths
+        order = np.arange(len(lengths))
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.shuffle:
+            order = rng.permutation(order)
+            megas = [
+                order[start : start + self.mega_batch]
+                for start in range(0, len(order), self.mega_batch)
+            ]
+            order = np.concatenate([mega[np.argsort(lengths[mega])] for mega in megas])
+        batches: list[list[int]] = [[]]
+        longest = 0
+        for index in order.tolist():
+            longest = max(longest, lengths[index])
+            full = len(batches[-1]) == self.max_utterances
+            if batches[-1] and (full or longest * (len(batches[-1]) + 1) > self.budget):
+                batches.append([])
+                longest = lengths[index]
+            batches[-1].append(index)
+        if self.shuffle:
+            batches = [batches[index] for index in rng.permutation(len(batches))]
+        return batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches())
+
+    def __len__(self) -> int:
+        return len(self._batches())

@@ -1,0 +1,228 @@
+"""HuBERT, loaded safely: its frames, its layers, its CNN with padding kept out.
+
+Frames come every 20 ms (320 samples of 16 kHz), each from a window of 25 ms. Layer `-1` is the
+encoder's output, `-3` the third from last: Hugging Face's `hidden_states[id]`; `0` is what enters
+the first layer.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import HubertConfig, HubertModel, HubertPreTrainedModel
+
+from gmp_utils import runs
+from gmp_utils.errors import GmpError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+FRAMES_PER_SECOND = 50
+
+
+def resolve(encoder: str) -> str:
+    """Say where an encoder's weights come from.
+
+    Parameters
+    ----------
+    encoder : str
+        "embedded", a local folder as `save_pretrained` writes it, or a name on the hub.
+
+    Raises
+    ------
+    GmpError
+        If a local folder holds no model.
+    """
+    if encoder == "embedded":
+        return str(EMBEDDED)
+    folder = Path(encoder).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
+    if not folder.is_dir() and (folder.is_absolute() or encoder.startswith((".", "~"))):
+        raise GmpError(f"encoder {encoder!r}: no such folder.")
+    return str(folder) if folder.is_dir() else encoder
+
+
+def identity(encoder: str) -> str:
+    """Name an encoder by the content of its folder, or by its name on the hub."""
+    folder = Path(resolve(encoder))
+    if not folder.is_dir():
+        return encoder
+    files = [*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
+    return runs.text_digest("".join(runs.file_digest(path) for path in sorted(files)))
+
+
+class SpeechModel(HubertPreTrainedModel):
+    """A HuBERT as every stage uses it; stages add heads.
+
+    Loaded with `load`, which leaves no dropped layers, keeps the mask vector and freezes the CNN.
+
+    | tensor | shape |
+    |---|---|
+    | waveforms | (batch, samples), normalised, zeros after the end |
+    | CNN output | (batch, frames, conv_dim) |
+    | hidden states | (batch, frames, hidden_size) |
+    | valid | (batch, frames), False in padding |
+    """
+
+    def __init__(self, config: HubertConfig):
+        super().__init__(config)
+        self.hubert = HubertModel(config)
+        self.train_cnn = getattr(config, "train_cnn", False)
+        self._build_heads(config)
+        self.post_init()
+
+    def _build_heads(self, config: HubertConfig) -> None:
+        """Add what a stage needs beside the encoder."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Heads start as torch starts them, not as parts of a transformer."""
+        heads = (child for name, child in self.named_children() if name != "hubert")
+        if any(module is part for head in heads for part in head.modules()):
+            if hasattr(module, "reset_parameters"):
+                module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def load(cls, source: str, **settings) -> "SpeechModel":
+        """Load published weights or an earlier stage's; heads that they lack start at random.
+
+        Parameters
+        ----------
+        source : str
+            Folder or name, see `resolve`.
+        **settings
+            Kept in the model's config.json: what `_build_heads` reads.
+
+        Raises
+        ------
+        GmpError
+            If there is no such model, it is no HuBERT, or weights of the encoder are missing.
+        """
+        try:
+            config = HubertConfig.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise GmpError(
+                f"encoder {source!r}: no model found there ({str(error).splitlines()[0]}). Expected "
+                '"embedded", a folder with config.json and weights, or a name on the Hugging Face '
+                "hub and a network to reach it."
+            ) from error
+        if config.model_type != "hubert":
+            raise GmpError(f"encoder {source!r}: a {config.model_type} model, expected hubert.")
+        config.layerdrop = 0.0  # a dropped layer would shift hidden_states
+        config.mask_time_prob = max(config.mask_time_prob, 0.01)  # else no mask vector is made
+        config.update(settings)
+        model, report = cls.from_pretrained(
+            source, config=config, dtype=torch.float32, output_loading_info=True
+        )
+        missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
+        missing = [key for key in missing if not key.endswith("masked_spec_embed")]
+        if missing:
+            raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
+        if not model.train_cnn:
+            model.hubert.feature_extractor._freeze_parameters()
+        return model
+
+    @property
+    def n_layers(self) -> int:
+        """Transformer layers."""
+        return len(self.hubert.encoder.layers)
+
+    def frame_lengths(self, n_samples: Tensor | int) -> Tensor | int:
+        """Frames that so many samples give."""
+        return self._get_feat_extract_output_lengths(n_samples)
+
+    def cnn(self, waveforms: Tensor, n_samples: Tensor) -> Tensor:
+        """Run the CNN; an utterance's output does not depend on its padding.
+
+        The first convolution of the base model normalises over time (group norm): its mean and
+        variance are taken over the utterance's own frames.
+
+        Parameters
+        ----------
+        waveforms : (batch, samples) float32
+        n_samples : (batch,) int64
+            Length of each, without padding.
+
+        Returns
+        -------
+        features : (batch, frames, conv_dim) float32
+        """
+        with torch.set_grad_enabled(self.train_cnn and torch.is_grad_enabled()):
+            x = waveforms.unsqueeze(1)
+            for layer in self.hubert.feature_extractor.conv_layers:
+                norm = getattr(layer, "layer_norm", None)
+                if isinstance(norm, nn.GroupNorm):
+                    x = layer.conv(x)
+                    n_valid = (n_samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+                    x = layer.activation(_norm_each(x, n_valid.tolist(), norm))
+                else:
+                    x = layer(x)
+            return x.transpose(1, 2)
+
+    def hidden_states(
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        mask: Tensor | None = None,
+        layers: Sequence[int] = (-1,),
+    ) -> tuple[list[Tensor], Tensor]:
+        """Run the encoder.
+
+        Parameters
+        ----------
+        inputs : (batch, samples) or (batch, frames, conv_dim) float32
+            Normalised waveforms, or the CNN's output for them.
+        lengths : (batch,) int64
+            Samples, or frames, of each utterance.
+        mask : (batch, frames) bool, optional
+            Frames whose content is replaced by the mask vector.
+        layers : sequence of int
+            Which hidden states to return.
+
+        Returns
+        -------
+        states : list of (batch, frames, hidden_size) float32
+        valid : (batch, frames) bool
+        """
+        if inputs.dim() == 2:
+            inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
+        valid = torch.arange(inputs.shape[1], device=lengths.device) < lengths[:, None]
+        x = self.hubert.feature_projection(inputs)
+        if mask is not None:
+            x = torch.where(mask.unsqueeze(-1), self.hubert.masked_spec_embed.to(x.dtype), x)
+        encoder = self.hubert.encoder
+        wanted = [layer % (self.n_layers + 1) for layer in layers]
+        kept: dict[int, Tensor] = {}
+
+        def keep(index: int):
+            return lambda _module, args: kept.update({index: args[0]})
+
+        handles = [
+            encoder.layers[index].register_forward_pre_hook(keep(index))
+            for index in set(wanted) - {self.n_layers}
+        ]
+        try:
+            kept[self.n_layers] = encoder(x, attention_mask=valid).last_hidden_state
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [kept[index] for index in wanted], valid
+
+
+def _norm_each(x: Tensor, n_valid: list[int], norm: nn.GroupNorm) -> Tensor:
+    """Group norm over the first `n_valid` steps of each utterance; zeros after them."""
+    if min(n_valid) == x.shape[-1]:
+        return norm(x)
+    rows = zip(x.split(1), n_valid)
+    return torch.cat([F.pad(norm(row[..., :n]), (0, x.shape[-1] - n)) for row, n in rows])
+
+
+def cnn_digest(model: SpeechModel) -> str:
+    """Name the CNN's weights: models with the same ones share cached outputs."""
+    digest = hashlib.sha256()
+    for tensor in model.hubert.feature_extractor.state_dict().values():
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

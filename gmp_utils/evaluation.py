@@ -1,0 +1,265 @@
+"""Recalls, intervals by speaker, and the tables of results."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from confidence_intervals import evaluate_with_conf_int
+from sklearn.metrics import recall_score
+
+from gmp_utils import runs
+from gmp_utils.preparation import Corpus
+
+STAGE = "07_results"
+LOSS_NAMES = {"ce": "CE", "ams": "AMS", "ce-then-ams": "CE then AMS"}
+MIN_SPEAKERS = 4  # an interval by speaker from fewer says nothing
+
+# GMP-TL paper (arXiv 2405.02151), Table 3: IEMOCAP, hubert-base-ls960, layer -3, percent.
+PAPER_TABLE_3 = pd.DataFrame(
+    [
+        ("no", "CE", 78.0, 75.8),
+        ("no", "AMS", 79.8, 77.6),
+        ("yes", "CE", 80.2, 78.4),
+        ("yes", "AMS", 82.0, 80.0),
+    ],
+    columns=["GMPs", "loss", "UAR, paper", "WAR, paper"],
+)
+
+
+def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:
+    """Recall of each class.
+
+    Parameters
+    ----------
+    true, predicted : (n_utterances,) sequence
+    classes : sequence
+        All classes, also those absent here.
+
+    Returns
+    -------
+    recalls : (n_classes,) float64
+        NaN for a class that `true` does not hold.
+    """
+    return recall_score(true, predicted, labels=classes, average=None, zero_division=np.nan)
+
+
+def uar(true: Sequence, predicted: Sequence) -> float:
+    """Unweighted average recall: mean recall over the classes that occur in `true`."""
+    return float(np.mean(recalls(true, predicted, np.unique(true))))
+
+
+def war(true: Sequence, predicted: Sequence) -> float:
+    """Weighted average recall: accuracy."""
+    return float(np.mean(np.asarray(true) == np.asarray(predicted)))
+
+
+def with_interval(
+    predictions: pd.DataFrame, metric: Callable, seed: int = 0
+) -> tuple[float, tuple[float, float] | None]:
+    """A metric and its 95 % interval, from 1000 bootstrap samples of speakers.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        With `true`, `predicted` and `speaker`.
+    metric : callable
+        `uar` or `war`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    value : float
+    interval : (float, float) or None
+        None for fewer than `MIN_SPEAKERS` speakers.
+    """
+    true, predicted = (predictions[name].to_numpy() for name in ("true", "predicted"))
+    if predictions.speaker.nunique() < MIN_SPEAKERS:
+        return metric(true, predicted), None
+    np.random.seed(seed)  # noqa: NPY002, the package draws from the global state
+    value, (low, high) = evaluate_with_conf_int(
+        predicted,
+        metric,
+        labels=true,
+        conditions=predictions.speaker.astype("category").cat.codes.to_numpy(),
+    )
+    return float(value), (float(low), float(high))
+
+
+def predictions_table(
+    manifest: pd.DataFrame, utterances: list[str], scores: np.ndarray, emotions: list[str]
+) -> pd.DataFrame:
+    """Scores as the table that every classifier leaves.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        Indexed by utterance.
+    utterances : list of str
+    scores : (n_utterances, n_classes) float
+        The greatest wins.
+    emotions : list of str
+        Names of the classes.
+
+    Returns
+    -------
+    predictions : DataFrame
+        utterance, speaker, gender, true, predicted, and a column of scores per emotion.
+    """
+    rows = manifest.loc[utterances, ["utterance", "speaker", "gender"]].reset_index(drop=True)
+    rows["true"] = manifest.loc[utterances, "emotion"].to_numpy()
+    rows["predicted"] = np.array(emotions)[scores.argmax(axis=1)]
+    return pd.concat([rows, pd.DataFrame(scores, columns=emotions)], axis=1)
+
+
+def collect(run_dir: str) -> pd.DataFrame:
+    """Test predictions of every classifier of a run.
+
+    Parameters
+    ----------
+    run_dir : str
+
+    Returns
+    -------
+    predictions : DataFrame
+        As `predictions_table`, with `fold`, `GMPs` (yes, no) and `loss` (a value of `LOSS_NAMES`).
+
+    Raises
+    ------
+    GmpError
+        If there is no classifier yet.
+    """
+    tables = []
+    for path in sorted(runs.run_folder(run_dir).glob("fold*/06_finetune/*/*/provenance.json")):
+        parameters = runs.read_json(path.parent / "params.json")
+        table = pd.read_parquet(path.parent / "predictions.parquet")
+        tables.append(
+            table[table.part == "test"].assign(
+                fold=parameters["fold"],
+                GMPs="yes" if parameters["use_gmps"] else "no",
+                loss=LOSS_NAMES[parameters["loss"]],
+            )
+        )
+    if not tables:
+        raise runs.missing(runs.run_folder(run_dir), "06_finetune")
+    return pd.concat(tables, ignore_index=True)
+
+
+def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The rows of Table 3 that were run: pooled over folds, in percent, beside the paper's.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        As `collect` returns them.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    table : DataFrame
+        GMPs, loss, folds, speakers, UAR and WAR as text with interval, UAR and WAR of the paper.
+    """
+    rows = []
+    for (gmps, loss), group in predictions.groupby(["GMPs", "loss"], sort=False):
+        row = {"GMPs": gmps, "loss": loss}
+        row |= {"folds": group.fold.nunique(), "speakers": group.speaker.nunique()}
+        for name, metric in (("UAR", uar), ("WAR", war)):
+            value, interval = with_interval(group, metric, seed)
+            row[name] = f"{100 * value:.1f}"
+            if interval:
+                row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        rows.append(row)
+    table = pd.DataFrame(rows).merge(PAPER_TABLE_3, how="outer", on=["GMPs", "loss"], sort=False)
+    counts = {name: table[name].astype("Int64") for name in ("folds", "speakers")}
+    return table.assign(**counts).fillna({"UAR": "not run", "WAR": "not run"})
+
+
+def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
+    """Recall per emotion, for each value of a column, such as "gender".
+
+    Parameters
+    ----------
+    predictions : DataFrame
+    by : str
+    emotions : list of str
+
+    Returns
+    -------
+    table : DataFrame
+        A row per value, a column per emotion and one for their mean, 0 to 1.
+    """
+    rows = {
+        value: recalls(group.true, group.predicted, emotions)
+        for value, group in predictions.groupby(by)
+    }
+    table = pd.DataFrame(rows, index=emotions).T
+    return table.assign(UAR=table.mean(axis=1))
+
+
+def describe(corpus: Corpus, run_dir: str, predictions: pd.DataFrame) -> str:
+    """What a run's numbers rest on, in a few sentences."""
+    path = next(runs.run_folder(run_dir).glob("fold*/06_finetune/*/*/params.json"))
+    folds = sorted(predictions.fold.unique())
+    return (
+        f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
+        f"{', '.join(corpus.emotions)}. Encoder {runs.read_json(path)['encoder']}. Protocol: "
+        f"{corpus.protocol.describe()} Folds run: {', '.join(map(str, folds))} of "
+        f"{len(corpus.protocol.folds)}, one seed."
+    )
+
+
+def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed: int = 0) -> Path:
+    """Keep a run's results as a stage.
+
+    Parameters
+    ----------
+    run_dir : str
+    corpus : Corpus
+    predictions : DataFrame
+        As `collect` returns them.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    stage : Path
+        With predictions.parquet, table3.csv and summary.md.
+    """
+    run = runs.run_folder(run_dir)
+
+    def build(folder: Path) -> None:
+        table = results_table(predictions, seed)
+        predictions.to_parquet(folder / "predictions.parquet", index=False)
+        table.to_csv(folder / "table3.csv", index=False)
+        text = f"{describe(corpus, run_dir, predictions)}\n\n{table.to_markdown(index=False)}\n"
+        (folder / "summary.md").write_text(text, encoding="utf-8")
+
+    return runs.make_stage(
+        run / STAGE,
+        build,
+        parameters={"seed": seed},
+        inputs=[
+            runs.identity(path.parent)
+            for path in sorted(run.glob("fold*/06_finetune/*/*/provenance.json"))
+        ],
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )
+
+
+def report(run_dir: str) -> str:
+    """A run's results as text, and where its figures and executed notebooks are."""
+    run = runs.run_folder(run_dir)
+    summary = (run / STAGE / "summary.md").read_text(encoding="utf-8")
+    figures = sorted((runs.ROOT / "figures" / run.name).glob("*.html"))
+    notebooks = sorted((run / "notebooks").glob("*.ipynb"))
+    lines = [summary, "Figures:", *map(runs.shown, figures), "", "Executed notebooks:"]
+    return "\n".join([*lines, *map(runs.shown, notebooks)])
+
+
+def write_predictions(folder: Path, parts: dict[str, pd.DataFrame]) -> None:
+    """Keep predictions of several parts of a fold in `folder/predictions.parquet`."""
+    tables = [table.assign(part=part) for part, table in parts.items()]
+    pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)

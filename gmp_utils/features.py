@@ -1,0 +1,135 @@
+"""What an encoder makes of utterances, written to disk: the CNN's output, a layer's frames."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gmp_utils import runs
+from gmp_utils.batching import SecondsBatches, Utterances, collate
+from gmp_utils.encoders import FRAMES_PER_SECOND, SpeechModel, cnn_digest
+from gmp_utils.ragged import Ragged
+
+BATCH_SECONDS = 120.0
+
+
+def batches(
+    dataset: Utterances, unit: float, title: str
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+    """Go through a dataset once.
+
+    Parameters
+    ----------
+    dataset : Utterances
+    unit : float
+        Rows of its inputs per second.
+    title : str
+        Of the progress bar.
+
+    Yields
+    ------
+    names : list of str
+    batch : dict of Tensor
+        On the GPU where there is one.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sampler = SecondsBatches(dataset, BATCH_SECONDS * unit, shuffle=False)
+    for indices in tqdm(sampler, title, disable=None):
+        batch = collate([dataset[index] for index in indices])
+        names = [dataset.utterances[index] for index in indices]
+        yield names, {key: value.to(device) for key, value in batch.items()}
+
+
+def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) -> Ragged:
+    """What the model is fed: the CNN's output, computed once, or waveforms where the CNN is trained.
+
+    A frozen CNN gives the same output in every stage, fold and epoch; it is kept in the run's folder
+    under the name of its weights.
+
+    Parameters
+    ----------
+    model : SpeechModel
+    waveforms : Ragged
+    corpus : str
+        Identity of the corpus stage.
+    run : Path
+
+    Returns
+    -------
+    inputs : Ragged
+        (samples,) int16 or (frames, conv_dim) float32 per utterance.
+    """
+    if model.train_cnn:
+        return waveforms
+    name = cnn_digest(model)
+
+    def build(folder: Path) -> None:
+        names = waveforms.utterances
+        lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in names]
+        dim = model.config.conv_dim[-1]
+        store = Ragged.create(folder / "frames", names, lengths, np.float32, (dim,))
+        dataset = Utterances(waveforms, sorted(names, key=waveforms.lengths.get))
+        with torch.inference_mode():
+            for names, batch in batches(dataset, 16000, "CNN"):
+                output = model.cnn(batch["inputs"], batch["lengths"]).float().cpu().numpy()
+                for utterance, frames in zip(names, output):
+                    store[utterance][:] = frames[: store.lengths[utterance]]
+        store.values.flush()
+
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    stage = runs.make_stage(
+        run / "cnn" / name, build, parameters={}, inputs=[corpus, name], module=__name__
+    )
+    return Ragged.open(stage / "frames")
+
+
+def layer_states(
+    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layers: Sequence[int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Hidden states utterance by utterance, in order of length.
+
+    Parameters
+    ----------
+    model : SpeechModel
+    inputs : Ragged
+        See `model_inputs`.
+    utterances : sequence of str
+    layers : sequence of int
+
+    Yields
+    ------
+    name : str
+    states : (layers, frames, hidden_size) float16
+    """
+    unit = 16000 if inputs.values.ndim == 1 else FRAMES_PER_SECOND
+    dataset = Utterances(inputs, sorted(utterances, key=inputs.lengths.get))
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    with torch.inference_mode():
+        for names, batch in batches(dataset, unit, "encoder"):
+            states, valid = model.hidden_states(**batch, layers=layers)
+            stacked = torch.stack(states, dim=1).half().cpu().numpy()
+            for name, values, length in zip(names, stacked, valid.sum(dim=1).tolist()):
+                yield name, values[:, :length]
+
+
+def layer_frames(
+    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layer: int
+) -> Ragged:
+    """Frames of one layer, in memory.
+
+    Parameters
+    ----------
+    model, inputs, utterances
+        See `layer_states`.
+    layer : int
+
+    Returns
+    -------
+    frames : Ragged
+        (frames, hidden_size) float16 per utterance.
+    """
+    found = {name: states[0] for name, states in layer_states(model, inputs, utterances, [layer])}
+    ordered = [found[name] for name in utterances]
+    return Ragged(np.concatenate(ordered), utterances, [len(frames) for frames in ordered])

@@ -1,0 +1,218 @@
+"""Stage 06: fine-tuning on the utterances' emotions with AM-Softmax or cross-entropy (stage 3)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import set_seed
+
+from gmp_utils import encoders, evaluation, features, masked_prediction, runs
+from gmp_utils.encoders import FRAMES_PER_SECOND
+from gmp_utils.errors import GmpError
+from gmp_utils.heads import CosineClassifier, UtteranceHead
+from gmp_utils.losses import am_softmax
+from gmp_utils.multitask import labelled, task_metrics
+from gmp_utils.preparation import Corpus, open_corpus
+from gmp_utils.ragged import Ragged
+from gmp_utils.training import Schedule, train
+
+STAGE = "06_finetune"
+LOSSES = ("ce", "ams", "ce-then-ams")
+
+
+class EmotionClassifier(encoders.SpeechModel):
+    """HuBERT, `UtteranceHead`, and a linear (CE) or cosine (AM-Softmax) classifier."""
+
+    def _build_heads(self, config) -> None:
+        self.head = UtteranceHead(config.hidden_size, config.lstm_size, config.projection_size)
+        classifier = nn.Linear if config.loss == "ce" else CosineClassifier
+        self.classifier = classifier(config.projection_size, len(config.emotions))
+
+    def embed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Feature of each utterance, (batch, projection_size); see `SpeechModel.hidden_states`."""
+        (frames,), valid = self.hidden_states(inputs, lengths, layers=(self.config.head_layer,))
+        return self.head(frames, valid)
+
+    def forward(
+        self, inputs: Tensor, lengths: Tensor, emotion: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Classify utterances.
+
+        Parameters
+        ----------
+        inputs, lengths
+            See `SpeechModel.hidden_states`.
+        emotion : (batch,) int64, optional
+
+        Returns
+        -------
+        outputs : dict
+            `loss` where emotions are given, with the margin while training only, and `logits`
+            (batch, emotions): for AM-Softmax the scaled cosines.
+        """
+        scores = self.classifier(self.embed(inputs, lengths))
+        config = self.config
+        if config.loss == "ce":
+            outputs = {"logits": scores}
+            loss = F.cross_entropy(scores.float(), emotion) if emotion is not None else None
+        else:
+            outputs = {"logits": config.scale * scores}
+            margin = config.margin if self.training else 0.0
+            loss = am_softmax(scores, emotion, config.scale, margin) if emotion is not None else None
+        return outputs if loss is None else {"loss": loss, **outputs}
+
+
+def separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """How far classes are apart, and how wide each is, in cosine distance.
+
+    Parameters
+    ----------
+    vectors : (n_utterances, dim) float
+    labels : (n_utterances,) int
+
+    Returns
+    -------
+    separation : dict
+        `between`: mean distance between class centres; `within`: mean distance of an utterance to
+        its class's centre; `ratio` of the two.
+    """
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    centres = np.stack([unit[labels == label].mean(axis=0) for label in np.unique(labels)])
+    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
+    pairs = np.triu_indices(len(centres), 1)
+    between = float(np.mean(1 - (centres @ centres.T)[pairs]))
+    own = centres[np.searchsorted(np.unique(labels), labels)]
+    within = float(np.mean(1 - np.sum(unit * own, axis=1)))
+    return {"between": between, "within": within, "ratio": between / max(within, 1e-9)}
+
+
+def apply(
+    model: EmotionClassifier, corpus: Corpus, inputs: Ragged, utterances: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed and classify utterances.
+
+    Returns
+    -------
+    vectors : (n_utterances, projection_size) float32
+    logits : (n_utterances, emotions) float32
+    """
+    dataset = labelled(corpus, inputs, utterances, ())
+    unit = 16000 if inputs.values.ndim == 1 else FRAMES_PER_SECOND
+    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    vectors, logits = [], []
+    with torch.inference_mode():
+        for _, batch in features.batches(dataset, unit, "classify"):
+            feature = model.embed(**batch)
+            scores = model.classifier(feature)
+            vectors.append(feature.float().cpu().numpy())
+            logits.append(scores.float().cpu().numpy())
+    return np.concatenate(vectors), np.concatenate(logits)
+
+
+def _metrics(prediction) -> dict[str, float]:
+    return task_metrics(prediction.predictions, prediction.label_ids, "emotion")
+
+
+def finetune(
+    run_dir: str,
+    fold: int,
+    encoder: str,
+    loss: str,
+    schedule: Schedule,
+    use_gmps: bool = True,
+    scale: float = 30.0,
+    margin: float = 0.2,
+    head_layer: int = -1,
+    lstm_size: int = 256,
+    projection_size: int = 256,
+    train_cnn: bool = False,
+) -> Path:
+    """Fine-tune on a fold's training speakers, and classify its validation and test speakers.
+
+    Parameters
+    ----------
+    run_dir : str
+    fold : int
+    encoder : str
+        See `gmp_utils.encoders.resolve`.
+    loss : str
+        "ce", "ams", or "ce-then-ams": AM-Softmax from the CE model of the same fold.
+    schedule : Schedule
+    use_gmps : bool
+        True starts from the model of stage 05, False from the initial encoder.
+    scale, margin : float
+        Of AM-Softmax.
+    head_layer : int
+        Hidden state that the head reads.
+    lstm_size, projection_size : int
+        See `UtteranceHead`.
+    train_cnn : bool
+
+    Returns
+    -------
+    stage : Path
+        With history.csv, metrics.json, separation.json (of the classes, before and after training),
+        predictions.parquet (validation and test) and model/.
+
+    Raises
+    ------
+    GmpError
+        For an unknown loss, or if what it starts from is not there.
+    """
+    if loss not in LOSSES:
+        raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
+    corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
+    stages = run / f"fold{fold}"
+    own = stages / STAGE / ("gmps" if use_gmps else "no-gmps")
+    source, source_identity = encoders.resolve(encoder), encoders.identity(encoder)
+    if use_gmps or loss == "ce-then-ams":
+        before = own / "ce" if loss == "ce-then-ams" else stages / masked_prediction.STAGE
+        source, source_identity = str(before / "model"), runs.identity(before)
+    parts = corpus.split(fold)
+    settings = {
+        "loss": "ce" if loss == "ce" else "ams",
+        "scale": scale,
+        "margin": margin,
+        "head_layer": head_layer,
+        "lstm_size": lstm_size,
+        "projection_size": projection_size,
+        "train_cnn": train_cnn,
+    }
+
+    def build(folder: Path) -> None:
+        set_seed(schedule.seed)
+        model = EmotionClassifier.load(source, emotions=corpus.emotions, **settings)
+        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        compared = parts[corpus.protocol.compared_on]
+        emotions = corpus.labels(compared, "emotion")
+        spread = {"before": separation(apply(model, corpus, inputs, compared)[0], emotions)}
+        sets = [labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], compared)]
+        selection = corpus.protocol.selection
+        train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
+        spread["after"] = separation(apply(model, corpus, inputs, compared)[0], emotions)
+        runs.write_json(folder / "separation.json", spread)
+        tables = {}
+        for part in ("validation", "test"):
+            logits = apply(model, corpus, inputs, parts[part])[1]
+            tables[part] = evaluation.predictions_table(
+                corpus.manifest, parts[part], logits, corpus.emotions
+            )
+        evaluation.write_predictions(folder, tables)
+
+    return runs.make_stage(
+        own / loss,
+        build,
+        parameters={
+            "fold": fold,
+            "encoder": encoder,
+            "use_gmps": use_gmps,
+            **settings,
+            "loss": loss,
+            "schedule": vars(schedule),
+        },
+        inputs=[corpus.identity, source_identity],
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )

@@ -1,0 +1,54 @@
+"""AM-Softmax and the loss of masked prediction."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def am_softmax(cosines: Tensor, labels: Tensor, scale: float = 30.0, margin: float = 0.2) -> Tensor:
+    """Cross-entropy of scaled cosines, the true class's lowered by a margin.
+
+    Wang et al., "Additive Margin Softmax for Face Verification", 2018, equation 6; GMP-TL paper,
+    equation 2.
+
+    Parameters
+    ----------
+    cosines : (batch, classes) float32
+        Between each utterance's feature and each class vector.
+    labels : (batch,) int64
+    scale : float > 0
+    margin : float
+        Zero gives plain cross-entropy of the scaled cosines, as used for validation.
+
+    Returns
+    -------
+    loss : () float32
+        Mean over the batch.
+    """
+    margins = margin * F.one_hot(labels, cosines.shape[-1])
+    return F.cross_entropy(scale * (cosines - margins).float(), labels)
+
+
+def stream_loss(logits: Sequence[Tensor], labels: Tensor, chosen: Tensor) -> Tensor:
+    """Cross-entropy of every stream, summed over streams, averaged over the chosen frames.
+
+    Parameters
+    ----------
+    logits : sequence of (n_chosen, K) float32
+        One per stream, for the chosen frames only.
+    labels : (batch, frames, streams) int64
+    chosen : (batch, frames) bool
+        The frames that count.
+
+    Returns
+    -------
+    loss : () float32
+        Zero where no frame is chosen.
+    """
+    targets = labels[chosen]  # (n_chosen, streams)
+    total = sum(
+        F.cross_entropy(stream.float(), targets[:, index], reduction="sum")
+        for index, stream in enumerate(logits)
+    )
+    return total / max(len(targets), 1)

@@ -1,0 +1,189 @@
+"""Stage 04: a layer's frames to gender-augmented multi-scale pseudo-labels (stage 1b)."""
+
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pandas as pd
+from sklearn.metrics import normalized_mutual_info_score
+
+from gmp_utils import features, multitask, runs
+from gmp_utils.encoders import SpeechModel
+from gmp_utils.errors import GmpError
+from gmp_utils.preparation import Corpus, open_corpus
+from gmp_utils.ragged import Ragged
+
+STAGE = "04_generate_gmps"
+
+
+def fit_kmeans(frames: np.ndarray, k: int, seed: int = 0, iterations: int = 25) -> np.ndarray:
+    """Cluster frames by k-means, on all of them.
+
+    Parameters
+    ----------
+    frames : (n_frames, dim) float
+    k : int
+        At most n_frames.
+    seed : int
+    iterations : int
+
+    Returns
+    -------
+    centroids : (k, dim) float32
+
+    Raises
+    ------
+    GmpError
+        If there are fewer frames than clusters.
+    """
+    if k > len(frames):
+        raise GmpError(f"scale {k}: more clusters than the {len(frames)} frames to be clustered.")
+    kmeans = faiss.Kmeans(
+        frames.shape[1],
+        k,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(frames),
+    )
+    kmeans.train(np.ascontiguousarray(frames, dtype=np.float32))
+    return kmeans.centroids
+
+
+def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """Nearest centroid of each frame.
+
+    Parameters
+    ----------
+    frames : (n_frames, dim) float
+    centroids : (k, dim) float32
+
+    Returns
+    -------
+    labels : (n_frames,) int32
+    """
+    index = faiss.IndexFlatL2(centroids.shape[1])
+    index.add(centroids)
+    return index.search(np.ascontiguousarray(frames, dtype=np.float32), 1)[1][:, 0].astype(np.int32)
+
+
+def generate_gmps(
+    run_dir: str, fold: int, layer: int = -3, scales: list[int] | None = None, seed: int = 0
+) -> Path:
+    """Cluster a layer of the multi-task model at several scales, and label every frame.
+
+    The clusters come from the training speakers' frames (all speakers' under a transductive
+    protocol); every utterance's frames are then given the nearest cluster at each scale.
+
+    Parameters
+    ----------
+    run_dir : str
+    fold : int
+    layer : int
+        Hidden state of the model of stage 02.
+    scales : list of int
+        Numbers of clusters; 64, 512 and 4096 in the paper.
+    seed : int
+
+    Returns
+    -------
+    stage : Path
+        With centroids-<K>.npy, labels.npy and labels.parquet (a `Ragged` of frames × scales) and
+        metrics.json.
+    """
+    scales = scales or [64, 512, 4096]
+    corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
+    multitask_stage = run / f"fold{fold}" / multitask.STAGE
+    parts = corpus.split(fold)
+    heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
+
+    def build(folder: Path) -> None:
+        model = SpeechModel.load(str(multitask_stage / "model"))
+        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        names = corpus.waveforms.utterances
+        frames = features.layer_frames(model, inputs, names, layer)
+        lengths = [frames.lengths[name] for name in names]
+        shape = (len(scales),)
+        labels = Ragged.create(folder / "labels", names, lengths, np.int32, shape)
+        training_frames = frames.rows(heard)
+        metrics = {}
+        for stream, k in enumerate(scales):
+            centroids = fit_kmeans(training_frames, k, seed)
+            np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
+            labels.values[:, stream] = assign(frames.values, centroids)
+            metrics[f"used clusters, K = {k}"] = len(np.unique(labels.rows(heard)[:, stream]))
+        labels.values.flush()
+        runs.write_json(folder / "metrics.json", metrics)
+
+    return runs.make_stage(
+        run / f"fold{fold}" / STAGE,
+        build,
+        parameters={"fold": fold, "layer": layer, "scales": scales, "seed": seed},
+        inputs=[runs.identity(multitask_stage)],
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )
+
+
+def open_labels(stage: Path) -> tuple[Ragged, list[int]]:
+    """Pseudo-labels of a finished stage, and its scales."""
+    runs.identity(stage)
+    return Ragged.open(stage / "labels"), runs.read_json(stage / "params.json")["scales"]
+
+
+def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.DataFrame:
+    """A row per frame of some utterances.
+
+    Parameters
+    ----------
+    corpus : Corpus
+    labels : Ragged
+        (frames, scales) of pseudo-labels.
+    utterances : list of str
+
+    Returns
+    -------
+    table : DataFrame
+        utterance, speaker, gender, emotion; `stream0`, `stream1`, … the clusters; and, where the
+        manifest says which part of an utterance carries the emotion, `carries` (bool).
+    """
+    lengths = [labels.lengths[name] for name in utterances]
+    table = corpus.manifest.loc[utterances, ["utterance", "speaker", "gender", "emotion"]]
+    table = table.loc[table.index.repeat(lengths)].reset_index(drop=True)
+    for stream, clusters in enumerate(labels.rows(utterances).T):
+        table[f"stream{stream}"] = clusters
+    if "emotion_start" in corpus.manifest:
+        seconds = np.concatenate([np.arange(length) * 0.02 + 0.0125 for length in lengths])
+        start, end = (
+            corpus.manifest.loc[utterances, name].repeat(lengths).to_numpy()
+            for name in ("emotion_start", "emotion_end")
+        )
+        table["carries"] = (seconds >= start) & (seconds < end)
+    return table
+
+
+def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
+    """Normalised mutual information of each stream with each other and with what is known.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As `frame_table` returns it.
+    scales : list of int
+
+    Returns
+    -------
+    nmi : DataFrame
+        Streams × (streams, emotion, gender, speaker), 0 to 1.
+    """
+    streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
+    known = {name: table[name] for name in ("emotion", "gender", "speaker")}
+    return pd.DataFrame(
+        {
+            other: {
+                name: normalized_mutual_info_score(against, clusters)
+                for name, clusters in streams.items()
+            }
+            for other, against in {**streams, **known}.items()
+        }
+    )

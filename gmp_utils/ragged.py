@@ -1,0 +1,90 @@
+"""Sequences of unequal length in one memory-mapped array: waveforms, frames, labels."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gmp_utils.errors import GmpError
+
+
+class Ragged:
+    """One array of all utterances, and where each begins.
+
+    Kept as two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length). The class serves
+    waveforms (samples), encoder outputs (frames × dimensions) and pseudo-labels (frames × scales).
+
+    Parameters
+    ----------
+    values : (n_total, ...) ndarray
+        Utterance after utterance.
+    utterances : sequence of str
+        Their names, in order.
+    lengths : sequence of int
+        Rows of `values` that each utterance has.
+    """
+
+    def __init__(self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int]):
+        self.values = values
+        self.utterances = list(utterances)
+        self.lengths = dict(zip(self.utterances, map(int, lengths)))
+        starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
+        self._start = dict(zip(self.utterances, starts.tolist()))
+
+    def __getitem__(self, utterance: str) -> np.ndarray:
+        start = self._start[utterance]
+        return self.values[start : start + self.lengths[utterance]]
+
+    def rows(self, utterances: Sequence[str]) -> np.ndarray:
+        """Concatenate the rows of some utterances, in the order given."""
+        return np.concatenate([self[name] for name in utterances])
+
+    @classmethod
+    def create(
+        cls,
+        stem: Path,
+        utterances: Sequence[str],
+        lengths: Sequence[int],
+        dtype: type,
+        shape: tuple[int, ...] = (),
+    ) -> "Ragged":
+        """Make an empty, writable one on disk.
+
+        Parameters
+        ----------
+        stem : Path
+            Folder and name, without ending.
+        utterances, lengths
+            See the class.
+        dtype : numpy dtype
+        shape : tuple of int
+            What each row holds: ``()`` for samples, ``(dim,)`` for frames.
+        """
+        table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
+        table["offset"] = table.length.cumsum() - table.length
+        table.to_parquet(stem.with_suffix(".parquet"), index=False)
+        total = (int(table.length.sum()), *shape)
+        values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
+        return cls(values, utterances, lengths)
+
+    @classmethod
+    def open(cls, stem: Path) -> "Ragged":
+        """Open one for reading.
+
+        Raises
+        ------
+        GmpError
+            Where a file is missing or the two do not fit each other.
+        """
+        try:
+            table = pd.read_parquet(stem.with_suffix(".parquet"))
+            values = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
+        if len(values) != table.length.sum():
+            raise GmpError(
+                f"{stem}.npy has {len(values)} rows, its index says {table.length.sum()}; "
+                "make it again."
+            )
+        return cls(values, table.utterance, table.length)

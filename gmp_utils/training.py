@@ -1,0 +1,230 @@
+"""One way to train, used by every stage: transformers' Trainer on batches of seconds."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from gmp_utils import runs
+from gmp_utils.batching import SecondsBatches, Utterances, collate
+from gmp_utils.encoders import FRAMES_PER_SECOND, SpeechModel
+from gmp_utils.errors import GmpError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast, in which portions.
+
+    Attributes
+    ----------
+    learning_rate : float
+        Of Adam, reached after a warm-up over 5 % of the updates, then falling linearly to zero.
+    epochs : int
+        Passes over the training set; ignored where `updates` is given.
+    updates : int
+        Optimiser steps, evaluated ten times on the way.
+    batch_seconds : float
+        Padded seconds of audio per batch.
+    batch_size : int
+        Utterances per batch, at most.
+    seed : int
+    """
+
+    learning_rate: float = 1e-4
+    epochs: int = 0
+    updates: int = 0
+    batch_seconds: float = 320.0
+    batch_size: int = 64
+    seed: int = 0
+
+
+class _Progress(TrainerCallback):
+    """A bar on a terminal, a line per evaluation everywhere."""
+
+    def __init__(self, by_update: bool):
+        self.by_update = by_update
+        self.bar, self.loss = None, float("nan")
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update()
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.loss = (logs or {}).get("loss", self.loss)
+
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+        shown = {
+            name.removeprefix("eval_").replace("_", " "): value
+            for name, value in (metrics or {}).items()
+            if not name.endswith(("runtime", "per_second", "epoch", "eval_loss", "time"))
+        }
+        unit = "update" if self.by_update else "epoch"
+        now = f"{state.global_step}/{state.max_steps}"
+        if not self.by_update:
+            now = f"{state.epoch:.0f}/{state.num_train_epochs}"
+        values = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
+        tqdm.write(f"{unit} {now}: training loss {self.loss:.3f}; held out: {values}")
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
+
+
+class _SecondsTrainer(Trainer):
+    """Trainer with our batches, and with the parts of the loss in its log."""
+
+    def __init__(self, *args, schedule: Schedule, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.schedule = schedule
+        self._sums: dict[str, torch.Tensor] = {}
+        self._n_batches = 0
+
+    def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
+        unit = 16000 if dataset.inputs.values.ndim == 1 else FRAMES_PER_SECOND
+        sampler = SecondsBatches(
+            dataset,
+            self.schedule.batch_seconds * unit,
+            self.schedule.batch_size,
+            shuffle=train,
+            seed=self.schedule.seed,
+        )
+        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
+        return self.accelerator.prepare(loader)
+
+    def get_train_dataloader(self) -> DataLoader:
+        return self._loader(self.train_dataset, train=True)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
+        return self._loader(eval_dataset or self.eval_dataset, train=False)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        if model.training:
+            self._n_batches += 1
+            for name in [name for name in outputs if name.endswith("_loss")]:
+                self._sums[name] = self._sums.get(name, 0.0) + outputs[name].detach()
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def log(self, logs, start_time=None):
+        if "loss" in logs and self._n_batches:
+            logs |= {name: float(total) / self._n_batches for name, total in self._sums.items()}
+            self._sums, self._n_batches = {}, 0
+        super().log(logs, start_time)
+
+
+def train(
+    model: SpeechModel,
+    training_set: Utterances,
+    held_out: Utterances,
+    folder: Path,
+    schedule: Schedule,
+    metrics: Callable[[EvalPrediction], dict[str, float]],
+    judge: str,
+    selection: str = "validation",
+) -> dict:
+    """Train a model; leave model/, history.csv and metrics.json in a folder.
+
+    Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last.
+    Afterwards the model has the weights of the selected epoch.
+
+    Parameters
+    ----------
+    model : SpeechModel
+        Its forward returns a dict: `loss`, further losses named `<part>_loss` while training, and
+        the predictions that `metrics` reads.
+    training_set, held_out : Utterances
+    folder : Path
+    schedule : Schedule
+    metrics : callable
+        Predictions on `held_out` to numbers.
+    judge : str
+        The metric that selects the epoch; greater is better, unless it ends in "loss".
+    selection : str
+        See `gmp_utils.protocol`; "last" keeps the last epoch.
+
+    Returns
+    -------
+    selected : dict
+        The selected epoch's row of history.csv: epoch, step, training losses, metrics.
+
+    Raises
+    ------
+    GmpError
+        If the loss is no number any more.
+    """
+    if not len(training_set):
+        raise GmpError("the training set is empty.")
+    every = max(schedule.updates // 10, 1)
+    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"}
+    if schedule.updates:
+        strategy = {name: "steps" for name in strategy}
+        strategy |= {"eval_steps": every, "save_steps": every, "logging_steps": every}
+    on_gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=schedule.epochs,
+        max_steps=schedule.updates or -1,
+        learning_rate=schedule.learning_rate,
+        warmup_steps=0.05,
+        weight_decay=0.0,
+        **strategy,
+        save_total_limit=1,
+        load_best_model_at_end=selection != "last",
+        metric_for_best_model=judge,
+        seed=schedule.seed,
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        label_names=list(training_set.targets) or ["lengths"],
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        report_to="none",
+    )
+    trainer = _SecondsTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=training_set,
+        eval_dataset=held_out,
+        compute_metrics=metrics,
+        schedule=schedule,
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Progress(by_update=bool(schedule.updates)))
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints))
+    history = _history(trainer.state.log_history)
+    if not np.isfinite(history["loss"]).all():
+        raise GmpError(
+            f"the loss is {history['loss'].iloc[-1]} at step {history['step'].iloc[-1]}; "
+            "lower learning_rate."
+        )
+    last = len(history) - 1
+    best = history[judge].argmin() if judge.endswith("loss") else history[judge].argmax()
+    history["selected"] = history.index == (last if selection == "last" else best)
+    history.to_csv(folder / "history.csv", index=False)
+    trainer.model.save_pretrained(folder / "model")
+    shutil.rmtree(checkpoints)
+    selected = history[history.selected].iloc[0].drop("selected").to_dict()
+    runs.write_json(folder / "metrics.json", selected)
+    return selected
+
+
+def _history(log: list[dict]) -> pd.DataFrame:
+    """Trainer's log as a table: the entries of one step in one row, what it cost left out."""
+    rows: dict[int, dict] = {}
+    for entry in log:
+        if "train_runtime" not in entry:
+            rows.setdefault(entry["step"], {}).update(entry)
+    table = pd.DataFrame(rows.values()).filter(regex="^(?!eval_(loss|runtime|.*(per_second|time))$)")
+    return table.rename(columns=lambda name: name.removeprefix("eval_"))

@@ -1,0 +1,92 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+TINY = dict(
+    hidden_size=32,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    intermediate_size=64,
+    conv_dim=(16,) * 7,
+    num_conv_pos_embeddings=16,
+    num_conv_pos_embedding_groups=4,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    feat_proj_dropout=0.0,
+)
+
+
+def emodb_folder() -> Path | None:
+    """The EmoDB recordings: EMODB_DIR, or a copy beside the checkout."""
+    beside = ROOT.parent / "shared" / "corpora" / "emodb" / "wav"
+    folder = Path(os.environ.get("EMODB_DIR", beside))
+    return folder if folder.is_dir() else None
+
+
+needs_emodb = pytest.mark.skipif(
+    emodb_folder() is None, reason="EmoDB's recordings are not here; set EMODB_DIR to their folder"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """A HuBERT with group norm and random weights, saved as the published one is."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    HubertModel(HubertConfig(**TINY)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def noise_corpus(tmp_path):
+    """A prepared corpus of noise: 3 sessions of a woman and a man, 4 emotions, 72 utterances."""
+    return write_noise_corpus(tmp_path / "run")
+
+
+def write_noise_corpus(run: Path) -> Path:
+    from gmp_utils import runs
+    from gmp_utils.protocol import make_protocol
+    from gmp_utils.ragged import Ragged
+
+    rng = np.random.default_rng(0)
+    rows, waves = [], []
+    for session in "123":
+        for gender in ("female", "male"):
+            for number in range(12):
+                emotion = ("angry", "happy", "neutral", "sad")[number % 4]
+                samples = rng.normal(0, 2000, rng.integers(4000, 9000))
+                waves.append(samples.astype(np.int16))
+                speaker = f"{session}{gender[0]}"
+                rows.append(
+                    {
+                        "utterance": f"{speaker}{number}",
+                        "path": "",
+                        "speaker": speaker,
+                        "gender": gender,
+                        "emotion": emotion,
+                        "session": session,
+                        "duration": len(samples) / 16000,
+                    }
+                )
+    manifest = pd.DataFrame(rows)
+    folder = run / "01_prepare_data"
+    folder.mkdir(parents=True)
+    store = Ragged.create(
+        folder / "waveforms", manifest.utterance, [len(wave) for wave in waves], np.int16
+    )
+    store.values[:] = np.concatenate(waves)
+    store.values.flush()
+    manifest.to_parquet(folder / "manifest.parquet", index=False)
+    runs.write_json(folder / "protocol.json", make_protocol(manifest).to_dict())
+    runs.write_json(folder / "params.json", {"corpus": "noise"})
+    (folder / "provenance.json").write_text(json.dumps({"identity": "noise"}))
+    return run

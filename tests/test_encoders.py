@@ -1,0 +1,202 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import HubertConfig, HubertModel
+
+from gmp_utils import GmpError, encoders, features
+from gmp_utils.encoders import SpeechModel
+from gmp_utils.multitask import MultitaskModel
+
+from conftest import TINY
+
+HEADS = dict(
+    emotions=["a", "b"],
+    alpha=0.9,
+    head_layer=-1,
+    lstm_size=8,
+    projection_size=8,
+    train_cnn=False,
+)
+
+
+def padded_batch(lengths):
+    torch.manual_seed(1)
+    waveforms = torch.zeros(len(lengths), max(lengths))
+    for row, length in zip(waveforms, lengths):
+        row[:length] = torch.randn(length)
+    return waveforms, torch.tensor(lengths)
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_padding_changes_nothing(tmp_path, norm):
+    """Float32 sums in another order: 1e-4 is far above that and far below any leak (0.01 and up)."""
+    config = HubertConfig(**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    torch.manual_seed(0)
+    HubertModel(config).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    model = MultitaskModel.load(str(tmp_path), **HEADS).eval()
+    lengths = [16000, 12345, 9000, 801]
+    waveforms, n_samples = padded_batch(lengths)
+    labels = torch.zeros(1, dtype=torch.int64)
+    with torch.no_grad():
+        states, valid = model.hidden_states(waveforms, n_samples, layers=(-1, -3, 0))
+        zeros = labels.expand(len(lengths))
+        together = model(waveforms, n_samples, zeros, zeros)
+        for index, length in enumerate(lengths):
+            own = waveforms[index : index + 1, :length]
+            alone, _ = model.hidden_states(own, n_samples[index : index + 1], layers=(-1, -3, 0))
+            for state, expected in zip(states, alone):
+                torch.testing.assert_close(state[index][valid[index]], expected[0], atol=1e-4, rtol=0)
+            scores = model(own, n_samples[index : index + 1], labels, labels)
+            for name in ("emotion_logits", "gender_logits"):
+                torch.testing.assert_close(together[name][index], scores[name][0], atol=1e-4, rtol=0)
+
+
+def test_padding_would_leak_without_care(tiny_encoder):
+    """The reference shows the problem, so that the test above cannot pass for nothing."""
+    model = HubertModel.from_pretrained(tiny_encoder).eval()
+    waveforms, _ = padded_batch([16000, 9000])
+    with torch.no_grad():
+        together = model(waveforms).last_hidden_state[1, :20]
+        alone = model(waveforms[1:, :9000]).last_hidden_state[0, :20]
+    assert (together - alone).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layers_are_hugging_face_hidden_states(tiny_encoder, training):
+    model = SpeechModel.load(str(tiny_encoder)).train(training)
+    reference = HubertModel.from_pretrained(tiny_encoder, layerdrop=0.0).eval()
+    waveforms, n_samples = padded_batch([8000])
+    layers = (0, 1, -3, -1)
+    states, _ = model.hidden_states(waveforms, n_samples, layers=layers)
+    with torch.no_grad():
+        expected = reference(waveforms, output_hidden_states=True).hidden_states
+    for layer, state in zip(layers, states):
+        torch.testing.assert_close(state, expected[layer], atol=1e-5, rtol=1e-5)
+
+
+def test_third_from_last_is_the_tenth_of_twelve_also_in_training():
+    config = HubertConfig(**{**TINY, "num_hidden_layers": 12}, layerdrop=0.0)
+    torch.manual_seed(0)
+    model = SpeechModel(config).train()
+    seen = []
+    model.hubert.encoder.layers[9].register_forward_hook(lambda *args: seen.append(args[2]))
+    waveforms, n_samples = padded_batch([8000])
+    (state,), _ = model.hidden_states(waveforms, n_samples, layers=(-3,))
+    assert torch.equal(state, seen[0])
+
+
+def test_a_published_layerdrop_is_switched_off(tmp_path):
+    HubertModel(HubertConfig(**TINY, layerdrop=0.1)).save_pretrained(tmp_path)
+    assert SpeechModel.load(str(tmp_path)).config.layerdrop == 0
+
+
+def saved_bytes_of_cnn(model) -> int:
+    """Bytes that autograd keeps while the CNN runs."""
+    kept = []
+    waveforms, n_samples = padded_batch([16000])
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+        model.cnn(waveforms, n_samples)
+    return sum(kept)
+
+
+def test_frozen_means_no_activation_is_stored(tiny_encoder):
+    frozen = SpeechModel.load(str(tiny_encoder), train_cnn=False).train()
+    trained = SpeechModel.load(str(tiny_encoder), train_cnn=True).train()
+    assert saved_bytes_of_cnn(frozen) == 0
+    assert saved_bytes_of_cnn(trained) > 100_000
+    waveforms, n_samples = padded_batch([16000])
+    frozen.hidden_states(waveforms, n_samples)[0][0].sum().backward()
+    assert all(p.grad is None for p in frozen.hubert.feature_extractor.parameters())
+
+
+def test_masked_frames_hold_the_mask_vector_and_no_sound(tiny_encoder):
+    model = SpeechModel.load(str(tiny_encoder)).eval()
+    waveforms, n_samples = padded_batch([8000])
+    mask = torch.ones(1, 24, dtype=torch.bool)
+    (one,), _ = model.hidden_states(waveforms, n_samples, mask)
+    (other,), _ = model.hidden_states(-2 * waveforms + 1, n_samples, mask)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("n_samples", [400, 719, 720, 16000, 160000])
+def test_frame_arithmetic(tiny_encoder, n_samples):
+    expected = {400: 1, 719: 1, 720: 2, 16000: 49, 160000: 499}
+    assert SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples) == expected[n_samples]
+
+
+def test_old_weight_norm_keys_load(tiny_encoder, tmp_path):
+    """Published folders name the positional convolution's weights `weight_g` and `weight_v`."""
+    weights = load_file(tiny_encoder / "model.safetensors")
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for name, value in weights.items()
+    }
+    assert sum(name.endswith(("weight_g", "weight_v")) for name in old) == 2
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((tiny_encoder / "config.json").read_text())
+    new, reference = SpeechModel.load(str(tmp_path)), SpeechModel.load(str(tiny_encoder))
+    for name, value in reference.state_dict().items():
+        assert torch.equal(new.state_dict()[name], value), name
+
+
+def test_heads_start_as_torch_starts_them(tiny_encoder):
+    """transformers leaves what it does not know uninitialised, and starts linear layers at 0.02."""
+    from gmp_utils.finetuning import EmotionClassifier
+
+    settings = HEADS | dict(loss="ams", scale=30.0, margin=0.2, projection_size=200)
+    model = EmotionClassifier.load(str(tiny_encoder), **settings)
+    bounds = {
+        "classifier.weight": np.sqrt(6 / 202),  # Xavier
+        "head.projection.2.weight": 1 / np.sqrt(200),  # Kaiming with a = sqrt(5)
+        "head.lstm.1.weight_hh_l0": 1 / np.sqrt(8),
+    }
+    for name, bound in bounds.items():
+        greatest = model.get_parameter(name).abs().max().item()
+        assert 0.9 * bound < greatest <= bound, name
+
+
+def test_missing_weights_are_refused(tiny_encoder, tmp_path):
+    weights = load_file(tiny_encoder / "model.safetensors")
+    weights.pop("feature_projection.projection.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((tiny_encoder / "config.json").read_text())
+    with pytest.raises(GmpError, match="feature_projection"):
+        SpeechModel.load(str(tmp_path))
+
+
+def test_unusable_encoders_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(GmpError, match=r"no config\.json"):
+        encoders.resolve(str(tmp_path))
+    with pytest.raises(GmpError, match="no such folder"):
+        encoders.resolve("./not/there")
+    with pytest.raises(GmpError, match="nobody/nothing"):
+        SpeechModel.load("nobody/nothing")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))
+    with pytest.raises(GmpError, match="wav2vec2"):
+        SpeechModel.load(str(tmp_path))
+
+
+def test_cached_cnn_output_gives_what_waveforms_give(tiny_encoder, noise_corpus):
+    from gmp_utils.batching import Utterances, collate
+    from gmp_utils.preparation import open_corpus
+
+    corpus = open_corpus(str(noise_corpus))
+    model = SpeechModel.load(str(tiny_encoder)).eval()
+    cached = features.model_inputs(model, corpus.waveforms, corpus.identity, noise_corpus)
+    names = corpus.waveforms.utterances[:3]
+    with torch.inference_mode():
+        states = [
+            model.hidden_states(**collate([dataset[index] for index in range(3)]))[0][0]
+            for dataset in (Utterances(cached, names), Utterances(corpus.waveforms, names))
+        ]
+    # The mask of valid frames is the same; what lies in padding is not compared.
+    for index, name in enumerate(names):
+        length = cached.lengths[name]
+        np.testing.assert_allclose(states[0][index, :length], states[1][index, :length], atol=1e-4)

@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from gmp_utils import evaluation
+
+
+def test_recalls_by_hand():
+    true = ["a", "a", "a", "b", "b", "c"]
+    predicted = ["a", "a", "b", "b", "d", "a"]
+    assert evaluation.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
+    assert evaluation.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    assert evaluation.war(true, predicted) == pytest.approx(3 / 6)
+
+
+def test_a_class_that_is_only_predicted_does_not_count():
+    """scikit-learn's macro recall would say 0.5 here."""
+    assert evaluation.uar(["a", "a"], ["a", "b"]) == 0.5
+    assert evaluation.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
+    recalls = evaluation.recalls(["a"], ["b"], ["a", "b"])
+    assert recalls[0] == 0
+    assert np.isnan(recalls[1])
+
+
+def predictions(n_speakers, gmps="yes", loss="CE", right=0.7):
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "speaker": f"s{speaker}",
+            "gender": ("female", "male")[speaker % 2],
+            "true": emotion,
+            "predicted": emotion if rng.random() < right else "sad",
+            "fold": 1 + speaker // 2,
+        }
+        for speaker in range(n_speakers)
+        for emotion in ("angry", "happy", "sad")
+        for _ in range(20)
+    ]
+    return pd.DataFrame(rows).assign(GMPs=gmps, loss=loss)
+
+
+def test_no_interval_from_two_speakers():
+    value, interval = evaluation.with_interval(predictions(2), evaluation.uar)
+    assert interval is None
+    assert 0.5 < value < 1
+
+
+def test_interval_by_speaker_holds_the_value_and_repeats():
+    table = predictions(10)
+    value, (low, high) = evaluation.with_interval(table, evaluation.uar)
+    assert low < value < high
+    assert value == pytest.approx(evaluation.uar(table.true, table.predicted))
+    assert evaluation.with_interval(table, evaluation.uar) == (value, (low, high))
+
+
+def test_interval_is_by_speaker_not_by_utterance():
+    """Speakers who are all right or all wrong: as uncertain as five coins, not as 300 utterances."""
+    table = predictions(6, right=1.0)
+    table.loc[table.speaker.isin(["s0", "s1", "s2"]), "predicted"] = "none"
+    _, (low, high) = evaluation.with_interval(table, evaluation.war)
+    assert high - low > 0.5
+
+
+def test_table_has_the_papers_numbers_beside_ours():
+    both = pd.concat([predictions(6), predictions(6, "no", "AMS", 0.9)])
+    table = evaluation.results_table(both).set_index(["GMPs", "loss"])
+    assert table.loc[("yes", "AMS"), "UAR"] == "not run"
+    assert table.loc[("yes", "AMS"), "UAR, paper"] == 82.0
+    assert table.loc[("no", "CE"), "WAR, paper"] == 75.8
+    ours = both[both.GMPs == "yes"]
+    expected = f"{100 * evaluation.uar(ours.true, ours.predicted):.1f} ["
+    assert table.loc[("yes", "CE"), "UAR"].startswith(expected)
+    assert table.loc[("yes", "CE"), "speakers"] == 6
+
+
+def test_recall_by_gender():
+    table = evaluation.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
+    assert table.index.tolist() == ["female", "male"]
+    women = predictions(4).query("gender == 'female'")
+    assert table.loc["female", "UAR"] == pytest.approx(evaluation.uar(women.true, women.predicted))

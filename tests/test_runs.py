@@ -1,0 +1,186 @@
+import json
+
+import nbformat
+import pytest
+
+from gmp_utils import GmpError, runs
+
+
+def make(folder, build, **changes):
+    settings = {"parameters": {"a": 1}, "inputs": ["x"], "module": "gmp_utils.errors"} | changes
+    return runs.make_stage(folder, build, **settings)
+
+
+def test_a_stage_is_made_once(tmp_path, capsys):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "result.txt").write_text("done")
+
+    stage = make(tmp_path / "s", build)
+    assert make(tmp_path / "s", build) == stage
+    assert len(calls) == 1
+    assert "same parameters" in capsys.readouterr().out
+    provenance = runs.read_json(stage / "provenance.json")
+    assert provenance["inputs"] == ["x"]
+    assert set(provenance["files"]) == {"params.json", "result.txt"}
+    assert provenance["files"]["result.txt"] == runs.text_digest("done")
+    assert runs.read_json(stage / "params.json") == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.losses"}],
+)
+def test_what_matters_makes_it_anew(tmp_path, changes):
+    calls = []
+    make(tmp_path / "s", calls.append)
+    make(tmp_path / "s", calls.append, **changes)
+    assert len(calls) == 2
+
+
+def test_an_interrupted_stage_is_not_there_and_goes_on(tmp_path):
+    def broken(folder):
+        (folder / "half.txt").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "s", broken)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(GmpError, match="01_prepare_data"):
+        runs.identity(tmp_path / "01_prepare_data")
+    found = []
+    make(tmp_path / "s", lambda folder: found.append((folder / "half.txt").exists()))
+    assert found == [True]
+
+
+def test_leftovers_of_another_attempt_are_not_reused(tmp_path):
+    def broken(folder):
+        (folder / "half.txt").write_text("half")
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        make(tmp_path / "s", broken)
+    found = []
+    make(
+        tmp_path / "s",
+        lambda folder: found.append((folder / "half.txt").exists()),
+        parameters={"a": 2},
+    )
+    assert found == [False]
+
+
+def test_sources_follow_imports_and_nothing_else():
+    names = {path.name for path in runs.sources("gmp_utils.pseudo_labels")}
+    assert {"pseudo_labels.py", "multitask.py", "encoders.py", "training.py", "runs.py"} <= names
+    assert not {"figures.py", "finetuning.py", "probing.py"} & names
+
+
+SERIES = [
+    "01_prepare_data",
+    "02_train_multitask",
+    "03_probe_layers",
+    "04_generate_gmps",
+    "05_retrain",
+    "06_finetune",
+    "07_results",
+]
+
+
+def test_the_series_is_complete_and_declares_builtin_types():
+    series = runs.series_parameters()
+    assert sorted(series) == SERIES
+    kinds: dict[str, type] = {}
+    for name, defaults in series.items():
+        assert "run_dir" in defaults, name
+        for parameter, value in defaults.items():
+            assert type(value) in (int, float, str, bool, list), parameter
+            assert kinds.setdefault(parameter, type(value)) is type(value), parameter
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"foldd": 3}, "unknown parameter 'foldd'; 02_train_multitask has: run_dir, fold"),
+        ({"fold": "3"}, r"parameter fold: found '3' \(str\), expected int"),
+        ({"fold": True}, "found True"),
+        ({"fold": 1.0}, "expected int"),
+        ({"learning_rate": "1e-4"}, "expected float"),
+        ({"scales": [16, "64"]}, "expected list"),
+        ({"train_cnn": 1}, "expected bool"),
+    ],
+)
+def test_parameters_are_checked(given, message):
+    with pytest.raises(GmpError, match=message):
+        runs.check_parameters("02_train_multitask", given)
+
+
+def test_a_preset_may_hold_the_whole_series():
+    given = {"fold": 2, "learning_rate": 1, "layer": -3}
+    assert runs.check_parameters("02_train_multitask", given) == {"fold": 2, "learning_rate": 1}
+
+
+def test_presets_fit_the_notebooks():
+    import yaml
+
+    presets = sorted((runs.ROOT / "presets").glob("*.yaml"))
+    assert "paper.yaml" in [path.name for path in presets]
+    for path in presets:
+        given = yaml.safe_load(path.read_text())
+        for notebook in SERIES:
+            runs.check_parameters(notebook, given)
+
+
+def test_paper_preset_is_the_papers():
+    import yaml
+
+    paper = yaml.safe_load((runs.ROOT / "presets" / "paper.yaml").read_text())
+    expected = {
+        "alpha": 0.9, "layer": -3, "scales": [64, 512, 4096], "learning_rate": 1e-4,
+        "batch_size": 64, "am_scale": 30.0, "am_margin": 0.2, "lstm_size": 256,
+        "emotions": ["angry", "happy", "neutral", "sad"], "train_cnn": False,
+    }  # fmt: skip
+    assert expected.items() <= paper.items()
+
+
+def test_parameters_are_written_per_notebook_and_left_alone(tmp_path):
+    runs.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
+    path = tmp_path / "parameters" / "01_prepare_data.yaml"
+    before = path.stat().st_mtime_ns
+    import yaml
+
+    assert yaml.safe_load(path.read_text()) == {"corpus_dir": "a 'b' $(c)"}
+    runs.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
+    assert path.stat().st_mtime_ns == before
+    with pytest.raises(GmpError, match="corpus_dirr"):
+        runs.write_parameters(str(tmp_path), {"corpus_dirr": "x"})
+
+
+def test_demo_check_sees_a_perturbed_number(capsys):
+    defaults = runs.notebook_parameters(runs.NOTEBOOKS / "07_results.ipynb")
+    runs.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)
+    assert capsys.readouterr().out == "ok\n"
+    for moved in (0.56, float("nan")):
+        runs.check_demo("07_results", defaults, {"UAR": moved}, {"UAR": 0.5}, tolerance=0.05)
+        assert "on record 0.5 ± 0.05" in capsys.readouterr().out
+    runs.check_demo("07_results", defaults | {"seed": 7}, {"UAR": 0.9}, {"UAR": 0.5}, 0.05)
+    assert "not compared: seed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("notebook", SERIES)
+def test_notebooks_are_small_and_tidy(notebook):
+    path = runs.NOTEBOOKS / f"{notebook}.ipynb"
+    assert path.stat().st_size < 500_000
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert book.metadata.kernelspec.name == "python3"
+    tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
+    assert sorted(tags) == ["nbval-check-output", "parameters"]
+    parameters = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
+    lines = parameters.source.splitlines()
+    assert all("  # " in line and line.count("=") == 1 for line in lines)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code), "run `make notebooks`"
+    assert code[-1].outputs[0].text == "ok\n"
+    assert "application/vnd.plotly" not in json.dumps(book)

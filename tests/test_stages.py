@@ -1,0 +1,278 @@
+"""Every stage on a corpus of noise: what it leaves, that it repeats, what it refuses."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import write_noise_corpus
+from safetensors.torch import load_file
+from sklearn.metrics import normalized_mutual_info_score
+from transformers import HubertConfig, HubertModel, set_seed
+
+from gmp_utils import (
+    GmpError,
+    evaluation,
+    finetuning,
+    masked_prediction,
+    multitask,
+    probing,
+    pseudo_labels,
+    runs,
+)
+from gmp_utils.batching import Masking
+from gmp_utils.preparation import open_corpus
+from gmp_utils.training import Schedule
+
+QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
+
+
+def run_series(run, encoder, schedule=QUICK, updates=4, scales=(4, 8)):
+    where = (str(run), 1, str(encoder))
+    head = {"lstm_size": 8, "projection_size": 8}
+    multitask.train_multitask(*where, schedule, **head)
+    pseudo_labels.generate_gmps(str(run), 1, -3, list(scales))
+    retraining = Schedule(1e-3, updates=updates, batch_seconds=10)
+    masked_prediction.retrain(*where, retraining, projection_size=8)
+    for loss in ("ce", "ams", "ce-then-ams"):
+        finetuning.finetune(*where, loss, schedule, **head)
+    finetuning.finetune(*where, "ams", schedule, use_gmps=False, **head)
+    return run / "fold1"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny_encoder):
+    run = write_noise_corpus(tmp_path_factory.mktemp("finished") / "run")
+    return run_series(run, tiny_encoder)
+
+
+def test_every_stage_leaves_what_it_promises(finished):
+    stages = [path.parent for path in finished.rglob("provenance.json")]
+    assert len(stages) == 7
+    for stage in stages:
+        provenance = runs.read_json(stage / "provenance.json")
+        assert provenance["protocol"]["selection"] == "validation"
+        assert (stage / "metrics.json").is_file()
+    trained = [path.parent for path in finished.rglob("history.csv")]
+    assert len(trained) == 6
+    for stage in trained:
+        history = pd.read_csv(stage / "history.csv")
+        assert history.selected.sum() == 1
+        assert np.isfinite(history.loss).all()
+        assert HubertModel.from_pretrained(stage / "model").config.num_hidden_layers == 4
+    leftovers = [path for path in finished.rglob("*") if path.suffix in {".bin", ".pt", ".pth"}]
+    assert leftovers == []
+    assert list(finished.rglob(".*.partial")) == []
+
+
+def test_the_selected_epoch_is_the_best_on_validation(finished):
+    history = pd.read_csv(finished / "02_train_multitask" / "history.csv")
+    assert history.emotion_uar[history.selected].item() == history.emotion_uar.max()
+    retrained = pd.read_csv(finished / "05_retrain" / "history.csv")
+    assert retrained.masked_loss[retrained.selected].item() == retrained.masked_loss.min()
+
+
+def test_multitask_loss_is_weighted(tiny_encoder):
+    settings = dict(
+        emotions=["a", "b", "c"], head_layer=-1, lstm_size=0, projection_size=8, train_cnn=False
+    )
+    set_seed(0)
+    model = multitask.MultitaskModel.load(str(tiny_encoder), alpha=0.9, **settings).train()
+    labels = torch.tensor([2]), torch.tensor([1])
+    outputs = model(torch.randn(1, 8000), torch.tensor([8000]), *labels)
+    expected = 0.9 * outputs["emotion_loss"] + 0.1 * outputs["gender_loss"]
+    torch.testing.assert_close(outputs["loss"], expected)
+
+
+def test_the_cnn_and_only_the_cnn_stays(finished, tiny_encoder):
+    before = load_file(tiny_encoder / "model.safetensors")
+    after = load_file(finished / "05_retrain" / "model" / "model.safetensors")
+    compared = {"cnn": 0, "layers": 0}
+    for name, weights in before.items():
+        if name.startswith("feature_extractor"):
+            assert torch.equal(after[f"hubert.{name}"], weights), name
+            compared["cnn"] += 1
+        elif "encoder.layers" in name and name.endswith("dense.weight"):
+            assert not torch.equal(after[f"hubert.{name}"], weights), name
+            compared["layers"] += 1
+    assert compared == {"cnn": 9, "layers": 8}
+
+
+def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
+    again = run_series(write_noise_corpus(tmp_path / "run"), tiny_encoder)
+    compared = 0
+    for path in sorted(finished.rglob("*")):
+        other = again / path.relative_to(finished)
+        if path.name in ("predictions.parquet", "labels.npy", "model.safetensors", "history.csv"):
+            compared += 1
+            if path.name == "predictions.parquet":
+                pd.testing.assert_frame_equal(pd.read_parquet(path), pd.read_parquet(other))
+            else:
+                assert path.read_bytes() == other.read_bytes(), path
+    assert compared == 6 + 6 + 1 + 4
+
+
+def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, monkeypatch):
+    """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
+    from gmp_utils import training
+
+    schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
+    plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
+    head = {"lstm_size": 8, "projection_size": 8}
+    whole = multitask.train_multitask(str(plain), 1, str(tiny_encoder), schedule, **head)
+
+    def stop(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Progress, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
+    assert not (stopped / "fold1" / "02_train_multitask").exists()
+    steps = []
+    monkeypatch.setattr(
+        training._Progress, "on_train_begin", lambda self, args, state, control, **_: (
+            steps.append(state.global_step), setattr(self, "bar", training.tqdm(disable=True)),
+        ),
+    )  # fmt: skip
+    resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
+    assert steps[0] > 0
+    for name in ("history.csv", "model/model.safetensors"):
+        assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+
+
+def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
+    """The path of hub weights: the published configuration, random weights, a few steps."""
+    torch.manual_seed(0)
+    config = HubertConfig(layerdrop=0.1)
+    assert (config.hidden_size, config.num_hidden_layers) == (768, 12)
+    HubertModel(config).save_pretrained(tmp_path / "base")
+    run = write_noise_corpus(tmp_path / "run")
+    once = Schedule(1e-4, epochs=1, batch_seconds=20)
+    fold = run_series(run, tmp_path / "base", once, updates=2, scales=(4,))
+    probing.probe_layers(str(run), 1, "retrained", str(tmp_path / "base"), [4], [-3])
+    probes = pd.read_parquet(fold / "03_probe_layers" / "retrained" / "probes.parquet")
+    assert probes.layer.max() == 12
+
+
+def test_test_speakers_reach_no_stage_before_the_last(finished):
+    corpus = open_corpus(str(finished.parent))
+    test = corpus.protocol.folds[0]
+    predictions = pd.read_parquet(finished / "06_finetune" / "gmps" / "ams" / "predictions.parquet")
+    assert set(predictions.speaker[predictions.part == "test"]) == set(test)
+    assert not set(predictions.speaker[predictions.part == "validation"]) & set(test)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
+    run = write_noise_corpus(tmp_path / "run")
+    protocol = runs.read_json(run / "01_prepare_data" / "protocol.json")
+    protocol["transductive"] = transductive
+    runs.write_json(run / "01_prepare_data" / "protocol.json", protocol)
+    multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, lstm_size=0)
+    stage = pseudo_labels.generate_gmps(str(run), 1, -3, [5])
+    corpus = open_corpus(str(run))
+    parts = corpus.split(1)
+    heard = parts["train"] + (parts["validation"] + parts["test"]) * transductive
+    from gmp_utils import features
+    from gmp_utils.encoders import SpeechModel
+
+    model = SpeechModel.load(str(run / "fold1" / "02_train_multitask" / "model"))
+    inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+    frames = features.layer_frames(model, inputs, corpus.waveforms.utterances, -3)
+    expected = pseudo_labels.fit_kmeans(frames.rows(heard), 5)
+    np.testing.assert_array_equal(np.load(stage / "centroids-5.npy"), expected)
+
+
+def test_kmeans_uses_all_frames_and_finds_clear_clusters():
+    rng = np.random.default_rng(0)
+    centres = 20 * rng.normal(size=(4, 8))
+    truth = rng.integers(4, size=3000)
+    frames = centres[truth] + rng.normal(size=(3000, 8))
+    labels = pseudo_labels.assign(frames, pseudo_labels.fit_kmeans(frames, 4, seed=1))
+    assert normalized_mutual_info_score(truth, labels) > 0.99
+    # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
+    frames = np.zeros((2000, 2)) + rng.normal(0, 0.01, (2000, 2))
+    frames[[5, 700, 1500]] += 100
+    centroids = pseudo_labels.fit_kmeans(frames, 2)
+    assert np.sort(centroids[:, 0]).tolist() == pytest.approx([0, 100], abs=0.1)
+
+
+def test_more_clusters_than_frames_is_refused():
+    with pytest.raises(GmpError, match="scale 11: more clusters than the 10 frames"):
+        pseudo_labels.fit_kmeans(np.random.default_rng(0).normal(size=(10, 3)), 11)
+
+
+def test_frames_that_carry_the_emotion_are_known():
+    from gmp_utils.ragged import Ragged
+
+    manifest = pd.DataFrame(
+        {
+            "utterance": ["a"], "speaker": ["s"], "gender": ["male"], "emotion": ["sad"],
+            "emotion_start": [0.05], "emotion_end": [0.09],
+        },
+        index=["a"],
+    )  # fmt: skip
+    corpus = type("Corpus", (), {"manifest": manifest})()
+    labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5])
+    table = pseudo_labels.frame_table(corpus, labels, ["a"])
+    # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
+    assert table.carries.tolist() == [False, False, True, True, False]
+    assert table.stream1.tolist() == [1, 3, 5, 7, 9]
+
+
+def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
+    run = str(tmp_path / "nothing")
+    with pytest.raises(GmpError, match=r"01_prepare_data\.ipynb"):
+        multitask.train_multitask(run, 1, str(tiny_encoder), QUICK)
+    write_noise_corpus(tmp_path / "nothing")
+    with pytest.raises(GmpError, match=r"02_train_multitask\.ipynb"):
+        pseudo_labels.generate_gmps(run, 1)
+    with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
+        masked_prediction.retrain(run, 1, str(tiny_encoder), QUICK)
+    with pytest.raises(GmpError, match=r"05_retrain\.ipynb"):
+        finetuning.finetune(run, 1, str(tiny_encoder), "ce", QUICK)
+    with pytest.raises(GmpError, match=r"06_finetune\.ipynb"):
+        evaluation.collect(run)
+
+
+def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
+    run, encoder = str(noise_corpus), str(tiny_encoder)
+    with pytest.raises(GmpError, match="fold 9: this protocol has folds 1 to 3"):
+        multitask.train_multitask(run, 9, encoder, QUICK)
+    with pytest.raises(GmpError, match="loss 'arcface'"):
+        finetuning.finetune(run, 1, encoder, "arcface", QUICK)
+    with pytest.raises(GmpError, match="retrain_from 'scratch'"):
+        masked_prediction.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
+    with pytest.raises(GmpError, match="loss_on 'none'"):
+        masked_prediction.retrain(run, 1, encoder, QUICK, loss_on="none")
+    with pytest.raises(GmpError, match="model 'best'"):
+        probing.probe_layers(run, 1, "best", encoder, [4], [-1])
+
+
+def test_masks_never_occur_in_evaluation(tiny_encoder):
+    """An utterance classifier gives the same in evaluation however often it is asked."""
+    settings = dict(
+        emotions=["a", "b"], loss="ce", scale=30.0, margin=0.2, head_layer=-1, lstm_size=8,
+        projection_size=8, train_cnn=False,
+    )  # fmt: skip
+    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings).eval()
+    inputs = torch.randn(1, 16000), torch.tensor([16000])
+    first = model(*inputs)["logits"]
+    assert torch.equal(first, model(*inputs)["logits"])
+    drawn = []
+    masking = Masking(0.8, 10)
+    object.__setattr__(masking, "draw", lambda *args: drawn.append(args))
+    model(*inputs)
+    assert drawn == []
+
+
+def test_probe_scores_what_is_there_and_nothing_else():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    noise = rng.normal(size=(400, 10))
+    with_labels = np.concatenate([noise, np.eye(4)[labels]], axis=1)
+    halves = slice(None, 200), slice(200, None)
+    clear = probing.probe(*((with_labels[half], labels[half]) for half in halves))
+    blind = probing.probe(*((noise[half], labels[half]) for half in halves))
+    assert clear == 1
+    assert blind == pytest.approx(0.25, abs=0.1)
