@@ -3,7 +3,6 @@
 import os
 import shutil
 from functools import cache
-from pathlib import Path
 
 import kaleido
 import pandas as pd
@@ -91,12 +90,8 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
 def counts(manifest: pd.DataFrame) -> go.Figure:
     """Utterances per speaker and emotion."""
     table = manifest.groupby(["speaker", "emotion"]).size().rename("utterances").reset_index()
-    figure = px.bar(
-        table, x="speaker", y="utterances", color="emotion", color_discrete_map=COLOURS
-    )
-    largest, smallest = (
-        manifest.emotion.value_counts().index[index] for index in (0, -1)
-    )
+    figure = px.bar(table, x="speaker", y="utterances", color="emotion", color_discrete_map=COLOURS)
+    largest, smallest = (manifest.emotion.value_counts().index[index] for index in (0, -1))
     sizes = manifest.emotion.value_counts()
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
     if sizes.iloc[0] > sizes.iloc[-1]:
@@ -223,8 +218,10 @@ def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
     """Which emotion (or gender) the frames of each cluster come from."""
     shares = pd.crosstab(table[f"stream{stream}"], table[by], normalize="index")
     order = shares.sort_values(list(shares.columns)).index
-    long = shares.loc[order].reset_index(drop=True).melt(
-        ignore_index=False, var_name=by, value_name="share"
+    long = (
+        shares.loc[order]
+        .reset_index(drop=True)
+        .melt(ignore_index=False, var_name=by, value_name="share")
     )
     figure = px.bar(
         long, x=long.index, y="share", color=by, color_discrete_map=COLOURS

@@ -60,7 +60,9 @@ class EmotionClassifier(encoders.SpeechModel):
         else:
             outputs = {"logits": config.scale * scores}
             margin = config.margin if self.training else 0.0
-            loss = am_softmax(scores, emotion, config.scale, margin) if emotion is not None else None
+            loss = (
+                am_softmax(scores, emotion, config.scale, margin) if emotion is not None else None
+            )
         return outputs if loss is None else {"loss": loss, **outputs}
 
 
@@ -188,7 +190,9 @@ def finetune(
         compared = parts[corpus.protocol.compared_on]
         emotions = corpus.labels(compared, "emotion")
         spread = {"before": separation(apply(model, corpus, inputs, compared)[0], emotions)}
-        sets = [labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], compared)]
+        sets = [
+            labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], compared)
+        ]
         selection = corpus.protocol.selection
         train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
         spread["after"] = separation(apply(model, corpus, inputs, compared)[0], emotions)

@@ -186,6 +186,8 @@ def _map(
     names = np.random.default_rng(seed).permutation(corpus.waveforms.utterances)
     names = list(names[: MAP_POINTS // each])
     stacked = np.concatenate([np.atleast_2d(values[name][layer]) for name in names])
-    rows = corpus.manifest.loc[np.repeat(names, each), ["utterance", "emotion", "gender", "speaker"]]
+    rows = corpus.manifest.loc[
+        np.repeat(names, each), ["utterance", "emotion", "gender", "speaker"]
+    ]
     points = umap_map(stacked, seed)
     return rows.assign(layer=layer, of=of, x=points[:, 0], y=points[:, 1]).reset_index(drop=True)

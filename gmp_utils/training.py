@@ -226,5 +226,8 @@ def _history(log: list[dict]) -> pd.DataFrame:
     for entry in log:
         if "train_runtime" not in entry:
             rows.setdefault(entry["step"], {}).update(entry)
-    table = pd.DataFrame(rows.values()).filter(regex="^(?!eval_(loss|runtime|.*(per_second|time))$)")
-    return table.rename(columns=lambda name: name.removeprefix("eval_"))
+    table = pd.DataFrame(rows.values()).filter(
+        regex="^(?!eval_(loss|runtime|.*(per_second|time))$)"
+    )
+    table = table.rename(columns=lambda name: name.removeprefix("eval_"))
+    return table[["epoch", "step", *sorted(set(table) - {"epoch", "step"})]]

@@ -142,7 +142,7 @@ def manifest_of(**columns):
     ("columns", "message"),
     [
         ({"utterance": ["a", "a"]}, "column utterance"),
-        ({"gender": ["female", "f"]}, "row 1 of the manifest, column gender: found 'f'"),
+        ({"gender": ["female", "f"]}, "row 1 of the manifest, column gender: found f, "),
         ({"valence": [2.0, 70.0]}, "found 70"),
         ({"emotion": ["sad", None]}, "column emotion"),
     ],

@@ -3,14 +3,13 @@ import json
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertModel
 
 from gmp_utils import GmpError, encoders, features
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.multitask import MultitaskModel
-
-from conftest import TINY
 
 HEADS = dict(
     emotions=["a", "b"],
@@ -49,10 +48,14 @@ def test_padding_changes_nothing(tmp_path, norm):
             own = waveforms[index : index + 1, :length]
             alone, _ = model.hidden_states(own, n_samples[index : index + 1], layers=(-1, -3, 0))
             for state, expected in zip(states, alone):
-                torch.testing.assert_close(state[index][valid[index]], expected[0], atol=1e-4, rtol=0)
+                torch.testing.assert_close(
+                    state[index][valid[index]], expected[0], atol=1e-4, rtol=0
+                )
             scores = model(own, n_samples[index : index + 1], labels, labels)
             for name in ("emotion_logits", "gender_logits"):
-                torch.testing.assert_close(together[name][index], scores[name][0], atol=1e-4, rtol=0)
+                torch.testing.assert_close(
+                    together[name][index], scores[name][0], atol=1e-4, rtol=0
+                )
 
 
 def test_padding_would_leak_without_care(tiny_encoder):
@@ -98,7 +101,9 @@ def saved_bytes_of_cnn(model) -> int:
     """Bytes that autograd keeps while the CNN runs."""
     kept = []
     waveforms, n_samples = padded_batch([16000])
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.nbytes) or x, lambda x: x
+    ):
         model.cnn(waveforms, n_samples)
     return sum(kept)
 

@@ -3,7 +3,7 @@ import json
 import nbformat
 import pytest
 
-from gmp_utils import GmpError, runs
+from gmp_utils import GmpError, notebook, runs
 
 
 def make(folder, build, **changes):
@@ -89,7 +89,7 @@ SERIES = [
 
 
 def test_the_series_is_complete_and_declares_builtin_types():
-    series = runs.series_parameters()
+    series = notebook.series_parameters()
     assert sorted(series) == SERIES
     kinds: dict[str, type] = {}
     for name, defaults in series.items():
@@ -113,12 +113,12 @@ def test_the_series_is_complete_and_declares_builtin_types():
 )
 def test_parameters_are_checked(given, message):
     with pytest.raises(GmpError, match=message):
-        runs.check_parameters("02_train_multitask", given)
+        notebook.check_parameters("02_train_multitask", given)
 
 
 def test_a_preset_may_hold_the_whole_series():
     given = {"fold": 2, "learning_rate": 1, "layer": -3}
-    assert runs.check_parameters("02_train_multitask", given) == {"fold": 2, "learning_rate": 1}
+    assert notebook.check_parameters("02_train_multitask", given) == {"fold": 2, "learning_rate": 1}
 
 
 def test_presets_fit_the_notebooks():
@@ -128,8 +128,8 @@ def test_presets_fit_the_notebooks():
     assert "paper.yaml" in [path.name for path in presets]
     for path in presets:
         given = yaml.safe_load(path.read_text())
-        for notebook in SERIES:
-            runs.check_parameters(notebook, given)
+        for name in SERIES:
+            notebook.check_parameters(name, given)
 
 
 def test_paper_preset_is_the_papers():
@@ -145,32 +145,32 @@ def test_paper_preset_is_the_papers():
 
 
 def test_parameters_are_written_per_notebook_and_left_alone(tmp_path):
-    runs.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
+    notebook.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
     path = tmp_path / "parameters" / "01_prepare_data.yaml"
     before = path.stat().st_mtime_ns
     import yaml
 
     assert yaml.safe_load(path.read_text()) == {"corpus_dir": "a 'b' $(c)"}
-    runs.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
+    notebook.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
     assert path.stat().st_mtime_ns == before
     with pytest.raises(GmpError, match="corpus_dirr"):
-        runs.write_parameters(str(tmp_path), {"corpus_dirr": "x"})
+        notebook.write_parameters(str(tmp_path), {"corpus_dirr": "x"})
 
 
 def test_demo_check_sees_a_perturbed_number(capsys):
-    defaults = runs.notebook_parameters(runs.NOTEBOOKS / "07_results.ipynb")
-    runs.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)
+    defaults = notebook.notebook_parameters(runs.NOTEBOOKS / "07_results.ipynb")
+    notebook.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)
     assert capsys.readouterr().out == "ok\n"
     for moved in (0.56, float("nan")):
-        runs.check_demo("07_results", defaults, {"UAR": moved}, {"UAR": 0.5}, tolerance=0.05)
+        notebook.check_demo("07_results", defaults, {"UAR": moved}, {"UAR": 0.5}, tolerance=0.05)
         assert "on record 0.5 ± 0.05" in capsys.readouterr().out
-    runs.check_demo("07_results", defaults | {"seed": 7}, {"UAR": 0.9}, {"UAR": 0.5}, 0.05)
+    notebook.check_demo("07_results", defaults | {"seed": 7}, {"UAR": 0.9}, {"UAR": 0.5}, 0.05)
     assert "not compared: seed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("notebook", SERIES)
-def test_notebooks_are_small_and_tidy(notebook):
-    path = runs.NOTEBOOKS / f"{notebook}.ipynb"
+@pytest.mark.parametrize("name", SERIES)
+def test_notebooks_are_small_and_tidy(name):
+    path = runs.NOTEBOOKS / f"{name}.ipynb"
     assert path.stat().st_size < 500_000
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import write_noise_corpus
 from safetensors.torch import load_file
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import homogeneity_score
 from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import (
@@ -129,11 +129,13 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
             multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
     assert not (stopped / "fold1" / "02_train_multitask").exists()
     steps = []
-    monkeypatch.setattr(
-        training._Progress, "on_train_begin", lambda self, args, state, control, **_: (
-            steps.append(state.global_step), setattr(self, "bar", training.tqdm(disable=True)),
-        ),
-    )  # fmt: skip
+    begin = training._Progress.on_train_begin
+
+    def record(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+        begin(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(training._Progress, "on_train_begin", record)
     resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
     assert steps[0] > 0
     for name in ("history.csv", "model/model.safetensors"):
@@ -188,8 +190,8 @@ def test_kmeans_uses_all_frames_and_finds_clear_clusters():
     centres = 20 * rng.normal(size=(4, 8))
     truth = rng.integers(4, size=3000)
     frames = centres[truth] + rng.normal(size=(3000, 8))
-    labels = pseudo_labels.assign(frames, pseudo_labels.fit_kmeans(frames, 4, seed=1))
-    assert normalized_mutual_info_score(truth, labels) > 0.99
+    labels = pseudo_labels.assign(frames, pseudo_labels.fit_kmeans(frames, 12))
+    assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never cut across the 4 true ones
     # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
     frames = np.zeros((2000, 2)) + rng.normal(0, 0.01, (2000, 2))
     frames[[5, 700, 1500]] += 100

@@ -87,7 +87,9 @@ def main(recordings: Path, run: Path, updates: int = 1200) -> None:
         frames = [mfcc_frames(waveforms[name]) for name in waveforms.utterances]
         every = np.concatenate(frames)
         centroids = fit_kmeans(every, CLUSTERS)
-        labels = Ragged(assign(every, centroids)[:, None], waveforms.utterances, [len(rows) for rows in frames])
+        labels = Ragged(
+            assign(every, centroids)[:, None], waveforms.utterances, [len(rows) for rows in frames]
+        )
         HubertModel(HubertConfig(**CONFIG)).save_pretrained(folder / "random")
         model = MaskedPredictionModel.load(
             str(folder / "random"),

@@ -60,7 +60,7 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         row = case["index"]
         where = f"row {int(row)} of the manifest, " if pd.notna(row) else ""
         raise GmpError(
-            f"{where}column {case['column']}: found {case['failure_case']!r}, "
+            f"{where}column {case['column']}: found {case['failure_case']}, "
             f"expected {case['check']}."
         ) from errors
 

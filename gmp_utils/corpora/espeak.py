@@ -5,9 +5,11 @@ from functools import cache
 
 import numpy as np
 
+from gmp_utils.errors import GmpError
+
 SAMPLE_RATE = 22050  # Hz, what espeak-ng produces
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
-_RETRIEVAL, _CHARS_UTF8, _END_PAUSE = 1, 1, 0x1000
+_RETRIEVAL, _CHARS_UTF8 = 1, 1
 
 _CALLBACK = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -50,9 +52,15 @@ def speak(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> np.
     -------
     samples : (n_samples,) float32
         In [-1, 1], at `SAMPLE_RATE` Hz, without the silence around it.
+
+    Raises
+    ------
+    GmpError
+        For a voice that espeak-ng does not have.
     """
     library = _library()
-    library.espeak_SetVoiceByName(voice.encode())
+    if library.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise GmpError(f"voice {voice!r}: espeak-ng does not have it.")
     for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
         library.espeak_SetParameter(parameter, int(value), 0)
     _chunks.clear()

@@ -1,0 +1,178 @@
+"""The demo as a user runs it, then every notebook under nbval, and what must fail."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT, emodb_folder, needs_emodb
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+assert len(NOTEBOOKS) == 7
+
+
+def make(*arguments, timeout=1200):
+    """`make` in the checkout with this Python's environment, whatever the caller's variables are."""
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
+    )
+
+
+def command(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=900, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def demo():
+    """`make run`, as README has it; started on nothing only where nothing was made before."""
+    done = make("run")
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done
+
+
+def test_make_run_ends_with_table_and_paths(demo):
+    assert "| GMPs" in demo.stdout
+    lines = [line.strip() for line in demo.stdout.splitlines()]
+    figures = [line for line in lines if line.startswith("figures/demo/")]
+    executed = [line for line in lines if line.startswith("runs/demo/notebooks/")]
+    assert len(figures) >= 15
+    assert len(executed) == 8
+    assert all((ROOT / path).is_file() for path in figures + executed)
+
+
+def test_a_second_make_run_does_no_work_and_says_so(demo):
+    made = {path: path.stat().st_mtime_ns for path in (ROOT / "runs" / "demo").rglob("*.json")}
+    assert made
+    again = make("run")
+    assert again.returncode == 0
+    assert "Nothing to be done" in again.stdout + again.stderr
+    assert made == {path: path.stat().st_mtime_ns for path in made}
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nbval(demo, notebook):
+    done = command("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 120,
+                   "-p", "no:cacheprovider", "-q", notebook)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_nbval_fails_on_a_moved_number(demo, tmp_path):
+    book = nbformat.read(NOTEBOOKS[-1], as_version=4)
+    cell = book.cells[-1]
+    assert "expected = {" in cell.source
+    cell.source = cell.source.replace("expected = {", "expected = {'UAR, GMPs yes, CE': 9.9} or {")
+    moved = tmp_path / NOTEBOOKS[-1].name
+    nbformat.write(book, moved)
+    done = command("pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q",
+                   "--rootdir", tmp_path, moved)  # fmt: skip
+    assert done.returncode == 1
+    assert "on record 9.9" in done.stdout
+
+
+def papermill(tmp_path, notebook, *arguments):
+    out = tmp_path / "out.ipynb"
+    return command("papermill", f"notebooks/{notebook}.ipynb", out, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "foldd", "3"), "unknown parameter 'foldd'; 02_train_multitask has: run_dir, fold"),
+        (("-p", "fold", "two"), "parameter fold: found 'two' (str), expected int"),
+        (("-p", "fold", "9"), "fold 9: this protocol has folds 1 to 5"),
+        (("-p", "run_dir", "runs/none"), "run notebooks/01_prepare_data.ipynb"),
+    ],
+)
+def test_papermill_stops_before_any_work(demo, tmp_path, arguments, message):
+    done = papermill(tmp_path, "02_train_multitask", *arguments)
+    assert done.returncode == 1
+    assert message in done.stdout + done.stderr
+    assert "epoch 1" not in done.stdout + done.stderr
+
+
+def test_papermill_takes_another_fold_and_a_preset(demo, tmp_path):
+    """In another run folder, to leave the demo alone; -p comes after -f and wins."""
+    run = tmp_path / "run"
+    shutil.copytree(ROOT / "runs" / "demo" / "01_prepare_data", run / "01_prepare_data")
+    done = papermill(tmp_path, "02_train_multitask", "-f", "presets/quick.yaml",
+                     "-p", "fold", "2", "-p", "run_dir", run, "-p", "alpha", "1")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    parameters = json.loads((run / "fold2" / "02_train_multitask" / "params.json").read_text())
+    assert (parameters["fold"], parameters["alpha"]) == (2, 1)
+    assert parameters["schedule"]["epochs"] == 1
+
+
+def test_unknown_settings_stop_make_and_the_workflow(tmp_path):
+    done = make("run", "CORPSU=emodb")
+    assert done.returncode != 0
+    assert "unknown variable CORPSU" in done.stderr
+    (tmp_path / "preset.yaml").write_text("alhpa: 0.5\n")
+    done = make("run", f"PRESET={tmp_path}/preset.yaml", f"RUN={tmp_path}/run")
+    assert done.returncode != 0
+    assert "unknown parameter 'alhpa'" in done.stdout + done.stderr
+    assert not list(tmp_path.rglob("*.ipynb"))
+
+
+@needs_emodb
+def test_one_fold_of_emodb(tmp_path):
+    """The path of real recordings, in a pass or two; what it scores is README's, not this test's."""
+    run = tmp_path / "a run's $(folder)"
+    done = make("run", "CORPUS=emodb", f"CORPUS_DIR={emodb_folder()}", "PRESET=presets/quick.yaml",
+                f"RUN={str(run).replace('$', '$$')}", timeout=1800)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    predictions = pd.read_parquet(run / "07_results" / "predictions.parquet")
+    assert len(predictions) == 4 * predictions.utterance.nunique()
+    assert predictions.speaker.nunique() == 2
+    assert set(predictions.true) == {"angry", "happy", "neutral", "sad"}
+
+
+def test_readme_commands_are_run_somewhere():
+    """Each `make` target and papermill line of README is a test's, or asks for what a test cannot have."""
+    readme = (ROOT / "README.md").read_text()
+    shown = {line.split()[1] for line in readme.splitlines() if line.startswith("make ")}
+    assert shown == {"run", "lab"}
+    phony = next(
+        line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith(".PHONY")
+    )
+    assert shown <= set(phony.split())
+    for path in (Path(part) for part in readme.replace("(", " ").replace(")", " ").split()):
+        if path.suffix in {".ipynb", ".png", ".md", ".cff"} and ":" not in str(path):
+            if str(path) != "out.ipynb":
+                assert (ROOT / path).exists(), path
+
+
+def test_make_lab_serves_the_notebooks():
+    """JupyterLab starts on loopback with its token on, and lists the series."""
+    import time
+    import urllib.error
+    import urllib.request
+
+    port = "8951"
+    lab = subprocess.Popen(
+        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--port", port,
+         "--IdentityProvider.token=t", "--notebook-dir=notebooks"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ,
+    )  # fmt: skip
+    try:
+        for _ in range(60):
+            try:
+                url = f"http://127.0.0.1:{port}/api/contents?token=t"
+                listing = json.load(urllib.request.urlopen(url))
+                break
+            except urllib.error.URLError:
+                time.sleep(0.5)
+        names = [entry["name"] for entry in listing["content"]]
+        assert {path.name for path in NOTEBOOKS} <= set(names)
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents")
+    finally:
+        lab.terminate()
+        lab.wait(20)
