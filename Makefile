@@ -5,15 +5,16 @@ CORPUS     ?= synthetic
 CORPUS_DIR ?=
 ENCODER    ?= embedded
 FOLDS      ?= 1
+GMPS       ?= yes
 PRESET     ?=
 RUN        ?=
 CORES      ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-export CORPUS CORPUS_DIR ENCODER FOLDS PRESET RUN
+export CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN
 
 PYTHON ?= python3.11
 BIN    := .venv/bin
 
-known   := CORPUS CORPUS_DIR ENCODER FOLDS PRESET RUN CORES PYTHON
+known   := CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN CORES PYTHON
 given   := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(known) MAKEFLAGS,$(given))
 $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
@@ -24,7 +25,7 @@ $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile take
 help:
 	@sed -n '1,2p' Makefile
 	@echo "Variables of make run: CORPUS=$(CORPUS) CORPUS_DIR=$(CORPUS_DIR) ENCODER=$(ENCODER)" \
-	      "FOLDS='$(FOLDS)' PRESET=$(PRESET) RUN=$(RUN) CORES=$(CORES)"
+	      "FOLDS='$(FOLDS)' GMPS='$(GMPS)' PRESET=$(PRESET) RUN=$(RUN) CORES=$(CORES)"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -171,9 +171,11 @@ def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             if interval:
                 row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
         rows.append(row)
-    table = pd.DataFrame(rows).merge(PAPER_TABLE_3, how="outer", on=["GMPs", "loss"], sort=False)
-    counts = {name: table[name].astype("Int64") for name in ("folds", "speakers")}
-    return table.assign(**counts).fillna({"UAR": "not run", "WAR": "not run"})
+    keys = ["GMPs", "loss"]
+    ours, papers = pd.DataFrame(rows).set_index(keys), PAPER_TABLE_3.set_index(keys)
+    table = ours.reindex(papers.index.union(ours.index, sort=False)).join(papers).reset_index()
+    table = table.fillna({"folds": 0, "speakers": 0, "UAR": "not run", "WAR": "not run"})
+    return table.astype({"folds": int, "speakers": int})
 
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import runs
 
@@ -104,7 +105,11 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
 def durations(manifest: pd.DataFrame) -> go.Figure:
     """How long utterances are."""
     figure = px.histogram(
-        manifest, x="duration", color="emotion", nbins=40, color_discrete_map=COLOURS
+        manifest.sort_values("emotion"),
+        x="duration",
+        color="emotion",
+        nbins=40,
+        color_discrete_map=COLOURS,
     )
     low, high = manifest.duration.quantile([0.05, 0.95])
     figure.update_layout(
@@ -203,7 +208,15 @@ def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
     figure.update_traces(marker={"size": 4, "opacity": 0.7})
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     named = ", ".join(f"{layer - n_layers - 1}" for layer in sorted(chosen.layer.unique()))
-    return figure.update_layout(title=f"{of.capitalize()} by emotion, layer {named} (UMAP)")
+    emotions = chosen.emotion.to_numpy()
+    nearest = NearestNeighbors(n_neighbors=11).fit(chosen[["x", "y"]])
+    neighbours = nearest.kneighbors(return_distance=False)[:, 1:]
+    shared = (emotions[neighbours] == emotions[:, None]).mean()
+    expected = (chosen.emotion.value_counts(normalize=True) ** 2).sum()
+    title = (
+        f"{of.capitalize()}, layer {named}: neighbours share the emotion in {shared:.0%} of cases"
+    )
+    return figure.update_layout(title=f"{title} ({expected:.0%} by chance)")
 
 
 def heatmap(table: pd.DataFrame, title: str, colour_title: str) -> go.Figure:

@@ -27,7 +27,7 @@ class Schedule:
     Attributes
     ----------
     learning_rate : float
-        Of Adam, reached after a warm-up over 5 % of the updates, then falling linearly to zero.
+        Of Adam, reached after a warm-up over 10 % of the updates, then falling linearly to zero.
     epochs : int
         Passes over the training set; ignored where `updates` is given.
     updates : int
@@ -175,7 +175,7 @@ def train(
         num_train_epochs=schedule.epochs,
         max_steps=schedule.updates or -1,
         learning_rate=schedule.learning_rate,
-        warmup_steps=0.05,
+        warmup_steps=0.1,
         weight_decay=0.0,
         **strategy,
         save_total_limit=1,

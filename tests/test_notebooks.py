@@ -3,8 +3,12 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import nbformat
@@ -44,7 +48,7 @@ def test_make_run_ends_with_table_and_paths(demo):
     figures = [line for line in lines if line.startswith("figures/demo/")]
     executed = [line for line in lines if line.startswith("runs/demo/notebooks/")]
     assert len(figures) >= 15
-    assert len(executed) == 8
+    assert len(executed) == 7
     assert all((ROOT / path).is_file() for path in figures + executed)
 
 
@@ -129,7 +133,7 @@ def test_one_fold_of_emodb(tmp_path):
                 f"RUN={str(run).replace('$', '$$')}", timeout=1800)  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     predictions = pd.read_parquet(run / "07_results" / "predictions.parquet")
-    assert len(predictions) == 4 * predictions.utterance.nunique()
+    assert len(predictions) == 2 * predictions.utterance.nunique()
     assert predictions.speaker.nunique() == 2
     assert set(predictions.true) == {"angry", "happy", "neutral", "sad"}
 
@@ -149,30 +153,33 @@ def test_readme_commands_are_run_somewhere():
                 assert (ROOT / path).exists(), path
 
 
-def test_make_lab_serves_the_notebooks():
-    """JupyterLab starts on loopback with its token on, and lists the series."""
-    import time
-    import urllib.error
-    import urllib.request
-
-    port = "8951"
+def test_make_lab_serves_the_notebooks(tmp_path):
+    """JupyterLab starts with its token on, and lists the series."""
+    settings = {
+        "ServerApp": {"allow_root": True, "open_browser": False, "port": 8951},
+        "IdentityProvider": {"token": "t"},
+    }
+    (tmp_path / "jupyter_server_config.json").write_text(json.dumps(settings))
     lab = subprocess.Popen(
-        [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--port", port,
-         "--IdentityProvider.token=t", "--notebook-dir=notebooks"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ,
-    )  # fmt: skip
+        ["make", "lab"],
+        cwd=ROOT,
+        env=os.environ | {"JUPYTER_CONFIG_DIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    url = "http://127.0.0.1:8951/api/contents"
     try:
-        for _ in range(60):
+        for _ in range(120):
             try:
-                url = f"http://127.0.0.1:{port}/api/contents?token=t"
-                listing = json.load(urllib.request.urlopen(url))
+                listing = json.load(urllib.request.urlopen(f"{url}?token=t"))
                 break
             except urllib.error.URLError:
                 time.sleep(0.5)
         names = [entry["name"] for entry in listing["content"]]
         assert {path.name for path in NOTEBOOKS} <= set(names)
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/api/contents")
+            urllib.request.urlopen(url)
     finally:
-        lab.terminate()
-        lab.wait(20)
+        os.killpg(lab.pid, signal.SIGTERM)
+        lab.wait(30)

@@ -2,7 +2,8 @@
 
     python workflow/pretrain_embedded.py FOLDER_OF_RECORDINGS RUN_FOLDER [UPDATES]
 
-Leaves RUN_FOLDER/embedded/model; stopped, it goes on from its last checkpoint.
+Leaves RUN_FOLDER/embedded and, in 16 bit, the package's embedded encoder. Stopped, it goes on from
+its last checkpoint.
 """
 
 import sys
@@ -16,6 +17,7 @@ from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import audio, runs
 from gmp_utils.batching import Masking, Utterances
+from gmp_utils.encoders import EMBEDDED
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.pseudo_labels import assign, fit_kmeans
 from gmp_utils.ragged import Ragged
@@ -114,6 +116,7 @@ def main(recordings: Path, run: Path, updates: int = 1200) -> None:
         inputs=[runs.identity(store)],
         module="gmp_utils.masked_prediction",
     )
+    HubertModel.from_pretrained(run / "embedded" / "model").half().save_pretrained(EMBEDDED)
 
 
 if __name__ == "__main__":
