@@ -15,7 +15,7 @@ README_FIGURES = {
 
 
 def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The executed notebook without what papermill added and without interactive copies of figures."""
+    """The executed notebook without what papermill added, interactive copies of figures, and sound."""
     cells = []
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -23,7 +23,12 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
         if cell.cell_type == "code":
-            outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr"
+                and "<audio" not in output.get("data", {}).get("text/html", "")
+            ]
             for output in outputs:
                 output.get("data", {}).pop("application/vnd.plotly.v1+json", None)
                 if "image/png" in output.get("data", {}):
