@@ -11,7 +11,7 @@ RUN        ?=
 CORES      ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 
 known   := CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN CORES PYTHON
