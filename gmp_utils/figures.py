@@ -92,11 +92,10 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     """Utterances per speaker and emotion."""
     table = manifest.groupby(["speaker", "emotion"]).size().rename("utterances").reset_index()
     figure = px.bar(table, x="speaker", y="utterances", color="emotion", color_discrete_map=COLOURS)
-    largest, smallest = (manifest.emotion.value_counts().index[index] for index in (0, -1))
     sizes = manifest.emotion.value_counts()
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
     if sizes.iloc[0] > sizes.iloc[-1]:
-        title += f"; most are {largest} ({sizes.iloc[0]}), fewest {smallest} ({sizes.iloc[-1]})"
+        title += f"; most are {sizes.index[0]} ({sizes.iloc[0]}), fewest {sizes.index[-1]} ({sizes.iloc[-1]})"
     else:
         title += f", {sizes.iloc[0]} of each emotion"
     return figure.update_layout(title=title).update_xaxes(type="category")
