@@ -7,7 +7,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from gmp_utils.audio import SAMPLE_RATE, normalise
 from gmp_utils.ragged import Ragged
+
+FRAMES_PER_SECOND = 50  # of the encoder
 
 
 @dataclass(frozen=True)
@@ -86,14 +89,13 @@ class Utterances(Dataset):
         self.inputs, self.utterances = inputs, list(utterances)
         self.targets, self.frame_labels = targets or {}, frame_labels
         self.masking, self.seed, self.epoch = masking, seed, 0
-        self.lengths = np.array([inputs.lengths[name] for name in self.utterances])
+        rate = SAMPLE_RATE if inputs.values.ndim == 1 else FRAMES_PER_SECOND
+        self.seconds = np.array([inputs.lengths[name] / rate for name in self.utterances])
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> dict:
-        from gmp_utils.audio import normalise
-
         name = self.utterances[index]
         values = self.inputs[name]
         item = {"inputs": normalise(values) if values.ndim == 1 else np.array(values)}
@@ -134,10 +136,10 @@ class SecondsBatches(Sampler[list[int]]):
     Attributes
     ----------
     dataset : Utterances
-        Its `lengths` count, and its `epoch` is kept in step, so that masks change too.
+        Its `epoch` is kept in step, so that masks change too.
     budget : float
-        Longest × number of utterances stays below it, in rows of the dataset's inputs; one utterance
-        longer than that makes a batch alone.
+        Seconds: longest × number of utterances stays below it; one utterance longer than that makes
+        a batch alone.
     max_utterances : int
     shuffle : bool
         False keeps the dataset's order (for evaluation).
@@ -159,7 +161,7 @@ class SecondsBatches(Sampler[list[int]]):
         self.epoch = self.dataset.epoch = epoch
 
     def _batches(self) -> list[list[int]]:
-        lengths = self.dataset.lengths
+        lengths = self.dataset.seconds
         order = np.arange(len(lengths))
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:

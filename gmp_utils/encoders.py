@@ -18,7 +18,6 @@ from gmp_utils import runs
 from gmp_utils.errors import GmpError
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FRAMES_PER_SECOND = 50
 
 
 def resolve(encoder: str) -> str:

@@ -9,22 +9,18 @@ from tqdm import tqdm
 
 from gmp_utils import runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
-from gmp_utils.encoders import FRAMES_PER_SECOND, SpeechModel, cnn_digest
+from gmp_utils.encoders import SpeechModel, cnn_digest
 from gmp_utils.ragged import Ragged
 
 BATCH_SECONDS = 120.0
 
 
-def batches(
-    dataset: Utterances, unit: float, title: str
-) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
     """Go through a dataset once.
 
     Parameters
     ----------
     dataset : Utterances
-    unit : float
-        Rows of its inputs per second.
     title : str
         Of the progress bar.
 
@@ -35,7 +31,7 @@ def batches(
         On the GPU where there is one.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sampler = SecondsBatches(dataset, BATCH_SECONDS * unit, shuffle=False)
+    sampler = SecondsBatches(dataset, BATCH_SECONDS, shuffle=False)
     for indices in tqdm(sampler, title, disable=None):
         batch = collate([dataset[index] for index in indices])
         names = [dataset.utterances[index] for index in indices]
@@ -72,7 +68,7 @@ def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) 
         store = Ragged.create(folder / "frames", names, lengths, np.float32, (dim,))
         dataset = Utterances(waveforms, sorted(names, key=waveforms.lengths.get))
         with torch.inference_mode():
-            for names, batch in batches(dataset, 16000, "CNN"):
+            for names, batch in batches(dataset, "CNN"):
                 output = model.cnn(batch["inputs"], batch["lengths"]).float().cpu().numpy()
                 for utterance, frames in zip(names, output):
                     store[utterance][:] = frames[: store.lengths[utterance]]
@@ -103,11 +99,10 @@ def layer_states(
     name : str
     states : (layers, frames, hidden_size) float16
     """
-    unit = 16000 if inputs.values.ndim == 1 else FRAMES_PER_SECOND
     dataset = Utterances(inputs, sorted(utterances, key=inputs.lengths.get))
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     with torch.inference_mode():
-        for names, batch in batches(dataset, unit, "encoder"):
+        for names, batch in batches(dataset, "encoder"):
             states, valid = model.hidden_states(**batch, layers=layers)
             stacked = torch.stack(states, dim=1).half().cpu().numpy()
             for name, values, length in zip(names, stacked, valid.sum(dim=1).tolist()):

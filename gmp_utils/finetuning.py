@@ -9,11 +9,10 @@ from torch.nn import functional as F
 from transformers import set_seed
 
 from gmp_utils import encoders, evaluation, features, masked_prediction, runs
-from gmp_utils.encoders import FRAMES_PER_SECOND
 from gmp_utils.errors import GmpError
-from gmp_utils.heads import CosineClassifier, UtteranceHead
+from gmp_utils.heads import CosineClassifier
 from gmp_utils.losses import am_softmax
-from gmp_utils.multitask import labelled, task_metrics
+from gmp_utils.multitask import UtteranceModel, labelled, task_metrics
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
@@ -22,48 +21,36 @@ STAGE = "06_finetune"
 LOSSES = ("ce", "ams", "ce-then-ams")
 
 
-class EmotionClassifier(encoders.SpeechModel):
-    """HuBERT, `UtteranceHead`, and a linear (CE) or cosine (AM-Softmax) classifier."""
+class EmotionClassifier(UtteranceModel):
+    """A linear (CE) or cosine (AM-Softmax) classifier."""
 
     def _build_heads(self, config) -> None:
-        self.head = UtteranceHead(config.hidden_size, config.lstm_size, config.projection_size)
+        super()._build_heads(config)
         classifier = nn.Linear if config.loss == "ce" else CosineClassifier
         self.classifier = classifier(config.projection_size, len(config.emotions))
 
-    def embed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Feature of each utterance, (batch, projection_size); see `SpeechModel.hidden_states`."""
-        (frames,), valid = self.hidden_states(inputs, lengths, layers=(self.config.head_layer,))
-        return self.head(frames, valid)
-
-    def forward(
-        self, inputs: Tensor, lengths: Tensor, emotion: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """Classify utterances.
+    def forward(self, inputs: Tensor, lengths: Tensor, emotion: Tensor) -> dict[str, Tensor]:
+        """Classify utterances, and compare with their labels.
 
         Parameters
         ----------
         inputs, lengths
             See `SpeechModel.hidden_states`.
-        emotion : (batch,) int64, optional
+        emotion : (batch,) int64
 
         Returns
         -------
         outputs : dict
-            `loss` where emotions are given, with the margin while training only, and `logits`
-            (batch, emotions): for AM-Softmax the scaled cosines.
+            `loss`, with the margin while training only, and `logits` (batch, emotions): for
+            AM-Softmax the scaled cosines.
         """
         scores = self.classifier(self.embed(inputs, lengths))
         config = self.config
         if config.loss == "ce":
-            outputs = {"logits": scores}
-            loss = F.cross_entropy(scores.float(), emotion) if emotion is not None else None
-        else:
-            outputs = {"logits": config.scale * scores}
-            margin = config.margin if self.training else 0.0
-            loss = (
-                am_softmax(scores, emotion, config.scale, margin) if emotion is not None else None
-            )
-        return outputs if loss is None else {"loss": loss, **outputs}
+            return {"loss": F.cross_entropy(scores.float(), emotion), "logits": scores}
+        margin = config.margin if self.training else 0.0
+        loss = am_softmax(scores, emotion, config.scale, margin)
+        return {"loss": loss, "logits": config.scale * scores}
 
 
 def separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -101,11 +88,10 @@ def apply(
     logits : (n_utterances, emotions) float32
     """
     dataset = labelled(corpus, inputs, utterances, ())
-    unit = 16000 if inputs.values.ndim == 1 else FRAMES_PER_SECOND
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     vectors, logits = [], []
     with torch.inference_mode():
-        for _, batch in features.batches(dataset, unit, "classify"):
+        for _, batch in features.batches(dataset, "classify"):
             feature = model.embed(**batch)
             scores = model.classifier(feature)
             vectors.append(feature.float().cpu().numpy())
@@ -187,22 +173,26 @@ def finetune(
         set_seed(schedule.seed)
         model = EmotionClassifier.load(source, emotions=corpus.emotions, **settings)
         inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
-        compared = parts[corpus.protocol.compared_on]
-        emotions = corpus.labels(compared, "emotion")
-        spread = {"before": separation(apply(model, corpus, inputs, compared)[0], emotions)}
+        part, selection = corpus.protocol.compared_on, corpus.protocol.selection
+        emotions = corpus.labels(parts[part], "emotion")
+        before = apply(model, corpus, inputs, parts[part])[0]
         sets = [
-            labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], compared)
+            labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], parts[part])
         ]
-        selection = corpus.protocol.selection
         train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
-        spread["after"] = separation(apply(model, corpus, inputs, compared)[0], emotions)
+        after = {
+            held_out: apply(model, corpus, inputs, parts[held_out])
+            for held_out in ("validation", "test")
+        }
+        spread = {"before": before, "after": after[part][0]}
+        spread = {when: separation(vectors, emotions) for when, vectors in spread.items()}
         runs.write_json(folder / "separation.json", spread)
-        tables = {}
-        for part in ("validation", "test"):
-            logits = apply(model, corpus, inputs, parts[part])[1]
-            tables[part] = evaluation.predictions_table(
-                corpus.manifest, parts[part], logits, corpus.emotions
+        tables = {
+            held_out: evaluation.predictions_table(
+                corpus.manifest, parts[held_out], logits, corpus.emotions
             )
+            for held_out, (_, logits) in after.items()
+        }
         evaluation.write_predictions(folder, tables)
 
     return runs.make_stage(

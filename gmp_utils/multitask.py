@@ -19,11 +19,23 @@ STAGE = "02_train_multitask"
 SETTINGS = ("alpha", "head_layer", "lstm_size", "projection_size", "train_cnn")
 
 
-class MultitaskModel(encoders.SpeechModel):
-    """HuBERT, `UtteranceHead`, and a linear classifier each for emotion and gender."""
+class UtteranceModel(encoders.SpeechModel):
+    """HuBERT and `UtteranceHead`: what stages 02 and 06 add their classifiers to."""
 
     def _build_heads(self, config) -> None:
         self.head = UtteranceHead(config.hidden_size, config.lstm_size, config.projection_size)
+
+    def embed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
+        """Feature of each utterance, (batch, projection_size); see `SpeechModel.hidden_states`."""
+        (frames,), valid = self.hidden_states(inputs, lengths, layers=(self.config.head_layer,))
+        return self.head(frames, valid)
+
+
+class MultitaskModel(UtteranceModel):
+    """A linear classifier each for emotion and gender."""
+
+    def _build_heads(self, config) -> None:
+        super()._build_heads(config)
         self.emotion = nn.Linear(config.projection_size, len(config.emotions))
         self.gender = nn.Linear(config.projection_size, 2)
 
@@ -44,8 +56,7 @@ class MultitaskModel(encoders.SpeechModel):
             `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1; `emotion_logits`
             (batch, emotions) and `gender_logits` (batch, 2); while training each task's loss.
         """
-        (frames,), valid = self.hidden_states(inputs, lengths, layers=(self.config.head_layer,))
-        feature = self.head(frames, valid)
+        feature = self.embed(inputs, lengths)
         outputs = {"emotion_logits": self.emotion(feature), "gender_logits": self.gender(feature)}
         emotion_loss = F.cross_entropy(outputs["emotion_logits"].float(), emotion)
         gender_loss = F.cross_entropy(outputs["gender_logits"].float(), gender)

@@ -138,9 +138,8 @@ def make_stage(
     folder : Path
     """
     code = [file_digest(path) for path in sources(module)]
-    own = text_digest(json.dumps([parameters, list(inputs), code], sort_keys=True, default=str))[
-        :16
-    ]
+    described = json.dumps([parameters, list(inputs), code], sort_keys=True, default=str)
+    own = text_digest(described)[:16]
     if (folder / "provenance.json").is_file() and identity(folder) == own:
         print(f"{shown(folder)} is there, made with the same parameters, inputs and code.")
         return folder

@@ -16,7 +16,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from gmp_utils import runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
-from gmp_utils.encoders import FRAMES_PER_SECOND, SpeechModel
+from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 
 
@@ -90,10 +90,9 @@ class _SecondsTrainer(Trainer):
         self._n_batches = 0
 
     def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
-        unit = 16000 if dataset.inputs.values.ndim == 1 else FRAMES_PER_SECOND
         sampler = SecondsBatches(
             dataset,
-            self.schedule.batch_seconds * unit,
+            self.schedule.batch_seconds,
             self.schedule.batch_size,
             shuffle=train,
             seed=self.schedule.seed,

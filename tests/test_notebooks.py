@@ -125,6 +125,19 @@ def test_unknown_settings_stop_make_and_the_workflow(tmp_path):
     assert not list(tmp_path.rglob("*.ipynb"))
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [("retrained", "fold1/03_probe_layers/retrained/headline.json"), ("best", "model: found 'best'")],
+)
+def test_the_workflow_probes_the_model_that_a_preset_names(tmp_path, model, words):
+    (tmp_path / "preset.yaml").write_text(f"model: {model}\n")
+    settings = {"PRESET": str(tmp_path / "preset.yaml"), "RUN": str(tmp_path / "run")}
+    done = command("snakemake", "--snakefile", "workflow/Snakefile", "--cores", "1", "--summary",
+                   env=os.environ | settings)  # fmt: skip
+    assert words in done.stdout + done.stderr
+    assert (done.returncode == 0) == (model == "retrained")
+
+
 @needs_emodb
 def test_one_fold_of_emodb(tmp_path):
     """The path of real recordings, in a pass or two; what it scores is README's, not this test's."""
