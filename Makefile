@@ -1,9 +1,9 @@
 # make run · make test · make lab · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 
-CORPUS     ?= synthetic
+CORPUS     ?=
 CORPUS_DIR ?=
-ENCODER    ?= embedded
+ENCODER    ?=
 FOLDS      ?= 1
 GMPS       ?= yes
 PRESET     ?=
@@ -48,6 +48,7 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 notebooks: run
+	$(BIN)/papermill notebooks/00_pretrain_encoder.ipynb runs/demo/notebooks/00_pretrain_encoder.ipynb
 	$(BIN)/python workflow/commit_outputs.py
 
 clean:

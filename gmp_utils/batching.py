@@ -130,8 +130,9 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
 class SecondsBatches(Sampler[list[int]]):
     """Batches of utterances of similar length under a budget.
 
-    Shuffled mega-batches are sorted by length and cut where the padded size would pass the budget,
-    so that little is padding and batches still differ from epoch to epoch.
+    A shuffled quarter of the utterances (2000 at most) is sorted by length and cut where the padded
+    size would pass the budget, and so on with the rest: little is padding, and batches differ from
+    epoch to epoch.
 
     Attributes
     ----------
@@ -144,8 +145,8 @@ class SecondsBatches(Sampler[list[int]]):
     shuffle : bool
         False keeps the dataset's order (for evaluation).
     seed : int
-    mega_batch : int
-        Utterances that are sorted together.
+    n_batches : int
+        At least so many: the largest batches are halved where there are fewer.
     """
 
     dataset: Utterances
@@ -153,12 +154,22 @@ class SecondsBatches(Sampler[list[int]]):
     max_utterances: int = 64
     shuffle: bool = True
     seed: int = 0
-    mega_batch: int = 2000
+    n_batches: int = 0
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle, and draw masks, for this epoch."""
         self.epoch = self.dataset.epoch = epoch
+
+    def even_out(self, epochs: int) -> None:
+        """Give every one of so many epochs as many batches as the one with most of them.
+
+        Trainer plans with one number of batches for all epochs.
+        """
+        now = self.epoch
+        for self.epoch in range(epochs):
+            self.n_batches = max(self.n_batches, len(self._batches()))
+        self.epoch = now
 
     def _batches(self) -> list[list[int]]:
         lengths = self.dataset.seconds
@@ -166,11 +177,10 @@ class SecondsBatches(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
             order = rng.permutation(order)
-            megas = [
-                order[start : start + self.mega_batch]
-                for start in range(0, len(order), self.mega_batch)
-            ]
-            order = np.concatenate([mega[np.argsort(lengths[mega])] for mega in megas])
+            size = min(max(len(order) // 4, 1), 2000)
+            portions = [order[start : start + size] for start in range(0, len(order), size)]
+            portions = [part[np.argsort(lengths[part], kind="stable")] for part in portions]
+            order = np.concatenate(portions)
         batches: list[list[int]] = [[]]
         longest = 0
         for index in order.tolist():
@@ -180,6 +190,10 @@ class SecondsBatches(Sampler[list[int]]):
                 batches.append([])
                 longest = lengths[index]
             batches[-1].append(index)
+        while len(batches) < self.n_batches:
+            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+            whole = batches[largest]
+            batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
         if self.shuffle:
             batches = [batches[index] for index in rng.permutation(len(batches))]
         return batches

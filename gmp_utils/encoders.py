@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel, HubertPreTrainedModel
@@ -26,7 +27,8 @@ def resolve(encoder: str) -> str:
     Parameters
     ----------
     encoder : str
-        "embedded", a local folder as `save_pretrained` writes it, or a name on the hub.
+        "embedded", a local folder as `save_pretrained` writes it (relative ones are below the
+        checkout), or a name on the hub.
 
     Raises
     ------
@@ -35,21 +37,25 @@ def resolve(encoder: str) -> str:
     """
     if encoder == "embedded":
         return str(EMBEDDED)
-    folder = Path(encoder).expanduser()
+    folder = runs.ROOT / Path(encoder).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
-    if not folder.is_dir() and (folder.is_absolute() or encoder.startswith((".", "~"))):
+    if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
         raise GmpError(f"encoder {encoder!r}: no such folder.")
     return str(folder) if folder.is_dir() else encoder
 
 
+def weights(encoder: str) -> list[Path]:
+    """The files of a local encoder; none for a name on the hub."""
+    folder = Path(resolve(encoder))
+    patterns = ("config.json", "*.safetensors", "*.bin")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def identity(encoder: str) -> str:
     """Name an encoder by the content of its folder, or by its name on the hub."""
-    folder = Path(resolve(encoder))
-    if not folder.is_dir():
-        return encoder
-    files = [*folder.glob("config.json"), *folder.glob("*.safetensors"), *folder.glob("*.bin")]
-    return runs.text_digest("".join(runs.file_digest(path) for path in sorted(files)))
+    files = weights(encoder)
+    return runs.text_digest("".join(map(runs.file_digest, files))) if files else encoder
 
 
 class SpeechModel(HubertPreTrainedModel):
@@ -103,19 +109,18 @@ class SpeechModel(HubertPreTrainedModel):
         try:
             config = HubertConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
-            raise GmpError(
-                f"encoder {source!r}: no model found there ({str(error).splitlines()[0]}). Expected "
-                '"embedded", a folder with config.json and weights, or a name on the Hugging Face '
-                "hub and a network to reach it."
-            ) from error
+            raise _not_a_model(source, error) from error
         if config.model_type != "hubert":
             raise GmpError(f"encoder {source!r}: a {config.model_type} model, expected hubert.")
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
         config.mask_time_prob = max(config.mask_time_prob, 0.01)  # else no mask vector is made
         config.update(settings)
-        model, report = cls.from_pretrained(
-            source, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        try:
+            model, report = cls.from_pretrained(
+                source, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, SafetensorError) as error:
+            raise _not_a_model(source, error) from error
         missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
@@ -128,6 +133,21 @@ class SpeechModel(HubertPreTrainedModel):
     def n_layers(self) -> int:
         """Transformer layers."""
         return len(self.hubert.encoder.layers)
+
+    def layer_index(self, layer: int) -> int:
+        """Count a layer from the encoder's input, 0, on.
+
+        Raises
+        ------
+        GmpError
+            If the encoder does not have it.
+        """
+        if not -self.n_layers - 1 <= layer <= self.n_layers:
+            raise GmpError(
+                f"layer {layer}: this encoder has hidden states 0 to {self.n_layers}, or "
+                f"{-self.n_layers - 1} to -1."
+            )
+        return layer % (self.n_layers + 1)
 
     def frame_lengths(self, n_samples: Tensor | int) -> Tensor | int:
         """Frames that so many samples give."""
@@ -185,6 +205,11 @@ class SpeechModel(HubertPreTrainedModel):
         -------
         states : list of (batch, frames, hidden_size) float32
         valid : (batch, frames) bool
+
+        Raises
+        ------
+        GmpError
+            For a layer that the encoder does not have.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
@@ -193,7 +218,7 @@ class SpeechModel(HubertPreTrainedModel):
         if mask is not None:
             x = torch.where(mask.unsqueeze(-1), self.hubert.masked_spec_embed.to(x.dtype), x)
         encoder = self.hubert.encoder
-        wanted = [layer % (self.n_layers + 1) for layer in layers]
+        wanted = [self.layer_index(layer) for layer in layers]
         kept: dict[int, Tensor] = {}
 
         def keep(index: int):
@@ -209,6 +234,14 @@ class SpeechModel(HubertPreTrainedModel):
             for handle in handles:
                 handle.remove()
         return [kept[index] for index in wanted], valid
+
+
+def _not_a_model(source: str, error: Exception) -> GmpError:
+    return GmpError(
+        f"encoder {source!r}: no model could be read there ({str(error).splitlines()[0]}). Expected "
+        '"embedded", a folder with config.json and weights, or a name on the Hugging Face hub and a '
+        "network to reach it."
+    )
 
 
 def _norm_each(x: Tensor, n_valid: list[int], norm: nn.GroupNorm) -> Tensor:

@@ -9,6 +9,7 @@ from confidence_intervals import evaluate_with_conf_int
 from sklearn.metrics import recall_score
 
 from gmp_utils import runs
+from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus
 
 STAGE = "07_results"
@@ -113,6 +114,21 @@ def predictions_table(
     return pd.concat([rows, pd.DataFrame(scores, columns=emotions)], axis=1)
 
 
+def classifiers(run_dir: str) -> list[Path]:
+    """The finished classifiers of a run: stages of notebook 06.
+
+    Raises
+    ------
+    GmpError
+        If there is none.
+    """
+    run = runs.run_folder(run_dir)
+    found = sorted(path.parent for path in run.glob("fold*/06_finetune/*/*/provenance.json"))
+    if not found:
+        raise runs.missing(run, "06_finetune")
+    return found
+
+
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run.
 
@@ -128,12 +144,22 @@ def collect(run_dir: str) -> pd.DataFrame:
     Raises
     ------
     GmpError
-        If there is no classifier yet.
+        If there is no classifier yet, or they differ in more than fold, GMPs and loss: numbers of
+        different protocols, corpora or parameters are not to be pooled.
     """
-    tables = []
-    for path in sorted(runs.run_folder(run_dir).glob("fold*/06_finetune/*/*/provenance.json")):
-        parameters = runs.read_json(path.parent / "params.json")
-        table = pd.read_parquet(path.parent / "predictions.parquet")
+    tables, first = [], None
+    for stage in classifiers(run_dir):
+        runs.identity(stage)
+        parameters = runs.read_json(stage / "params.json")
+        settings = {k: v for k, v in parameters.items() if k not in ("fold", "use_gmps", "loss")}
+        first = first or (stage, settings)
+        differing = [name for name in settings if settings[name] != first[1].get(name)]
+        if differing:
+            raise GmpError(
+                f"{runs.shown(stage)} and {runs.shown(first[0])} differ in {', '.join(differing)} and "
+                "cannot be pooled; run one of them again, or remove it."
+            )
+        table = pd.read_parquet(stage / "predictions.parquet")
         tables.append(
             table[table.part == "test"].assign(
                 fold=parameters["fold"],
@@ -141,8 +167,6 @@ def collect(run_dir: str) -> pd.DataFrame:
                 loss=LOSS_NAMES[parameters["loss"]],
             )
         )
-    if not tables:
-        raise runs.missing(runs.run_folder(run_dir), "06_finetune")
     return pd.concat(tables, ignore_index=True)
 
 
@@ -202,11 +226,11 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
 
 def describe(corpus: Corpus, run_dir: str, predictions: pd.DataFrame) -> str:
     """What a run's numbers rest on, in a few sentences."""
-    path = next(runs.run_folder(run_dir).glob("fold*/06_finetune/*/*/params.json"))
+    parameters = runs.read_json(classifiers(run_dir)[0] / "params.json")
     folds = sorted(predictions.fold.unique())
     return (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
-        f"{', '.join(corpus.emotions)}. Encoder {runs.read_json(path)['encoder']}. Protocol: "
+        f"{', '.join(corpus.emotions)}. Encoder {parameters['encoder']}. Protocol: "
         f"{corpus.protocol.describe()} Folds run: {', '.join(map(str, folds))} of "
         f"{len(corpus.protocol.folds)}, one seed."
     )
@@ -229,7 +253,6 @@ def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed:
     stage : Path
         With predictions.parquet, table3.csv and summary.md.
     """
-    run = runs.run_folder(run_dir)
 
     def build(folder: Path) -> None:
         table = results_table(predictions, seed)
@@ -239,13 +262,10 @@ def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed:
         (folder / "summary.md").write_text(text, encoding="utf-8")
 
     return runs.make_stage(
-        run / STAGE,
+        runs.run_folder(run_dir) / STAGE,
         build,
         parameters={"seed": seed},
-        inputs=[
-            runs.identity(path.parent)
-            for path in sorted(run.glob("fold*/06_finetune/*/*/provenance.json"))
-        ],
+        stages=classifiers(run_dir),
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
@@ -255,7 +275,7 @@ def report(run_dir: str) -> str:
     """A run's results as text, and where its figures and executed notebooks are."""
     run = runs.run_folder(run_dir)
     summary = (run / STAGE / "summary.md").read_text(encoding="utf-8")
-    figures = sorted((runs.ROOT / "figures" / run.name).glob("*.html"))
+    figures = sorted(runs.figures_folder(run_dir).glob("*.html"))
     notebooks = sorted((run / "notebooks").glob("*.ipynb"))
     lines = [summary, "Figures:", *map(runs.shown, figures), "", "Executed notebooks:"]
     return "\n".join([*lines, *map(runs.shown, notebooks)])

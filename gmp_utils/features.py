@@ -10,6 +10,7 @@ from tqdm import tqdm
 from gmp_utils import runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel, cnn_digest
+from gmp_utils.preparation import Corpus
 from gmp_utils.ragged import Ragged
 
 BATCH_SECONDS = 120.0
@@ -38,7 +39,7 @@ def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[s
         yield names, {key: value.to(device) for key, value in batch.items()}
 
 
-def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) -> Ragged:
+def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     """What the model is fed: the CNN's output, computed once, or waveforms where the CNN is trained.
 
     A frozen CNN gives the same output in every stage, fold and epoch; it is kept in the run's folder
@@ -47,10 +48,7 @@ def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) 
     Parameters
     ----------
     model : SpeechModel
-    waveforms : Ragged
-    corpus : str
-        Identity of the corpus stage.
-    run : Path
+    corpus : Corpus
 
     Returns
     -------
@@ -58,8 +56,9 @@ def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) 
         (samples,) int16 or (frames, conv_dim) float32 per utterance.
     """
     if model.train_cnn:
-        return waveforms
+        return corpus.waveforms
     name = cnn_digest(model)
+    waveforms = corpus.waveforms
 
     def build(folder: Path) -> None:
         names = waveforms.utterances
@@ -76,7 +75,12 @@ def model_inputs(model: SpeechModel, waveforms: Ragged, corpus: str, run: Path) 
 
     model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
     stage = runs.make_stage(
-        run / "cnn" / name, build, parameters={}, inputs=[corpus, name], module=__name__
+        corpus.stage.parent / "cnn" / name,
+        build,
+        parameters={},
+        stages=[corpus.stage],
+        inputs=[name],
+        module=__name__,
     )
     return Ragged.open(stage / "frames")
 

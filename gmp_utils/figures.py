@@ -5,6 +5,7 @@ import shutil
 from functools import cache
 
 import kaleido
+import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
@@ -67,14 +68,14 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     ----------
     figure : Figure
     run_dir : str
-        Its last part names the folder.
+        See `gmp_utils.runs.figures_folder`.
     name : str
         Of the files, without ending: `.html`, and `.png` where a Chromium is found.
     """
     from IPython.display import display
 
     figure.update_layout(template=TEMPLATE)
-    folder = runs.ROOT / "figures" / runs.run_folder(run_dir).name
+    folder = runs.figures_folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
@@ -84,7 +85,7 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
         bundle["image/png"] = kaleido.calc_fig_sync(figure.to_dict(), opts=size)
         (folder / f"{name}.png").write_bytes(bundle["image/png"])
     else:
-        print(f"no Chromium found: figures/{folder.name}/{name}.html only, no PNG")
+        print(f"no Chromium found: {runs.shown(folder / name)}.html only, no PNG")
     display(bundle, raw=True)
 
 
@@ -151,6 +152,30 @@ def curves(history: pd.DataFrame, panels: dict[str, dict[str, str]], title: str)
     return figure.update_xaxes(title=x).update_layout(title=title)
 
 
+def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Figure:
+    """A log-mel spectrogram, and below it what each round asks of its frames.
+
+    Parameters
+    ----------
+    mel : (bands, frames) float
+    rounds : dict of str to (frames,) int
+        Clusters by row's name.
+    title : str
+    """
+    rows = 1 + len(rounds)
+    heights = [0.6, *[0.4 / len(rounds)] * len(rounds)]
+    figure = make_subplots(rows, 1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.03)
+    seconds = np.arange(mel.shape[1]) / 50
+    figure.add_heatmap(x=seconds, z=mel, colorscale="Greys", showscale=False, row=1, col=1)
+    for row, (name, clusters) in enumerate(rounds.items(), start=2):
+        figure.add_heatmap(
+            x=seconds, y=[name], z=clusters[None], colorscale="Turbo", showscale=False,
+            row=row, col=1,
+        )  # fmt: skip
+    figure.update_yaxes(title="mel band", row=1, col=1)
+    return figure.update_xaxes(title="s", row=rows, col=1).update_layout(title=title)
+
+
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
     """UAR of the probes over layers, with chance."""
     best = probes[probes.task == "emotion"].sort_values("uar").iloc[-1]
@@ -190,8 +215,35 @@ def cluster_information(clusters: pd.DataFrame) -> go.Figure:
     return figure.update_layout(title=title, yaxis_title="normalised mutual information")
 
 
+def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
+    """How often the ten nearest points of other speakers share a validation point's emotion.
+
+    Parameters
+    ----------
+    table : DataFrame
+        x, y, part, speaker and emotion of one map.
+
+    Returns
+    -------
+    shared, by_chance : float
+        0 to 1; by chance: the share of the emotion among other speakers' points.
+    """
+    shared, expected = [], []
+    for speaker, own in table[table.part == "validation"].groupby("speaker"):
+        others = table[table.speaker != speaker]
+        nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
+        found = nearest.kneighbors(own[["x", "y"]], return_distance=False)
+        same = others.emotion.to_numpy()[found] == own.emotion.to_numpy()[:, None]
+        shared.extend(same.mean(axis=1))
+        expected.extend(own.emotion.map(others.emotion.value_counts(normalize=True)).fillna(0))
+    return float(np.mean(shared)), float(np.mean(expected))
+
+
 def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
-    """UMAP of utterances or frames, coloured by emotion, a panel per layer."""
+    """UMAP of utterances or frames, coloured by emotion, a panel per layer.
+
+    Training speakers are small dots: their emotions may have been taught to the model.
+    """
     chosen = table[table.of == of]
     figure = px.scatter(
         chosen.sample(frac=1, random_state=0),
@@ -201,21 +253,26 @@ def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
         facet_col="layer",
         color_discrete_map=COLOURS,
         category_orders={"emotion": sorted(chosen.emotion.unique())},
+        symbol="part",
+        symbol_map={"train": "circle", "validation": "diamond"},
         hover_data={"speaker": True, "x": False, "y": False},
         render_mode="svg",
     )
-    figure.update_traces(marker={"size": 4, "opacity": 0.7})
+    figure.for_each_trace(
+        lambda trace: trace.update(
+            marker={"size": 3, "opacity": 0.5}
+            if trace.name.endswith("train")
+            else {"size": 7, "line": {"width": 0.5, "color": "black"}}
+        )
+    )
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     named = ", ".join(f"{layer - n_layers - 1}" for layer in sorted(chosen.layer.unique()))
-    emotions = chosen.emotion.to_numpy()
-    nearest = NearestNeighbors(n_neighbors=11).fit(chosen[["x", "y"]])
-    neighbours = nearest.kneighbors(return_distance=False)[:, 1:]
-    shared = (emotions[neighbours] == emotions[:, None]).mean()
-    expected = (chosen.emotion.value_counts(normalize=True) ** 2).sum()
+    found = [shared_emotion(one) for _, one in chosen.groupby("layer")]
+    shares = ", ".join(f"{shared:.0%}" for shared, _ in found)
     title = (
-        f"{of.capitalize()}, layer {named}: neighbours share the emotion in {shared:.0%} of cases"
+        f"Validation {of}, layer {named}: other speakers' neighbours share the emotion in {shares}"
     )
-    return figure.update_layout(title=f"{title} ({expected:.0%} by chance)")
+    return figure.update_layout(title=f"{title} ({found[0][1]:.0%} by chance)")
 
 
 def heatmap(table: pd.DataFrame, title: str, colour_title: str) -> go.Figure:
@@ -239,9 +296,9 @@ def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
         long, x=long.index, y="share", color=by, color_discrete_map=COLOURS
     ).update_traces(marker_line_width=0)
     expected = table[by].value_counts(normalize=True)
-    purest = (shares.max(axis=1) > 1.5 * expected.max()).mean()
+    far_above = (shares > 1.5 * expected).any(axis=1).mean()
     figure.update_layout(
-        title=f"K = {k}: in {purest:.0%} of the clusters one {by} is far above its share",
+        title=f"K = {k}: in {far_above:.0%} of the clusters one {by} is at 1.5 times its share or more",
         xaxis_title="cluster, sorted",
         yaxis_title=f"share of frames by {by}",
         bargap=0,

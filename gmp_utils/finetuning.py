@@ -154,10 +154,12 @@ def finetune(
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
     own = stages / STAGE / ("gmps" if use_gmps else "no-gmps")
-    source, source_identity = encoders.resolve(encoder), encoders.identity(encoder)
+    source, made_from = encoders.resolve(encoder), [corpus.stage]
+    if loss == "ce-then-ams" and not (own / "ce").is_dir():
+        raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
     if use_gmps or loss == "ce-then-ams":
         before = own / "ce" if loss == "ce-then-ams" else stages / masked_prediction.STAGE
-        source, source_identity = str(before / "model"), runs.identity(before)
+        source, made_from = str(before / "model"), [corpus.stage, before]
     parts = corpus.split(fold)
     settings = {
         "loss": "ce" if loss == "ce" else "ams",
@@ -172,7 +174,7 @@ def finetune(
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
         model = EmotionClassifier.load(source, emotions=corpus.emotions, **settings)
-        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        inputs = features.model_inputs(model, corpus)
         part, selection = corpus.protocol.compared_on, corpus.protocol.selection
         emotions = corpus.labels(parts[part], "emotion")
         before = apply(model, corpus, inputs, parts[part])[0]
@@ -206,7 +208,8 @@ def finetune(
             "loss": loss,
             "schedule": vars(schedule),
         },
-        inputs=[corpus.identity, source_identity],
+        stages=made_from,
+        inputs=[encoders.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

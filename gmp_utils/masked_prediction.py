@@ -128,9 +128,10 @@ def retrain(
     parts = corpus.split(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     compared = parts[corpus.protocol.compared_on]
-    source = encoders.resolve(encoder)
+    source, made_from = encoders.resolve(encoder), [corpus.stage, stages / pseudo_labels.STAGE]
     if retrain_from == "multitask":
         source = str(stages / multitask.STAGE / "model")
+        made_from.append(stages / multitask.STAGE)
 
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
@@ -141,7 +142,7 @@ def retrain(
             loss_on=loss_on,
             train_cnn=train_cnn,
         )
-        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        inputs = features.model_inputs(model, corpus)
         sets = [
             Utterances(inputs, names, None, labels, masking, schedule.seed)
             for names in (sorted(heard, key=inputs.lengths.get), compared)
@@ -162,11 +163,8 @@ def retrain(
             "train_cnn": train_cnn,
             "schedule": vars(schedule),
         },
-        inputs=[
-            corpus.identity,
-            encoders.identity(source),
-            runs.identity(stages / pseudo_labels.STAGE),
-        ],
+        stages=made_from,
+        inputs=[encoders.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

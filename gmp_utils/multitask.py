@@ -10,6 +10,7 @@ from transformers import set_seed
 
 from gmp_utils import encoders, evaluation, features, runs
 from gmp_utils.batching import Utterances
+from gmp_utils.errors import GmpError
 from gmp_utils.heads import UtteranceHead
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
@@ -126,7 +127,14 @@ def train_multitask(
     -------
     stage : Path
         With history.csv, metrics.json and model/.
+
+    Raises
+    ------
+    GmpError
+        For an `alpha` outside 0 to 1, or if stage 01 is not there.
     """
+    if not 0 <= alpha <= 1:
+        raise GmpError(f"alpha: found {alpha}, expected 0 to 1.")
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     parts = corpus.split(fold)
     parameters = {
@@ -147,7 +155,7 @@ def train_multitask(
             emotions=corpus.emotions,
             **{name: parameters[name] for name in SETTINGS},
         )
-        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        inputs = features.model_inputs(model, corpus)
         sets = [
             labelled(corpus, inputs, parts[part], ("emotion", "gender"))
             for part in ("train", corpus.protocol.compared_on)
@@ -159,7 +167,8 @@ def train_multitask(
         run / f"fold{fold}" / STAGE,
         build,
         parameters=parameters,
-        inputs=[corpus.identity, encoders.identity(encoder)],
+        stages=[corpus.stage],
+        inputs=[encoders.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

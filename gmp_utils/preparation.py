@@ -27,15 +27,15 @@ class Corpus:
         int16 at 16 kHz.
     protocol : Protocol
     name : str
-    identity : str
-        Of the stage that prepared it.
+    stage : Path
+        What prepared it.
     """
 
     manifest: pd.DataFrame
     waveforms: Ragged
     protocol: Protocol
     name: str
-    identity: str
+    stage: Path
 
     @property
     def emotions(self) -> list[str]:
@@ -94,19 +94,26 @@ def prepare(
     Returns
     -------
     corpus : Corpus
+
+    Raises
+    ------
+    GmpError
+        If a folder is given for the synthetic corpus, or none for another.
     """
     run = runs.run_folder(run_dir)
-    recordings = Path(corpus_dir).expanduser()
+    recordings = runs.ROOT / Path(corpus_dir).expanduser()
+    if (corpus == "synthetic") == bool(corpus_dir):
+        raise GmpError(
+            f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and the "
+            "synthetic corpus is spoken here and takes none."
+        )
     if corpus == "synthetic":
         recordings = runs.make_stage(
             run / "synthetic",
             lambda folder: synthetic.make(folder, seed),
             parameters={"seed": seed},
-            inputs=[],
             module="gmp_utils.corpora.synthetic",
         )
-    elif not corpus_dir:
-        raise GmpError(f"corpus_dir: {corpus} needs the folder of its recordings.")
     manifest = corpora.load(corpus, recordings, emotions)
     protocol = make_protocol(manifest, fold_by, n_folds, selection, transductive)
     for fold in range(1, len(protocol.folds) + 1):
@@ -147,11 +154,11 @@ def open_corpus(run_dir: str) -> Corpus:
         If it is not there; says which notebook makes it.
     """
     folder = runs.run_folder(run_dir) / STAGE
-    identity = runs.identity(folder)
+    runs.identity(folder)
     return Corpus(
         manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
         waveforms=Ragged.open(folder / "waveforms"),
         protocol=Protocol(**runs.read_json(folder / "protocol.json")),
         name=runs.read_json(folder / "params.json")["corpus"],
-        identity=identity,
+        stage=folder,
     )

@@ -16,7 +16,8 @@ from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.pseudo_labels import assign, fit_kmeans
 
 STAGE = "03_probe_layers"
-FRAMES_EACH = 12  # frames drawn from each utterance for clusters and maps
+FRAMES_EACH = 12  # frames drawn from an utterance, at most, for maps and few clusters
+POINTS_PER_CLUSTER = 10  # drawn for clusters, at least, where there are so many frames
 MAP_POINTS = 1800  # UMAP is exact, and quick, below 4096
 
 
@@ -106,7 +107,13 @@ def probe_layers(
     -------
     stage : Path
         With probes.parquet (layer, task, uar, chance), clusters.parquet (layer, K, known, nmi) and
-        maps.parquet (layer, of, x, y, emotion, gender, speaker).
+        maps.parquet (layer, of, x, y, part, emotion, gender, speaker), of the training and the
+        validation speakers.
+
+    Raises
+    ------
+    GmpError
+        For another `model`, a layer that it does not have, or if its stage is not there.
     """
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     sources = {
@@ -121,14 +128,16 @@ def probe_layers(
 
     def build(folder: Path) -> None:
         network = SpeechModel.load(str(stage / "model") if stage else encoders.resolve(encoder))
-        inputs = features.model_inputs(network, corpus.waveforms, corpus.identity, run)
+        inputs = features.model_inputs(network, corpus)
         layers = list(range(network.n_layers + 1))
         names = corpus.waveforms.utterances
+        maps_of = [network.layer_index(layer) for layer in map_layers]
+        each = max(FRAMES_EACH, -(-POINTS_PER_CLUSTER * max(scales) // len(parts["train"])))
         rng = np.random.default_rng(seed)
         means, drawn = {}, {}
         for name, states in features.layer_states(network, inputs, names, layers):
-            means[name] = states.mean(axis=1, dtype=np.float32)
-            drawn[name] = states[:, rng.integers(states.shape[1], size=FRAMES_EACH)]
+            means[name] = states.mean(axis=1, dtype=np.float32)[:, None]
+            drawn[name] = states[:, np.sort(rng.permutation(states.shape[1])[:each])]
         probes, clusters, maps = [], [], []
         held_out = corpus.manifest.loc[parts["validation"] + parts["test"]]
         chance = {
@@ -137,21 +146,22 @@ def probe_layers(
             "speaker": 1 / held_out.speaker.nunique(),
         }
         for layer in layers:
-            vectors = {name: mean[layer] for name, mean in means.items()}
+            vectors = {name: mean[layer, 0] for name, mean in means.items()}
             for task, uar in _probe_layer(vectors, corpus, fold).items():
                 probes.append({"layer": layer, "task": task, "uar": uar, "chance": chance[task]})
-            frames = {part: _frames(drawn, parts[part], layer) for part in ("train", "validation")}
+            frames = {part: _rows(drawn, parts[part], layer) for part in ("train", "validation")}
+            counts = [drawn[name].shape[1] for name in parts["validation"]]
             for k in scales:
                 centroids = fit_kmeans(frames["train"], k, seed)
                 labels = assign(frames["validation"], centroids)
                 for known in ("emotion", "gender", "speaker"):
-                    true = corpus.labels(parts["validation"], known).repeat(FRAMES_EACH)
+                    true = corpus.labels(parts["validation"], known).repeat(counts)
                     nmi = normalized_mutual_info_score(true, labels)
                     clusters.append({"layer": layer, "K": k, "known": known, "nmi": nmi})
-        for layer in map_layers:
-            index = layer % len(layers)
-            maps.append(_map(corpus, means, index, "utterances", 1, seed))
-            maps.append(_map(corpus, drawn, index, "frames", FRAMES_EACH, seed))
+        thinned = {name: frames[:, :: -(-each // FRAMES_EACH)] for name, frames in drawn.items()}
+        for layer in maps_of:
+            maps.append(_map(corpus, parts, means, layer, "utterances", seed))
+            maps.append(_map(corpus, parts, thinned, layer, "frames", seed))
         pd.DataFrame(probes).to_parquet(folder / "probes.parquet", index=False)
         pd.DataFrame(clusters).to_parquet(folder / "clusters.parquet", index=False)
         pd.concat(maps).to_parquet(folder / "maps.parquet", index=False)
@@ -166,28 +176,32 @@ def probe_layers(
             "map_layers": map_layers,
             "seed": seed,
         },
-        inputs=[
-            corpus.identity,
-            runs.identity(stage) if stage else encoders.identity(encoder),
-        ],
+        stages=[corpus.stage, *([stage] if stage else [])],
+        inputs=[encoders.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def _frames(drawn: dict[str, np.ndarray], names: list[str], layer: int) -> np.ndarray:
-    return np.concatenate([drawn[name][layer] for name in names])
+def _rows(values: dict[str, np.ndarray], names: list[str], layer: int) -> np.ndarray:
+    return np.concatenate([values[name][layer] for name in names])
 
 
 def _map(
-    corpus: Corpus, values: dict[str, np.ndarray], layer: int, of: str, each: int, seed: int
+    corpus: Corpus,
+    parts: dict[str, list[str]],
+    values: dict[str, np.ndarray],
+    layer: int,
+    of: str,
+    seed: int,
 ) -> pd.DataFrame:
-    """UMAP of all speakers' utterances or frames at a layer; for looking at, not for choosing."""
-    names = np.random.default_rng(seed).permutation(corpus.waveforms.utterances)
-    names = list(names[: MAP_POINTS // each])
-    stacked = np.concatenate([np.atleast_2d(values[name][layer]) for name in names])
-    rows = corpus.manifest.loc[
-        np.repeat(names, each), ["utterance", "emotion", "gender", "speaker"]
-    ]
-    points = umap_map(stacked, seed)
-    return rows.assign(layer=layer, of=of, x=points[:, 0], y=points[:, 1]).reset_index(drop=True)
+    """UMAP of utterances or frames at a layer, not of the test speakers'."""
+    names = np.random.default_rng(seed).permutation(parts["train"] + parts["validation"])
+    counts = np.array([values[name].shape[1] for name in names])
+    n_shown = max(int(np.searchsorted(counts.cumsum(), MAP_POINTS, side="right")), 1)
+    names, counts = names[:n_shown], counts[:n_shown]
+    rows = corpus.manifest.loc[names, ["utterance", "emotion", "gender", "speaker"]]
+    rows = rows.assign(part=np.where(np.isin(names, parts["validation"]), "validation", "train"))
+    points = umap_map(_rows(values, names, layer), seed)
+    rows = rows.loc[np.repeat(names, counts)].reset_index(drop=True)
+    return rows.assign(layer=layer, of=of, x=points[:, 0], y=points[:, 1])

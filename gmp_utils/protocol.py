@@ -88,7 +88,7 @@ class Protocol:
         Raises
         ------
         GmpError
-            If the fold does not exist, or a class is absent from one of its parts.
+            If the fold does not exist, or a class is absent from its training speakers.
         """
         if not 1 <= fold <= len(self.folds):
             raise GmpError(f"fold {fold}: this protocol has folds 1 to {len(self.folds)}.")

@@ -1,5 +1,6 @@
 """Stage 04: a layer's frames to gender-augmented multi-scale pseudo-labels (stage 1b)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import faiss
@@ -68,7 +69,7 @@ def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def generate_gmps(
-    run_dir: str, fold: int, layer: int = -3, scales: list[int] | None = None, seed: int = 0
+    run_dir: str, fold: int, layer: int = -3, scales: Sequence[int] = (64, 512, 4096), seed: int = 0
 ) -> Path:
     """Cluster a layer of the multi-task model at several scales, and label every frame.
 
@@ -81,8 +82,8 @@ def generate_gmps(
     fold : int
     layer : int
         Hidden state of the model of stage 02.
-    scales : list of int
-        Numbers of clusters; 64, 512 and 4096 in the paper.
+    scales : sequence of int
+        Numbers of clusters; the paper's by default.
     seed : int
 
     Returns
@@ -90,8 +91,16 @@ def generate_gmps(
     stage : Path
         With centroids-<K>.npy, labels.npy and labels.parquet (a `Ragged` of frames × scales) and
         metrics.json.
+
+    Raises
+    ------
+    GmpError
+        For no scales, a layer that the model does not have, more clusters than frames, or if stage
+        02 is not there.
     """
-    scales = scales or [64, 512, 4096]
+    if not len(scales):
+        raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
+    scales = list(scales)
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     multitask_stage = run / f"fold{fold}" / multitask.STAGE
     parts = corpus.split(fold)
@@ -99,7 +108,7 @@ def generate_gmps(
 
     def build(folder: Path) -> None:
         model = SpeechModel.load(str(multitask_stage / "model"))
-        inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+        inputs = features.model_inputs(model, corpus)
         names = corpus.waveforms.utterances
         frames = features.layer_frames(model, inputs, names, layer)
         lengths = [frames.lengths[name] for name in names]
@@ -119,7 +128,7 @@ def generate_gmps(
         run / f"fold{fold}" / STAGE,
         build,
         parameters={"fold": fold, "layer": layer, "scales": scales, "seed": seed},
-        inputs=[runs.identity(multitask_stage)],
+        stages=[multitask_stage],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

@@ -5,6 +5,7 @@ it is whole: a folder with a provenance.json is a stage that finished.
 """
 
 import ast
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -33,7 +35,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Write a JSON file; numpy's numbers become Python's."""
+    """Write a JSON file, whole or not at all; numpy's numbers become Python's."""
 
     def plain(value):
         if isinstance(value, np.generic | np.ndarray):
@@ -43,12 +45,21 @@ def write_json(path: Path, values: dict) -> None:
         raise TypeError(f"{type(value).__name__} does not go into JSON")
 
     text = json.dumps(values, indent=1, default=plain, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text + "\n", encoding="utf-8")
+    os.replace(new, path)
 
 
 def run_folder(run_dir: str) -> Path:
     """Folder of a run; relative ones are below the checkout."""
     return ROOT / Path(run_dir).expanduser()
+
+
+def figures_folder(run_dir: str) -> Path:
+    """Where a run's figures go: figures/<run>, or with the run where that is not below runs/."""
+    run = run_folder(run_dir)
+    below = run.is_relative_to(ROOT / "runs")
+    return ROOT / "figures" / run.relative_to(ROOT / "runs") if below else run / "figures"
 
 
 def sources(module: str) -> list[Path]:
@@ -91,19 +102,41 @@ def missing(folder: Path, notebook: str) -> GmpError:
     )
 
 
+def _notebook(folder: Path) -> str:
+    """The notebook that a stage's folder is of."""
+    return [part for part in folder.parts if part[:2].isdigit()][-1]
+
+
 def identity(folder: Path) -> str:
     """Identity of a finished stage: the same parameters, inputs and code give the same one.
 
     Raises
     ------
     GmpError
-        If the stage is not there; says which notebook makes it.
+        If the stage is not there, or a stage that it was made from is another one by now; says which
+        notebook makes it.
     """
     try:
-        return read_json(folder / "provenance.json")["identity"]
+        provenance = read_json(folder / "provenance.json")
     except FileNotFoundError as error:
-        numbered = [part for part in folder.parts if part[:2].isdigit()]
-        raise missing(folder, numbered[-1]) from error
+        raise missing(folder, _notebook(folder)) from error
+    for upstream, then in provenance.get("stages", {}).items():
+        source = Path(os.path.normpath(folder / upstream))
+        if (source / "provenance.json").is_file() and identity(source) != then:
+            raise GmpError(
+                f"{shown(folder)} was made from another {shown(source)} than the one there now; run "
+                f"notebooks/{_notebook(folder)}.ipynb again, or remove {shown(folder)}."
+            )
+    return provenance["identity"]
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let one process at a time make a stage; others wait."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def make_stage(
@@ -111,11 +144,12 @@ def make_stage(
     build: Callable[[Path], None],
     *,
     parameters: dict,
-    inputs: Sequence[str],
     module: str,
+    stages: Sequence[Path] = (),
+    inputs: Sequence[str] = (),
     protocol: dict | None = None,
 ) -> Path:
-    """Make a stage whole or not at all, once.
+    """Make a stage whole or not at all, once, whoever else may be at it.
 
     Parameters
     ----------
@@ -126,10 +160,12 @@ def make_stage(
         if nothing that matters has changed.
     parameters : dict
         Kept as params.json.
-    inputs : sequence of str
-        Identities of what it reads.
     module : str
         Name of the module that builds it; its source, and what it imports of this package, count.
+    stages : sequence of Path
+        Finished stages that it reads.
+    inputs : sequence of str
+        Identities of what else it reads.
     protocol : dict, optional
         Kept in provenance.json.
 
@@ -138,31 +174,40 @@ def make_stage(
     folder : Path
     """
     code = [file_digest(path) for path in sources(module)]
-    described = json.dumps([parameters, list(inputs), code], sort_keys=True, default=str)
-    own = text_digest(described)[:16]
-    if (folder / "provenance.json").is_file() and identity(folder) == own:
-        print(f"{shown(folder)} is there, made with the same parameters, inputs and code.")
-        return folder
+    made_from = {os.path.relpath(stage, folder): identity(stage) for stage in stages}
+    described = [parameters, list(made_from.values()), list(inputs), code]
+    own = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
+    given = {"identity": own, "stages": made_from, "inputs": list(inputs), "protocol": protocol}
+    with _alone(folder):
+        finished = folder / "provenance.json"
+        if finished.is_file() and read_json(finished)["identity"] == own:
+            print(f"{shown(folder)} is there, made with the same parameters, inputs and code.")
+        else:
+            _make(folder, build, parameters, given)
+    return folder
+
+
+def _make(folder: Path, build: Callable[[Path], None], parameters: dict, given: dict) -> None:
+    """Build under another name, and rename."""
     partial = folder.with_name(f".{folder.name}.partial")
     begun = partial / "identity.json"
-    if partial.exists() and not (begun.is_file() and read_json(begun)["identity"] == own):
+    resumed = begun.is_file() and read_json(begun)["identity"] == given["identity"]
+    if partial.exists() and not resumed:
         shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    write_json(begun, {"identity": own})
+    partial.mkdir(exist_ok=True)
+    write_json(begun, {"identity": given["identity"]})
     write_json(partial / "params.json", parameters)
     began = time.monotonic()
     build(partial)
     begun.unlink()
-    write_json(partial / "provenance.json", _provenance(partial, own, inputs, protocol, began))
+    write_json(partial / "provenance.json", given | _circumstances(partial, began))
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
-    return folder
 
 
-def _provenance(
-    folder: Path, own: str, inputs: Sequence[str], protocol: dict | None, began: float
-) -> dict:
+def _circumstances(folder: Path, began: float) -> dict:
+    """Where, when and with what a stage was made, and what it consists of."""
     import torch
 
     commit = subprocess.run(
@@ -170,9 +215,6 @@ def _provenance(
     )
     cuda = torch.cuda.is_available()
     return {
-        "identity": own,
-        "inputs": list(inputs),
-        "protocol": protocol,
         "git_commit": commit.stdout.strip() or None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -1,5 +1,6 @@
 """One way to train, used by every stage: transformers' Trainer on batches of seconds."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +25,16 @@ from gmp_utils.errors import GmpError
 class Schedule:
     """How long, how fast, in which portions.
 
+    Gradients are clipped to a norm of 1.
+
     Attributes
     ----------
     learning_rate : float
         Of Adam, reached after a warm-up over 10 % of the updates, then falling linearly to zero.
     epochs : int
-        Passes over the training set; ignored where `updates` is given.
+        Passes over the training set, each followed by an evaluation; 0 where `updates` is given.
     updates : int
-        Optimiser steps, evaluated ten times on the way.
+        Optimiser steps, evaluated ten times on the way; 0 where `epochs` is given.
     batch_seconds : float
         Padded seconds of audio per batch.
     batch_size : int
@@ -46,13 +49,22 @@ class Schedule:
     batch_size: int = 64
     seed: int = 0
 
+    def __post_init__(self):
+        if (self.epochs > 0) == (self.updates > 0) or min(self.epochs, self.updates) < 0:
+            raise GmpError(
+                f"{self.epochs} epochs and {self.updates} updates: expected one of them above 0."
+            )
+        for name in ("learning_rate", "batch_seconds", "batch_size"):
+            if not getattr(self, name) > 0:
+                raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
+
 
 class _Progress(TrainerCallback):
     """A bar on a terminal, a line per evaluation everywhere."""
 
     def __init__(self, by_update: bool):
         self.by_update = by_update
-        self.bar, self.loss = None, float("nan")
+        self.bar, self.losses = None, []
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
@@ -61,7 +73,8 @@ class _Progress(TrainerCallback):
         self.bar.update()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        self.loss = (logs or {}).get("loss", self.loss)
+        if "loss" in (logs or {}):
+            self.losses.append(logs["loss"])
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         shown = {
@@ -74,7 +87,8 @@ class _Progress(TrainerCallback):
         if not self.by_update:
             now = f"{state.epoch:.0f}/{state.num_train_epochs}"
         values = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        tqdm.write(f"{unit} {now}: training loss {self.loss:.3f}; held out: {values}")
+        tqdm.write(f"{unit} {now}: training loss {np.mean(self.losses):.3f}; held out: {values}")
+        self.losses = []
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
@@ -86,8 +100,7 @@ class _SecondsTrainer(Trainer):
     def __init__(self, *args, schedule: Schedule, **kwargs):
         super().__init__(*args, **kwargs)
         self.schedule = schedule
-        self._sums: dict[str, torch.Tensor] = {}
-        self._n_batches = 0
+        self._parts: dict[str, torch.Tensor] = {}
 
     def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
         sampler = SecondsBatches(
@@ -97,6 +110,8 @@ class _SecondsTrainer(Trainer):
             shuffle=train,
             seed=self.schedule.seed,
         )
+        if train:
+            sampler.even_out(self.schedule.epochs or self.schedule.updates // len(sampler) + 1)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
         return self.accelerator.prepare(loader)
 
@@ -109,15 +124,19 @@ class _SecondsTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         if model.training:
-            self._n_batches += 1
-            for name in [name for name in outputs if name.endswith("_loss")]:
-                self._sums[name] = self._sums.get(name, 0.0) + outputs[name].detach()
+            self._parts = {
+                name: value.detach() for name, value in outputs.items() if name.endswith("_loss")
+            }
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs, start_time=None):
-        if "loss" in logs and self._n_batches:
-            logs |= {name: float(total) / self._n_batches for name, total in self._sums.items()}
-            self._sums, self._n_batches = {}, 0
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise GmpError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}; "
+                    "lower learning_rate."
+                )
+            logs |= {name: float(value) for name, value in self._parts.items()}
         super().log(logs, start_time)
 
 
@@ -164,10 +183,9 @@ def train(
     if not len(training_set):
         raise GmpError("the training set is empty.")
     every = max(schedule.updates // 10, 1)
-    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch", "logging_strategy": "epoch"}
+    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if schedule.updates:
-        strategy = {name: "steps" for name in strategy}
-        strategy |= {"eval_steps": every, "save_steps": every, "logging_steps": every}
+        strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
     on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
@@ -177,6 +195,8 @@ def train(
         warmup_steps=0.1,
         weight_decay=0.0,
         **strategy,
+        logging_strategy="steps",
+        logging_steps=1,
         save_total_limit=1,
         load_best_model_at_end=selection != "last",
         metric_for_best_model=judge,
@@ -189,6 +209,8 @@ def train(
         logging_nan_inf_filter=False,
         report_to="none",
     )
+    if arguments.device.type == "cuda":
+        arguments._n_gpu = 1  # DataParallel would split what hidden_states' hooks collect
     trainer = _SecondsTrainer(
         model=model,
         args=arguments,
@@ -201,13 +223,11 @@ def train(
     trainer.add_callback(_Progress(by_update=bool(schedule.updates)))
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # written last
+            shutil.rmtree(checkpoint)
     trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints))
     history = _history(trainer.state.log_history)
-    if not np.isfinite(history["loss"]).all():
-        raise GmpError(
-            f"the loss is {history['loss'].iloc[-1]} at step {history['step'].iloc[-1]}; "
-            "lower learning_rate."
-        )
     last = len(history) - 1
     best = history[judge].argmin() if judge.endswith("loss") else history[judge].argmax()
     history["selected"] = history.index == (last if selection == "last" else best)
@@ -220,13 +240,15 @@ def train(
 
 
 def _history(log: list[dict]) -> pd.DataFrame:
-    """Trainer's log as a table: the entries of one step in one row, what it cost left out."""
-    rows: dict[int, dict] = {}
+    """Trainer's log as a table: a row per evaluation, training's numbers averaged since the last."""
+    rows, steps = [], []
     for entry in log:
-        if "train_runtime" not in entry:
-            rows.setdefault(entry["step"], {}).update(entry)
-    table = pd.DataFrame(rows.values()).filter(
-        regex="^(?!eval_(loss|runtime|.*(per_second|time))$)"
-    )
+        if "loss" in entry:
+            steps.append(entry)
+        elif "train_runtime" not in entry:
+            means = pd.DataFrame(steps).mean().drop(["epoch", "step", "learning_rate"])
+            rows.append({**means, **entry})
+            steps = []
+    table = pd.DataFrame(rows).filter(regex="^(?!eval_(loss|runtime|.*(per_second|time))$)")
     table = table.rename(columns=lambda name: name.removeprefix("eval_"))
     return table[["epoch", "step", *sorted(set(table) - {"epoch", "step"})]]

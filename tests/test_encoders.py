@@ -1,5 +1,6 @@
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -175,8 +176,19 @@ def test_missing_weights_are_refused(tiny_encoder, tmp_path):
         SpeechModel.load(str(tmp_path))
 
 
+def test_unreadable_weights_are_named(tiny_encoder, tmp_path):
+    config = (tiny_encoder / "config.json").read_text()
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
+        SpeechModel.load(str(tmp_path))
+    whole = (tiny_encoder / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
+        SpeechModel.load(str(tmp_path))
+
+
 def test_unusable_encoders_are_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(GmpError, match=r"no config\.json"):
         encoders.resolve(str(tmp_path))
     with pytest.raises(GmpError, match="no such folder"):
@@ -194,7 +206,7 @@ def test_cached_cnn_output_gives_what_waveforms_give(tiny_encoder, noise_corpus)
 
     corpus = open_corpus(str(noise_corpus))
     model = SpeechModel.load(str(tiny_encoder)).eval()
-    cached = features.model_inputs(model, corpus.waveforms, corpus.identity, noise_corpus)
+    cached = features.model_inputs(model, corpus)
     names = corpus.waveforms.utterances[:3]
     with torch.inference_mode():
         states = [

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT, emodb_folder, needs_emodb
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-assert len(NOTEBOOKS) == 7
+assert len(NOTEBOOKS) == 8
 
 
 def make(*arguments, timeout=1200):
@@ -127,7 +127,10 @@ def test_unknown_settings_stop_make_and_the_workflow(tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "words"),
-    [("retrained", "fold1/03_probe_layers/retrained/headline.json"), ("best", "model: found 'best'")],
+    [
+        ("retrained", "fold1/03_probe_layers/retrained/headline.json"),
+        ("best", "model: found 'best'"),
+    ],
 )
 def test_the_workflow_probes_the_model_that_a_preset_names(tmp_path, model, words):
     (tmp_path / "preset.yaml").write_text(f"model: {model}\n")

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import nbformat
 import pytest
@@ -71,6 +73,43 @@ def test_leftovers_of_another_attempt_are_not_reused(tmp_path):
     assert found == [False]
 
 
+def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
+    """01 is made anew; 02, made from the old 01, and 03, made from that 02, count no more."""
+    first, second = tmp_path / "01_prepare_data", tmp_path / "fold1" / "02_train_multitask"
+    third = tmp_path / "fold1" / "06_finetune" / "gmps" / "ce"
+    make(first, lambda folder: None)
+    make(second, lambda folder: None, stages=[first])
+    make(third, lambda folder: None, stages=[second])
+    before = runs.identity(third)
+    make(first, lambda folder: None, parameters={"a": 2})
+    for folder in (second, third):
+        with pytest.raises(
+            GmpError, match=r"02_train_multitask was made from another .*01_prepare"
+        ):
+            runs.identity(folder)
+    make(second, lambda folder: None, stages=[first])
+    with pytest.raises(
+        GmpError, match=r"ce was made from another .*02_train.*06_finetune\.ipynb again"
+    ):
+        runs.identity(third)
+    make(third, lambda folder: None, stages=[second])
+    assert runs.identity(third) != before
+
+
+def test_two_processes_make_a_stage_once(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from gmp_utils import runs\n"
+        "def build(folder):\n"
+        "    (folder / 'built').open('x').close(); time.sleep(1)\n"
+        "runs.make_stage(Path(sys.argv[1]), build, parameters={}, module='gmp_utils.errors')"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "s")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("is there" in text for text in said) == 1
+
+
 def test_sources_follow_imports_and_nothing_else():
     names = {path.name for path in runs.sources("gmp_utils.pseudo_labels")}
     assert {"pseudo_labels.py", "multitask.py", "encoders.py", "training.py", "runs.py"} <= names
@@ -78,6 +117,7 @@ def test_sources_follow_imports_and_nothing_else():
 
 
 SERIES = [
+    "00_pretrain_encoder",
     "01_prepare_data",
     "02_train_multitask",
     "03_probe_layers",

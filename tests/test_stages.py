@@ -1,5 +1,8 @@
 """Every stage on a corpus of noise: what it leaves, that it repeats, what it refuses."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,8 +22,8 @@ from gmp_utils import (
     pseudo_labels,
     runs,
 )
-from gmp_utils.batching import Masking
 from gmp_utils.preparation import open_corpus
+from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule
 
 QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
@@ -142,6 +145,55 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
+def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished.parent, run)
+    assert len(evaluation.collect(str(run))) == 4 * 24
+    path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
+    runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
+    with pytest.raises(GmpError, match="differ in head_layer and cannot be pooled"):
+        evaluation.collect(str(run))
+
+
+def test_a_checkpoint_that_was_not_finished_is_left_out(tmp_path, tiny_encoder, monkeypatch):
+    """Killed while a checkpoint is written: the next attempt does not take it for one."""
+    from gmp_utils import training
+
+    run = write_noise_corpus(tmp_path / "run")
+    schedule = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
+
+    def stop(self, args, state, control, **kwargs):
+        (Path(args.output_dir) / f"checkpoint-{state.global_step}" / "trainer_state.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Progress, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, lstm_size=0)
+    stage = multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, lstm_size=0)
+    assert len(pd.read_csv(stage / "history.csv")) == 2
+
+
+def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):
+    """Every row of the history has its losses, also the last; means over the steps in between."""
+    run = write_noise_corpus(tmp_path / "run")
+    shutil.copytree(finished, run / "fold1")
+    schedule = Schedule(1e-3, updates=23, batch_seconds=10)
+    stage = masked_prediction.retrain(str(run), 1, str(tiny_encoder), schedule, projection_size=8)
+    history = pd.read_csv(stage / "history.csv")
+    assert history.step.tolist() == [*range(2, 23, 2), 23]
+    assert history[["loss", "masked_loss", "grad_norm"]].notna().all(axis=None)
+
+
+def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
+    run = write_noise_corpus(tmp_path / "run")
+    with pytest.raises(GmpError, match=r"the loss is .* at step .*lower learning_rate"):
+        multitask.train_multitask(
+            str(run), 1, str(tiny_encoder), Schedule(1e30, epochs=5), lstm_size=0
+        )
+    assert not (run / "fold1" / "02_train_multitask").exists()
+
+
 def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     """The path of hub weights: the published configuration, random weights, a few steps."""
     torch.manual_seed(0)
@@ -156,12 +208,29 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     assert probes.layer.max() == 12
 
 
-def test_test_speakers_reach_no_stage_before_the_last(finished):
-    corpus = open_corpus(str(finished.parent))
-    test = corpus.protocol.folds[0]
-    predictions = pd.read_parquet(finished / "06_finetune" / "gmps" / "ams" / "predictions.parquet")
-    assert set(predictions.speaker[predictions.part == "test"]) == set(test)
-    assert not set(predictions.speaker[predictions.part == "validation"]) & set(test)
+def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_encoder):
+    """Other voices in the test fold: the same models and clusters, bit for bit, other predictions."""
+    run = write_noise_corpus(tmp_path / "run")
+    corpus = open_corpus(str(run))
+    waveforms = np.load(run / "01_prepare_data" / "waveforms.npy", mmap_mode="r+")
+    store = Ragged(waveforms, corpus.waveforms.utterances, list(corpus.waveforms.lengths.values()))
+    test = corpus.split(1)["test"]
+    assert set(corpus.manifest.speaker[test]) == set(corpus.protocol.folds[0])
+    for name in test:
+        store[name][:] = np.random.default_rng(1).normal(500, 900, len(store[name]))
+    waveforms.flush()
+    other = run_series(run, tiny_encoder)
+    compared = 0
+    for path in sorted(finished.rglob("*")):
+        if path.name == "model.safetensors" or path.name.startswith("centroids"):
+            compared += 1
+            assert path.read_bytes() == (other / path.relative_to(finished)).read_bytes(), path
+    assert compared == 6 + 2
+    table = "06_finetune/gmps/ams/predictions.parquet"
+    old, new = (pd.read_parquet(fold / table).set_index("utterance") for fold in (finished, other))
+    changed = (old[corpus.emotions] != new[corpus.emotions]).any(axis=1)
+    assert set(changed[changed].index) <= set(test)
+    assert changed[test].mean() > 0.9
 
 
 @pytest.mark.parametrize("transductive", [False, True])
@@ -179,7 +248,7 @@ def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transdu
     from gmp_utils.encoders import SpeechModel
 
     model = SpeechModel.load(str(run / "fold1" / "02_train_multitask" / "model"))
-    inputs = features.model_inputs(model, corpus.waveforms, corpus.identity, run)
+    inputs = features.model_inputs(model, corpus)
     frames = features.layer_frames(model, inputs, corpus.waveforms.utterances, -3)
     expected = pseudo_labels.fit_kmeans(frames.rows(heard), 5)
     np.testing.assert_array_equal(np.load(stage / "centroids-5.npy"), expected)
@@ -205,8 +274,6 @@ def test_more_clusters_than_frames_is_refused():
 
 
 def test_frames_that_carry_the_emotion_are_known():
-    from gmp_utils.ragged import Ragged
-
     manifest = pd.DataFrame(
         {
             "utterance": ["a"], "speaker": ["s"], "gender": ["male"], "emotion": ["sad"],
@@ -247,6 +314,19 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
         masked_prediction.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
     with pytest.raises(GmpError, match="loss_on 'none'"):
         masked_prediction.retrain(run, 1, encoder, QUICK, loss_on="none")
+    with pytest.raises(GmpError, match=r"alpha: found 1\.5, expected 0 to 1"):
+        multitask.train_multitask(run, 1, encoder, QUICK, alpha=1.5)
+    with pytest.raises(GmpError, match="scales: found none"):
+        pseudo_labels.generate_gmps(run, 1, -3, [])
+    with pytest.raises(GmpError, match='run loss "ce" first'):
+        finetuning.finetune(run, 1, encoder, "ce-then-ams", QUICK, use_gmps=False)
+    with pytest.raises(GmpError, match="layer -8: this encoder has hidden states 0 to 4, or -5"):
+        probing.probe_layers(run, 1, "encoder", encoder, [4], [-8])
+    for wrong in ({"epochs": 0}, {"epochs": 2, "updates": 2}, {"updates": -1}):
+        with pytest.raises(GmpError, match="expected one of them above 0"):
+            Schedule(1e-3, **wrong)
+    with pytest.raises(GmpError, match="batch_seconds: found 0"):
+        Schedule(1e-3, epochs=1, batch_seconds=0)
     with pytest.raises(GmpError, match="model 'best'"):
         probing.probe_layers(run, 1, "best", encoder, [4], [-1])
 

@@ -8,10 +8,7 @@ import nbformat
 from gmp_utils import runs
 
 EXECUTED = runs.ROOT / "runs" / "demo" / "notebooks"
-README_FIGURES = {
-    "03-frames-multitask-fold1": "readme-frames",
-    "03-probes-multitask-fold1": "readme-probes",
-}
+README_FIGURE = "03-probes-multitask-fold1"
 
 
 def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -49,15 +46,14 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def main() -> None:
-    """Copy the demo's executed notebooks over their sources, and its figures for the README."""
+    """Copy the demo's executed notebooks over their sources, and one of its figures for the README."""
     for source in sorted(runs.NOTEBOOKS.glob("[0-9]*.ipynb")):
         found = sorted(EXECUTED.glob(f"{source.stem}*.ipynb"))
         executed = nbformat.read(found[0], as_version=4)
         nbformat.write(committed(executed), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
-    for figure, name in README_FIGURES.items():
-        picture = runs.ROOT / "figures" / "demo" / f"{figure}.png"
-        (runs.ROOT / "figures" / f"{name}.png").write_bytes(picture.read_bytes())
+    picture = runs.figures_folder("runs/demo") / f"{README_FIGURE}.png"
+    (runs.ROOT / "figures" / "readme-probes.png").write_bytes(picture.read_bytes())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,14 +18,22 @@ import pandas as pd
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
-# Session by session, a woman and a man. No encoder of this project is pre-trained on these voices.
-# Breathy variants (f2, f3, f5, Alicia) are left out: espeak-ng draws their noise from the clock.
+# Session by session, a woman and a man: the corpus's voices, and those that encoders are pre-trained
+# on, which it does not have. Breathy variants (f2, f3, f5, Alicia) are left out: espeak-ng draws their
+# noise from the clock.
 VOICES = (
     ("en-us+f1", "en-us+m1"),
     ("en-gb-x-rp+f4", "en-gb-x-rp+m2"),
     ("en-us+Annie", "en-us+m3"),
     ("en-gb-x-rp+Andrea", "en-gb-x-rp+m4"),
     ("en-us+steph", "en-us+m7"),
+)
+PRETRAINING_VOICES = (
+    ("en-us+anika", "en-us+Alex"),
+    ("en-gb-x-rp+belinda", "en-gb-x-rp+Marco"),
+    ("en-us+linda", "en-us+m8"),
+    ("en-gb-x-rp+grandma", "en-gb-x-rp+miguel"),
+    ("en-us+shelby", "en-us+travis"),
 )
 
 # Steps of espeak's pitch (0 to 100) and range, factor on the rate, dB.
@@ -55,7 +64,12 @@ _PAUSE = 0.06  # seconds between phrases
 _SECONDS_AROUND = 0.05  # silence before and after
 
 
-def make(folder: Path, seed: int = 0, utterances_per_speaker: int = 24) -> None:
+def make(
+    folder: Path,
+    seed: int = 0,
+    utterances_per_speaker: int = 24,
+    voices: Sequence[tuple[str, str]] = VOICES,
+) -> None:
     """Speak the corpus into a folder: `wav/` and `labels.csv`.
 
     A process of its own speaks each session: espeak-ng carries state from one call to the next, and
@@ -67,16 +81,19 @@ def make(folder: Path, seed: int = 0, utterances_per_speaker: int = 24) -> None:
     seed : int
     utterances_per_speaker : int
         Balanced over the emotions.
+    voices : sequence of (str, str)
+        Of each session's woman and man.
     """
     (folder / "wav").mkdir(parents=True, exist_ok=True)
 
     def speak_session(session: int) -> pd.DataFrame:
-        command = [sys.executable, "-m", __name__, folder, session, seed, utterances_per_speaker]
-        rows = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE)
+        given = [folder, session, seed, utterances_per_speaker, *voices[session]]
+        command = [sys.executable, "-m", __name__, *map(str, given)]
+        rows = subprocess.run(command, check=True, stdout=subprocess.PIPE)
         return pd.read_csv(io.BytesIO(rows.stdout))
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tables = list(pool.map(speak_session, range(len(VOICES))))
+        tables = list(pool.map(speak_session, range(len(voices))))
     pd.concat(tables).to_csv(folder / "labels.csv", index=False)
 
 
@@ -97,13 +114,13 @@ def load(folder: Path) -> pd.DataFrame:
     return manifest
 
 
-def _speaker(session: int, gender: str, rng: np.random.Generator) -> dict:
+def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:
     """Draw a speaker's voice and habits."""
     return {
         "speaker": f"S{session + 1}{gender}",
         "gender": {"F": "female", "M": "male"}[gender],
         "session": str(session + 1),
-        "voice": VOICES[session]["FM".index(gender)],
+        "voice": voice,
         "pitch": rng.uniform(38, 48),
         "range": rng.uniform(40, 60),
         "rate": rng.uniform(175, 215),
@@ -158,7 +175,9 @@ def _speak_utterance(speaker: dict, emotion: str, rng: np.random.Generator) -> t
     return samples, " ".join(texts), start, end
 
 
-def _speak_session(folder: Path, session: int, seed: int, utterances_per_speaker: int) -> None:
+def _speak_session(
+    folder: Path, session: int, seed: int, utterances_per_speaker: int, voices: list[str]
+) -> None:
     """Write the session's recordings, and its rows of the manifest to standard output."""
     import soundfile
 
@@ -166,8 +185,8 @@ def _speak_session(folder: Path, session: int, seed: int, utterances_per_speaker
 
     rng = np.random.default_rng([seed, session])
     rows = []
-    for gender in "FM":
-        speaker = _speaker(session, gender, rng)
+    for gender, voice in zip("FM", voices):
+        speaker = _speaker(session, gender, voice, rng)
         emotions = rng.permutation(np.resize(EMOTIONS, utterances_per_speaker))
         for number, emotion in enumerate(map(str, emotions), start=1):
             samples, text, start, end = _speak_utterance(speaker, emotion, rng)
@@ -192,4 +211,4 @@ def _speak_session(folder: Path, session: int, seed: int, utterances_per_speaker
 
 
 if __name__ == "__main__":
-    _speak_session(Path(sys.argv[1]), *map(int, sys.argv[2:]))
+    _speak_session(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5:])

@@ -1,0 +1,202 @@
+"""What frozen layers of an encoder know, beside floors that need no encoder.
+
+    python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--final] [--out FOLDER]
+
+Corpora: the synthetic one, and EmoDB (7 emotions). Without --final EmoDB is cut down to the five
+speakers that choices may be made on; with it all ten are used, and the other five are reported apart.
+
+Features of an utterance: mean and standard deviation over time of a layer's frames, of 39 MFCCs, or
+eGeMAPS functionals (opensmile). Emotion and gender: leave one speaker out. Speaker: every other
+utterance against the rest. Classifier: logistic regression on standardised features, C = 0.03; for
+eGeMAPS C is tuned on the training speakers. "z by speaker" uses the test speaker's unlabelled audio.
+
+Needs the extra `benchmarks` (opensmile's licence allows research and private use only).
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import opensmile
+import pandas as pd
+import plotly.express as px
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from transformers import HubertModel, set_seed
+
+from gmp_utils import audio, corpora, encoders, features, figures, runs
+from gmp_utils.corpora import synthetic
+from gmp_utils.evaluation import uar
+from gmp_utils.pretraining import mfcc_frames
+from gmp_utils.ragged import Ragged
+
+CHOSEN_ON = ("03", "08", "09", "10", "11")
+GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
+
+
+def probe(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, tuned: bool) -> np.ndarray:
+    """Predict every utterance from the speakers that are not its own."""
+    found = np.empty_like(labels)
+    for train, test in LeaveOneGroupOut().split(x, labels, groups):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
+        if tuned:
+            inner = list(LeaveOneGroupOut().split(x[train], labels[train], groups[train]))
+            model = GridSearchCV(model, GRID, scoring="recall_macro", cv=inner)
+        found[test] = model.fit(x[train], labels[train]).predict(x[test])
+    return found
+
+
+def speaker_uar(x: np.ndarray, speakers: np.ndarray) -> float:
+    """Tell speakers apart: learn from half of the utterances, score the other, and the reverse."""
+    found = np.empty_like(speakers)
+    for train, test in StratifiedKFold(2).split(x, speakers):
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
+        found[test] = model.fit(x[train], speakers[train]).predict(x[test])
+    return uar(speakers, found)
+
+
+def by_speaker(manifest: pd.DataFrame, found: np.ndarray) -> pd.Series:
+    """UAR of each speaker, over the emotions that the speaker has."""
+    table = manifest[["speaker", "emotion"]].assign(found=found)
+    return table.groupby("speaker")[["emotion", "found"]].apply(
+        lambda rows: uar(rows.emotion, rows.found)
+    )
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean, and its 95 % interval by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return values.mean(), values.mean() - half, values.mean() + half
+
+
+def pooled(frames: np.ndarray) -> np.ndarray:
+    """Mean and standard deviation over time of (..., frames, dim)."""
+    frames = frames.astype(np.float32)
+    return np.concatenate([frames.mean(axis=-2), frames.std(axis=-2)], axis=-1)
+
+
+def layers(source: str, waveforms: Ragged) -> np.ndarray:
+    """Pooled states, (layers + 1, utterances, 2 · hidden_size)."""
+    model = encoders.SpeechModel.load(source, train_cnn=True)
+    every = range(model.n_layers + 1)
+    states = features.layer_states(model, waveforms, waveforms.utterances, every)
+    found = {name: pooled(values) for name, values in states}
+    return np.stack([found[name] for name in waveforms.utterances], axis=1)
+
+
+def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.ndarray]:
+    """Features by name of the system: (layers, utterances, dim)."""
+    waveforms = audio.write_store(manifest, folder / "waveforms")
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    egemaps = np.stack(
+        [
+            smile.process_signal(waveforms[name] / 32767, audio.SAMPLE_RATE).to_numpy()[0]
+            for name in waveforms.utterances
+        ]
+    )
+    by_speaker_z = egemaps.copy()
+    for speaker in manifest.speaker.unique():
+        rows = (manifest.speaker == speaker).to_numpy()
+        spread = egemaps[rows].std(axis=0)
+        by_speaker_z[rows] = (egemaps[rows] - egemaps[rows].mean(axis=0)) / np.where(
+            spread > 0, spread, 1
+        )
+    mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
+    set_seed(0)
+    config = encoders.SpeechModel.load(encoders.resolve(encoder)).hubert.config
+    HubertModel(config).save_pretrained(folder / "random")
+    return {
+        "eGeMAPS": egemaps[None],
+        "eGeMAPS, z by speaker": by_speaker_z[None],
+        "MFCC": mfcc[None],
+        "random encoder": layers(str(folder / "random"), waveforms),
+        "encoder": layers(encoders.resolve(encoder), waveforms),
+    }
+
+
+def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Scores of every system and layer; UAR of emotion by speaker."""
+    rows, speakers = [], []
+    groups = manifest.speaker.to_numpy()
+    with tempfile.TemporaryDirectory() as folder:
+        found = systems(manifest, encoder, Path(folder))
+    for system, values in found.items():
+        for layer, x in enumerate(values):
+            emotion = probe(x, manifest.emotion.to_numpy(), groups, system.startswith("eGeMAPS"))
+            gender = probe(x, manifest.gender.to_numpy(), groups, False)
+            scores = {
+                "emotion": uar(manifest.emotion, emotion),
+                "gender": uar(manifest.gender, gender),
+                "speaker": speaker_uar(x, groups),
+            }
+            rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
+            own = by_speaker(manifest, emotion).rename("uar").reset_index()
+            speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
+            print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
+    return pd.DataFrame(rows), pd.concat(speakers)
+
+
+def compare(speakers: pd.DataFrame, layer: int) -> pd.DataFrame:
+    """Paired differences between a layer of the encoder and each floor, by speaker."""
+    wide = speakers.pivot(index="speaker", columns=["system", "layer"], values="uar")
+    rows = []
+    for floor in ("eGeMAPS", "eGeMAPS, z by speaker", "MFCC"):
+        difference = (wide["encoder", layer] - wide[floor, 0]).to_numpy()
+        mean, low, high = interval(difference)
+        rows.append({"floor": floor, "difference": mean, "low": low, "high": high})
+    return pd.DataFrame(rows).round(3)
+
+
+def picture(scores: pd.DataFrame):
+    """Emotion, gender and speaker side by side, over layers."""
+    table = scores[scores.system.isin(["encoder", "random encoder", "MFCC"])].melt(
+        ["corpus", "system", "layer"], var_name="task", value_name="UAR"
+    )
+    mfcc = table[table.system == "MFCC"].drop(columns="layer")
+    flat = mfcc.merge(pd.DataFrame({"layer": scores.layer.unique()}), how="cross")
+    table = pd.concat([table[table.system != "MFCC"], flat])
+    figure = px.line(
+        table, x="layer", y="UAR", color="system", facet_col="task", facet_row="corpus",
+        range_y=[0, 1],
+    )  # fmt: skip
+    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    return figure.update_layout(template=figures.TEMPLATE, height=600)
+
+
+def main() -> None:
+    """Score, print, and write scores.csv, speakers.csv and probes.html."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
+    parser.add_argument("--encoder", default="embedded")
+    parser.add_argument("--final", action="store_true", help="all ten speakers")
+    parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "encoder_probes")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    emodb = corpora.load("emodb", given.emodb)
+    if not given.final:
+        emodb = emodb[emodb.speaker.isin(CHOSEN_ON)].reset_index(drop=True)
+    with tempfile.TemporaryDirectory() as folder:
+        synthetic.make(Path(folder))
+        spoken = score("synthetic", synthetic.load(Path(folder)), given.encoder)
+    recorded = score("EmoDB", emodb, given.encoder)
+    scores = pd.concat([spoken[0], recorded[0]])
+    scores.to_csv(given.out / "scores.csv", index=False)
+    pd.concat([spoken[1], recorded[1]]).to_csv(given.out / "speakers.csv", index=False)
+    picture(scores).write_html(given.out / "probes.html", include_plotlyjs="directory")
+    speakers = recorded[1]
+    own = speakers[(speakers.system == "encoder") & speakers.speaker.isin(CHOSEN_ON)]
+    best = int(own.groupby("layer").uar.mean().idxmax())
+    print(scores.round(3).to_markdown(index=False))
+    print(f"\nEmoDB, layer {best} (the best on speakers {', '.join(CHOSEN_ON)}) less each floor:")
+    for name, chosen in (("chosen on", True), ("kept for the end", False)):
+        part = speakers[speakers.speaker.isin(CHOSEN_ON) == chosen]
+        if len(part):
+            print(f"\nspeakers {name}:\n{compare(part, best).to_markdown(index=False)}")
+
+
+if __name__ == "__main__":
+    main()

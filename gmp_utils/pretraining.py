@@ -1,0 +1,287 @@
+"""Stage 00: a small HuBERT from nothing, as HuBERT itself was made: round after round.
+
+The first round's targets are clusters of MFCCs, every later round's are clusters of a hidden layer of
+the round before.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torchaudio
+from transformers import HubertConfig, set_seed
+
+from gmp_utils import audio, features, runs
+from gmp_utils.batching import Masking, Utterances
+from gmp_utils.corpora import synthetic
+from gmp_utils.encoders import SpeechModel
+from gmp_utils.errors import GmpError
+from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
+from gmp_utils.pseudo_labels import assign, fit_kmeans
+from gmp_utils.ragged import Ragged
+from gmp_utils.training import Schedule, train
+
+STAGE = "00_pretrain_encoder"
+FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
+SYNTHETIC_SEED = 10_000  # far from the seeds of the synthetic corpus
+HELD_OUT = 0.04  # share of the recordings that losses are reported on
+MEL = {"n_fft": 400, "hop_length": 320, "n_mels": 40, "center": False}  # the encoder's frames
+CLUSTERED_FRAMES = 1_000_000  # drawn for k-means where there are more
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A small HuBERT: the published one's classes with fewer of everything, and no dropout.
+
+    Attributes
+    ----------
+    hidden_size, n_layers : int
+        Of the Transformer; heads have 64 dimensions, feed-forward layers 4 × hidden_size.
+    conv_dim : tuple of int
+        Channels of the seven convolutions, from 3200 to 50 steps per second.
+    """
+
+    hidden_size: int
+    n_layers: int
+    conv_dim: tuple[int, ...]
+
+    def config(self) -> HubertConfig:
+        """As transformers has it."""
+        return HubertConfig(
+            hidden_size=self.hidden_size,
+            num_hidden_layers=self.n_layers,
+            num_attention_heads=max(self.hidden_size // 64, 1),
+            intermediate_size=4 * self.hidden_size,
+            conv_dim=tuple(self.conv_dim),
+            num_conv_pos_embeddings=64,
+            num_conv_pos_embedding_groups=16,
+            hidden_dropout=0.0,
+            attention_dropout=0.0,
+            activation_dropout=0.0,
+            feat_proj_dropout=0.0,
+            layerdrop=0.0,
+        )
+
+
+def read_recordings(
+    run_dir: str, recordings: str, synthetic_utterances: int, piece_seconds: float
+) -> Path:
+    """Decode recordings and synthetic speech, and cut them into pieces.
+
+    Parameters
+    ----------
+    run_dir : str
+    recordings : str
+        A folder, searched with all below it; labels are not needed. "" for none.
+    synthetic_utterances : int
+        Synthetic utterances per voice; 0 for none. None of the voices is the synthetic corpus's.
+    piece_seconds : float
+        Longest piece; a rest under half of it is left out.
+
+    Returns
+    -------
+    stage : Path
+        With the store `pieces`: int16 at 16 kHz, named `<recording>@<first sample>`.
+
+    Raises
+    ------
+    GmpError
+        If there is nothing to hear, or a recording cannot be read.
+    """
+    source = Path(recordings).expanduser()
+    if recordings and not source.is_dir():
+        raise GmpError(f"recordings {recordings!r}: no such folder.")
+    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in FORMATS)
+    paths = paths if recordings else []
+    if not paths and (recordings or not synthetic_utterances):
+        raise GmpError(
+            f"recordings {recordings!r}: no {', '.join(sorted(FORMATS))} below it; expected "
+            "recordings of speech, or synthetic_utterances above 0."
+        )
+
+    def build(folder: Path) -> None:
+        manifest = pd.DataFrame(
+            {
+                "utterance": [str(path.relative_to(source)) for path in paths],
+                "path": list(map(str, paths)),
+            }
+        )
+        if synthetic_utterances:
+            voices = synthetic.PRETRAINING_VOICES
+            synthetic.make(folder / "synthetic", SYNTHETIC_SEED, synthetic_utterances, voices)
+            spoken = synthetic.load(folder / "synthetic")[["utterance", "path"]]
+            manifest = pd.concat([manifest, spoken], ignore_index=True)
+        waveforms = audio.write_store(manifest, folder / "recordings")
+        longest = int(piece_seconds * audio.SAMPLE_RATE)
+        found = {
+            f"{name}@{start}": waveforms[name][start : start + longest]
+            for name in waveforms.utterances
+            for start in range(0, waveforms.lengths[name], longest)
+            if waveforms.lengths[name] - start >= longest / 2
+        }
+        lengths = [len(samples) for samples in found.values()]
+        pieces = Ragged.create(folder / "pieces", found, lengths, np.int16)
+        pieces.values[:] = np.concatenate(list(found.values()))
+        pieces.values.flush()
+
+    return runs.make_stage(
+        runs.run_folder(run_dir) / STAGE / "recordings",
+        build,
+        parameters={
+            "recordings": recordings,
+            "synthetic_utterances": synthetic_utterances,
+            "piece_seconds": piece_seconds,
+        },
+        inputs=[f"{path} {path.stat().st_size}" for path in paths],
+        module=__name__,
+    )
+
+
+def log_mel(waveform: np.ndarray) -> np.ndarray:
+    """Logarithmic mel spectrogram on the encoder's frames.
+
+    Parameters
+    ----------
+    waveform : (n_samples,) ndarray
+        At 16 kHz.
+
+    Returns
+    -------
+    mel : (40, n_frames) float32
+    """
+    transform = torchaudio.transforms.MelSpectrogram(audio.SAMPLE_RATE, **MEL)
+    return torch.log(transform(torch.from_numpy(audio.normalise(waveform))) + 1e-3).numpy()
+
+
+def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
+    """13 MFCCs with deltas and their deltas, on the encoder's frames.
+
+    Parameters
+    ----------
+    waveform : (n_samples,) ndarray
+        At 16 kHz.
+
+    Returns
+    -------
+    frames : (n_frames, 39) float32
+    """
+    transform = torchaudio.transforms.MFCC(audio.SAMPLE_RATE, 13, melkwargs=MEL)
+    mfcc = transform(torch.from_numpy(audio.normalise(waveform)))
+    delta = torchaudio.functional.compute_deltas(mfcc)
+    return torch.cat([mfcc, delta, torchaudio.functional.compute_deltas(delta)]).T.numpy()
+
+
+def _write_targets(
+    frames: Ragged, training: list[str], scales: Sequence[int], seed: int, stem: Path
+) -> Ragged:
+    """Clusters of frames, (frames, scales) int32; only training pieces shape them."""
+    heard = frames.rows(training)
+    if len(heard) > CLUSTERED_FRAMES:
+        chosen = np.random.default_rng(seed).choice(len(heard), CLUSTERED_FRAMES, replace=False)
+        heard = heard[np.sort(chosen)]
+    names, lengths = frames.utterances, list(frames.lengths.values())
+    targets = Ragged.create(stem, names, lengths, np.int32, (len(scales),))
+    for stream, k in enumerate(scales):
+        targets.values[:, stream] = assign(frames.values, fit_kmeans(heard, k, seed))
+    targets.values.flush()
+    return targets
+
+
+def split(pieces: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
+    """Training and held-out pieces; no recording has both.
+
+    Parameters
+    ----------
+    pieces : sequence of str
+        Named as `read_recordings` names them.
+    seed : int
+    """
+    recordings = sorted({name.rpartition("@")[0] for name in pieces})
+    shuffled = np.random.default_rng(seed).permutation(recordings)
+    held_out = set(shuffled[: max(round(HELD_OUT * len(recordings)), 1)].tolist())
+    parts: tuple[list[str], list[str]] = ([], [])
+    for name in pieces:
+        parts[name.rpartition("@")[0] in held_out].append(name)
+    return parts
+
+
+def pretrain_round(
+    run_dir: str,
+    number: int,
+    architecture: Architecture,
+    scales: list[int],
+    layer: int,
+    schedule: Schedule,
+    loss_on: str = "all",
+) -> Path:
+    """One round: targets, and masked prediction of them.
+
+    The first round starts at random. Later ones go on from the round before, unlike HuBERT's, which
+    start at random too: that takes longer than most of our users have.
+
+    Parameters
+    ----------
+    run_dir : str
+    number : int
+        From 1.
+    architecture : Architecture
+    scales : list of int
+        Clusters of each stream.
+    layer : int
+        Hidden state of the round before that is clustered; the first round takes MFCCs.
+    schedule : Schedule
+    loss_on : str
+        "masked" frames, as HuBERT, or "all": a short pre-training learns to hear from those that it
+        sees.
+
+    Returns
+    -------
+    stage : Path
+        With targets, history.csv, metrics.json, model/ and encoder/, a plain HubertModel.
+    """
+    run = runs.run_folder(run_dir) / STAGE
+    stage = run / "recordings"
+    runs.identity(stage)
+    before = run / f"round{number - 1}"
+
+    def build(folder: Path) -> None:
+        set_seed(schedule.seed)
+        pieces = Ragged.open(stage / "pieces")
+        training, held_out = split(pieces.utterances, schedule.seed)
+        settings = dict(scales=scales, projection_size=256, loss_on=loss_on, train_cnn=True)
+        if number == 1:
+            found = [mfcc_frames(pieces[name]) for name in pieces.utterances]
+            frames = Ragged(np.concatenate(found), pieces.utterances, list(map(len, found)))
+            config = architecture.config()
+            config.update(settings)
+            model = MaskedPredictionModel(config)
+        else:
+            teacher = SpeechModel.load(str(before / "encoder"), train_cnn=True)
+            frames = features.layer_frames(teacher, pieces, pieces.utterances, layer)
+            model = MaskedPredictionModel.load(str(before / "encoder"), **settings)
+        targets = _write_targets(frames, training, scales, schedule.seed, folder / "targets")
+        held_out = sorted(held_out, key=pieces.lengths.get)
+        sets = [
+            Utterances(pieces, names, None, targets, Masking(0.8, 10), schedule.seed)
+            for names in (training, held_out)
+        ]
+        train(model, *sets, folder, schedule, stream_metrics(scales), "masked_loss", "last")
+        model.hubert.save_pretrained(folder / "encoder")
+
+    return runs.make_stage(
+        run / f"round{number}",
+        build,
+        parameters={
+            "number": number,
+            "architecture": vars(architecture),
+            "scales": scales,
+            "layer": layer,
+            "loss_on": loss_on,
+            "schedule": vars(schedule),
+        },
+        stages=[stage, *([before] if number > 1 else [])],
+        module=__name__,
+    )

@@ -1,0 +1,155 @@
+"""Stage 00, and the encoder that it made for the package."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile
+import torch
+from transformers import HubertModel
+
+from gmp_utils import encoders, features, pretraining, pseudo_labels, runs
+from gmp_utils.corpora import synthetic
+from gmp_utils.errors import GmpError
+from gmp_utils.ragged import Ragged
+from gmp_utils.training import Schedule
+
+TINY = pretraining.Architecture(64, 2, (8,) * 7)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Six recordings of noise, 5.3 s each, in two folders."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        folder = tmp_path / "recordings" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        soundfile.write(folder / f"{number}.flac", rng.normal(0, 0.1, 84800), 16000)
+    return str(tmp_path / "recordings")
+
+
+def test_recordings_are_cut_and_short_rests_left_out(tmp_path, recordings):
+    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 2.0)
+    pieces = Ragged.open(stage / "pieces")
+    whole = Ragged.open(stage / "recordings")
+    assert len(whole.utterances) == 6
+    # 84800 samples: two whole pieces, and 20800, which is more than half a piece.
+    assert [pieces.lengths[f"b/1.flac@{start}"] for start in (0, 32000, 64000)] == [
+        32000,
+        32000,
+        20800,
+    ]
+    np.testing.assert_array_equal(pieces["b/1.flac@32000"], whole["b/1.flac"][32000:64000])
+    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 3.5)
+    assert len(Ragged.open(stage / "pieces").utterances) == 12
+    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 4.0)
+    assert len(Ragged.open(stage / "pieces").utterances) == 6  # 1.3 s are less than half
+
+
+def test_nothing_to_hear_is_said(tmp_path):
+    run = str(tmp_path / "run")
+    with pytest.raises(GmpError, match="no such folder"):
+        pretraining.read_recordings(run, str(tmp_path / "none"), 0, 2.0)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(GmpError, match=r"no \.flac, \.mp3, \.ogg, \.wav below it"):
+        pretraining.read_recordings(run, str(tmp_path / "empty"), 5, 2.0)
+    with pytest.raises(GmpError, match="synthetic_utterances above 0"):
+        pretraining.read_recordings(run, "", 0, 2.0)
+
+
+def test_pretraining_hears_none_of_the_corpus_voices():
+    corpus = {voice.split("+")[1] for pair in synthetic.VOICES for voice in pair}
+    heard = {voice.split("+")[1] for pair in synthetic.PRETRAINING_VOICES for voice in pair}
+    assert len(corpus) == len(heard) == 10
+    assert not corpus & heard
+
+
+def test_no_recording_is_on_both_sides():
+    pieces = [f"{name}@{start}" for name in range(50) for start in (0, 32000)]
+    training, held_out = pretraining.split(pieces, 0)
+    assert sorted(training + held_out) == sorted(pieces)
+    assert len(held_out) == 2 * 2  # 4 % of 50 recordings
+    names = [{name.split("@")[0] for name in part} for part in (training, held_out)]
+    assert not names[0] & names[1]
+    assert pretraining.split(pieces, 1)[1] != held_out
+
+
+@pytest.mark.parametrize("n_samples", [400, 719, 720, 16000, 31999])
+def test_mfcc_frames_are_the_encoders_frames(n_samples, tiny_encoder):
+    waveform = np.random.default_rng(0).normal(0, 500, n_samples).astype(np.int16)
+    n_frames = encoders.SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples)
+    assert pretraining.mfcc_frames(waveform).shape == (n_frames, 39)
+    assert pretraining.log_mel(waveform).shape == (40, n_frames)
+
+
+def test_a_tone_is_found_in_its_band_and_frames():
+    """1 kHz from 0.5 s on: the band whose HTK mel centre is nearest, and from frame 25 on."""
+    seconds = np.arange(16000) / 16000
+    tone = np.where(seconds >= 0.5, np.sin(2 * np.pi * 1000 * seconds), 0) * 10000
+    mel = pretraining.log_mel(tone.astype(np.int16))
+    top = 2595 * np.log10(1 + 8000 / 700)
+    centres = 700 * (10 ** (np.arange(1, 41) * top / 41 / 2595) - 1)
+    assert (mel[:, 26:].argmax(axis=0) == np.abs(centres - 1000).argmin()).all()
+    assert mel[:, :24].max() < mel[:, 26:].max() - 5
+
+
+def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
+    run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
+    pretraining.read_recordings(run, recordings, 0, 2.0)
+    first = pretraining.pretrain_round(run, 1, TINY, [5], 1, schedule)
+    second = pretraining.pretrain_round(run, 2, TINY, [4, 6], 1, schedule)
+    pieces = Ragged.open(first.parent / "recordings" / "pieces")
+    training, held_out = pretraining.split(pieces.utterances, 0)
+    assert len(training) > len(held_out) > 0
+
+    mfcc = {name: pretraining.mfcc_frames(pieces[name]) for name in pieces.utterances}
+    centroids = pseudo_labels.fit_kmeans(np.concatenate([mfcc[name] for name in training]), 5)
+    labels = Ragged.open(first / "targets")
+    assert labels.values.shape == (sum(map(len, mfcc.values())), 1)
+    for name in held_out:
+        expected = pseudo_labels.assign(mfcc[name], centroids)
+        np.testing.assert_array_equal(labels[name][:, 0], expected)
+
+    teacher = encoders.SpeechModel.load(str(first / "encoder"), train_cnn=True)
+    frames = features.layer_frames(teacher, pieces, pieces.utterances, 1)
+    labels = Ragged.open(second / "targets")
+    for stream, k in enumerate([4, 6]):
+        expected = pseudo_labels.fit_kmeans(frames.rows(training), k)
+        expected = pseudo_labels.assign(frames.values, expected)
+        np.testing.assert_array_equal(labels.values[:, stream], expected)
+
+    assert pd.read_csv(second / "history.csv").masked_loss.notna().all()
+    before, after = (HubertModel.from_pretrained(stage / "encoder") for stage in (first, second))
+    conv = "feature_extractor.conv_layers.3.conv.weight"
+    assert not torch.equal(before.get_parameter(conv), after.get_parameter(conv))
+    with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
+        pretraining.pretrain_round(str(tmp_path / "other"), 1, TINY, [5], 1, schedule)
+    with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
+        pretraining.pretrain_round(run, 4, TINY, [5], 1, schedule)
+
+
+def test_the_shipped_encoder_is_the_one_on_record():
+    """The card names the weights' checksum: whoever changes them writes about it there."""
+    files = {path.name for path in encoders.EMBEDDED.iterdir()}
+    assert files == {"config.json", "model.safetensors", "README.md"}
+    weights = encoders.EMBEDDED / "model.safetensors"
+    assert weights.stat().st_size < 16e6
+    assert runs.file_digest(weights) in (encoders.EMBEDDED / "README.md").read_text()
+
+
+def test_the_shipped_encoder_needs_transformers_alone(tmp_path):
+    """In a process of its own, away from the checkout."""
+    code = (
+        "import sys, torch; from transformers import HubertModel;"
+        f"m, r = HubertModel.from_pretrained({str(encoders.EMBEDDED)!r}, dtype=torch.float32,"
+        " output_loading_info=True);"
+        "assert not r['missing_keys'] and not r['unexpected_keys'], r;"
+        "assert m(torch.randn(1, 16000)).last_hidden_state.isfinite().all();"
+        "assert 'gmp_utils' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
