@@ -167,6 +167,12 @@ def test_heads_start_as_torch_starts_them(tiny_encoder):
         assert 0.9 * bound < greatest <= bound, name
 
 
+def test_loaded_weights_are_aligned(tiny_encoder):
+    """On 64 bytes, as torch's own tensors; else the last bits change with the process's memory."""
+    model = SpeechModel.load(str(tiny_encoder))
+    assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
+
+
 def test_missing_weights_are_refused(tiny_encoder, tmp_path):
     weights = load_file(tiny_encoder / "model.safetensors")
     weights.pop("feature_projection.projection.weight")

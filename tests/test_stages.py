@@ -209,7 +209,11 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
 
 
 def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_encoder):
-    """Other voices in the test fold: the same models and clusters, bit for bit, other predictions."""
+    """Other voices in the test fold: the same models and clusters, other predictions.
+
+    Within 1e-5: a process that has done much else may compute the last bit differently (training
+    on anything else moves weights by 1e-3).
+    """
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
     waveforms = np.load(run / "01_prepare_data" / "waveforms.npy", mmap_mode="r+")
@@ -222,13 +226,17 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
     other = run_series(run, tiny_encoder)
     compared = 0
     for path in sorted(finished.rglob("*")):
-        if path.name == "model.safetensors" or path.name.startswith("centroids"):
+        again = other / path.relative_to(finished)
+        if path.name == "model.safetensors":
             compared += 1
-            assert path.read_bytes() == (other / path.relative_to(finished)).read_bytes(), path
+            torch.testing.assert_close(load_file(path), load_file(again), atol=1e-5, rtol=0)
+        elif path.name.startswith("centroids"):
+            compared += 1
+            np.testing.assert_allclose(np.load(path), np.load(again), atol=1e-5)
     assert compared == 6 + 2
     table = "06_finetune/gmps/ams/predictions.parquet"
     old, new = (pd.read_parquet(fold / table).set_index("utterance") for fold in (finished, other))
-    changed = (old[corpus.emotions] != new[corpus.emotions]).any(axis=1)
+    changed = ((old[corpus.emotions] - new[corpus.emotions]).abs() > 1e-3).any(axis=1)
     assert set(changed[changed].index) <= set(test)
     assert changed[test].mean() > 0.9
 
