@@ -121,7 +121,9 @@ class SpeechModel(HubertPreTrainedModel):
             )
         except (OSError, SafetensorError) as error:
             raise _not_a_model(source, error) from error
-        for parameter in model.parameters():  # read from a file they lie anywhere, and where they lie
+        for (
+            parameter
+        ) in model.parameters():  # read from a file they lie anywhere, and where they lie
             parameter.data = parameter.data.clone()  # decides the last bit of what MKL computes
         missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]

@@ -30,8 +30,10 @@ def am_softmax(cosines: Tensor, labels: Tensor, scale: float = 30.0, margin: flo
     return F.cross_entropy(scale * (cosines - margins).float(), labels)
 
 
-def stream_loss(logits: Sequence[Tensor], labels: Tensor, chosen: Tensor) -> Tensor:
-    """Cross-entropy of every stream, summed over streams, averaged over the chosen frames.
+def stream_loss(
+    logits: Sequence[Tensor], labels: Tensor, chosen: Tensor, combine: str = "sum"
+) -> Tensor:
+    """Cross-entropy of every stream, averaged over the chosen frames, streams summed or averaged.
 
     Parameters
     ----------
@@ -40,6 +42,8 @@ def stream_loss(logits: Sequence[Tensor], labels: Tensor, chosen: Tensor) -> Ten
     labels : (batch, frames, streams) int64
     chosen : (batch, frames) bool
         The frames that count.
+    combine : str
+        "sum" over streams, as HuBERT, or their "mean".
 
     Returns
     -------
@@ -51,4 +55,5 @@ def stream_loss(logits: Sequence[Tensor], labels: Tensor, chosen: Tensor) -> Ten
         F.cross_entropy(stream.float(), targets[:, index], reduction="sum")
         for index, stream in enumerate(logits)
     )
-    return total / max(len(targets), 1)
+    total = total / max(len(targets), 1)
+    return total / len(logits) if combine == "mean" else total

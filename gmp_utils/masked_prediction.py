@@ -46,7 +46,7 @@ class MaskedPredictionModel(encoders.SpeechModel):
         (frames,), valid = self.hidden_states(inputs, lengths, mask)
         chosen = mask if self.config.loss_on == "masked" else valid
         logits = self.streams(frames[chosen])
-        outputs = {"loss": stream_loss(logits, frame_labels, chosen)}
+        outputs = {"loss": stream_loss(logits, frame_labels, chosen, self.config.combine)}
         if self.training:
             return outputs
         rows = chosen.nonzero()[:, 0]
@@ -90,6 +90,7 @@ def retrain(
     loss_on: str = "masked",
     projection_size: int = 256,
     train_cnn: bool = False,
+    combine: str = "sum",
 ) -> Path:
     """Retrain on the pseudo-labels of a fold's training speakers.
 
@@ -107,6 +108,8 @@ def retrain(
         "masked" frames, or "all".
     projection_size : int
     train_cnn : bool
+    combine : str
+        Of the streams' losses, see `stream_loss`.
 
     Returns
     -------
@@ -116,12 +119,14 @@ def retrain(
     Raises
     ------
     GmpError
-        For another `retrain_from` or `loss_on`, or if stage 04 is not there.
+        For another `retrain_from`, `loss_on` or `combine`, or if stage 04 is not there.
     """
     if retrain_from not in ("encoder", "multitask"):
         raise GmpError(f'retrain_from {retrain_from!r}: expected "encoder" or "multitask".')
     if loss_on not in ("masked", "all"):
         raise GmpError(f'loss_on {loss_on!r}: expected "masked" or "all".')
+    if combine not in ("sum", "mean"):
+        raise GmpError(f'combine {combine!r}: expected "sum" or "mean".')
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
     labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
@@ -141,6 +146,7 @@ def retrain(
             projection_size=projection_size,
             loss_on=loss_on,
             train_cnn=train_cnn,
+            combine=combine,
         )
         inputs = features.model_inputs(model, corpus)
         sets = [
@@ -161,6 +167,7 @@ def retrain(
             "loss_on": loss_on,
             "projection_size": projection_size,
             "train_cnn": train_cnn,
+            "combine": combine,
             "schedule": vars(schedule),
         },
         stages=made_from,

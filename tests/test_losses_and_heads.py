@@ -61,6 +61,8 @@ def test_stream_loss_equals_the_written_out_sum_in_float64():
                 logits = w2 @ np.maximum(w1 @ x + b1, 0) + b2
                 total += np.log(np.exp(logits).sum()) - logits[labels[b, t, stream]]
     assert loss.item() == pytest.approx(total / count, abs=1e-5)
+    mean = stream_loss(heads(frames[mask]), labels, mask, "mean")
+    assert mean.item() == pytest.approx(total / count / 3, abs=1e-5)
     assert all(parameter.grad is not None for parameter in heads.parameters())
 
 

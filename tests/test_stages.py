@@ -322,6 +322,8 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
         masked_prediction.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
     with pytest.raises(GmpError, match="loss_on 'none'"):
         masked_prediction.retrain(run, 1, encoder, QUICK, loss_on="none")
+    with pytest.raises(GmpError, match="combine 'median'"):
+        masked_prediction.retrain(run, 1, encoder, QUICK, combine="median")
     with pytest.raises(GmpError, match=r"alpha: found 1\.5, expected 0 to 1"):
         multitask.train_multitask(run, 1, encoder, QUICK, alpha=1.5)
     with pytest.raises(GmpError, match="scales: found none"):
