@@ -168,7 +168,7 @@ def picture(scores: pd.DataFrame):
 
 
 def main() -> None:
-    """Score, print, and write scores.csv, speakers.csv and probes.html."""
+    """Score, print, and write scores.csv, speakers.csv, probes.html and, with a Chromium, probes.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
     parser.add_argument("--encoder", default="embedded")
@@ -186,7 +186,10 @@ def main() -> None:
     scores = pd.concat([spoken[0], recorded[0]])
     scores.to_csv(given.out / "scores.csv", index=False)
     pd.concat([spoken[1], recorded[1]]).to_csv(given.out / "speakers.csv", index=False)
-    picture(scores).write_html(given.out / "probes.html", include_plotlyjs="directory")
+    figure = picture(scores)
+    figure.write_html(given.out / "probes.html", include_plotlyjs="directory")
+    if figures.browser():
+        figure.write_image(given.out / "probes.png", width=1000, height=600)
     speakers = recorded[1]
     own = speakers[(speakers.system == "encoder") & speakers.speaker.isin(CHOSEN_ON)]
     best = int(own.groupby("layer").uar.mean().idxmax())
