@@ -181,7 +181,7 @@ def main() -> None:
         emodb = emodb[emodb.speaker.isin(CHOSEN_ON)].reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
         synthetic.make(Path(folder))
-        spoken = score("synthetic", synthetic.load(Path(folder)), given.encoder)
+        spoken = score("synthetic", corpora.load("synthetic", folder), given.encoder)
     recorded = score("EmoDB", emodb, given.encoder)
     scores = pd.concat([spoken[0], recorded[0]])
     scores.to_csv(given.out / "scores.csv", index=False)

@@ -73,6 +73,7 @@ def prepare(
     corpus: str,
     corpus_dir: str,
     emotions: list[str],
+    label_map: dict[str, str],
     fold_by: str,
     n_folds: int,
     selection: str,
@@ -84,7 +85,7 @@ def prepare(
     Parameters
     ----------
     run_dir : str
-    corpus, corpus_dir, emotions
+    corpus, corpus_dir, emotions, label_map
         See `gmp_utils.corpora.load`; the synthetic corpus needs no folder and is spoken here.
     fold_by, n_folds, selection, transductive
         See `gmp_utils.protocol.make_protocol`.
@@ -114,7 +115,7 @@ def prepare(
             parameters={"seed": seed},
             module="gmp_utils.corpora.synthetic",
         )
-    manifest = corpora.load(corpus, recordings, emotions)
+    manifest = corpora.load(corpus, recordings, emotions, label_map)
     protocol = make_protocol(manifest, fold_by, n_folds, selection, transductive)
     for fold in range(1, len(protocol.folds) + 1):
         protocol.parts(manifest, fold)
@@ -133,6 +134,7 @@ def prepare(
             "corpus": corpus,
             "corpus_dir": str(recordings),
             "emotions": emotions,
+            "label_map": label_map,
             "protocol": protocol.to_dict(),
         },
         inputs=[

@@ -135,7 +135,7 @@ def test_the_series_is_complete_and_declares_builtin_types():
     for name, defaults in series.items():
         assert "run_dir" in defaults, name
         for parameter, value in defaults.items():
-            assert type(value) in (int, float, str, bool, list), parameter
+            assert type(value) in (int, float, str, bool, list, dict), parameter
             assert kinds.setdefault(parameter, type(value)) is type(value), parameter
 
 

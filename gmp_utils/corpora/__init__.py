@@ -1,4 +1,8 @@
-"""Corpora: a folder of recordings to a manifest, one row per utterance."""
+"""Corpora: a folder of recordings to a manifest, one row per utterance.
+
+A module per corpus has `EMOTIONS`, from the corpus's labels to the names that are used here, and
+`load`, from the folder to the manifest with `label` instead of `emotion`.
+"""
 
 from importlib import import_module
 from pathlib import Path
@@ -7,7 +11,10 @@ import pandas as pd
 
 from gmp_utils.errors import GmpError
 
-CORPORA = ("synthetic", "emodb")
+CORPORA = (
+    *("synthetic", "table", "iemocap", "msp_podcast", "msp_improv"),
+    *("crema_d", "ravdess", "emodb", "savee", "tess", "esd"),
+)
 
 
 def _schema():
@@ -28,6 +35,7 @@ def _schema():
             "arousal": optional(float, on_scale),
             "dominance": optional(float, on_scale),
             "session": optional(str),
+            "split": optional(str),
             "text": optional(str),
             "emotion_start": optional(float, pa.Check.ge(0)),
             "emotion_end": optional(float, pa.Check.ge(0)),
@@ -43,8 +51,8 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
     ----------
     manifest : DataFrame
         A row per utterance: `utterance`, `path`, `speaker`, `gender` (female, male), `emotion`;
-        optionally `valence`, `arousal`, `dominance` (1 to 7), `session`, `text`, and the part that
-        carries the emotion, `emotion_start` and `emotion_end` in seconds.
+        optionally `valence`, `arousal`, `dominance` (1 to 7), `session`, `split`, `text`, and the
+        part that carries the emotion, `emotion_start` and `emotion_end` in seconds.
 
     Raises
     ------
@@ -65,7 +73,12 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         ) from errors
 
 
-def load(corpus: str, folder: str | Path, emotions: list[str] | None = None) -> pd.DataFrame:
+def load(
+    corpus: str,
+    folder: str | Path,
+    emotions: list[str] | None = None,
+    label_map: dict[str, str] | None = None,
+) -> pd.DataFrame:
     """Read a corpus.
 
     Parameters
@@ -73,9 +86,11 @@ def load(corpus: str, folder: str | Path, emotions: list[str] | None = None) -> 
     corpus : str
         One of `CORPORA`.
     folder : str or Path
-        Where its recordings are.
+        Where its recordings are; the file of a `table`.
     emotions : list of str, optional
         Keep these only; all if none are given.
+    label_map : dict of str to str, optional
+        Changes to the corpus's `EMOTIONS`, such as ``{"exc": "excited"}``.
 
     Returns
     -------
@@ -85,21 +100,34 @@ def load(corpus: str, folder: str | Path, emotions: list[str] | None = None) -> 
     Raises
     ------
     GmpError
-        For an unknown corpus, a missing folder, a folder without its recordings, an emotion that
-        the corpus does not have.
+        For an unknown corpus, a missing folder, a folder without its recordings, a label that no
+        map names, an emotion that the corpus does not have.
     """
     if corpus not in CORPORA:
         raise GmpError(f"corpus {corpus!r}: expected one of {', '.join(CORPORA)}.")
     folder = Path(folder).expanduser()
-    if not folder.is_dir():
-        raise GmpError(f"corpus_dir {str(folder)!r}: no such folder; give the folder of {corpus}.")
-    manifest = import_module(f"gmp_utils.corpora.{corpus}").load(folder)
+    if not (folder.is_file() if corpus == "table" else folder.is_dir()):
+        kind = "file" if corpus == "table" else "folder"
+        raise GmpError(f"corpus_dir {str(folder)!r}: no such {kind}; give the {kind} of {corpus}.")
+    module = import_module(f"gmp_utils.corpora.{corpus}")
+    manifest = module.load(folder)
     if manifest.empty:
-        found = ", ".join(sorted(path.name for path in folder.iterdir())[:3]) or "nothing"
+        inside = [folder] if folder.is_file() else folder.iterdir()
+        found = ", ".join(sorted(path.name for path in inside)[:3]) or "nothing"
         raise GmpError(
             f"corpus_dir {str(folder)!r}: no recording is named as {corpus} names them "
             f"(found {found}, …); give the folder that holds the recordings."
         )
+    names = module.EMOTIONS | (label_map or {})
+    if corpus == "table":
+        names = {label: label for label in manifest.label} | names
+    unnamed = manifest[~manifest.label.isin(names)]
+    if len(unnamed):
+        raise GmpError(
+            f"{unnamed.path.iloc[0]}: label {unnamed.label.iloc[0]!r}; {corpus} has "
+            f"{', '.join(module.EMOTIONS)}. Name it in label_map."
+        )
+    manifest = manifest.assign(emotion=manifest.label.map(names)).drop(columns="label")
     if emotions:
         absent = sorted(set(emotions) - set(manifest.emotion))
         if absent:

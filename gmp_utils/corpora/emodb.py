@@ -3,12 +3,13 @@
 Names are `SSTTTEV.wav`: speaker, text, emotion (German initial), version.
 """
 
-import re
 from pathlib import Path
 
 import pandas as pd
 
-NAME = re.compile(r"^(03|08|09|10|11|12|13|14|15|16)([ab]\d\d)([WLEAFTN])([a-z])?\.wav$")
+from gmp_utils.corpora.names import scan
+
+NAME = r"(03|08|09|10|11|12|13|14|15|16)([ab]\d\d)([WLEAFTN])([a-z])?\.wav"
 EMOTIONS = {
     "W": "angry",
     "L": "bored",
@@ -22,32 +23,14 @@ FEMALE = {"08", "09", "13", "14", "16"}
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """Read the manifest from the file names.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder of the recordings, or the one above it that holds `wav/`.
-
-    Returns
-    -------
-    manifest : DataFrame
-        A row per utterance, see `gmp_utils.corpora.SCHEMA`.
-    """
-    folder = folder / "wav" if (folder / "wav").is_dir() else folder
-    rows = []
-    for path in sorted(folder.iterdir()):
-        match = NAME.match(path.name)
-        if match:
-            speaker, text, emotion, _ = match.groups()
-            rows.append(
-                {
-                    "utterance": path.stem,
-                    "path": str(path),
-                    "speaker": speaker,
-                    "gender": "female" if speaker in FEMALE else "male",
-                    "emotion": EMOTIONS[emotion],
-                    "text": text,
-                }
-            )
-    return pd.DataFrame(rows)
+    """Read the manifest; see `gmp_utils.corpora.load`."""
+    return scan(
+        folder,
+        NAME,
+        lambda match: {
+            "speaker": match[1],
+            "gender": "female" if match[1] in FEMALE else "male",
+            "label": match[3],
+            "text": match[2],
+        },
+    )

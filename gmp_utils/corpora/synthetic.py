@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-EMOTIONS = ("angry", "happy", "neutral", "sad")
+EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
 
 # Session by session, a woman and a man: the corpus's voices, and those that encoders are pre-trained
 # on, which it does not have. Breathy variants (f2, f3, f5, Alicia) are left out: espeak-ng draws their
@@ -111,7 +111,7 @@ def load(folder: Path) -> pd.DataFrame:
     """
     manifest = pd.read_csv(folder / "labels.csv", dtype={"speaker": str, "session": str})
     manifest["path"] = [str(folder / "wav" / f"{name}.wav") for name in manifest.utterance]
-    return manifest
+    return manifest.rename(columns={"emotion": "label"})
 
 
 def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:
@@ -187,7 +187,7 @@ def _speak_session(
     rows = []
     for gender, voice in zip("FM", voices):
         speaker = _speaker(session, gender, voice, rng)
-        emotions = rng.permutation(np.resize(EMOTIONS, utterances_per_speaker))
+        emotions = rng.permutation(np.resize(list(EMOTIONS), utterances_per_speaker))
         for number, emotion in enumerate(map(str, emotions), start=1):
             samples, text, start, end = _speak_utterance(speaker, emotion, rng)
             name = f"{speaker['speaker']}_{number:03d}"

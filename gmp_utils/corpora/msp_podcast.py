@@ -1,0 +1,61 @@
+"""MSP-Podcast: labelled turns of podcasts, in the splits of its release.
+
+Labels are in `Labels/labels_consensus.csv`, which older releases misspell; a turn's name may have a
+third number. Speakers and genders may be "Unknown": those turns are left out.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils.errors import GmpError
+
+EMOTIONS = {
+    "A": "angry",
+    "S": "sad",
+    "H": "happy",
+    "U": "surprised",
+    "F": "fearful",
+    "D": "disgusted",
+    "C": "contemptuous",
+    "N": "neutral",
+    "O": "other",
+    "X": "no agreement",
+}
+
+
+def load(folder: Path) -> pd.DataFrame:
+    """Read the manifest; see `gmp_utils.corpora.load`.
+
+    Raises
+    ------
+    GmpError
+        Without labels or recordings, or if a turn that has a label has no recording.
+    """
+    labels = [folder / "Labels" / f"labels_{word}.csv" for word in ("consensus", "concensus")]
+    audio = [folder / name for name in ("Audios", "Audio")]
+    try:
+        table = pd.read_csv(next(path for path in labels if path.is_file()), dtype={"SpkrID": str})
+        audio = next(path for path in audio if path.is_dir())
+    except StopIteration:
+        raise GmpError(
+            f"{folder}: expected Labels/labels_consensus.csv and Audios/; give the release's folder."
+        ) from None
+    table = table[(table.SpkrID != "Unknown") & (table.Gender != "Unknown")].reset_index(drop=True)
+    paths = table.FileName.map(lambda name: audio / name)
+    absent = table.FileName[~paths.map(Path.is_file)]
+    if len(absent):
+        raise GmpError(f"{audio / absent.iloc[0]}: not there, but labelled ({len(absent)} such).")
+    return pd.DataFrame(
+        {
+            "utterance": paths.map(lambda path: path.stem),
+            "path": paths.map(str),
+            "speaker": table.SpkrID,
+            "gender": table.Gender.str.lower(),
+            "label": table.EmoClass,
+            "valence": table.EmoVal.astype(float),
+            "arousal": table.EmoAct.astype(float),
+            "dominance": table.EmoDom.astype(float),
+            "split": table.Split_Set.replace({"Development": "Validation"}).str.lower(),
+        }
+    )

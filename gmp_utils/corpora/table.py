@@ -1,0 +1,36 @@
+"""Your own recordings: a CSV or parquet file with a row for each.
+
+Columns: `path` (relative ones are below the file's folder) and `speaker`; any of `utterance`,
+`emotion`, `gender`, `session`, `text`, `valence`, `arousal`, `dominance`, `split`.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils.errors import GmpError
+
+EMOTIONS: dict[str, str] = {}  # the table's own names are kept
+
+
+def load(path: Path) -> pd.DataFrame:
+    """Read the manifest; see `gmp_utils.corpora.load`.
+
+    Raises
+    ------
+    GmpError
+        If a needed column is missing, or a recording.
+    """
+    read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
+    names = {name: str for name in ("utterance", "speaker", "session", "emotion")}
+    table = read(path) if path.suffix == ".parquet" else read(path, dtype=names)
+    for name in ("path", "speaker", "gender", "emotion"):
+        if name not in table:
+            raise GmpError(f"{path}: no column {name!r}; found {', '.join(table.columns)}.")
+    recordings = table.path.map(lambda name: path.parent / name)
+    absent = recordings[~recordings.map(Path.is_file)]
+    if len(absent):
+        raise GmpError(f"{path}, row {absent.index[0] + 1}: no recording {absent.iloc[0]}.")
+    if "utterance" not in table:
+        table["utterance"] = table.path.str.replace(r"\.\w+$", "", regex=True)
+    return table.assign(path=recordings.map(str)).rename(columns={"emotion": "label"})

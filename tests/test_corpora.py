@@ -1,0 +1,247 @@
+"""Loaders on small trees that follow each corpus's grammar, and on the corpora where they are."""
+
+import os
+
+import pandas as pd
+import pytest
+
+from gmp_utils import GmpError, corpora
+
+FOUR = ["angry", "happy", "neutral", "sad"]
+
+
+def touch(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def rows(corpus, folder, *columns, **options):
+    manifest = corpora.load(corpus, folder, **options).set_index("utterance")
+    return {name: tuple(row) for name, row in manifest[list(columns)].iterrows()}
+
+
+@pytest.fixture
+def iemocap(tmp_path):
+    """Two dialogs: the marked actor of the first is the woman, of the second the man."""
+    labels = {
+        "Ses01F_impro01": [
+            ("6.2901 - 8.2357", "Ses01F_impro01_F000", "neu", "2.5000, 2.5000, 3.5000"),
+            ("10.0100 - 11.3925", "Ses01F_impro01_M000", "exc", "4.0000, 3.5000, 3.0000"),
+        ],
+        "Ses05M_script01_1b": [
+            ("1.0000 - 2.0000", "Ses05M_script01_1b_F002", "xxx", "2.5000, 3.0000, 2.0000"),
+            ("3.0000 - 4.0000", "Ses05M_script01_1b_M001", "ang", "1.5000, 4.0000, 4.5000"),
+        ],
+    }
+    for dialog, turns in labels.items():
+        session = tmp_path / f"Session{dialog[4]}"
+        text = "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+        for seconds, turn, label, values in turns:
+            text += f"[{seconds}]\t{turn}\t{label}\t[{values}]\n"
+            text += "C-E2:\tNeutral;\t()\nC-F1:\tAnger;\t(caf\xe9)\nA-E3:\tval 3; act 2; dom  2;\t()\n\n"
+            touch(
+                session,
+                f"sentences/wav/{dialog}/{turn}.wav",
+                f"sentences/wav/{dialog}/._{turn}.wav",
+            )
+        touch(session, f"dialog/EmoEvaluation/Categorical/{dialog}_e2_cat.txt")
+        folder = session / "dialog" / "EmoEvaluation"
+        (folder / f"{dialog}.txt").write_bytes(text.encode("latin-1"))
+        (folder / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07" + text.encode("latin-1"))
+        (session / "dialog" / "transcriptions").mkdir()
+        said = "".join(
+            f"{turn} [{seconds.replace(' ', '')}]: Excuse me.\n" for seconds, turn, *_ in turns
+        )
+        (session / "dialog" / "transcriptions" / f"{dialog}.txt").write_text(said)
+    return tmp_path
+
+
+def test_iemocap(iemocap):
+    """The talker is in the last field; values are valence, activation, dominance."""
+    found = rows("iemocap", iemocap, "speaker", "gender", "session", "emotion", "valence", "arousal",
+                 "dominance", "text")  # fmt: skip
+    assert found == {
+        "Ses01F_impro01_F000":
+            ("Ses01F", "female", "1", "neutral", 2.5, 2.5, 3.5, "Excuse me."),
+        "Ses01F_impro01_M000":
+            ("Ses01M", "male", "1", "happy", 4.0, 3.5, 3.0, "Excuse me."),
+        "Ses05M_script01_1b_F002":
+            ("Ses05F", "female", "5", "no agreement", 2.5, 3.0, 2.0, "Excuse me."),
+        "Ses05M_script01_1b_M001":
+            ("Ses05M", "male", "5", "angry", 1.5, 4.0, 4.5, "Excuse me."),
+    }  # fmt: skip
+    four = corpora.load("iemocap", iemocap, ["angry", "happy"], {"exc": "excited", "neu": "happy"})
+    assert four.emotion.tolist() == ["happy", "angry"]
+
+
+def test_iemocap_of_the_wrong_level_or_incomplete(iemocap):
+    with pytest.raises(GmpError, match="no recording is named as iemocap"):
+        corpora.load("iemocap", iemocap.parent)
+    with pytest.raises(GmpError, match="no recording is named as iemocap"):
+        corpora.load("iemocap", iemocap / "Session1")
+    lost = iemocap / "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_M001.wav"
+    lost.unlink()
+    with pytest.raises(GmpError, match=r"M001\.wav: not there"):
+        corpora.load("iemocap", iemocap)
+
+
+def test_crema_d(tmp_path):
+    touch(tmp_path, "AudioWAV/1001_DFA_ANG_XX.wav", "AudioWAV/1002_IEO_SAD_HI.wav",
+          "AudioWAV/._1001_DFA_ANG_XX.wav", "AudioWAV/1001_XXX_ANG_XX.wav")  # fmt: skip
+    assert rows("crema_d", tmp_path, "speaker", "gender", "emotion", "text") == {
+        "1001_DFA_ANG_XX": ("1001", "male", "angry", "DFA"),
+        "1002_IEO_SAD_HI": ("1002", "female", "sad", "IEO"),
+    }
+    from gmp_utils.corpora.crema_d import FEMALE
+
+    assert len(FEMALE) == 43
+
+
+def test_ravdess(tmp_path):
+    """Odd actors are men; songs and films are other corpora."""
+    touch(tmp_path, "Actor_01/03-01-05-02-01-01-01.wav", "Actor_24/03-01-02-01-02-02-24.wav",
+          "Actor_01/03-02-05-02-01-01-01.wav", "Actor_01/01-01-05-02-01-01-01.wav")  # fmt: skip
+    assert rows("ravdess", tmp_path, "speaker", "gender", "emotion", "text") == {
+        "03-01-05-02-01-01-01": ("01", "male", "angry", "01"),
+        "03-01-02-01-02-02-24": ("24", "female", "calm", "02"),
+    }
+
+
+@pytest.mark.parametrize("name", ["AudioData/{}/{}.wav", "{}_{}.wav"])
+def test_savee(tmp_path, name):
+    """Two-letter emotions go before their first letter, in both layouts."""
+    touch(tmp_path, *(name.format("DC", code) for code in ("a01", "sa02", "su03", "n30")))
+    touch(tmp_path, "AudioData/other/a01.wav")
+    assert rows("savee", tmp_path, "speaker", "gender", "emotion") == {
+        "DC_a01": ("DC", "male", "angry"),
+        "DC_sa02": ("DC", "male", "sad"),
+        "DC_su03": ("DC", "male", "surprised"),
+        "DC_n30": ("DC", "male", "neutral"),
+    }
+
+
+def test_tess(tmp_path):
+    """Labels are in the names, whatever the folder is called."""
+    touch(tmp_path, "OAF_Pleasant_surprise/OAF_back_ps.wav", "YAF_sad/YAF_dog_angry.wav")
+    assert rows("tess", tmp_path, "speaker", "gender", "emotion", "text") == {
+        "OAF_back_ps": ("OAF", "female", "surprised", "back"),
+        "YAF_dog_angry": ("YAF", "female", "angry", "dog"),
+    }
+
+
+def test_esd(tmp_path):
+    """Both layouts; the emotion is the number's block of 350."""
+    touch(tmp_path, "0001/Angry/0001_000351.wav", "0011/Neutral/train/0011_000350.wav",
+          "0015/Surprise/0015_001750.wav", "0021/Angry/0021_000351.wav")  # fmt: skip
+    assert rows("esd", tmp_path, "speaker", "gender", "emotion", "text") == {
+        "0001_000351": ("0001", "female", "angry", "mandarin 1"),
+        "0011_000350": ("0011", "male", "neutral", "english 350"),
+        "0015_001750": ("0015", "female", "surprised", "english 350"),
+    }
+
+
+def test_msp_improv(tmp_path):
+    """Names lose UTD and .avi; activation is turned round."""
+    name = "MSP-IMPROV-S01A-F01-P-FM01"
+    touch(tmp_path, f"Audio/session1/S01A/P/{name}.wav")
+    (tmp_path / "Evalution.txt").write_text(
+        "UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:2.000000; V:3.500000; D:3.000000; N:4.000000;\n"
+        "P1; Neutral; Neutral; A:2.000000; V:3.000000; D:3.000000; N:4.000000;\n"
+    )
+    columns = ("speaker", "gender", "session", "emotion", "valence", "arousal", "dominance")
+    expected = {name: ("F01", "female", "1", "neutral", 3.5, 4.0, 3.0)}
+    assert rows("msp_improv", tmp_path, *columns) == expected
+    (tmp_path / "Evalution.txt").rename(tmp_path / "Evaluation.txt")
+    assert rows("msp_improv", tmp_path, *columns) == expected
+    (tmp_path / "Evaluation.txt").unlink()
+    with pytest.raises(GmpError, match=r"no Evalution\.txt"):
+        corpora.load("msp_improv", tmp_path)
+
+
+@pytest.mark.parametrize(("word", "audio"), [("consensus", "Audios"), ("concensus", "Audio")])
+def test_msp_podcast(tmp_path, word, audio):
+    """Both spellings, a third number, unknown speakers left out."""
+    (tmp_path / "Labels").mkdir()
+    (tmp_path / "Labels" / f"labels_{word}.csv").write_text(
+        "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
+        "MSP-PODCAST_0001_0008.wav,H,5.2,4.8,4.4,127,Female,Train\n"
+        "MSP-PODCAST_0002_0033_0001.wav,X,3,2,5.5,8,Male,Development\n"
+        "MSP-PODCAST_0003_0001.wav,A,3,2,5.5,Unknown,Male,Train\n"
+        "MSP-PODCAST_0003_0002.wav,A,3,2,5.5,9,Unknown,Train\n"
+    )
+    touch(tmp_path / audio, "MSP-PODCAST_0001_0008.wav", "MSP-PODCAST_0002_0033_0001.wav")
+    columns = ("speaker", "gender", "emotion", "valence", "arousal", "dominance", "split")
+    assert rows("msp_podcast", tmp_path, *columns) == {
+        "MSP-PODCAST_0001_0008": ("127", "female", "happy", 4.8, 5.2, 4.4, "train"),
+        "MSP-PODCAST_0002_0033_0001": ("8", "male", "no agreement", 2.0, 3.0, 5.5, "validation"),
+    }
+    (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
+    with pytest.raises(GmpError, match=r"0001_0008\.wav: not there, but labelled"):
+        corpora.load("msp_podcast", tmp_path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_of_ones_own(tmp_path, ending):
+    touch(tmp_path, "a/1.wav", "2.flac")
+    table = pd.DataFrame(
+        {
+            "path": ["a/1.wav", str(tmp_path / "2.flac")],
+            "speaker": ["007", "008"],
+            "gender": ["female", "male"],
+            "emotion": ["calm", "rage"],
+        }
+    )
+    file = tmp_path / f"mine.{ending}"
+    table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
+    manifest = corpora.load("table", file, ["calm", "angry"], {"rage": "angry"})
+    assert manifest.path.tolist() == [str(tmp_path / "a/1.wav"), str(tmp_path / "2.flac")]
+    assert manifest.speaker.tolist() == ["007", "008"]
+    assert manifest.emotion.tolist() == ["calm", "angry"]
+
+
+def test_a_table_that_lacks_something(tmp_path):
+    file = tmp_path / "mine.csv"
+    with pytest.raises(GmpError, match="no such file"):
+        corpora.load("table", file)
+    file.write_text("path,speaker,gender\n1.wav,1,male\n")
+    with pytest.raises(GmpError, match="no column 'emotion'; found path, speaker, gender"):
+        corpora.load("table", file)
+    file.write_text("path,speaker,gender,emotion\n1.wav,1,male,sad\n")
+    with pytest.raises(GmpError, match=r"row 1: no recording .*1\.wav"):
+        corpora.load("table", file)
+    touch(tmp_path, "1.wav")
+    file.write_text("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n")
+    with pytest.raises(GmpError, match="column gender: found Mann"):
+        corpora.load("table", file)
+
+
+def test_a_label_that_no_map_names(iemocap):
+    path = iemocap / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    path.write_text(path.read_text("latin-1").replace("\tneu\t", "\tmeh\t"), "latin-1")
+    with pytest.raises(GmpError, match=r"F000\.wav: label 'meh'; iemocap has ang, hap"):
+        corpora.load("iemocap", iemocap)
+    assert "bored" in set(corpora.load("iemocap", iemocap, None, {"meh": "bored"}).emotion)
+
+
+PUBLISHED = {  # facts that the corpora's own papers and pages state
+    "iemocap": (10039, 10),
+    "crema_d": (7442, 91),
+    "ravdess": (1440, 24),
+    "savee": (480, 4),
+    "tess": (2800, 2),
+    "esd": (35000, 20),
+}
+
+
+@pytest.mark.parametrize("corpus", PUBLISHED)
+def test_published_counts(corpus):
+    folder = os.environ.get(f"{corpus.upper()}_DIR")
+    if not folder:
+        pytest.skip(f"{corpus} is not here; set {corpus.upper()}_DIR to its folder")
+    manifest = corpora.load(corpus, folder)
+    assert (len(manifest), manifest.speaker.nunique()) == PUBLISHED[corpus]
+    if corpus == "iemocap":
+        counts = corpora.load(corpus, folder, FOUR).emotion.value_counts().to_dict()
+        assert counts == {"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084}
