@@ -9,7 +9,7 @@ import pandas as pd
 from gmp_utils import audio, corpora, runs
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
-from gmp_utils.protocol import Protocol, make_protocol
+from gmp_utils.protocol import Protocol, check_leakage, make_protocol
 from gmp_utils.ragged import Ragged
 
 STAGE = "01_prepare_data"
@@ -99,7 +99,8 @@ def prepare(
     Raises
     ------
     GmpError
-        If a folder is given for the synthetic corpus, or none for another.
+        If a folder is given for the synthetic corpus, or none for another; what `check_leakage` and
+        the readers of the corpus refuse.
     """
     run = runs.run_folder(run_dir)
     recordings = runs.ROOT / Path(corpus_dir).expanduser()
@@ -122,6 +123,7 @@ def prepare(
 
     def build(folder: Path) -> None:
         waveforms = audio.write_store(manifest, folder / "waveforms")
+        check_leakage(manifest, waveforms)
         duration = manifest.utterance.map(waveforms.lengths) / audio.SAMPLE_RATE
         manifest.assign(duration=duration).to_parquet(folder / "manifest.parquet", index=False)
         runs.write_json(folder / "protocol.json", protocol.to_dict())

@@ -1,10 +1,12 @@
 """Who is trained on, who is tested on, and how an epoch is chosen."""
 
+import hashlib
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from gmp_utils.errors import GmpError
+from gmp_utils.ragged import Ragged
 
 SELECTIONS = {
     "validation": "the epoch is the best one on validation speakers",
@@ -104,6 +106,55 @@ class Protocol:
                     "(parameter emotions) or fold otherwise (parameter n_folds)."
                 )
         return parts
+
+
+def check_leakage(manifest: pd.DataFrame, waveforms: Ragged) -> None:
+    """Refuse a recording that is there twice under different speakers.
+
+    Folds keep speakers apart, so the same samples on both sides of one need two speakers' names.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        With `utterance` and `speaker`.
+    waveforms : Ragged
+
+    Raises
+    ------
+    GmpError
+        Naming both utterances.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for utterance, speaker in zip(manifest.utterance, manifest.speaker):
+        digest = hashlib.sha256(waveforms[utterance].tobytes()).hexdigest()
+        other, other_speaker = seen.setdefault(digest, (utterance, speaker))
+        if other_speaker != speaker:
+            raise GmpError(
+                f"{other} (speaker {other_speaker}) and {utterance} (speaker {speaker}) hold the same "
+                "samples: one recording would be trained on and tested on. Remove one, or mend its "
+                "speaker."
+            )
+
+
+def shared_sentences(manifest: pd.DataFrame, parts: pd.Series) -> float | None:
+    """Share of the test utterances whose sentence training speakers say too.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        With `text` where the corpus has it.
+    parts : Series of str
+        See `Protocol.parts`.
+
+    Returns
+    -------
+    share : float or None
+        0 to 1; None without transcripts.
+    """
+    if "text" not in manifest or manifest.text.isna().all():
+        return None
+    said = manifest.text.str.lower().str.strip()
+    return float(said[parts == "test"].isin(said[parts == "train"].dropna()).mean())
 
 
 def make_protocol(

@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from gmp_utils import GmpError, audio, corpora
 from gmp_utils.corpora import synthetic
-from gmp_utils.protocol import make_protocol
+from gmp_utils.protocol import check_leakage, make_protocol, shared_sentences
+from gmp_utils.ragged import Ragged
 
 FOUR = ["angry", "happy", "neutral", "sad"]
 
@@ -256,3 +257,23 @@ def test_unusable_recordings_are_named(tmp_path, case):
     manifest = pd.DataFrame({"utterance": ["x"], "path": [str(path)]})
     with pytest.raises(GmpError, match="bad one"):
         audio.write_store(manifest, tmp_path / "store")
+
+
+def test_the_same_recording_under_two_speakers_is_refused():
+    samples = np.random.default_rng(0).integers(-99, 99, 900).astype(np.int16)
+    samples[600:] = samples[:300]
+    waveforms = Ragged(samples, ["a", "b", "c"], [300, 300, 300])
+    manifest = pd.DataFrame({"utterance": ["a", "b", "c"], "speaker": ["1", "2", "1"]})
+    check_leakage(manifest, waveforms)
+    manifest["speaker"] = ["1", "2", "3"]
+    with pytest.raises(
+        GmpError, match=r"a \(speaker 1\) and c \(speaker 3\) hold the same samples"
+    ):
+        check_leakage(manifest, waveforms)
+
+
+def test_shared_sentences_are_counted():
+    parts = pd.Series(["train", "train", "validation", "test", "test", "test", "test"])
+    manifest = pd.DataFrame({"text": ["One.", "two", "three", "one. ", "TWO", "three", None]})
+    assert shared_sentences(manifest, parts) == 2 / 4
+    assert shared_sentences(manifest.drop(columns="text"), parts) is None
