@@ -210,8 +210,9 @@ def cluster_information(clusters: pd.DataFrame) -> go.Figure:
         color_discrete_sequence=_SEQUENCE,
     )
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-    top = clusters.groupby("known").nmi.max().sort_values()
-    title = f"Clusters tell most of {top.index[-1]}, least of {top.index[0]}"
+    k = clusters.K.min()
+    top = clusters[clusters.K == k].groupby("known").nmi.max().sort_values()
+    title = f"K = {k} clusters tell most of {top.index[-1]}, least of {top.index[0]}"
     return figure.update_layout(title=title, yaxis_title="normalised mutual information")
 
 
@@ -260,7 +261,7 @@ def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
     )
     figure.for_each_trace(
         lambda trace: trace.update(
-            marker={"size": 3, "opacity": 0.5}
+            marker={"size": 4, "opacity": 0.6}
             if trace.name.endswith("train")
             else {"size": 7, "line": {"width": 0.5, "color": "black"}}
         )
@@ -296,7 +297,7 @@ def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
         long, x=long.index, y="share", color=by, color_discrete_map=COLOURS
     ).update_traces(marker_line_width=0)
     expected = table[by].value_counts(normalize=True)
-    far_above = (shares > 1.5 * expected).any(axis=1).mean()
+    far_above = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()
     figure.update_layout(
         title=f"K = {k}: in {far_above:.0%} of the clusters one {by} is at 1.5 times its share or more",
         xaxis_title="cluster, sorted",
