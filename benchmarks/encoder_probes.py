@@ -127,12 +127,11 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
     for system, values in found.items():
         for layer, x in enumerate(values):
             emotion = probe(x, manifest.emotion.to_numpy(), groups, system.startswith("eGeMAPS"))
-            gender = probe(x, manifest.gender.to_numpy(), groups, False)
-            scores = {
-                "emotion": uar(manifest.emotion, emotion),
-                "gender": uar(manifest.gender, gender),
-                "speaker": speaker_uar(x, groups),
-            }
+            scores = {"emotion": uar(manifest.emotion, emotion)}
+            if "z by speaker" not in system:
+                gender = probe(x, manifest.gender.to_numpy(), groups, False)
+                scores["gender"] = uar(manifest.gender, gender)
+                scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
             own = by_speaker(manifest, emotion).rename("uar").reset_index()
             speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
