@@ -6,6 +6,7 @@ the round before.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,8 @@ def read_recordings(
     source = Path(recordings).expanduser()
     if recordings and not source.is_dir():
         raise GmpError(f"recordings {recordings!r}: no such folder.")
-    paths = sorted(path for path in source.rglob("*") if path.suffix.lower() in FORMATS)
-    paths = paths if recordings else []
+    found = source.rglob("*") if recordings else ()
+    paths = sorted(path for path in found if path.suffix.lower() in FORMATS)
     if not paths and (recordings or not synthetic_utterances):
         raise GmpError(
             f"recordings {recordings!r}: no {', '.join(sorted(FORMATS))} below it; expected "
@@ -116,15 +117,15 @@ def read_recordings(
             manifest = pd.concat([manifest, spoken], ignore_index=True)
         waveforms = audio.write_store(manifest, folder / "recordings")
         longest = int(piece_seconds * audio.SAMPLE_RATE)
-        found = {
+        cut = {
             f"{name}@{start}": waveforms[name][start : start + longest]
             for name in waveforms.utterances
             for start in range(0, waveforms.lengths[name], longest)
             if waveforms.lengths[name] - start >= longest / 2
         }
-        lengths = [len(samples) for samples in found.values()]
-        pieces = Ragged.create(folder / "pieces", found, lengths, np.int16)
-        pieces.values[:] = np.concatenate(list(found.values()))
+        lengths = [len(samples) for samples in cut.values()]
+        pieces = Ragged.create(folder / "pieces", cut, lengths, np.int16)
+        pieces.values[:] = np.concatenate(list(cut.values()))
         pieces.values.flush()
 
     return runs.make_stage(
@@ -156,6 +157,12 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     return torch.log(transform(torch.from_numpy(audio.normalise(waveform))) + 1e-3).numpy()
 
 
+@cache
+def _mfcc() -> torchaudio.transforms.MFCC:
+    """Its filters, built once for thousands of pieces."""
+    return torchaudio.transforms.MFCC(audio.SAMPLE_RATE, 13, melkwargs=MEL)
+
+
 def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
     """13 MFCCs with deltas and their deltas, on the encoder's frames.
 
@@ -168,8 +175,7 @@ def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
     -------
     frames : (n_frames, 39) float32
     """
-    transform = torchaudio.transforms.MFCC(audio.SAMPLE_RATE, 13, melkwargs=MEL)
-    mfcc = transform(torch.from_numpy(audio.normalise(waveform)))
+    mfcc = _mfcc()(torch.from_numpy(audio.normalise(waveform)))
     delta = torchaudio.functional.compute_deltas(mfcc)
     return torch.cat([mfcc, delta, torchaudio.functional.compute_deltas(delta)]).T.numpy()
 
@@ -244,7 +250,6 @@ def pretrain_round(
     """
     run = runs.run_folder(run_dir) / STAGE
     stage = run / "recordings"
-    runs.identity(stage)
     before = run / f"round{number - 1}"
 
     def build(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 from gmp_utils.errors import GmpError
 
 TURN = re.compile(
-    r"\[([\d.]+) - ([\d.]+)\]\t(Ses0([1-5])[FM]_(?:impro\d\d[ab]?|script\d\d_\d[ab]?)_([FM])\d{3})"
+    r"\[[\d.]+ - [\d.]+\]\t(Ses0([1-5])[FM]_(?:impro\d\d[ab]?|script\d\d_\d[ab]?)_([FM])\d{3})"
     r"\t(\w+)\t\[([\d.]+), ([\d.]+), ([\d.]+)\]"
 )
 SAID = re.compile(r"(Ses\S+) \[[^\]]*\]: ?(.*)")
@@ -49,7 +49,7 @@ def load(folder: Path) -> pd.DataFrame:
     said = dict(match.groups() for match in map(SAID.match, texts) if match)
     rows = []
     for match in filter(None, map(TURN.match, evaluations)):
-        _, _, turn, session, talker, label, valence, activation, dominance = match.groups()
+        turn, session, talker, label, valence, activation, dominance = match.groups()
         dialog = turn.rpartition("_")[0]
         path = folder / f"Session{session}" / "sentences" / "wav" / dialog / f"{turn}.wav"
         if not path.is_file():

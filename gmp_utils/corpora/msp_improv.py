@@ -12,7 +12,7 @@ import pandas as pd
 from gmp_utils.errors import GmpError
 
 LINE = re.compile(
-    r"UTD-(IMPROV-S\d\d[A-Z]-([FM]\d\d)-([PRST])-[FM][FM]\d\d)\.avi; (\w); A:([\d.]+|NaN); "
+    r"UTD-(IMPROV-S\d\d[A-Z]-([FM]\d\d)-[PRST]-[FM][FM]\d\d)\.avi; (\w); A:([\d.]+|NaN); "
     r"V:([\d.]+|NaN); D:([\d.]+|NaN)"
 )
 EMOTIONS = {
@@ -50,10 +50,10 @@ def load(folder: Path) -> pd.DataFrame:
                 "speaker": speaker,
                 "gender": {"F": "female", "M": "male"}[speaker[0]],
                 "session": str(int(speaker[1:])),
-                "label": match[4],
-                "valence": float(match[6]),
-                "arousal": 6 - float(match[5]),
-                "dominance": float(match[7]),
+                "label": match[3],
+                "valence": float(match[5]),
+                "arousal": 6 - float(match[4]),
+                "dominance": float(match[6]),
             }
         )
     return pd.DataFrame(rows)

@@ -21,9 +21,11 @@ def load(path: Path) -> pd.DataFrame:
     GmpError
         If a needed column is missing, or a recording.
     """
-    read = pd.read_parquet if path.suffix == ".parquet" else pd.read_csv
-    names = {name: str for name in ("utterance", "speaker", "session", "emotion")}
-    table = read(path) if path.suffix == ".parquet" else read(path, dtype=names)
+    if path.suffix == ".parquet":
+        table = pd.read_parquet(path)
+    else:
+        words = ("utterance", "speaker", "session", "emotion")
+        table = pd.read_csv(path, dtype=dict.fromkeys(words, str))
     for name in ("path", "speaker", "gender", "emotion"):
         if name not in table:
             raise GmpError(f"{path}: no column {name!r}; found {', '.join(table.columns)}.")
