@@ -1,4 +1,4 @@
-# make run · make test · make lab · make lint · make notebooks · make clean · make help
+# make run · make protocols · make test · make lab · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 
 CORPUS     ?=
@@ -14,13 +14,14 @@ export CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 
+comma := ,
 known   := CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN CORES PYTHON
 given   := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(known) MAKEFLAGS,$(given))
 $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lab lint notebooks clean
+.PHONY: help run protocols test lab lint notebooks clean
 
 help:
 	@sed -n '1,2p' Makefile
@@ -36,6 +37,18 @@ help:
 
 run: .venv/installed
 	@$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES)
+
+# The series under four protocols, and one table of them all: four times as long as make run.
+PROTOCOLS := strict oracle last transductive
+protocol_run = runs/protocols/$(subst $() ,-,$(strip $(or $(CORPUS),synthetic) \
+	$(notdir $(or $(ENCODER),embedded)) $(basename $(notdir $(PRESET))) $(1)))
+
+protocols: .venv/installed
+	for name in $(PROTOCOLS); do \
+		$(MAKE) run PRESET="$(PRESET) presets/protocols/$$name.yaml" RUN=$(call protocol_run,$$name) || exit 1; done
+	$(BIN)/papermill notebooks/07_results.ipynb $(call protocol_run,strict)/notebooks/07_protocols.ipynb \
+		-p run_dir $(call protocol_run,strict) -y \
+		"compared_runs: [$(subst $() ,$(comma) ,$(foreach name,$(filter-out strict,$(PROTOCOLS)),$(call protocol_run,$(name))))]"
 
 test: .venv/installed
 	$(BIN)/python -m pytest tests

@@ -35,6 +35,7 @@ from gmp_utils.pretraining import mfcc_frames
 from gmp_utils.ragged import Ragged
 
 CHOSEN_ON = ("03", "08", "09", "10", "11")
+BY_SPEAKER = ", z by speaker"
 GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
@@ -88,9 +89,22 @@ def layers(source: str, waveforms: Ragged) -> np.ndarray:
     return np.stack([found[name] for name in waveforms.utterances], axis=1)
 
 
+def z_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
+    """Features (layers, utterances, dim) with each speaker's own mean and deviation taken out."""
+    found = np.empty_like(values, dtype=np.float64)
+    for speaker in np.unique(speakers):
+        own = values[:, speakers == speaker]
+        spread = own.std(axis=1, keepdims=True)
+        found[:, speakers == speaker] = (own - own.mean(axis=1, keepdims=True)) / np.where(
+            spread > 0, spread, 1
+        )
+    return found
+
+
 def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.ndarray]:
     """Features by name of the system: (layers, utterances, dim)."""
-    waveforms = audio.write_store(manifest, folder / "waveforms")
+    waveforms, report = audio.write_store(manifest, folder / "waveforms")
+    audio.check_readable(report)
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     egemaps = np.stack(
         [
@@ -98,24 +112,19 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
             for name in waveforms.utterances
         ]
     )
-    by_speaker_z = egemaps.copy()
-    for speaker in manifest.speaker.unique():
-        rows = (manifest.speaker == speaker).to_numpy()
-        spread = egemaps[rows].std(axis=0)
-        by_speaker_z[rows] = (egemaps[rows] - egemaps[rows].mean(axis=0)) / np.where(
-            spread > 0, spread, 1
-        )
     mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
     set_seed(0)
     config = encoders.SpeechModel.load(encoders.resolve(encoder)).hubert.config
     HubertModel(config).save_pretrained(folder / "random")
-    return {
+    found = {
         "eGeMAPS": egemaps[None],
-        "eGeMAPS, z by speaker": by_speaker_z[None],
         "MFCC": mfcc[None],
         "random encoder": layers(str(folder / "random"), waveforms),
         "encoder": layers(encoders.resolve(encoder), waveforms),
     }
+    for system in ("eGeMAPS", "encoder"):
+        found[f"{system}{BY_SPEAKER}"] = z_by_speaker(found[system], manifest.speaker.to_numpy())
+    return found
 
 
 def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -128,7 +137,7 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
         for layer, x in enumerate(values):
             emotion = probe(x, manifest.emotion.to_numpy(), groups, system.startswith("eGeMAPS"))
             scores = {"emotion": uar(manifest.emotion, emotion)}
-            if "z by speaker" not in system:
+            if BY_SPEAKER not in system:
                 gender = probe(x, manifest.gender.to_numpy(), groups, False)
                 scores["gender"] = uar(manifest.gender, gender)
                 scores["speaker"] = speaker_uar(x, groups)
@@ -143,27 +152,42 @@ def compare(speakers: pd.DataFrame, layer: int) -> pd.DataFrame:
     """Paired differences between a layer of the encoder and each floor, by speaker."""
     wide = speakers.pivot(index="speaker", columns=["system", "layer"], values="uar")
     rows = []
-    for floor in ("eGeMAPS", "eGeMAPS, z by speaker", "MFCC"):
-        difference = (wide["encoder", layer] - wide[floor, 0]).to_numpy()
-        mean, low, high = interval(difference)
-        rows.append({"floor": floor, "difference": mean, "low": low, "high": high})
+    for system, floor in (
+        ("encoder", "MFCC"),
+        ("encoder", "eGeMAPS"),
+        ("encoder", f"eGeMAPS{BY_SPEAKER}"),
+        (f"encoder{BY_SPEAKER}", f"eGeMAPS{BY_SPEAKER}"),
+    ):
+        mean, low, high = interval((wide[system, layer] - wide[floor, 0]).to_numpy())
+        rows.append(
+            {"system": system, "floor": floor, "difference": mean, "low": low, "high": high}
+        )
     return pd.DataFrame(rows).round(3)
 
 
 def picture(scores: pd.DataFrame):
-    """Emotion, gender and speaker side by side, over layers."""
-    table = scores[scores.system.isin(["encoder", "random encoder", "MFCC"])].melt(
+    """Emotion, gender and speaker side by side, over layers; what has no layers is a level line."""
+    flat = scores.system.str.startswith(("MFCC", "eGeMAPS"))
+    layered = scores[~flat & (scores.system != f"encoder{BY_SPEAKER}")]
+    level = scores[flat].drop(columns="layer")
+    level = level.merge(pd.DataFrame({"layer": scores.layer.unique()}), how="cross")
+    table = pd.concat([layered, level]).melt(
         ["corpus", "system", "layer"], var_name="task", value_name="UAR"
     )
-    mfcc = table[table.system == "MFCC"].drop(columns="layer")
-    flat = mfcc.merge(pd.DataFrame({"layer": scores.layer.unique()}), how="cross")
-    table = pd.concat([table[table.system != "MFCC"], flat])
+    dashes = dict.fromkeys(layered.system, "solid") | dict.fromkeys(level.system, "dot")
     figure = px.line(
         table, x="layer", y="UAR", color="system", facet_col="task", facet_row="corpus",
-        range_y=[0, 1],
+        line_dash="system", line_dash_map=dashes, range_y=[0, 1],
+        category_orders={"system": ["encoder", "random encoder"]},
     )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-    return figure.update_layout(template=figures.TEMPLATE, height=600)
+    best = scores[scores.corpus == "EmoDB"].groupby("system").emotion.max()
+    title = ", ".join(
+        f"{name} {best[name]:.2f}" for name in ("encoder", "random encoder", "eGeMAPS")
+    )
+    return figure.update_layout(
+        template=figures.TEMPLATE, height=600, title=f"Emotion on EmoDB, best layer: {title}"
+    )
 
 
 def main() -> None:

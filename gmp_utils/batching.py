@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from gmp_utils.audio import SAMPLE_RATE, normalise
@@ -113,16 +114,8 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
     """Pad utterances with zeros into a batch, and say how long each is (`lengths`)."""
     batch = {"lengths": torch.tensor([len(item["inputs"]) for item in items])}
     for key in items[0]:
-        arrays = [np.asarray(item[key]) for item in items]
-        if arrays[0].ndim:
-            padded = np.zeros(
-                (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype
-            )
-            for row, array in zip(padded, arrays):
-                row[: len(array)] = array
-            batch[key] = torch.from_numpy(padded)
-        else:
-            batch[key] = torch.from_numpy(np.stack(arrays))
+        tensors = [torch.as_tensor(item[key]) for item in items]
+        batch[key] = pad_sequence(tensors, True) if tensors[0].ndim else torch.stack(tensors)
     return batch
 
 

@@ -19,6 +19,7 @@ from gmp_utils import runs
 from gmp_utils.errors import GmpError
 
 EMBEDDED = Path(__file__).parent / "embedded"
+HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
 
 
 def resolve(encoder: str) -> str:
@@ -50,6 +51,15 @@ def weights(encoder: str) -> list[Path]:
     folder = Path(resolve(encoder))
     patterns = ("config.json", "*.safetensors", "*.bin")
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def heard(encoder: str) -> set[str]:
+    """Digests of the recordings that an encoder of notebook 00 was pre-trained on.
+
+    Nothing is known of other encoders.
+    """
+    file = Path(resolve(encoder)) / HEARD
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
 
 
 def identity(encoder: str) -> str:

@@ -8,9 +8,9 @@ import pandas as pd
 from confidence_intervals import evaluate_with_conf_int
 from sklearn.metrics import recall_score
 
-from gmp_utils import runs
+from gmp_utils import encoders, runs
 from gmp_utils.errors import GmpError
-from gmp_utils.preparation import Corpus
+from gmp_utils.preparation import Corpus, open_corpus
 
 STAGE = "07_results"
 LOSS_NAMES = {"ce": "CE", "ams": "AMS", "ce-then-ams": "CE then AMS"}
@@ -53,6 +53,20 @@ def uar(true: Sequence, predicted: Sequence) -> float:
 def war(true: Sequence, predicted: Sequence) -> float:
     """Weighted average recall: accuracy."""
     return float(np.mean(np.asarray(true) == np.asarray(predicted)))
+
+
+def ccc(true: np.ndarray, predicted: np.ndarray) -> float:
+    """Concordance correlation coefficient: 1 for equality, lower for any shift, scale or noise.
+
+    Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989.
+
+    Parameters
+    ----------
+    true, predicted : (n,) float
+    """
+    covariance = np.mean((true - np.mean(true)) * (predicted - np.mean(predicted)))
+    shift = np.mean(true) - np.mean(predicted)
+    return float(2 * covariance / (np.var(true) + np.var(predicted) + shift**2))
 
 
 def with_interval(
@@ -129,6 +143,29 @@ def classifiers(run_dir: str) -> list[Path]:
     return found
 
 
+def _settings(stage: Path) -> dict:
+    """What a classifier was made with: what may not differ within a table."""
+    parameters = runs.read_json(stage / "params.json")
+    settings = {k: v for k, v in parameters.items() if k not in ("fold", "use_gmps", "loss")}
+    if parameters["use_gmps"]:
+        for upstream in ("02_train_multitask", "04_generate_gmps", "05_retrain"):
+            values = runs.read_json(stage.parents[2] / upstream / "params.json")
+            values.pop("fold")
+            settings |= {f"{name} of {upstream}": value for name, value in values.items()}
+    return settings
+
+
+def _refuse_differing(name: str, settings: dict, seen: dict) -> None:
+    """Compare with what was `seen` (values and whose they were), and add to it."""
+    differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
+    if differing:
+        raise GmpError(
+            f"{name} and {seen[differing[0]][1]} differ in {', '.join(differing)} and cannot be compared; "
+            "run one of them again, or remove it."
+        )
+    seen.update({key: (value, name) for key, value in settings.items()})
+
+
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run.
 
@@ -147,18 +184,11 @@ def collect(run_dir: str) -> pd.DataFrame:
         If there is no classifier yet, or they differ in more than fold, GMPs and loss: numbers of
         different protocols, corpora or parameters are not to be pooled.
     """
-    tables, first = [], None
+    tables, seen = [], {}
     for stage in classifiers(run_dir):
         runs.identity(stage)
         parameters = runs.read_json(stage / "params.json")
-        settings = {k: v for k, v in parameters.items() if k not in ("fold", "use_gmps", "loss")}
-        first = first or (stage, settings)
-        differing = [name for name in settings if settings[name] != first[1].get(name)]
-        if differing:
-            raise GmpError(
-                f"{runs.shown(stage)} and {runs.shown(first[0])} differ in {', '.join(differing)} and "
-                "cannot be pooled; run one of them again, or remove it."
-            )
+        _refuse_differing(runs.shown(stage), _settings(stage), seen)
         table = pd.read_parquet(stage / "predictions.parquet")
         tables.append(
             table[table.part == "test"].assign(
@@ -168,6 +198,20 @@ def collect(run_dir: str) -> pd.DataFrame:
             )
         )
     return pd.concat(tables, ignore_index=True)
+
+
+def _scores(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Folds, speakers, and UAR and WAR as text, by GMPs and loss."""
+    rows = {}
+    for system, group in predictions.groupby(["GMPs", "loss"], sort=False):
+        row = {"folds": group.fold.nunique(), "speakers": group.speaker.nunique()}
+        for name, metric in (("UAR", uar), ("WAR", war)):
+            value, interval = with_interval(group, metric, seed)
+            row[name] = f"{100 * value:.1f}"
+            if interval:
+                row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        rows[system] = row
+    return pd.DataFrame(rows).T.rename_axis(["GMPs", "loss"])
 
 
 def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -185,21 +229,44 @@ def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     table : DataFrame
         GMPs, loss, folds, speakers, UAR and WAR as text with interval, UAR and WAR of the paper.
     """
-    rows = []
-    for (gmps, loss), group in predictions.groupby(["GMPs", "loss"], sort=False):
-        row = {"GMPs": gmps, "loss": loss}
-        row |= {"folds": group.fold.nunique(), "speakers": group.speaker.nunique()}
-        for name, metric in (("UAR", uar), ("WAR", war)):
-            value, interval = with_interval(group, metric, seed)
-            row[name] = f"{100 * value:.1f}"
-            if interval:
-                row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-        rows.append(row)
-    keys = ["GMPs", "loss"]
-    ours, papers = pd.DataFrame(rows).set_index(keys), PAPER_TABLE_3.set_index(keys)
+    ours, papers = _scores(predictions, seed), PAPER_TABLE_3.set_index(["GMPs", "loss"])
     table = ours.reindex(papers.index.union(ours.index, sort=False)).join(papers).reset_index()
     table = table.fillna({"folds": 0, "speakers": 0, "UAR": "not run", "WAR": "not run"})
     return table.astype({"folds": int, "speakers": int})
+
+
+def protocols_table(run_dirs: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """The same systems under several protocols.
+
+    Parameters
+    ----------
+    run_dirs : sequence of str
+        Runs that differ in nothing but the protocol.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    table : DataFrame
+        protocol (see `Protocol.name`), GMPs, loss, folds, speakers, UAR and WAR as text.
+
+    Raises
+    ------
+    GmpError
+        If runs differ in their utterances, folds, encoder or parameters.
+    """
+    tables, seen = [], {}
+    for run_dir in run_dirs:
+        corpus, predictions = open_corpus(run_dir), collect(run_dir)
+        settings = {"utterances": list(corpus.manifest.index), "folds": set(predictions.fold)}
+        for stage in classifiers(run_dir):
+            settings |= _settings(stage)
+        _refuse_differing(run_dir, settings, seen)
+        table = _scores(predictions, seed).reset_index()
+        protocol = f"{corpus.protocol.folding}, {corpus.protocol.name}"
+        tables.append(table.assign(protocol=protocol))
+    table = pd.concat(tables, ignore_index=True)
+    return table[["protocol", *table.columns.drop("protocol")]]
 
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
@@ -228,9 +295,13 @@ def describe(corpus: Corpus, run_dir: str, predictions: pd.DataFrame) -> str:
     """What a run's numbers rest on, in a few sentences."""
     parameters = runs.read_json(classifiers(run_dir)[0] / "params.json")
     folds = sorted(predictions.fold.unique())
+    known = encoders.heard(parameters["encoder"])
+    heard = "pre-trained on recordings that are not known here"
+    if known:
+        heard = f"pre-trained on {corpus.manifest.digest.isin(known).sum()} of these recordings"
     return (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
-        f"{', '.join(corpus.emotions)}. Encoder {parameters['encoder']}. Protocol: "
+        f"{', '.join(corpus.emotions)}. Encoder {parameters['encoder']}, {heard}. Protocol: "
         f"{corpus.protocol.describe()} Folds run: {', '.join(map(str, folds))} of "
         f"{len(corpus.protocol.folds)}, one seed."
     )

@@ -61,7 +61,7 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     waveforms = corpus.waveforms
 
     def build(folder: Path) -> None:
-        names = waveforms.utterances
+        names = list(corpus.manifest.index)
         lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in names]
         dim = model.config.conv_dim[-1]
         store = Ragged.create(folder / "frames", names, lengths, np.float32, (dim,))

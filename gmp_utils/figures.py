@@ -10,7 +10,6 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import runs
 
@@ -28,15 +27,18 @@ COLOURS = {
     "emotion": "#D55E00",
     "gender": "#009E73",
     "speaker": "#0072B2",
+    "valence": "#E69F00",
+    "arousal": "#CC79A7",
+    "dominance": "#999999",
     "CE": "#0072B2",
     "AMS": "#D55E00",
     "CE then AMS": "#009E73",
 }
-_SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 
 TEMPLATE = go.layout.Template(
     layout={
-        "colorway": _SEQUENCE,
+        "colorway": SEQUENCE,
         "font": {"size": 13},
         "title": {"font": {"size": 16}, "x": 0, "xref": "paper"},
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
@@ -90,9 +92,16 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
 
 
 def counts(manifest: pd.DataFrame) -> go.Figure:
-    """Utterances per speaker and emotion."""
-    table = manifest.groupby(["speaker", "emotion"]).size().rename("utterances").reset_index()
-    figure = px.bar(table, x="speaker", y="utterances", color="emotion", color_discrete_map=COLOURS)
+    """Utterances per speaker and emotion, women and men apart."""
+    rows = manifest.fillna({"gender": "unknown"})
+    keys = ["gender", "speaker", "emotion"]
+    table = rows.groupby(keys).size().rename("utterances").reset_index()
+    figure = px.bar(
+        table, x="speaker", y="utterances", color="emotion", facet_col="gender",
+        color_discrete_map=COLOURS,
+    )  # fmt: skip
+    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    figure.update_xaxes(matches=None)
     sizes = manifest.emotion.value_counts()
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
     if sizes.iloc[0] > sizes.iloc[-1]:
@@ -120,6 +129,29 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
     return figure
 
 
+def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
+    """Where each emotion lies between unpleasant and pleasant, calm and excited; None without ratings."""
+    if not {"valence", "arousal"} <= set(manifest):
+        return None
+    rated = manifest.dropna(subset=["valence", "arousal"]).sort_values("emotion")
+    if rated.empty:
+        return None
+    figure = px.scatter(
+        rated, x="valence", y="arousal", color="emotion", color_discrete_map=COLOURS,
+        hover_name="utterance", opacity=0.5,
+    )  # fmt: skip
+    means = rated.groupby("emotion")[["valence", "arousal"]].mean()
+    for emotion, mean in means.iterrows():
+        figure.add_annotation(
+            x=mean.valence, y=mean.arousal, text=f"<b>{emotion}</b>", showarrow=False
+        )
+    low, high = means.arousal.idxmin(), means.arousal.idxmax()
+    title = f"{high} is rated the most excited, {low} the calmest"
+    if len(rated) < len(manifest):
+        title += f" ({len(manifest) - len(rated)} utterances have no rating)"
+    return figure.update_layout(title=title)
+
+
 def curves(history: pd.DataFrame, panels: dict[str, dict[str, str]], title: str) -> go.Figure:
     """Training curves, panel beside panel.
 
@@ -136,7 +168,7 @@ def curves(history: pd.DataFrame, panels: dict[str, dict[str, str]], title: str)
     figure = make_subplots(1, len(panels), subplot_titles=list(panels))
     for column, lines in enumerate(panels.values(), start=1):
         for number, (line, values) in enumerate(lines.items()):
-            colour = COLOURS.get(line.split(",")[0], _SEQUENCE[number])
+            colour = COLOURS.get(line.split(",")[0], SEQUENCE[number])
             dash = "dot" if "training" in line else "solid"
             figure.add_scatter(
                 x=history[x],
@@ -176,135 +208,12 @@ def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Fi
     return figure.update_xaxes(title="s", row=rows, col=1).update_layout(title=title)
 
 
-def layer_curves(probes: pd.DataFrame) -> go.Figure:
-    """UAR of the probes over layers, with chance."""
-    best = probes[probes.task == "emotion"].sort_values("uar").iloc[-1]
-    figure = go.Figure()
-    for task, group in probes.groupby("task"):
-        colour = COLOURS[task]
-        figure.add_scatter(x=group.layer, y=group.uar, name=task, line={"color": colour})
-        figure.add_scatter(
-            x=group.layer,
-            y=group.chance,
-            name=f"{task}, chance",
-            line={"color": colour, "dash": "dot", "width": 1},
-        )
-    figure.update_layout(
-        title=f"Emotion is read best from layer {best.layer:.0f}: UAR {best.uar:.2f}",
-        xaxis_title="layer (0 is the input of the first)",
-        yaxis_title="UAR of a linear probe",
-        yaxis_range=[0, 1.02],
-    )
-    return figure
-
-
-def cluster_information(clusters: pd.DataFrame) -> go.Figure:
-    """What clusters tell of emotion, gender and speaker, per layer and scale."""
-    figure = px.line(
-        clusters.assign(K="K = " + clusters.K.astype(str)),
-        x="layer",
-        y="nmi",
-        color="K",
-        facet_col="known",
-        markers=True,
-        color_discrete_sequence=_SEQUENCE,
-    )
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-    k = clusters.K.min()
-    top = clusters[clusters.K == k].groupby("known").nmi.max().sort_values()
-    title = f"K = {k} clusters tell most of {top.index[-1]}, least of {top.index[0]}"
-    return figure.update_layout(title=title, yaxis_title="normalised mutual information")
-
-
-def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
-    """How often the ten nearest points of other speakers share a validation point's emotion.
-
-    Parameters
-    ----------
-    table : DataFrame
-        x, y, part, speaker and emotion of one map.
-
-    Returns
-    -------
-    shared, by_chance : float
-        0 to 1; by chance: the share of the emotion among other speakers' points.
-    """
-    shared, expected = [], []
-    for speaker, own in table[table.part == "validation"].groupby("speaker"):
-        others = table[table.speaker != speaker]
-        nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
-        found = nearest.kneighbors(own[["x", "y"]], return_distance=False)
-        same = others.emotion.to_numpy()[found] == own.emotion.to_numpy()[:, None]
-        shared.extend(same.mean(axis=1))
-        expected.extend(own.emotion.map(others.emotion.value_counts(normalize=True)).fillna(0))
-    return float(np.mean(shared)), float(np.mean(expected))
-
-
-def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
-    """UMAP of utterances or frames, coloured by emotion, a panel per layer.
-
-    Training speakers are small dots: their emotions may have been taught to the model.
-    """
-    chosen = table[table.of == of]
-    figure = px.scatter(
-        chosen.sample(frac=1, random_state=0),
-        x="x",
-        y="y",
-        color="emotion",
-        facet_col="layer",
-        color_discrete_map=COLOURS,
-        category_orders={"emotion": sorted(chosen.emotion.unique())},
-        symbol="part",
-        symbol_map={"train": "circle", "validation": "diamond"},
-        hover_data={"speaker": True, "x": False, "y": False},
-        render_mode="svg",
-    )
-    figure.for_each_trace(
-        lambda trace: trace.update(
-            marker={"size": 4, "opacity": 0.6}
-            if trace.name.endswith("train")
-            else {"size": 7, "line": {"width": 0.5, "color": "black"}}
-        )
-    )
-    figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    named = ", ".join(f"{layer - n_layers - 1}" for layer in sorted(chosen.layer.unique()))
-    found = [shared_emotion(one) for _, one in chosen.groupby("layer")]
-    shares = ", ".join(f"{shared:.0%}" for shared, _ in found)
-    title = (
-        f"Validation {of}, layer {named}: other speakers' neighbours share the emotion in {shares}"
-    )
-    return figure.update_layout(title=f"{title} ({found[0][1]:.0%} by chance)")
-
-
 def heatmap(table: pd.DataFrame, title: str, colour_title: str) -> go.Figure:
     """A table of numbers as colours, with the numbers in it."""
     figure = px.imshow(
         table, text_auto=".2f", color_continuous_scale="Blues", zmin=0, aspect="auto"
     )
     return figure.update_layout(title=title, coloraxis_colorbar_title=colour_title)
-
-
-def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
-    """Which emotion (or gender) the frames of each cluster come from."""
-    shares = pd.crosstab(table[f"stream{stream}"], table[by], normalize="index")
-    order = shares.sort_values(list(shares.columns)).index
-    long = (
-        shares.loc[order]
-        .reset_index(drop=True)
-        .melt(ignore_index=False, var_name=by, value_name="share")
-    )
-    figure = px.bar(
-        long, x=long.index, y="share", color=by, color_discrete_map=COLOURS
-    ).update_traces(marker_line_width=0)
-    expected = table[by].value_counts(normalize=True)
-    far_above = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()
-    figure.update_layout(
-        title=f"K = {k}: in {far_above:.0%} of the clusters one {by} is at 1.5 times its share or more",
-        xaxis_title="cluster, sorted",
-        yaxis_title=f"share of frames by {by}",
-        bargap=0,
-    )
-    return figure
 
 
 def separations(spread: dict[str, dict]) -> go.Figure:
@@ -317,7 +226,7 @@ def separations(spread: dict[str, dict]) -> go.Figure:
     ]
     figure = px.bar(
         pd.DataFrame(rows), x="when", y="value", color="distance", facet_col="loss",
-        barmode="group", color_discrete_sequence=_SEQUENCE,
+        barmode="group", color_discrete_sequence=SEQUENCE,
     )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
     ratios = {loss: found["after"]["ratio"] for loss, found in spread.items()}

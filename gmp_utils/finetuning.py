@@ -160,6 +160,7 @@ def finetune(
     if use_gmps or loss == "ce-then-ams":
         before = own / "ce" if loss == "ce-then-ams" else stages / masked_prediction.STAGE
         source, made_from = str(before / "model"), [corpus.stage, before]
+    corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
     settings = {
         "loss": "ce" if loss == "ce" else "ams",
@@ -185,6 +186,7 @@ def finetune(
         after = {
             held_out: apply(model, corpus, inputs, parts[held_out])
             for held_out in ("validation", "test")
+            if parts[held_out]
         }
         spread = {"before": before, "after": after[part][0]}
         spread = {when: separation(vectors, emotions) for when, vectors in spread.items()}

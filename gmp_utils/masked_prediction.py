@@ -130,6 +130,7 @@ def retrain(
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
     labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
+    corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     compared = parts[corpus.protocol.compared_on]

@@ -136,6 +136,7 @@ def train_multitask(
     if not 0 <= alpha <= 1:
         raise GmpError(f"alpha: found {alpha}, expected 0 to 1.")
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
+    corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
     parameters = {
         "fold": fold,

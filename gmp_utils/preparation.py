@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gmp_utils import audio, corpora, runs
+from gmp_utils import audio, corpora, encoders, runs
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
-from gmp_utils.protocol import Protocol, check_leakage, make_protocol
+from gmp_utils.protocol import PARTS, Protocol, check_leakage, make_protocol
 from gmp_utils.ragged import Ragged
 
 STAGE = "01_prepare_data"
+RECORDINGS = "recordings"  # in the run's folder: decoded once, whatever is made of them
+MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
+FAULTS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
+UNUSABLE = ("no label", "no speaker", "unreadable")
 
 
 @dataclass(frozen=True)
@@ -26,16 +30,19 @@ class Corpus:
     waveforms : Ragged
         int16 at 16 kHz.
     protocol : Protocol
-    name : str
     stage : Path
-        What prepared it.
+        What prepared it; with faults.parquet and leakage.parquet.
     """
 
     manifest: pd.DataFrame
     waveforms: Ragged
     protocol: Protocol
-    name: str
     stage: Path
+
+    @property
+    def name(self) -> str:
+        """Of the corpus; of both, trained on → tested on, where there are two."""
+        return " → ".join(self.manifest.corpus.unique())
 
     @property
     def emotions(self) -> list[str]:
@@ -54,7 +61,18 @@ class Corpus:
         Returns
         -------
         labels : (n_utterances,) int64
+
+        Raises
+        ------
+        GmpError
+            If an utterance has none.
         """
+        unknown = self.manifest.utterance[self.manifest[column].isna()]
+        if len(unknown):
+            raise GmpError(
+                f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such); "
+                f'complete the corpus, or exclude "{MISSING[column]}" in notebook 01.'
+            )
         values = sorted(self.manifest[column].unique())
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
@@ -62,35 +80,169 @@ class Corpus:
         """Utterances of a fold's train, validation and test part, each in order of length."""
         parts = self.protocol.parts(self.manifest, fold)
         ordered = self.manifest.duration.sort_values(kind="stable").index
-        return {
-            part: [name for name in ordered if parts[name] == part]
-            for part in ("train", "validation", "test")
-        }
+        return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
+
+    def check_encoder(self, encoder: str, fold: int) -> None:
+        """Refuse an encoder that heard a fold's held-out recordings, unless the protocol is transductive.
+
+        Recordings are told by their samples: other cuts or encodings of them are not found.
+
+        Parameters
+        ----------
+        encoder : str
+            See `gmp_utils.encoders.heard`.
+        fold : int
+
+        Raises
+        ------
+        GmpError
+            Naming one of them.
+        """
+        held_out = self.manifest[self.protocol.parts(self.manifest, fold) != "train"]
+        known = held_out.utterance[held_out.digest.isin(encoders.heard(encoder))]
+        if len(known) and not self.protocol.transductive:
+            raise GmpError(
+                f"encoder {encoder!r} was pre-trained on {len(known)} recordings that fold {fold} "
+                f"holds out, such as {known.iloc[0]}. Take another encoder, or say so: transductive true."
+            )
 
 
-def prepare(
+def read_manifest(
     run_dir: str,
     corpus: str,
     corpus_dir: str,
+    test_corpus: str,
+    test_corpus_dir: str,
     emotions: list[str],
     label_map: dict[str, str],
-    fold_by: str,
-    n_folds: int,
-    selection: str,
-    transductive: bool,
     seed: int,
-) -> Corpus:
-    """Read a corpus, decode it once and lay out its folds.
+) -> pd.DataFrame:
+    """Read a corpus, or two to train on one and test on the other.
 
     Parameters
     ----------
     run_dir : str
+        The synthetic corpus is spoken here; it needs no folder.
     corpus, corpus_dir, emotions, label_map
-        See `gmp_utils.corpora.load`; the synthetic corpus needs no folder and is spoken here.
-    fold_by, n_folds, selection, transductive
-        See `gmp_utils.protocol.make_protocol`.
+        See `gmp_utils.corpora.load`.
+    test_corpus, test_corpus_dir : str
+        See `gmp_utils.corpora.cross_corpus`; "" for none.
     seed : int
         Of the synthetic corpus.
+
+    Returns
+    -------
+    manifest : DataFrame
+
+    Raises
+    ------
+    GmpError
+        If a folder is given for the synthetic corpus, or none for another; what the readers of the
+        corpora refuse.
+    """
+
+    def folder_of(corpus: str, corpus_dir: str) -> Path:
+        if (corpus == "synthetic") == bool(corpus_dir):
+            raise GmpError(
+                f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and "
+                "the synthetic corpus is spoken here and takes none."
+            )
+        if corpus_dir:
+            return runs.ROOT / Path(corpus_dir).expanduser()
+        return runs.make_stage(
+            runs.run_folder(run_dir) / "synthetic",
+            lambda folder: synthetic.make(folder, seed),
+            parameters={"seed": seed},
+            module="gmp_utils.corpora.synthetic",
+        )
+
+    folder = folder_of(corpus, corpus_dir)
+    if test_corpus_dir and not test_corpus:
+        raise GmpError(
+            f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: name both or none."
+        )
+    if not test_corpus:
+        return corpora.load(corpus, folder, emotions, label_map)
+    tested = (test_corpus, folder_of(test_corpus, test_corpus_dir))
+    return corpora.cross_corpus((corpus, folder), tested, emotions, label_map)
+
+
+def find_faults(
+    manifest: pd.DataFrame,
+    report: pd.DataFrame,
+    exclude: list[str],
+    min_seconds: float,
+    max_seconds: float,
+) -> pd.DataFrame:
+    """List what is wrong with a corpus, and what is excluded for it.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+    report : DataFrame
+        See `gmp_utils.audio.write_store`.
+    exclude : list of str
+        Of `FAULTS`: utterances with these are left out.
+    min_seconds, max_seconds : float
+        Shorter is "short", longer is "long".
+
+    Returns
+    -------
+    faults : DataFrame
+        `utterance`, `fault`, what was `found`, and whether it is `excluded`; an utterance may be there
+        several times.
+
+    Raises
+    ------
+    GmpError
+        For an unknown fault, one that cannot be lived with and is not excluded, or if nothing is left.
+    """
+    unknown = sorted(set(exclude) - set(FAULTS))
+    if unknown:
+        raise GmpError(f"exclude {unknown}: expected some of {', '.join(FAULTS)}.")
+    missing = [
+        pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "fault": fault})
+        for column, fault in MISSING.items()
+    ]
+    found = pd.concat([*missing, audio.faults(report, min_seconds, max_seconds)], ignore_index=True)
+    found["excluded"] = found.fault.isin(exclude)
+    gone = set(found.utterance[found.excluded])
+    fatal = found[found.fault.isin(UNUSABLE) & ~found.utterance.isin(gone)]
+    if len(fatal):
+        one = fatal.iloc[0]
+        said = one.found if pd.notna(one.found) else one.utterance
+        raise GmpError(
+            f"{one.fault}: {said} ({fatal.utterance.nunique()} such). Mend the corpus, or leave such "
+            f'out: add "{one.fault}" to the parameter exclude.'
+        )
+    if len(gone) == len(manifest):
+        raise GmpError(f"exclude {exclude}: nothing is left of {len(manifest)} utterances.")
+    return found
+
+
+def prepare(
+    run_dir: str,
+    manifest: pd.DataFrame,
+    exclude: list[str],
+    min_seconds: float,
+    max_seconds: float,
+    fold_by: str,
+    n_folds: int,
+    validation: str,
+    selection: str,
+    transductive: bool,
+) -> Corpus:
+    """Decode recordings once, leave out what is to be left out, and lay out the folds.
+
+    Parameters
+    ----------
+    run_dir : str
+    manifest : DataFrame
+        Of `read_manifest`.
+    exclude, min_seconds, max_seconds
+        See `find_faults`.
+    fold_by, n_folds, validation, selection, transductive
+        See `gmp_utils.protocol.make_protocol`.
 
     Returns
     -------
@@ -99,50 +251,49 @@ def prepare(
     Raises
     ------
     GmpError
-        If a folder is given for the synthetic corpus, or none for another; what `check_leakage` and
-        the readers of the corpus refuse.
+        What `find_faults`, `make_protocol` and `check_leakage` refuse.
     """
     run = runs.run_folder(run_dir)
-    recordings = runs.ROOT / Path(corpus_dir).expanduser()
-    if (corpus == "synthetic") == bool(corpus_dir):
-        raise GmpError(
-            f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and the "
-            "synthetic corpus is spoken here and takes none."
-        )
-    if corpus == "synthetic":
-        recordings = runs.make_stage(
-            run / "synthetic",
-            lambda folder: synthetic.make(folder, seed),
-            parameters={"seed": seed},
-            module="gmp_utils.corpora.synthetic",
-        )
-    manifest = corpora.load(corpus, recordings, emotions, label_map)
-    protocol = make_protocol(manifest, fold_by, n_folds, selection, transductive)
-    for fold in range(1, len(protocol.folds) + 1):
-        protocol.parts(manifest, fold)
+    columns = [name for name in ("utterance", "path", "start", "end") if name in manifest]
+
+    def decode(folder: Path) -> None:
+        audio.write_store(manifest, folder / "waveforms")[1].to_parquet(folder / "report.parquet")
+
+    files = [Path(path).stat() for path in manifest.path]
+    recordings = runs.make_stage(
+        run / RECORDINGS,
+        decode,
+        parameters={},
+        inputs=[
+            runs.text_digest(manifest[columns].to_csv()),
+            runs.text_digest(repr([(stat.st_size, stat.st_mtime) for stat in files])),
+        ],
+        module="gmp_utils.audio",
+    )
+    report = pd.read_parquet(recordings / "report.parquet")
+    faults = find_faults(manifest, report, exclude, min_seconds, max_seconds)
+    kept = manifest.assign(duration=report.seconds, digest=report.digest)
+    kept = kept[~kept.utterance.isin(faults.utterance[faults.excluded])]
+    protocol = make_protocol(kept, fold_by, n_folds, validation, selection, transductive)
+    leakage = check_leakage(kept, protocol)
 
     def build(folder: Path) -> None:
-        waveforms = audio.write_store(manifest, folder / "waveforms")
-        check_leakage(manifest, waveforms)
-        duration = manifest.utterance.map(waveforms.lengths) / audio.SAMPLE_RATE
-        manifest.assign(duration=duration).to_parquet(folder / "manifest.parquet", index=False)
+        kept.to_parquet(folder / "manifest.parquet", index=False)
+        faults.to_parquet(folder / "faults.parquet", index=False)
+        leakage.to_parquet(folder / "leakage.parquet")
         runs.write_json(folder / "protocol.json", protocol.to_dict())
 
-    files = [(row.utterance, Path(row.path).stat()) for row in manifest.itertuples()]
     runs.make_stage(
         run / STAGE,
         build,
         parameters={
-            "corpus": corpus,
-            "corpus_dir": str(recordings),
-            "emotions": emotions,
-            "label_map": label_map,
+            "exclude": exclude,
+            "min_seconds": min_seconds,
+            "max_seconds": max_seconds,
             "protocol": protocol.to_dict(),
         },
-        inputs=[
-            runs.text_digest(manifest.to_csv()),
-            runs.text_digest(repr([(name, stat.st_size, stat.st_mtime) for name, stat in files])),
-        ],
+        stages=[recordings],
+        inputs=[runs.text_digest(manifest.to_csv())],
         module=__name__,
         protocol=protocol.to_dict(),
     )
@@ -161,8 +312,7 @@ def open_corpus(run_dir: str) -> Corpus:
     runs.identity(folder)
     return Corpus(
         manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
-        waveforms=Ragged.open(folder / "waveforms"),
-        protocol=Protocol(**runs.read_json(folder / "protocol.json")),
-        name=runs.read_json(folder / "params.json")["corpus"],
+        waveforms=Ragged.open(folder.parent / RECORDINGS / "waveforms"),
+        protocol=Protocol.from_dict(runs.read_json(folder / "protocol.json")),
         stage=folder,
     )

@@ -4,6 +4,7 @@ The first round's targets are clusters of MFCCs, every later round's are cluster
 the round before.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,10 +16,9 @@ import torch
 import torchaudio
 from transformers import HubertConfig, set_seed
 
-from gmp_utils import audio, features, runs
+from gmp_utils import audio, encoders, features, runs
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.corpora import synthetic
-from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.pseudo_labels import assign, fit_kmeans
@@ -76,7 +76,8 @@ def read_recordings(
     ----------
     run_dir : str
     recordings : str
-        A folder, searched with all below it; labels are not needed. "" for none.
+        A folder, searched with all below it (relative to the checkout); labels are not needed. "" for
+        none.
     synthetic_utterances : int
         Synthetic utterances per voice; 0 for none. None of the voices is the synthetic corpus's.
     piece_seconds : float
@@ -92,7 +93,7 @@ def read_recordings(
     GmpError
         If there is nothing to hear, or a recording cannot be read.
     """
-    source = Path(recordings).expanduser()
+    source = runs.ROOT / Path(recordings).expanduser()
     if recordings and not source.is_dir():
         raise GmpError(f"recordings {recordings!r}: no such folder.")
     found = source.rglob("*") if recordings else ()
@@ -115,7 +116,9 @@ def read_recordings(
             synthetic.make(folder / "synthetic", SYNTHETIC_SEED, synthetic_utterances, voices)
             spoken = synthetic.load(folder / "synthetic")[["utterance", "path"]]
             manifest = pd.concat([manifest, spoken], ignore_index=True)
-        waveforms = audio.write_store(manifest, folder / "recordings")
+        waveforms, report = audio.write_store(manifest, folder / "recordings")
+        audio.check_readable(report)
+        (folder / encoders.HEARD).write_text("\n".join(sorted(report.digest)), encoding="utf-8")
         longest = int(piece_seconds * audio.SAMPLE_RATE)
         cut = {
             f"{name}@{start}": waveforms[name][start : start + longest]
@@ -246,7 +249,8 @@ def pretrain_round(
     Returns
     -------
     stage : Path
-        With targets, history.csv, metrics.json, model/ and encoder/, a plain HubertModel.
+        With targets, history.csv, metrics.json, model/ and encoder/, a plain HubertModel and the digests
+        of what it heard.
     """
     run = runs.run_folder(run_dir) / STAGE
     stage = run / "recordings"
@@ -265,7 +269,7 @@ def pretrain_round(
             config.update(settings)
             model = MaskedPredictionModel(config)
         else:
-            teacher = SpeechModel.load(str(before / "encoder"), train_cnn=True)
+            teacher = encoders.SpeechModel.load(str(before / "encoder"), train_cnn=True)
             frames = features.layer_frames(teacher, pieces, pieces.utterances, layer)
             model = MaskedPredictionModel.load(str(before / "encoder"), **settings)
         targets = _write_targets(frames, training, scales, schedule.seed, folder / "targets")
@@ -276,6 +280,8 @@ def pretrain_round(
         ]
         train(model, *sets, folder, schedule, stream_metrics(scales), "masked_loss", "last")
         model.hubert.save_pretrained(folder / "encoder")
+        for kept in ("encoder", "model"):
+            shutil.copy(stage / encoders.HEARD, folder / kept)
 
     return runs.make_stage(
         run / f"round{number}",

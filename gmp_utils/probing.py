@@ -1,76 +1,196 @@
-"""Stage 03: what each layer knows of emotion, gender and speaker."""
+"""Stage 03: what each layer knows of emotion, gender, speaker and ratings."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.linear_model import LogisticRegression
+from scipy.stats import entropy
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gmp_utils import encoders, evaluation, features, masked_prediction, multitask, runs
+from gmp_utils import (
+    encoders,
+    evaluation,
+    features,
+    geometry,
+    masked_prediction,
+    multitask,
+    preparation,
+    runs,
+)
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.pseudo_labels import assign, fit_kmeans
 
 STAGE = "03_probe_layers"
-FRAMES_EACH = 12  # frames drawn from an utterance, at most, for maps and few clusters
+MODELS = {  # what may be probed, and the stage that makes it
+    "encoder": preparation.STAGE,
+    "multitask": "fold{fold}/" + multitask.STAGE,
+    "retrained": "fold{fold}/" + masked_prediction.STAGE,
+}
+CLASSES = ("emotion", "gender", "speaker")
+RATINGS = ("valence", "arousal", "dominance")
+KNOWN = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
+FRAMES_EACH = 12  # frames drawn from an utterance, at most, for probes, maps and few clusters
 POINTS_PER_CLUSTER = 10  # drawn for clusters, at least, where there are so many frames
-MAP_POINTS = 1800  # UMAP is exact, and quick, below 4096
+PROBED_FRAMES = 3000  # of each part of a fold, for probes of frames and maps, at most
+COMPARED_FRAMES = 1200  # for CKA, at most
+DRAWN_FRAMES = 100_000  # in memory at every layer, at most, unless there are more clusters to fill
 
 
-def probe(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray]) -> float:
-    """UAR of a linear probe.
+def stage_of(model: str) -> str:
+    """The stage that a model is of, below a run's folder, with ``{fold}`` in it.
+
+    Raises
+    ------
+    GmpError
+        For another name than those of `MODELS`.
+    """
+    if model not in MODELS:
+        raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
+    return MODELS[model]
+
+
+def probe(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], metric: str
+) -> float:
+    """Score of a linear probe on standardised features.
 
     Parameters
     ----------
-    train, test : tuple of (n, dim) float and (n,) labels
+    train, test : tuple of (n, dim) float and (n,) labels or ratings
+    metric : str
+        "UAR" of a logistic regression (L2, C = 0.1), or "CCC" of a ridge regression (L2, 100) of a
+        rating, such as arousal.
+    """
+    linear, score = {
+        "UAR": (LogisticRegression(C=0.1, max_iter=2000), evaluation.uar),
+        "CCC": (Ridge(alpha=100.0), evaluation.ccc),
+    }[metric]
+    fitted = make_pipeline(StandardScaler(), linear).fit(*train)
+    return score(test[1], fitted.predict(test[0]))
+
+
+def probe_layer(x: np.ndarray, points: pd.DataFrame, compared: str) -> list[dict]:
+    """Probe one layer for everything that is known.
+
+    Emotion, gender and ratings are learnt from the training part; speakers from half of each one's
+    held-out utterances, and scored on the other. A task with less than two values to learn is left
+    out.
+
+    Parameters
+    ----------
+    x : (n, dim) float
+        Means of utterances, or frames.
+    points : DataFrame
+        Of each: `utterance`, `part`, and what is known.
+    compared : str
+        The part that is scored.
 
     Returns
     -------
-    uar : float
-        Of a logistic regression (L2, C = 0.1) on standardised features.
+    rows : list of dict
+        `task`; `metric`, "UAR" or "CCC"; `score`; and `chance`.
     """
-    classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    classifier.fit(*train)
-    return evaluation.uar(test[1], classifier.predict(test[0]))
+    held_out = points.part != "train"
+    tested = points[held_out].drop_duplicates("utterance").sample(frac=1, random_state=0)
+    odd = points.utterance.map(dict(zip(tested.utterance, _rank(tested, "speaker") % 2)))
+    across = points.part == "train", points.part == compared
+    halves = held_out & (odd == 0), held_out & (odd == 1)
+    rows = []
+    for task in points.columns.intersection([*CLASSES, *RATINGS]):
+        known = points[task].notna()
+        learnt, scored = (known & part for part in (halves if task == "speaker" else across))
+        n_values = points[task][learnt].nunique()
+        if n_values > 1 and scored.any():
+            sets = [(x[part], points[task][part].to_numpy()) for part in (learnt, scored)]
+            metric, chance = ("UAR", 1 / n_values) if task in CLASSES else ("CCC", 0.0)
+            score = probe(*sets, metric)
+            rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
+    return rows
 
 
-def _probe_layer(vectors: dict[str, np.ndarray], corpus: Corpus, fold: int) -> dict[str, float]:
-    """Emotion and gender across speakers; speakers among the held-out ones, by halves."""
-    parts = corpus.split(fold)
-
-    def data(names: list[str], task: str) -> tuple[np.ndarray, np.ndarray]:
-        return np.stack([vectors[name] for name in names]), corpus.labels(names, task)
-
-    scores = {
-        task: probe(data(parts["train"], task), data(parts["validation"], task))
-        for task in ("emotion", "gender")
-    }
-    held_out = sorted(parts["validation"] + parts["test"])
-    scores["speaker"] = probe(data(held_out[::2], "speaker"), data(held_out[1::2], "speaker"))
-    return scores
-
-
-def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Two dimensions by UMAP.
+def purity(true: Sequence, clusters: Sequence) -> float:
+    """Share of the points that belong to the most frequent class of their cluster.
 
     Parameters
     ----------
-    vectors : (n, dim) float
+    true, clusters : (n,) sequence
+    """
+    return float(contingency_matrix(true, clusters).max(axis=0).sum() / len(true))
+
+
+def cluster_layer(
+    x: np.ndarray, points: pd.DataFrame, compared: str, scales: list[int], seed: int
+) -> list[dict]:
+    """Cluster one layer's frames, and ask what the clusters tell.
+
+    Parameters
+    ----------
+    x, points, compared
+        See `probe_layer`; with `carries`, true of frames in the part that carries the emotion, where
+        that is known.
+    scales : list of int
     seed : int
+        Of k-means, which hears the training part.
 
     Returns
     -------
-    points : (n, 2) float32
+    rows : list of dict
+        `K`, what is `known` of the compared part's frames, `nmi` and `purity` of the clusters with it,
+        and `occupancy`: the clusters in use (the exponential of their entropy) over K.
     """
-    from umap import UMAP
+    scored = points.part == compared
+    asked = {name: (name, scored) for name in CLASSES if points[name].notna().all()}
+    asked = {name: rows for name, rows in asked.items() if points[name][scored].nunique() > 1}
+    if "carries" in points and (scored & points.carries).any():
+        asked["emotion, where it is"] = ("emotion", scored & points.carries)
+    rows = []
+    for k in scales:
+        clusters = assign(x, fit_kmeans(x[points.part == "train"], k, seed))
+        shares = np.bincount(clusters[scored], minlength=k) / scored.sum()
+        for known, (name, chosen) in asked.items():
+            true, found = points[name][chosen], clusters[chosen]
+            row = {"K": k, "known": known, "nmi": normalized_mutual_info_score(true, found)}
+            row |= {"purity": purity(true, found), "occupancy": np.exp(entropy(shares)) / k}
+            rows.append(row)
+    return rows
 
-    neighbours = min(15, len(vectors) - 1)
-    mapper = UMAP(n_neighbors=neighbours, n_epochs=200, random_state=seed, n_jobs=1)
-    return mapper.fit_transform(vectors.astype(np.float32))
+
+def _rank(table: pd.DataFrame, column: str) -> pd.Series:
+    """0, 1, 2, … of each row among those of the same value."""
+    return table.groupby(column, dropna=False).cumcount()
+
+
+def _draw(
+    network: SpeechModel, corpus: Corpus, points: pd.DataFrame, each: int, seed: int
+) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
+    """Mean over time, and some frames, of utterances: (layers, n, dim) and a row for each n.
+
+    Which frames are drawn depends on the seed, the utterances and how many frames these have only.
+    """
+    inputs, layers = features.model_inputs(network, corpus), range(network.n_layers + 1)
+    order = {name: number for number, name in enumerate(points.index)}
+    means, frames, drawn = [None] * len(order), [None] * len(order), [None] * len(order)
+    for name, states in features.layer_states(network, inputs, list(points.index), layers):
+        number = order[name]
+        rng = np.random.default_rng([seed, number])
+        drawn[number] = np.sort(rng.permutation(states.shape[1])[:each])
+        means[number] = states.mean(axis=1, dtype=np.float32)
+        frames[number] = states[:, drawn[number]]
+    table = points.loc[np.repeat(points.index, list(map(len, drawn)))]
+    table = table.assign(seconds=np.concatenate(drawn) * 0.02 + 0.0125)
+    if "emotion_start" in table:
+        table["carries"] = table.seconds.between(table.emotion_start, table.emotion_end, "left")
+    return {
+        "utterances": (np.stack(means, axis=1), points.reset_index(drop=True)),
+        "frames": (np.concatenate(frames, axis=1), table.reset_index(drop=True)),
+    }
 
 
 def probe_layers(
@@ -82,19 +202,18 @@ def probe_layers(
     map_layers: list[int],
     seed: int = 0,
 ) -> Path:
-    """Probe, cluster and map the layers of a model.
+    """Probe, cluster, compare and map the layers of a model.
 
-    Emotion and gender probes learn from the training speakers and are scored on the validation
-    speakers, so that a layer may be chosen by them. Speaker probes learn to tell the validation and
-    test speakers apart from every other utterance, and are scored on the rest. Clusters come from
-    training frames and are scored on validation frames.
+    What is learnt is learnt from the training part of a fold, and scored on its validation, so that a
+    layer may be chosen by it (on its test part, if the protocol compares epochs there). Of more than
+    8,000 utterances a sample is taken.
 
     Parameters
     ----------
     run_dir : str
     fold : int
     model : str
-        "encoder", "multitask" or "retrained".
+        One of `MODELS`.
     encoder : str
         See `gmp_utils.encoders.resolve`.
     scales : list of int
@@ -106,9 +225,10 @@ def probe_layers(
     Returns
     -------
     stage : Path
-        With probes.parquet (layer, task, uar, chance), clusters.parquet (layer, K, known, nmi) and
-        maps.parquet (layer, of, x, y, part, emotion, gender, speaker), of the training and the
-        validation speakers.
+        With probes.parquet (layer, of, task, metric, score, chance; `of` is "utterances" or "frames"),
+        clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, to, of, cka; `of`
+        is this "model" or the untouched "encoder") and maps.parquet (of, and see
+        `gmp_utils.geometry.map_layers`).
 
     Raises
     ------
@@ -116,55 +236,55 @@ def probe_layers(
         For another `model`, a layer that it does not have, or if its stage is not there.
     """
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
-    sources = {
-        "encoder": None,
-        "multitask": run / f"fold{fold}" / multitask.STAGE,
-        "retrained": run / f"fold{fold}" / masked_prediction.STAGE,
-    }
-    if model not in sources:
-        raise GmpError(f"model {model!r}: expected one of {', '.join(sources)}.")
-    stage = sources[model]
-    parts = corpus.split(fold)
+    stage = run / stage_of(model).format(fold=fold)
+    untouched = encoders.resolve(encoder)
+    corpus.check_encoder(encoder, fold)
+    compared = corpus.protocol.compared_on
 
     def build(folder: Path) -> None:
-        network = SpeechModel.load(str(stage / "model") if stage else encoders.resolve(encoder))
-        inputs = features.model_inputs(network, corpus)
-        layers = list(range(network.n_layers + 1))
-        names = corpus.waveforms.utterances
+        network = SpeechModel.load(untouched if model == "encoder" else str(stage / "model"))
+        layers = range(network.n_layers + 1)
         maps_of = [network.layer_index(layer) for layer in map_layers]
-        each = max(FRAMES_EACH, -(-POINTS_PER_CLUSTER * max(scales) // len(parts["train"])))
-        rng = np.random.default_rng(seed)
-        means, drawn = {}, {}
-        for name, states in features.layer_states(network, inputs, names, layers):
-            means[name] = states.mean(axis=1, dtype=np.float32)[:, None]
-            drawn[name] = states[:, np.sort(rng.permutation(states.shape[1])[:each])]
-        probes, clusters, maps = [], [], []
-        held_out = corpus.manifest.loc[parts["validation"] + parts["test"]]
-        chance = {
-            "emotion": 1 / len(corpus.emotions),
-            "gender": 1 / 2,
-            "speaker": 1 / held_out.speaker.nunique(),
-        }
-        for layer in layers:
-            vectors = {name: mean[layer, 0] for name, mean in means.items()}
-            for task, uar in _probe_layer(vectors, corpus, fold).items():
-                probes.append({"layer": layer, "task": task, "uar": uar, "chance": chance[task]})
-            frames = {part: _rows(drawn, parts[part], layer) for part in ("train", "validation")}
-            counts = [drawn[name].shape[1] for name in parts["validation"]]
-            for k in scales:
-                centroids = fit_kmeans(frames["train"], k, seed)
-                labels = assign(frames["validation"], centroids)
-                for known in ("emotion", "gender", "speaker"):
-                    true = corpus.labels(parts["validation"], known).repeat(counts)
-                    nmi = normalized_mutual_info_score(true, labels)
-                    clusters.append({"layer": layer, "K": k, "known": known, "nmi": nmi})
-        thinned = {name: frames[:, :: -(-each // FRAMES_EACH)] for name, frames in drawn.items()}
-        for layer in maps_of:
-            maps.append(_map(corpus, parts, means, layer, "utterances", seed))
-            maps.append(_map(corpus, parts, thinned, layer, "frames", seed))
+        points = corpus.manifest[corpus.manifest.columns.intersection(KNOWN)]
+        points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
+        needed = max(DRAWN_FRAMES, POINTS_PER_CLUSTER * max(scales))
+        if len(points) * FRAMES_EACH > needed:
+            points = points.sample(needed // FRAMES_EACH, random_state=seed).sort_index()
+        n_training = int((points.part == "train").sum())
+        each = max(FRAMES_EACH, -(-POINTS_PER_CLUSTER * max(scales) // n_training))
+        drawn = _draw(network, corpus, points, each, seed)
+        frames, table = drawn["frames"]
+        few = {"utterances": drawn["utterances"], "frames": _some(frames, table, seed)}
+        probes = [
+            {"layer": layer, "of": of, **row}
+            for of, (x, rows) in few.items()
+            for layer in layers
+            for row in probe_layer(x[layer], rows, compared)
+        ]
+        clusters = [
+            {"layer": layer, **row}
+            for layer in layers
+            for row in cluster_layer(frames[layer], table, compared, scales, seed)
+        ]
         pd.DataFrame(probes).to_parquet(folder / "probes.parquet", index=False)
         pd.DataFrame(clusters).to_parquet(folder / "clusters.parquet", index=False)
-        pd.concat(maps).to_parquet(folder / "maps.parquet", index=False)
+        held_out = points[points.part == compared]
+        own = _frames(network, corpus, held_out, seed)
+        others = {"model": own}
+        if model != "encoder":
+            others["encoder"] = _frames(SpeechModel.load(untouched), corpus, held_out, seed)
+        similarity = [
+            {"layer": layer, "to": to, "of": of, "cka": geometry.cka(own[layer], states[to])}
+            for of, states in others.items()
+            for layer in layers
+            for to in layers
+        ]
+        pd.DataFrame(similarity).to_parquet(folder / "similarity.parquet", index=False)
+        drawn_maps = [
+            geometry.map_layers(x, rows, maps_of, compared, seed).assign(of=of)
+            for of, (x, rows) in few.items()
+        ]
+        pd.concat(drawn_maps).to_parquet(folder / "maps.parquet", index=False)
 
     return runs.make_stage(
         run / f"fold{fold}" / STAGE / model,
@@ -176,32 +296,56 @@ def probe_layers(
             "map_layers": map_layers,
             "seed": seed,
         },
-        stages=[corpus.stage, *([stage] if stage else [])],
+        stages=list(dict.fromkeys([corpus.stage, stage])),
         inputs=[encoders.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def _rows(values: dict[str, np.ndarray], names: list[str], layer: int) -> np.ndarray:
-    return np.concatenate([values[name][layer] for name in names])
-
-
-def _map(
-    corpus: Corpus,
-    parts: dict[str, list[str]],
-    values: dict[str, np.ndarray],
-    layer: int,
-    of: str,
-    seed: int,
+def moved(
+    run_dir: str, fold: int, encoder: str, models: dict[str, Path], seed: int = 0
 ) -> pd.DataFrame:
-    """UMAP of utterances or frames at a layer, not of the test speakers'."""
-    names = np.random.default_rng(seed).permutation(parts["train"] + parts["validation"])
-    counts = np.array([values[name].shape[1] for name in names])
-    n_shown = max(int(np.searchsorted(counts.cumsum(), MAP_POINTS, side="right")), 1)
-    names, counts = names[:n_shown], counts[:n_shown]
-    rows = corpus.manifest.loc[names, ["utterance", "emotion", "gender", "speaker"]]
-    rows = rows.assign(part=np.where(np.isin(names, parts["validation"]), "validation", "train"))
-    points = umap_map(_rows(values, names, layer), seed)
-    rows = rows.loc[np.repeat(names, counts)].reset_index(drop=True)
-    return rows.assign(layer=layer, of=of, x=points[:, 0], y=points[:, 1])
+    """How far trainings moved each layer, by its CKA with the untouched encoder's.
+
+    Parameters
+    ----------
+    run_dir : str
+    fold : int
+    encoder : str
+        What they started from.
+    models : dict of str to Path
+        Folders of models, by the names that they get in the table.
+    seed : int
+        Of the frames that are drawn from the part of the fold that epochs are compared on.
+
+    Returns
+    -------
+    table : DataFrame
+        layer, model, cka.
+    """
+    corpus = open_corpus(run_dir)
+    parts = corpus.protocol.parts(corpus.manifest, fold)
+    points = corpus.manifest.loc[parts == corpus.protocol.compared_on, ["utterance"]]
+    before = _frames(SpeechModel.load(encoders.resolve(encoder)), corpus, points, seed)
+    rows = []
+    for name, folder in models.items():
+        after = _frames(SpeechModel.load(str(folder)), corpus, points, seed)
+        pairs = enumerate(zip(before, after))
+        rows += [
+            {"layer": layer, "model": name, "cka": geometry.cka(*pair)} for layer, pair in pairs
+        ]
+    return pd.DataFrame(rows)
+
+
+def _frames(network: SpeechModel, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
+    """(layers, n, dim) of some frames, the same ones whatever the network."""
+    few = points.sample(min(len(points), COMPARED_FRAMES // FRAMES_EACH), random_state=seed)
+    return _draw(network, corpus, few, FRAMES_EACH, seed)["frames"][0]
+
+
+def _some(x: np.ndarray, points: pd.DataFrame, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
+    """At most `PROBED_FRAMES` of each part's points."""
+    shuffled = points.sample(frac=1, random_state=seed)
+    chosen = np.sort(shuffled.index[_rank(shuffled, "part") < PROBED_FRAMES])
+    return x[:, chosen], points.loc[chosen].reset_index(drop=True)

@@ -109,7 +109,7 @@ def generate_gmps(
     def build(folder: Path) -> None:
         model = SpeechModel.load(str(multitask_stage / "model"))
         inputs = features.model_inputs(model, corpus)
-        names = corpus.waveforms.utterances
+        names = list(corpus.manifest.index)
         frames = features.layer_frames(model, inputs, names, layer)
         lengths = [frames.lengths[name] for name in names]
         shape = (len(scales),)

@@ -69,8 +69,14 @@ class Ragged:
         return cls(values, utterances, lengths)
 
     @classmethod
-    def open(cls, stem: Path) -> "Ragged":
-        """Open one for reading.
+    def open(cls, stem: Path, mode: str = "r") -> "Ragged":
+        """Open one.
+
+        Parameters
+        ----------
+        stem : Path
+        mode : str
+            "r" for reading, "r+" for writing too.
 
         Raises
         ------
@@ -79,7 +85,7 @@ class Ragged:
         """
         try:
             table = pd.read_parquet(stem.with_suffix(".parquet"))
-            values = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+            values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
         if len(values) != table.length.sum():

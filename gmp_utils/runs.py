@@ -73,14 +73,29 @@ def sources(module: str) -> list[Path]:
         if path in found or not path.is_file():
             return
         found.append(path)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gmp_utils"):
-                visit(node.module)
-                for alias in node.names:
-                    visit(f"{node.module}.{alias.name}")
+        for imported in _imports(path.read_text(encoding="utf-8")):
+            visit(imported)
 
     visit(module)
     return sorted(found)
+
+
+def notebook_sources(notebook: str) -> list[Path]:
+    """Files of this package that a notebook needs."""
+    cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    return sorted({path for module in _imports(code) for path in sources(module)})
+
+
+def _imports(code: str) -> list[str]:
+    """Modules of this package, and names in them, that Python code imports."""
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    own = [node for node in nodes if (node.module or "").startswith("gmp_utils")]
+    return [
+        name
+        for node in own
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    ]
 
 
 def file_digest(path: Path) -> str:

@@ -52,7 +52,7 @@ def noise_corpus(tmp_path):
     return write_noise_corpus(tmp_path / "run")
 
 
-def write_noise_corpus(run: Path) -> Path:
+def write_noise_corpus(run: Path, **rules) -> Path:
     from gmp_utils import runs
     from gmp_utils.protocol import make_protocol
     from gmp_utils.ragged import Ragged
@@ -68,7 +68,9 @@ def write_noise_corpus(run: Path) -> Path:
                 speaker = f"{session}{gender[0]}"
                 rows.append(
                     {
+                        "corpus": "noise",
                         "utterance": f"{speaker}{number}",
+                        "digest": f"{speaker}{number}",
                         "path": "",
                         "speaker": speaker,
                         "gender": gender,
@@ -77,16 +79,24 @@ def write_noise_corpus(run: Path) -> Path:
                         "duration": len(samples) / 16000,
                     }
                 )
+    waves.append(np.zeros(300, np.int16))  # decoded, but excluded: too short for a frame
     manifest = pd.DataFrame(rows)
+    if rules.get("fold_by") == "cross-corpus":
+        tested = manifest.session == "3"
+        manifest["corpus"] = np.where(tested, "other", "noise")
+        manifest["split"] = np.where(tested, "test", "train")
     folder = run / "01_prepare_data"
     folder.mkdir(parents=True)
+    (run / "recordings").mkdir()
     store = Ragged.create(
-        folder / "waveforms", manifest.utterance, [len(wave) for wave in waves], np.int16
+        run / "recordings" / "waveforms",
+        [*manifest.utterance, "excluded"],
+        [len(wave) for wave in waves],
+        np.int16,
     )
     store.values[:] = np.concatenate(waves)
     store.values.flush()
     manifest.to_parquet(folder / "manifest.parquet", index=False)
-    runs.write_json(folder / "protocol.json", make_protocol(manifest).to_dict())
-    runs.write_json(folder / "params.json", {"corpus": "noise"})
+    runs.write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
     (folder / "provenance.json").write_text(json.dumps({"identity": "noise"}))
     return run

@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 import pytest
+from conftest import emodb_folder, needs_emodb
 
 from gmp_utils import GmpError, corpora
 
@@ -18,7 +19,9 @@ def touch(folder, *names):
 
 
 def rows(corpus, folder, *columns, **options):
+    """What is known of the utterances that have a label."""
     manifest = corpora.load(corpus, folder, **options).set_index("utterance")
+    manifest = manifest[manifest.emotion.notna()]
     return {name: tuple(row) for name, row in manifest[list(columns)].iterrows()}
 
 
@@ -58,7 +61,7 @@ def iemocap(tmp_path):
     return tmp_path
 
 
-def test_iemocap(iemocap):
+def test_iemocap(iemocap, capsys):
     """The talker is in the last field; values are valence, activation, dominance."""
     found = rows("iemocap", iemocap, "speaker", "gender", "session", "emotion", "valence", "arousal",
                  "dominance", "text")  # fmt: skip
@@ -74,6 +77,9 @@ def test_iemocap(iemocap):
     }  # fmt: skip
     four = corpora.load("iemocap", iemocap, ["angry", "happy"], {"exc": "excited", "neu": "happy"})
     assert four.emotion.tolist() == ["happy", "angry"]
+    assert "iemocap: 2 utterances of other emotions are left out" in capsys.readouterr().out
+    with pytest.raises(GmpError, match="label_map: found 'anger', expected some of ang, dis, exc"):
+        corpora.load("iemocap", iemocap, None, {"anger": "angry"})
 
 
 def test_iemocap_of_the_wrong_level_or_incomplete(iemocap):
@@ -100,7 +106,7 @@ def test_crema_d(tmp_path):
 
 
 def test_ravdess(tmp_path):
-    """Odd actors are men; songs and films are other corpora."""
+    """Odd actors are men; songs and films have no label here."""
     touch(tmp_path, "Actor_01/03-01-05-02-01-01-01.wav", "Actor_24/03-01-02-01-02-02-24.wav",
           "Actor_01/03-02-05-02-01-01-01.wav", "Actor_01/01-01-05-02-01-01-01.wav")  # fmt: skip
     assert rows("ravdess", tmp_path, "speaker", "gender", "emotion", "text") == {
@@ -162,7 +168,7 @@ def test_msp_improv(tmp_path):
 
 @pytest.mark.parametrize(("word", "audio"), [("consensus", "Audios"), ("concensus", "Audio")])
 def test_msp_podcast(tmp_path, word, audio):
-    """Both spellings, a third number, unknown speakers left out."""
+    """Both spellings, a third number, unknown speakers and genders, audio without a label."""
     (tmp_path / "Labels").mkdir()
     (tmp_path / "Labels" / f"labels_{word}.csv").write_text(
         "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
@@ -171,12 +177,18 @@ def test_msp_podcast(tmp_path, word, audio):
         "MSP-PODCAST_0003_0001.wav,A,3,2,5.5,Unknown,Male,Train\n"
         "MSP-PODCAST_0003_0002.wav,A,3,2,5.5,9,Unknown,Train\n"
     )
-    touch(tmp_path / audio, "MSP-PODCAST_0001_0008.wav", "MSP-PODCAST_0002_0033_0001.wav")
+    names = ("0001_0008", "0002_0033_0001", "0003_0001", "0003_0002", "0009_0001")
+    touch(tmp_path / audio, *(f"MSP-PODCAST_{name}.wav" for name in names))
     columns = ("speaker", "gender", "emotion", "valence", "arousal", "dominance", "split")
     assert rows("msp_podcast", tmp_path, *columns) == {
         "MSP-PODCAST_0001_0008": ("127", "female", "happy", 4.8, 5.2, 4.4, "train"),
         "MSP-PODCAST_0002_0033_0001": ("8", "male", "no agreement", 2.0, 3.0, 5.5, "validation"),
+        "MSP-PODCAST_0003_0001": (None, "male", "angry", 2.0, 3.0, 5.5, "train"),
+        "MSP-PODCAST_0003_0002": ("9", None, "angry", 2.0, 3.0, 5.5, "train"),
     }
+    manifest = corpora.load("msp_podcast", tmp_path)
+    unlabelled = manifest[manifest.emotion.isna()]
+    assert unlabelled.path.tolist() == [str(tmp_path / audio / "MSP-PODCAST_0009_0001.wav")]
     (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
     with pytest.raises(GmpError, match=r"0001_0008\.wav: not there, but labelled"):
         corpora.load("msp_podcast", tmp_path)
@@ -191,6 +203,7 @@ def test_a_table_of_ones_own(tmp_path, ending):
             "speaker": ["007", "008"],
             "gender": ["female", "male"],
             "emotion": ["calm", "rage"],
+            "valence": [4, 2],
         }
     )
     file = tmp_path / f"mine.{ending}"
@@ -199,19 +212,25 @@ def test_a_table_of_ones_own(tmp_path, ending):
     assert manifest.path.tolist() == [str(tmp_path / "a/1.wav"), str(tmp_path / "2.flac")]
     assert manifest.speaker.tolist() == ["007", "008"]
     assert manifest.emotion.tolist() == ["calm", "angry"]
+    assert manifest.valence.tolist() == [4.0, 2.0]
 
 
 def test_a_table_that_lacks_something(tmp_path):
     file = tmp_path / "mine.csv"
     with pytest.raises(GmpError, match="no such file"):
         corpora.load("table", file)
-    file.write_text("path,speaker,gender\n1.wav,1,male\n")
-    with pytest.raises(GmpError, match="no column 'emotion'; found path, speaker, gender"):
+    file.write_text("path,gender\n1.wav,male\n")
+    with pytest.raises(GmpError, match="no column 'speaker'; found path, gender"):
         corpora.load("table", file)
     file.write_text("path,speaker,gender,emotion\n1.wav,1,male,sad\n")
     with pytest.raises(GmpError, match=r"row 1: no recording .*1\.wav"):
         corpora.load("table", file)
     touch(tmp_path, "1.wav")
+    file.write_text("path,speaker,gender,emotion\n1.wav,1,,sad\n,2,male,sad\n")
+    with pytest.raises(GmpError, match="row 2: no path"):
+        corpora.load("table", file)
+    file.write_text("path,speaker,gender,emotion\n1.wav,1,,sad\n")
+    assert corpora.load("table", file).gender.isna().all()
     file.write_text("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n")
     with pytest.raises(GmpError, match="column gender: found Mann"):
         corpora.load("table", file)
@@ -245,3 +264,80 @@ def test_published_counts(corpus):
     if corpus == "iemocap":
         counts = corpora.load(corpus, folder, FOUR).emotion.value_counts().to_dict()
         assert counts == {"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084}
+
+
+@needs_emodb
+def test_emodb_is_complete():
+    manifest = corpora.load("emodb", emodb_folder())
+    assert len(manifest) == 535
+    counts = manifest.emotion.value_counts().to_dict()
+    assert counts == {
+        "angry": 127, "bored": 81, "neutral": 79, "happy": 71, "fearful": 69, "sad": 62,
+        "disgusted": 46,
+    }  # fmt: skip
+    speakers = manifest.speaker.value_counts().sort_index().tolist()
+    assert speakers == [49, 58, 43, 38, 55, 35, 61, 69, 56, 71]
+    assert manifest.groupby("speaker").gender.first().value_counts().to_dict() == {
+        "female": 5, "male": 5,
+    }  # fmt: skip
+    assert len(corpora.load("emodb", emodb_folder().parent, FOUR)) == 339
+
+
+def test_emodb_names(tmp_path):
+    touch(tmp_path, "03a01Wa.wav", "16b10Tb.wav", "10a02N.wav", "readme.txt", "99a01Wa.wav")
+    manifest = corpora.load("emodb", tmp_path).set_index("utterance")
+    assert sorted(manifest.index[manifest.emotion.notna()]) == ["03a01Wa", "10a02N", "16b10Tb"]
+    assert manifest.path[manifest.emotion.isna()].tolist() == [str(tmp_path / "99a01Wa.wav")]
+    assert manifest.loc["03a01Wa", ["speaker", "gender", "emotion"]].tolist() == [
+        "03", "male", "angry",
+    ]  # fmt: skip
+    assert manifest.loc["16b10Tb", ["gender", "emotion", "text"]].tolist() == [
+        "female", "sad", "b10",
+    ]  # fmt: skip
+
+
+def test_wrong_folders_and_names(tmp_path):
+    with pytest.raises(GmpError, match="no such folder"):
+        corpora.load("emodb", tmp_path / "absent")
+    (tmp_path / "song.mp3").touch()
+    with pytest.raises(GmpError, match=r"found song\.mp3"):
+        corpora.load("emodb", tmp_path)
+    with pytest.raises(GmpError, match="expected one of synthetic"):
+        corpora.load("iemo", tmp_path)
+    (tmp_path / "03a01Wa.wav").touch()
+    with pytest.raises(GmpError, match="surprised"):
+        corpora.load("emodb", tmp_path, ["surprised"])
+
+
+def manifest_of(**columns):
+    base = {
+        "corpus": ["own", "own"],
+        "utterance": ["a", "b"],
+        "path": ["a.wav", "b.wav"],
+        "speaker": ["1", "2"],
+        "gender": ["female", "male"],
+        "emotion": ["sad", "sad"],
+    }
+    return pd.DataFrame(base | columns)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"utterance": ["a", "a"]}, r"column utterance: found a, expected each once"),
+        (
+            {"gender": ["female", "f"]},
+            r"^row 1 of the manifest \(b\.wav\), column gender: found f, ",
+        ),
+        ({"valence": [2.0, 70.0]}, r"column valence: found 70.0, expected in_range\(0, 7\)"),
+        ({"path": ["a.wav", None]}, r"column path: found nan, expected a value"),
+        (
+            {"mood": ["up", "down"]},
+            r"^column mood: expected some of corpus, utterance, path, start",
+        ),
+    ],
+)
+def test_schema_names_row_and_value(columns, message):
+    with pytest.raises(GmpError, match=message):
+        corpora.check(manifest_of(**columns))
+    assert len(corpora.check(manifest_of(valence=[2.0, None], gender=None, emotion=None))) == 2

@@ -116,6 +116,13 @@ def test_sources_follow_imports_and_nothing_else():
     assert not {"figures.py", "finetuning.py", "probing.py"} & names
 
 
+def test_a_notebook_needs_what_it_imports():
+    names = {path.name for path in runs.notebook_sources("06_finetune")}
+    assert {"finetuning.py", "layer_figures.py", "probing.py", "notebook.py"} <= names
+    assert "pretraining.py" not in names
+    assert "emodb.py" not in names
+
+
 SERIES = [
     "00_pretrain_encoder",
     "01_prepare_data",

@@ -67,6 +67,16 @@ def test_every_stage_leaves_what_it_promises(finished):
     assert list(finished.rglob(".*.partial")) == []
 
 
+def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
+    models = {"untouched": tiny_encoder, "retrained": finished / "05_retrain" / "model"}
+    table = probing.moved(str(finished.parent), 1, str(tiny_encoder), models)
+    found = table.pivot(index="layer", columns="model", values="cka")
+    assert found.index.tolist() == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(found.untouched, 1, atol=1e-6)
+    assert (found.retrained < 0.9999).all()
+    assert (found.retrained > 0.1).all()
+
+
 def test_the_selected_epoch_is_the_best_on_validation(finished):
     history = pd.read_csv(finished / "02_train_multitask" / "history.csv")
     assert history.emotion_uar[history.selected].item() == history.emotion_uar.max()
@@ -151,7 +161,7 @@ def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     assert len(evaluation.collect(str(run))) == 4 * 24
     path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
     runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
-    with pytest.raises(GmpError, match="differ in head_layer and cannot be pooled"):
+    with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
         evaluation.collect(str(run))
 
 
@@ -211,12 +221,13 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
 def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_encoder):
     """Other voices in the test fold: the same models and clusters, other predictions.
 
-    Within 1e-5: a process that has done much else may compute the last bit differently (training
-    on anything else moves weights by 1e-3).
+    Weights within 1e-5, centroids within 1e-4: a process that has done much else may compute the last
+    bit differently, which may round a 16-bit frame the other way (training on anything else moves
+    weights by 1e-3, centroids by 1e-2).
     """
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
-    waveforms = np.load(run / "01_prepare_data" / "waveforms.npy", mmap_mode="r+")
+    waveforms = np.load(run / "recordings" / "waveforms.npy", mmap_mode="r+")
     store = Ragged(waveforms, corpus.waveforms.utterances, list(corpus.waveforms.lengths.values()))
     test = corpus.split(1)["test"]
     assert set(corpus.manifest.speaker[test]) == set(corpus.protocol.folds[0])
@@ -232,7 +243,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
             torch.testing.assert_close(load_file(path), load_file(again), atol=1e-5, rtol=0)
         elif path.name.startswith("centroids"):
             compared += 1
-            np.testing.assert_allclose(np.load(path), np.load(again), atol=1e-5)
+            np.testing.assert_allclose(np.load(path), np.load(again), atol=1e-4)
     assert compared == 6 + 2
     table = "06_finetune/gmps/ams/predictions.parquet"
     old, new = (pd.read_parquet(fold / table).set_index("utterance") for fold in (finished, other))
@@ -243,10 +254,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
 
 @pytest.mark.parametrize("transductive", [False, True])
 def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
-    run = write_noise_corpus(tmp_path / "run")
-    protocol = runs.read_json(run / "01_prepare_data" / "protocol.json")
-    protocol["transductive"] = transductive
-    runs.write_json(run / "01_prepare_data" / "protocol.json", protocol)
+    run = write_noise_corpus(tmp_path / "run", transductive=transductive)
     multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, lstm_size=0)
     stage = pseudo_labels.generate_gmps(str(run), 1, -3, [5])
     corpus = open_corpus(str(run))
@@ -257,9 +265,63 @@ def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transdu
 
     model = SpeechModel.load(str(run / "fold1" / "02_train_multitask" / "model"))
     inputs = features.model_inputs(model, corpus)
-    frames = features.layer_frames(model, inputs, corpus.waveforms.utterances, -3)
+    frames = features.layer_frames(model, inputs, list(corpus.manifest.index), -3)
     expected = pseudo_labels.fit_kmeans(frames.rows(heard), 5)
     np.testing.assert_array_equal(np.load(stage / "centroids-5.npy"), expected)
+
+
+@pytest.mark.parametrize(
+    ("rules", "held_out", "tested"),
+    [
+        ({"fold_by": "leave-one-speaker-out"}, {"validation": 12, "test": 12}, 1),
+        ({"validation": "share"}, {"validation": 5, "test": 24}, 2),
+        ({"validation": "none", "selection": "last"}, {"test": 24}, 2),
+        ({"selection": "oracle"}, {"validation": 24, "test": 24}, 2),
+        ({"fold_by": "cross-corpus", "n_folds": 4}, {"validation": 12, "test": 24}, 2),
+    ],
+)
+def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, tested):
+    """72 utterances of 6 speakers: what is classified is what the rules hold out."""
+    run = write_noise_corpus(tmp_path / "run", **rules)
+    fold = run_series(run, tiny_encoder)
+    probes = probing.probe_layers(str(run), 1, "encoder", str(tiny_encoder), [4], [-1])
+    assert set(pd.read_parquet(probes / "probes.parquet").task) >= {"emotion", "gender"}
+    compared = open_corpus(str(run)).protocol.compared_on
+    assert set(pd.read_parquet(probes / "maps.parquet").part) == {"train", compared}
+    stages = sorted(path.parent for path in fold.glob("06_finetune/*/*/predictions.parquet"))
+    assert len(stages) == 4
+    for stage in stages:
+        predictions = pd.read_parquet(stage / "predictions.parquet")
+        assert predictions.part.value_counts().to_dict() == held_out
+        assert predictions.speaker[predictions.part == "test"].nunique() == tested
+        history = pd.read_csv(stage / "history.csv")
+        if rules.get("selection") == "last":
+            assert history.selected.tolist() == [False, True]
+    assert set(evaluation.collect(str(run)).speaker.unique()) == set(
+        open_corpus(str(run)).protocol.folds[0]
+    )
+
+
+def test_protocols_side_by_side(tmp_path, finished):
+    """The strict run beside the same predictions under another protocol's name."""
+    shutil.copytree(finished.parent, tmp_path / "loose")
+    stage = tmp_path / "loose" / "01_prepare_data"
+    protocol = runs.read_json(stage / "protocol.json") | {"selection": "oracle"}
+    runs.write_json(stage / "protocol.json", protocol)
+    table = evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+    departures = ["strict"] * 4 + ["epoch chosen on test"] * 4
+    assert table.protocol.tolist() == [f"3 folds by session, {one}" for one in departures]
+    strict, loose = (part.drop(columns="protocol").to_numpy() for part in (table[:4], table[4:]))
+    assert strict.tolist() == loose.tolist()
+    changed = next((tmp_path / "loose").glob("fold1/06_finetune/gmps/ams/params.json"))
+    runs.write_json(changed, runs.read_json(changed) | {"head_layer": -2})
+    with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
+        evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+    runs.write_json(changed, runs.read_json(changed) | {"head_layer": -1})
+    clusters = tmp_path / "loose" / "fold1" / "04_generate_gmps" / "params.json"
+    runs.write_json(clusters, runs.read_json(clusters) | {"layer": -1})
+    with pytest.raises(GmpError, match="differ in layer of 04_generate_gmps and"):
+        evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
 
 
 def test_kmeans_uses_all_frames_and_finds_clear_clusters():
@@ -337,7 +399,7 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
             Schedule(1e-3, **wrong)
     with pytest.raises(GmpError, match="batch_seconds: found 0"):
         Schedule(1e-3, epochs=1, batch_seconds=0)
-    with pytest.raises(GmpError, match="model 'best'"):
+    with pytest.raises(GmpError, match="model: found 'best'"):
         probing.probe_layers(run, 1, "best", encoder, [4], [-1])
 
 
@@ -352,15 +414,3 @@ def test_masks_never_occur_in_evaluation(tiny_encoder):
     first = model(*inputs)["logits"]
     assert torch.equal(first, model(*inputs)["logits"])
     assert not torch.equal(first, model.train()(*inputs)["logits"])
-
-
-def test_probe_scores_what_is_there_and_nothing_else():
-    rng = np.random.default_rng(0)
-    labels = np.arange(400) % 4
-    noise = rng.normal(size=(400, 10))
-    with_labels = np.concatenate([noise, np.eye(4)[labels]], axis=1)
-    halves = slice(None, 200), slice(200, None)
-    clear = probing.probe(*((with_labels[half], labels[half]) for half in halves))
-    blind = probing.probe(*((noise[half], labels[half]) for half in halves))
-    assert clear == 1
-    assert blind == pytest.approx(0.25, abs=0.1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
 TURN = re.compile(
@@ -70,4 +71,5 @@ def load(folder: Path) -> pd.DataFrame:
                 "text": said.get(turn),
             }
         )
-    return pd.DataFrame(rows)
+    recordings = folder.glob("Session[1-5]/sentences/wav/*/*.wav")
+    return with_unlabelled(pd.DataFrame(rows), recordings)

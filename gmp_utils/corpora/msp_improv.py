@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
 LINE = re.compile(
@@ -56,4 +57,4 @@ def load(folder: Path) -> pd.DataFrame:
                 "dominance": float(match[6]),
             }
         )
-    return pd.DataFrame(rows)
+    return with_unlabelled(pd.DataFrame(rows), recordings.values())

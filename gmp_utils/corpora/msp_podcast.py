@@ -1,13 +1,14 @@
 """MSP-Podcast: labelled turns of podcasts, in the splits of its release.
 
 Labels are in `Labels/labels_consensus.csv`, which older releases misspell; a turn's name may have a
-third number. Speakers and genders may be "Unknown": those turns are left out.
+third number. Speakers and genders may be "Unknown", which is no value here.
 """
 
 from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
 EMOTIONS = {
@@ -41,12 +42,12 @@ def load(folder: Path) -> pd.DataFrame:
         raise GmpError(
             f"{folder}: expected Labels/labels_consensus.csv and Audios/; give the release's folder."
         ) from None
-    table = table[(table.SpkrID != "Unknown") & (table.Gender != "Unknown")].reset_index(drop=True)
+    table[["SpkrID", "Gender"]] = table[["SpkrID", "Gender"]].replace({"Unknown": None})
     paths = table.FileName.map(lambda name: audio / name)
     absent = table.FileName[~paths.map(Path.is_file)]
     if len(absent):
         raise GmpError(f"{audio / absent.iloc[0]}: not there, but labelled ({len(absent)} such).")
-    return pd.DataFrame(
+    manifest = pd.DataFrame(
         {
             "utterance": paths.map(lambda path: path.stem),
             "path": paths.map(str),
@@ -59,3 +60,4 @@ def load(folder: Path) -> pd.DataFrame:
             "split": table.Split_Set.replace({"Development": "Validation"}).str.lower(),
         }
     )
+    return with_unlabelled(manifest, audio.glob("*.wav"))

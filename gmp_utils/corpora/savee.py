@@ -32,7 +32,10 @@ def load(folder: Path) -> pd.DataFrame:
     if manifest.empty:
         return manifest
     folders = manifest.path.map(lambda path: Path(path).parent.name)
-    manifest["speaker"] = manifest.speaker.fillna(folders)
-    manifest = manifest[manifest.speaker.isin(SPEAKERS)].reset_index(drop=True)
+    speakers = manifest.speaker.fillna(folders).where(manifest.label.notna())
+    known = speakers.isin(SPEAKERS)
     codes = manifest.utterance.str.rpartition("_")[2]
-    return manifest.assign(utterance=manifest.speaker + "_" + codes)
+    manifest["utterance"] = (speakers + "_" + codes).where(known, manifest.path)
+    manifest["speaker"] = speakers.where(known)
+    manifest[["gender", "label"]] = manifest[["gender", "label"]].where(known)
+    return manifest

@@ -1,0 +1,164 @@
+"""Probes, clusters and comparisons of layers against answers known beforehand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import ortho_group
+
+from gmp_utils import GmpError, evaluation, geometry, probing
+
+EMOTIONS = ("angry", "happy", "neutral", "sad")
+
+
+def points_of(n_speakers=6, each=40):
+    """Utterances of speakers of whom the first four are trained on."""
+    rng = np.random.default_rng(0)
+    n = n_speakers * each
+    speaker = np.repeat(np.arange(n_speakers), each)
+    parts = np.array(["train"] * 4 + ["validation", "test"])[speaker]
+    return pd.DataFrame(
+        {
+            "utterance": [f"u{index:03d}" for index in range(n)],
+            "emotion": np.resize(EMOTIONS, n),
+            "gender": np.where(speaker % 2, "male", "female"),
+            "speaker": speaker.astype(str),
+            "arousal": rng.normal(3, 1, n),
+            "part": parts,
+        }
+    )
+
+
+def one_hot(column):
+    return pd.get_dummies(column).to_numpy(dtype=float)
+
+
+def test_a_layer_that_holds_the_answers_scores_one_and_noise_scores_chance():
+    points = points_of(each=200)
+    noise = np.random.default_rng(1).normal(size=(len(points), 8))
+    holding = np.hstack(
+        [*(5 * one_hot(points[task]) for task in probing.CLASSES), points[["arousal"]], noise]
+    )
+    scores = {
+        name: pd.DataFrame(probing.probe_layer(x, points, "validation")).set_index("task")
+        for name, x in (("holding", holding), ("noise", noise))
+    }
+    assert list(scores["noise"].index) == ["emotion", "gender", "speaker", "arousal"]
+    assert scores["noise"].metric.tolist() == ["UAR", "UAR", "UAR", "CCC"]
+    assert scores["noise"].chance.tolist() == [1 / 4, 1 / 2, 1 / 2, 0]
+    # one validation speaker has one gender, so its UAR is all or nothing on average
+    classes = ["emotion", "speaker"]
+    assert scores["holding"].score[classes].tolist() == [1, 1]
+    assert scores["holding"].score["arousal"] > 0.95
+    # 200 utterances scored: a deviation of 0.03, and four of them
+    assert scores["noise"].score["emotion"] == pytest.approx(1 / 4, abs=0.12)
+    assert scores["noise"].score["speaker"] == pytest.approx(1 / 2, abs=0.14)
+    assert scores["noise"].score["arousal"] == pytest.approx(0, abs=0.1)
+
+
+def test_a_task_with_nothing_to_learn_is_left_out():
+    points = points_of().assign(gender="male", arousal=np.nan)
+    points.loc[points.part == "test", "part"] = "validation"
+    x = np.random.default_rng(0).normal(size=(len(points), 4))
+    rows = probing.probe_layer(x, points, "validation")
+    assert [row["task"] for row in rows] == ["emotion", "speaker"]
+
+
+def test_speakers_are_learnt_from_other_utterances_than_they_are_scored_on():
+    """Frames that name their utterance, not their speaker, say nothing of the other half's."""
+    points = points_of(each=10)
+    frames = points.loc[points.index.repeat(5)].reset_index(drop=True)
+    x = one_hot(frames.utterance)
+    rows = pd.DataFrame(probing.probe_layer(x, frames, "validation")).set_index("task")
+    assert rows.score["speaker"] == pytest.approx(0.5, abs=1e-9)
+
+
+def test_every_speaker_is_in_both_halves_whatever_utterances_are_called():
+    """RAVDESS names end with the actor: every other name is every other actor."""
+    points = points_of(each=10).sort_values("speaker", kind="stable")
+    number = points.groupby("speaker").cumcount()
+    points["utterance"] = [f"{n:02d}-{speaker}" for n, speaker in zip(number, points.speaker)]
+    x = one_hot(points.speaker)
+    rows = pd.DataFrame(probing.probe_layer(x, points, "validation")).set_index("task")
+    assert rows.score["speaker"] == 1
+
+
+def test_concordance_by_hand():
+    true = np.array([1.0, 2.0, 3.0])
+    assert evaluation.ccc(true, true) == 1
+    assert evaluation.ccc(true, -true + 4) == -1
+    # covariance 2/3, variances 2/3 and 2/3, means apart by 1
+    assert evaluation.ccc(true, true + 1) == pytest.approx((4 / 3) / (4 / 3 + 1))
+    assert evaluation.ccc(true, np.full(3, 2.0)) == 0
+
+
+def test_purity_by_hand():
+    """Three of four are with their like: clusters a a b, and a alone."""
+    assert probing.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
+    assert probing.purity(["a", "b"], [0, 1]) == 1
+
+
+def test_cka_is_one_for_a_rotation_and_nothing_for_noise():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 6))
+    assert geometry.cka(x, 3 * x @ ortho_group.rvs(6, random_state=0) + 7) == pytest.approx(1)
+    # few points in many dimensions: the estimator with bias says 0.5 here
+    assert abs(geometry.cka(rng.normal(size=(300, 300)), rng.normal(size=(300, 300)))) < 0.05
+
+
+def test_cka_by_another_form_of_its_definition():
+    """Unbiased HSIC is the inner product of U-centred matrices (Székely and Rizzo, 2014)."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 6))
+    y = np.hstack([x[:, :2], rng.normal(size=(40, 3))])
+    n, centred = len(x), []
+    for values in (x, y):
+        gram = values @ values.T
+        np.fill_diagonal(gram, 0)
+        gram = (
+            gram
+            - gram.sum(0) / (n - 2)
+            - gram.sum(1)[:, None] / (n - 2)
+            + gram.sum() / (n - 1) / (n - 2)
+        )
+        np.fill_diagonal(gram, 0)
+        centred.append(gram)
+    a, b = centred
+    expected = np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
+    assert geometry.cka(x, y) == pytest.approx(expected)
+
+
+def test_clusters_that_are_the_emotions_tell_all_of_them():
+    """Emotion is in the frames that carry it; the others are all alike."""
+    points = points_of(each=80).drop(columns="arousal").replace({"part": {"test": "validation"}})
+    points["carries"] = np.arange(len(points)) // 4 % 2 == 0
+    x = 10 * one_hot(points.emotion) * points.carries.to_numpy()[:, None]
+    x = (x + np.random.default_rng(0).normal(0, 0.01, x.shape)).astype(np.float32)
+    rows = pd.DataFrame(probing.cluster_layer(x, points, "validation", [5], 0)).set_index("known")
+    assert list(rows.index) == ["emotion", "gender", "speaker", "emotion, where it is"]
+    assert rows.nmi["emotion, where it is"] == pytest.approx(1)
+    assert rows.purity["emotion, where it is"] == 1
+    assert 0 < rows.nmi["emotion"] < 0.9
+    alone = points[points.speaker != "5"]
+    rows_of_one = probing.cluster_layer(x[: len(alone)], alone, "validation", [5], 0)
+    assert [row["known"] for row in rows_of_one] == ["emotion", "emotion, where it is"]
+    # half of the frames in one cluster, an eighth in each of four: exp(entropy) = 2^(1/2 + 4 · 3/8)
+    assert rows.occupancy.tolist() == pytest.approx([2**2 / 5] * 4)
+
+
+def test_maps_are_turned_onto_each_other(monkeypatch):
+    """A layer whose map is another's turned and mirrored comes to lie on it."""
+    points = points_of(each=10)
+    plane = np.random.default_rng(0).normal(size=(len(points), 2))
+    mirrored = plane @ ortho_group.rvs(2, random_state=3) * [1, -1] + 5
+    monkeypatch.setattr(geometry, "umap_map", lambda x, seed: x)
+    drawn = geometry.map_layers(np.stack([plane, mirrored]), points, [0, 1], "validation", 0)
+    assert set(drawn.part) == {"train", "validation"}
+    first, second = (drawn[drawn.layer == layer][["x", "y"]].to_numpy() for layer in (0, 1))
+    assert len(first) == 50
+    np.testing.assert_allclose(first, second - second.mean(axis=0) + first.mean(axis=0), atol=1e-6)
+
+
+def test_a_model_that_is_not_there_is_refused():
+    assert probing.stage_of("multitask").format(fold=2) == "fold2/02_train_multitask"
+    with pytest.raises(GmpError, match="model: found 'best', expected one of encoder, multitask"):
+        probing.stage_of("best")

@@ -1,0 +1,217 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from gmp_utils import GmpError
+from gmp_utils.protocol import Protocol, check_leakage, make_protocol
+
+FOUR = ["angry", "happy", "neutral", "sad"]
+
+
+def speakers_manifest(n_women, n_men, sessions=False):
+    genders = ["female"] * n_women + ["male"] * n_men
+    rows = [
+        {"corpus": "own", "speaker": f"{index:02d}", "gender": gender, "emotion": emotion}
+        for index, gender in enumerate(genders)
+        for emotion in FOUR
+    ]
+    manifest = pd.DataFrame(rows)
+    if sessions:
+        manifest["session"] = (manifest.speaker.astype(int) % n_women).astype(str)
+    return manifest
+
+
+@pytest.mark.parametrize("sessions", [False, True])
+def test_folds_are_disjoint_balanced_and_complete(sessions):
+    manifest = speakers_manifest(5, 5, sessions)
+    protocol = make_protocol(manifest)
+    assert protocol.fold_by == ("session" if sessions else "speaker")
+    tested = []
+    for fold in range(1, 6):
+        parts = protocol.parts(manifest, fold)
+        speakers = {name: set(manifest.speaker[parts == name]) for name in parts.unique()}
+        assert sorted(map(len, speakers.values())) == [2, 2, 6]
+        assert len(set.union(*speakers.values())) == 10
+        assert manifest.gender[parts == "test"].nunique() == 2
+        assert manifest.gender[parts == "validation"].nunique() == 2
+        tested += sorted(speakers["test"])
+    assert sorted(tested) == sorted(manifest.speaker.unique())
+
+
+def test_strict_is_the_default_and_hears_the_least():
+    manifest = speakers_manifest(5, 5)
+    strict = make_protocol(manifest)
+    assert strict.unsupervised_parts == ("train",)
+    assert strict.compared_on == "validation"
+    loose = make_protocol(manifest, selection="oracle", transductive=True)
+    assert loose.unsupervised_parts == ("train", "validation", "test")
+    assert loose.compared_on == "test"
+
+
+def test_every_rule_can_be_read_aloud():
+    """Each departure from the strict protocol is in capitals in the sentence and in the short name."""
+    manifest = speakers_manifest(5, 5)
+    strict = make_protocol(manifest)
+    assert strict.name == "strict"
+    assert strict.describe() == (
+        "5 folds by speaker, test speakers disjoint from training; validation speakers are disjoint "
+        "from both; clustering and retraining hear training speakers only; the epoch is the best one "
+        "on validation."
+    )
+    departures = {
+        "epoch chosen on test": ({"selection": "oracle"}, "ORACLE"),
+        "last epoch": ({"selection": "last"}, "the last epoch is reported"),
+        "validation shares speakers": ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
+        "transductive": ({"transductive": True}, "TRANSDUCTIVE"),
+        "last epoch, no validation":
+            ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
+    }  # fmt: skip
+    for name, (rules, said) in departures.items():
+        protocol = make_protocol(manifest, **rules)
+        assert protocol.name == name
+        assert said in protocol.describe()
+        assert said not in strict.describe()
+
+
+def test_a_protocol_comes_back_from_json():
+    protocol = make_protocol(speakers_manifest(3, 3), "leave-one-speaker-out")
+    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
+    with pytest.raises(GmpError, match=r"run notebooks/01_prepare_data\.ipynb again"):
+        Protocol.from_dict({"fold_by": "speaker", "folds": []})
+
+
+def test_one_speaker_is_left_out():
+    manifest = speakers_manifest(3, 2)
+    protocol = make_protocol(manifest, "leave-one-speaker-out")
+    assert sorted(protocol.folds) == [("00",), ("01",), ("02",), ("03",), ("04",)]
+    assert set(zip(protocol.folds, protocol.validation_folds)) == set(
+        zip(protocol.folds, protocol.folds[1:] + protocol.folds[:1])
+    )
+    assert protocol.parts(manifest, 1).value_counts().to_dict() == {
+        "train": 12, "validation": 4, "test": 4,
+    }  # fmt: skip
+
+
+def test_validation_may_be_a_share_of_the_training_utterances():
+    manifest = pd.concat([speakers_manifest(5, 5)] * 5, ignore_index=True)
+    protocol = make_protocol(manifest, validation="share")
+    assert protocol.compared_on == "validation"
+    parts = protocol.parts(manifest, 2)
+    assert parts.value_counts().to_dict() == {"train": 144, "test": 40, "validation": 16}
+    assert set(manifest.speaker[parts == "validation"]) <= set(manifest.speaker[parts == "train"])
+    assert parts.equals(protocol.parts(manifest, 2))
+
+
+def test_there_may_be_no_validation():
+    manifest = speakers_manifest(2, 2)
+    protocol = make_protocol(manifest, n_folds=2, validation="none", selection="last")
+    assert protocol.compared_on == "test"
+    assert protocol.parts(manifest, 1).value_counts().to_dict() == {"train": 8, "test": 8}
+    with pytest.raises(GmpError, match='leaves nothing to choose an epoch on: selection "last"'):
+        make_protocol(manifest, validation="none")
+
+
+def test_an_official_split():
+    """With its own validation speakers, or some of its training speakers; never a speaker twice."""
+    manifest = speakers_manifest(4, 4)
+    number = manifest.speaker.astype(int)
+    manifest["split"] = np.select(
+        [number == 7, number.isin([5, 6])], ["test1", "validation"], "train"
+    )
+    protocol = make_protocol(manifest, "split")
+    assert (protocol.folds, protocol.validation_folds) == ((("07",),), (("05", "06"),))
+    manifest["split"] = manifest.split.replace({"validation": "train"})
+    protocol = make_protocol(manifest, "split", n_folds=3)
+    # seven training speakers, women first, every third: 00 and 03 of the women, 06 of the men
+    assert protocol.validation_folds == (("00", "03", "06"),)
+    manifest.loc[manifest.index[-1], "split"] = "train"
+    with pytest.raises(GmpError, match="speaker 07 is in the parts test and train"):
+        make_protocol(manifest, "split")
+    with pytest.raises(GmpError, match='utterances are in nothing, expected "train" and "test"'):
+        make_protocol(speakers_manifest(4, 4), "split")
+    manifest["split"] = np.select([number == 7, number == 6], ["test", "dev"], "train")
+    with pytest.raises(GmpError, match="utterances are in dev, test, train, expected"):
+        make_protocol(manifest, "split")
+    manifest["split"] = manifest.split.replace({"dev": "train"})
+    alone = make_protocol(manifest, "split", n_folds=9, validation="none", selection="last")
+    assert alone.validation_folds == ((),)
+
+
+def test_sessions_in_which_speakers_recur_are_no_folds():
+    manifest = speakers_manifest(3, 3)
+    manifest["session"] = ["1", "2", "1", "2"] * 6
+    assert make_protocol(manifest, n_folds=3).fold_by == "speaker"
+    with pytest.raises(GmpError, match="speaker 00 is in the sessions 1 and 2"):
+        make_protocol(manifest, "session")
+
+
+def test_two_corpora_are_never_folded_together():
+    manifest = speakers_manifest(4, 4)
+    tested = manifest.speaker.isin(["00", "07"])
+    manifest["corpus"] = np.where(tested, "other", "own")
+    manifest["split"] = np.where(tested, "test", "train")
+    protocol = make_protocol(manifest, n_folds=3)
+    assert protocol.folds == (("00", "07"),)
+    assert protocol.describe().startswith(
+        "1 fold with one corpus trained on and another tested on, test speakers disjoint from training"
+    )
+    with pytest.raises(GmpError, match="fold_by 'speaker' with 2 corpora"):
+        make_protocol(manifest, "speaker")
+    with pytest.raises(GmpError, match="fold_by 'cross-corpus' with 1 corpora"):
+        make_protocol(speakers_manifest(4, 4), "cross-corpus")
+
+
+def test_impossible_folds_are_refused():
+    manifest = speakers_manifest(5, 5)
+    protocol = make_protocol(manifest)
+    for fold in (0, 6):
+        with pytest.raises(GmpError, match="folds 1 to 5"):
+            protocol.parts(manifest, fold)
+    with pytest.raises(GmpError, match="names no sessions"):
+        make_protocol(manifest, fold_by="session")
+    with pytest.raises(GmpError, match="there are 10 speakers"):
+        make_protocol(manifest, n_folds=11)
+    with pytest.raises(GmpError, match="validation by speakers need 3"):
+        make_protocol(manifest, n_folds=2)
+    for rule in ("fold_by", "validation", "selection"):
+        with pytest.raises(GmpError, match=f"{rule} 'first': expected one of "):
+            make_protocol(manifest, **{rule: "first"})
+    rare = manifest[(manifest.emotion != "sad") | (manifest.speaker == "00")]
+    with pytest.raises(GmpError, match=r"no training speaker has emotion \['sad'\]"):
+        protocol.parts(rare, 1)
+
+
+def leaky_manifest():
+    manifest = speakers_manifest(3, 3)
+    manifest["utterance"] = [f"u{index:02d}" for index in range(len(manifest))]
+    manifest["digest"] = manifest.utterance
+    return manifest
+
+
+def test_a_recording_on_both_sides_is_refused():
+    manifest = leaky_manifest()
+    protocol = make_protocol(manifest, n_folds=3)
+    assert check_leakage(manifest, protocol)[["speakers", "recordings"]].to_numpy().tolist() == [
+        [0, 0], [0, 0], [0, 0],
+    ]  # fmt: skip
+    manifest.loc[1, "digest"] = "u00"  # twice by one speaker: always on the same side
+    assert len(check_leakage(manifest, protocol)) == 3
+    manifest.loc[23, "digest"] = "u00"
+    with pytest.raises(
+        GmpError, match=r"u23 \(speaker 05.*|u00 \(speaker 00.*hold the same samples"
+    ):
+        check_leakage(manifest, protocol)
+
+
+def test_shared_sentences_are_counted():
+    manifest = leaky_manifest()
+    protocol = make_protocol(manifest, n_folds=3)
+    assert check_leakage(manifest, protocol).sentences.isna().all()
+    parts = protocol.parts(manifest, 1)
+    tested, trained = manifest.index[parts == "test"], manifest.index[parts == "train"]
+    manifest["text"] = [f"sentence {index}" for index in manifest.index]
+    manifest.loc[tested[:3], "text"] = ["One. ", "two", None]
+    manifest.loc[trained[:2], "text"] = ["one.", "TWO"]
+    assert check_leakage(manifest, protocol).sentences[1] == 2 / len(tested)
