@@ -108,6 +108,20 @@ def test_papermill_stops_before_any_work(demo, tmp_path, arguments, message):
     assert "epoch 1" not in done.stdout + done.stderr
 
 
+def test_notebooks_that_start_together_share_no_ports(tmp_path):
+    """The workflow's kernels are reached through files."""
+    assert "--engine ipc" in (ROOT / "workflow" / "Snakefile").read_text()
+    code = "import ipykernel\nipykernel.get_connection_info(unpack=True)['transport']"
+    cell = nbformat.v4.new_code_cell(code)
+    asked = tmp_path / "asked.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), asked)
+    options = "--engine", "ipc", "--kernel", "python3", "--log-output"
+    done = command("papermill", *options, asked, tmp_path / "out.ipynb")
+    assert done.returncode == 0, done.stderr[-3000:]
+    answer = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0]
+    assert answer.data["text/plain"] == "'ipc'"
+
+
 def test_papermill_takes_another_fold_and_a_preset(demo, tmp_path):
     """In another run folder, to leave the demo alone; -p comes after -f and wins."""
     run = tmp_path / "run"
