@@ -1,4 +1,4 @@
-# make run · make protocols · make test · make lab · make lint · make notebooks · make clean · make help
+# make run · make lab · make protocols · make test · make test-browser · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 
 CORPUS     ?=
@@ -21,7 +21,7 @@ unknown := $(filter-out $(known) MAKEFLAGS,$(given))
 $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run protocols test lab lint notebooks clean
+.PHONY: help run protocols test test-browser lab lint notebooks clean
 
 help:
 	@sed -n '1,2p' Makefile
@@ -53,8 +53,13 @@ protocols: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest tests
 
+test-browser: .venv/installed
+	$(BIN)/python -m pytest tests/test_explorer.py
+
+# Without asking the network for news or newer versions.
 lab: .venv/installed
-	$(BIN)/jupyter lab --notebook-dir=notebooks
+	$(BIN)/jupyter lab --notebook-dir=notebooks --LabApp.news_url=None \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate
 
 lint: .venv/installed
 	$(BIN)/ruff check .

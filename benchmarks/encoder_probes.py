@@ -21,14 +21,13 @@ import numpy as np
 import opensmile
 import pandas as pd
 import plotly.express as px
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
-from gmp_utils import audio, corpora, encoders, features, figures, runs
+from gmp_utils import audio, comparison, corpora, encoders, features, figures, runs
 from gmp_utils.corpora import synthetic
 from gmp_utils.evaluation import uar
 from gmp_utils.pretraining import mfcc_frames
@@ -70,8 +69,7 @@ def by_speaker(manifest: pd.DataFrame, found: np.ndarray) -> pd.Series:
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean, and its 95 % interval by Student's t."""
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return values.mean(), values.mean() - half, values.mean() + half
+    return values.mean(), *comparison.interval(values)
 
 
 def pooled(frames: np.ndarray) -> np.ndarray:

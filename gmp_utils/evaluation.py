@@ -9,12 +9,12 @@ from confidence_intervals import evaluate_with_conf_int
 from sklearn.metrics import recall_score
 
 from gmp_utils import encoders, runs
+from gmp_utils.comparison import MIN_SPEAKERS, comparisons
 from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus, open_corpus
 
 STAGE = "07_results"
 LOSS_NAMES = {"ce": "CE", "ams": "AMS", "ce-then-ams": "CE then AMS"}
-MIN_SPEAKERS = 4  # an interval by speaker from fewer says nothing
 
 # GMP-TL paper (arXiv 2405.02151), Table 3: IEMOCAP, hubert-base-ls960, layer -3, percent.
 PAPER_TABLE_3 = pd.DataFrame(
@@ -322,15 +322,17 @@ def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed:
     Returns
     -------
     stage : Path
-        With predictions.parquet, table3.csv and summary.md.
+        With predictions.parquet, table3.csv, comparisons.csv (of UAR) and summary.md.
     """
 
     def build(folder: Path) -> None:
-        table = results_table(predictions, seed)
+        table, compared = results_table(predictions, seed), comparisons(predictions, uar)
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table3.csv", index=False)
-        text = f"{describe(corpus, run_dir, predictions)}\n\n{table.to_markdown(index=False)}\n"
-        (folder / "summary.md").write_text(text, encoding="utf-8")
+        compared.to_csv(folder / "comparisons.csv", index=False)
+        findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
+        text = [describe(corpus, run_dir, predictions), "", table.to_markdown(index=False), ""]
+        (folder / "summary.md").write_text("\n".join([*text, *findings, ""]), encoding="utf-8")
 
     return runs.make_stage(
         runs.run_folder(run_dir) / STAGE,

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from collections.abc import Iterable
 from functools import cache
+from itertools import cycle
 
 import kaleido
 import numpy as np
@@ -13,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from gmp_utils import runs
 
-# Okabe and Ito's palette, told apart by colour-blind readers.
+# Okabe and Ito's palette and some of Paul Tol's, told apart by colour-blind readers.
 COLOURS = {
     "angry": "#D55E00",
     "happy": "#E69F00",
@@ -22,6 +24,14 @@ COLOURS = {
     "fearful": "#CC79A7",
     "disgusted": "#009E73",
     "bored": "#56B4E9",
+    "surprised": "#332288",
+    "calm": "#44AA99",
+    "excited": "#DDCC77",
+    "frustrated": "#661100",
+    "contemptuous": "#882255",
+    "other": "#000000",
+    "unknown": "#DDDDDD",
+    "trained on": "#DDDDDD",
     "female": "#CC79A7",
     "male": "#009E73",
     "emotion": "#D55E00",
@@ -35,6 +45,15 @@ COLOURS = {
     "CE then AMS": "#009E73",
 }
 SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: its own where it has one, else one that none of the others has."""
+    names = list(names)
+    own = {name: COLOURS[name] for name in names if name in COLOURS}
+    spare = cycle(sorted(set(COLOURS.values()) - set(own.values()) - {COLOURS["unknown"]}))
+    return {name: own.get(name) or next(spare) for name in names}
+
 
 TEMPLATE = go.layout.Template(
     layout={
@@ -72,7 +91,7 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     run_dir : str
         See `gmp_utils.runs.figures_folder`.
     name : str
-        Of the files, without ending: `.html`, and `.png` where a Chromium is found.
+        Of the files, without ending: `.html`, and `.png` and `.svg` where a Chromium is found.
     """
     from IPython.display import display
 
@@ -83,11 +102,16 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
     if browser():
         _start_renderer()
-        size = {"format": "png", "width": 900, "height": figure.layout.height or 420}
-        bundle["image/png"] = kaleido.calc_fig_sync(figure.to_dict(), opts=size)
-        (folder / f"{name}.png").write_bytes(bundle["image/png"])
+        size = {"width": 900, "height": figure.layout.height or 420}
+        drawn = {
+            kind: kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
+            for kind in ("png", "svg")
+        }
+        for kind, content in drawn.items():
+            (folder / f"{name}.{kind}").write_bytes(content)
+        bundle["image/png"] = drawn["png"]
     else:
-        print(f"no Chromium found: {runs.shown(folder / name)}.html only, no PNG")
+        print(f"no Chromium found: {runs.shown(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)
 
 

@@ -4,8 +4,6 @@ import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
 
-MAP_POINTS = 1800  # UMAP is exact, and quick, below 4096
-
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
     """Linear centred kernel alignment, debiased: how alike two layers arrange the same points.
@@ -62,31 +60,32 @@ def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 
 def map_layers(
-    x: np.ndarray, points: pd.DataFrame, layers: list[int], compared: str, seed: int
+    x: np.ndarray, points: pd.DataFrame, compared: str, n_points: int, seed: int
 ) -> pd.DataFrame:
-    """UMAP of some layers, each turned onto the one before, so that points keep their place.
+    """UMAP of every layer, each turned onto the one before, so that points keep their place.
 
     Parameters
     ----------
     x : (layers, n, dim) float
     points, compared
         See `gmp_utils.probing.probe_layer`.
-    layers : list of int
+    n_points : int
+        Utterances are drawn from the training part and the one compared until they have so many
+        points. UMAP is exact, and quick, below 4096.
     seed : int
 
     Returns
     -------
     maps : DataFrame
-        The points of the training part and of the one compared, about `MAP_POINTS` of them, with
-        `layer`, `x` and `y`.
+        The points drawn, once per layer, with `layer`, `x` and `y`, in the same order.
     """
     names = points.utterance[points.part.isin(["train", compared])].unique()
     names = np.random.default_rng(seed).permutation(np.sort(names))
     counts = points.utterance.value_counts()[names].cumsum()
-    chosen = points.utterance.isin(names[: max(int((counts <= MAP_POINTS).sum()), 1)]).to_numpy()
+    chosen = points.utterance.isin(names[: max(int((counts <= n_points).sum()), 1)]).to_numpy()
     maps, before = [], None
-    for layer in layers:
-        place = umap_map(x[layer][chosen], seed)
+    for layer, states in enumerate(x):
+        place = umap_map(states[chosen], seed)
         place = place - place.mean(axis=0)
         if before is not None:
             place = place @ orthogonal_procrustes(place, before)[0]

@@ -7,7 +7,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
+from gmp_utils.errors import GmpError
 from gmp_utils.figures import COLOURS, SEQUENCE
+
+DRAWN_POINTS = 2000
 
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
@@ -120,12 +123,34 @@ def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
     return float(np.mean(shared)), float(np.mean(expected))
 
 
-def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
+def maps(table: pd.DataFrame, of: str, layers: list[int]) -> go.Figure:
     """UMAP of utterances or frames, coloured by emotion, a panel per layer.
 
-    Training speakers are small dots: their emotions may have been taught to the model.
+    Training speakers are small dots: their emotions may have been taught to the model. Of more than
+    `DRAWN_POINTS` points some are drawn.
+
+    Parameters
+    ----------
+    table : DataFrame
+        See `gmp_utils.geometry.map_layers`, with `of`.
+    of : str
+        "utterances" or "frames".
+    layers : list of int
+        Which to draw; -1 is the last.
+
+    Raises
+    ------
+    GmpError
+        For a layer that the table does not have.
     """
-    chosen = table[table.of == of]
+    n_states = table.layer.max() + 1
+    for layer in layers:
+        if not -n_states <= layer < n_states:
+            raise GmpError(f"layer {layer}: this model has layers 0 to {n_states - 1}.")
+    chosen = table[(table.of == of) & table.layer.isin([layer % n_states for layer in layers])]
+    place = chosen.groupby("layer").cumcount()  # the same points come in the same order
+    kept = np.random.default_rng(0).permutation(place.max() + 1)[:DRAWN_POINTS]
+    chosen = chosen[place.isin(kept)]
     figure = px.scatter(
         chosen.sample(frac=1, random_state=0),
         x="x",
@@ -147,7 +172,7 @@ def maps(table: pd.DataFrame, of: str, n_layers: int) -> go.Figure:
         )
     )
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    named = ", ".join(f"{layer - n_layers - 1}" for layer in sorted(chosen.layer.unique()))
+    named = ", ".join(f"{layer - n_states}" for layer in sorted(chosen.layer.unique()))
     found = [shared_emotion(one) for _, one in chosen.groupby("layer")]
     shares = ", ".join(f"{shared:.0%}" for shared, _ in found)
     title = (

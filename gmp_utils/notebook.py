@@ -43,8 +43,9 @@ def _assigned(source: str) -> dict:
 
 
 def series_parameters() -> dict[str, dict]:
-    """`notebook_parameters` of every numbered notebook, by its name."""
-    return {path.stem: notebook_parameters(path) for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))}
+    """`notebook_parameters` of every notebook of the project, by its name."""
+    found = sorted(NOTEBOOKS.glob("[0-9]*.ipynb")) + sorted(NOTEBOOKS.glob("explore_*.ipynb"))
+    return {path.stem: notebook_parameters(path) for path in found}
 
 
 def check_parameters(notebook: str, given: dict) -> dict:
@@ -146,11 +147,14 @@ def start(notebook: str, namespace: dict) -> dict:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    transformers.set_seed(parameters["seed"])
+    said = [f"run {parameters['run_dir']}"]
+    if "seed" in parameters:
+        transformers.set_seed(parameters["seed"])
+        said.insert(0, f"seed {parameters['seed']}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"Python {platform.python_version()}, {versions}")
-    print(f"{device}, seed {parameters['seed']}, run {parameters['run_dir']}")
+    print(", ".join([device, *said]))
     return parameters
 
 

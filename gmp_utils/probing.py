@@ -16,6 +16,7 @@ from gmp_utils import (
     encoders,
     evaluation,
     features,
+    finetuning,
     geometry,
     masked_prediction,
     multitask,
@@ -32,6 +33,7 @@ MODELS = {  # what may be probed, and the stage that makes it
     "encoder": preparation.STAGE,
     "multitask": "fold{fold}/" + multitask.STAGE,
     "retrained": "fold{fold}/" + masked_prediction.STAGE,
+    "finetuned": "fold{fold}/" + finetuning.STAGE + "/gmps/ams",
 }
 CLASSES = ("emotion", "gender", "speaker")
 RATINGS = ("valence", "arousal", "dominance")
@@ -167,24 +169,41 @@ def _rank(table: pd.DataFrame, column: str) -> pd.Series:
     return table.groupby(column, dropna=False).cumcount()
 
 
+def _decibels(samples: np.ndarray) -> float:
+    """Mean energy of int16 samples; 0 dB is full scale, silence is put at -100."""
+    return 10 * np.log10(np.mean((samples / 32768.0) ** 2) + 1e-10)
+
+
 def _draw(
     network: SpeechModel, corpus: Corpus, points: pd.DataFrame, each: int, seed: int
 ) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
     """Mean over time, and some frames, of utterances: (layers, n, dim) and a row for each n.
 
     Which frames are drawn depends on the seed, the utterances and how many frames these have only.
+    Rows gain `energy` (dB below full scale) and, for frames, `seconds` (the middle of each) and
+    `drawn` (0, 1, … within the utterance: fewer frames are the first of more).
     """
     inputs, layers = features.model_inputs(network, corpus), range(network.n_layers + 1)
     order = {name: number for number, name in enumerate(points.index)}
-    means, frames, drawn = [None] * len(order), [None] * len(order), [None] * len(order)
+    means, frames, drawn, chosen, energy, energies = ([None] * len(order) for _ in range(6))
     for name, states in features.layer_states(network, inputs, list(points.index), layers):
         number = order[name]
         rng = np.random.default_rng([seed, number])
-        drawn[number] = np.sort(rng.permutation(states.shape[1])[:each])
+        at_random = rng.permutation(states.shape[1])[:each]
+        drawn[number] = np.argsort(at_random)
+        chosen[number] = at_random[drawn[number]]
         means[number] = states.mean(axis=1, dtype=np.float32)
-        frames[number] = states[:, drawn[number]]
+        frames[number] = states[:, chosen[number]]
+        waveform, starts = corpus.waveforms[name], chosen[number] * 320
+        energy[number] = _decibels(waveform)
+        energies[number] = [_decibels(waveform[start : start + 400]) for start in starts]
+    points = points.assign(energy=energy)
     table = points.loc[np.repeat(points.index, list(map(len, drawn)))]
-    table = table.assign(seconds=np.concatenate(drawn) * 0.02 + 0.0125)
+    table = table.assign(
+        seconds=np.concatenate(chosen) * 0.02 + 0.0125,
+        energy=np.concatenate(energies),
+        drawn=np.concatenate(drawn),
+    )
     if "emotion_start" in table:
         table["carries"] = table.seconds.between(table.emotion_start, table.emotion_end, "left")
     return {
@@ -199,7 +218,7 @@ def probe_layers(
     model: str,
     encoder: str,
     scales: list[int],
-    map_layers: list[int],
+    map_points: int = 1800,
     seed: int = 0,
 ) -> Path:
     """Probe, cluster, compare and map the layers of a model.
@@ -218,8 +237,8 @@ def probe_layers(
         See `gmp_utils.encoders.resolve`.
     scales : list of int
         Numbers of clusters.
-    map_layers : list of int
-        Layers that get a UMAP of frames and one of utterances.
+    map_points : int
+        Frames, and utterances, on a map, at most; see `gmp_utils.geometry.map_layers`.
     seed : int
 
     Returns
@@ -233,7 +252,7 @@ def probe_layers(
     Raises
     ------
     GmpError
-        For another `model`, a layer that it does not have, or if its stage is not there.
+        For another `model`, or if its stage is not there.
     """
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stage = run / stage_of(model).format(fold=fold)
@@ -244,16 +263,18 @@ def probe_layers(
     def build(folder: Path) -> None:
         network = SpeechModel.load(untouched if model == "encoder" else str(stage / "model"))
         layers = range(network.n_layers + 1)
-        maps_of = [network.layer_index(layer) for layer in map_layers]
         points = corpus.manifest[corpus.manifest.columns.intersection(KNOWN)]
         points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
         needed = max(DRAWN_FRAMES, POINTS_PER_CLUSTER * max(scales))
         if len(points) * FRAMES_EACH > needed:
             points = points.sample(needed // FRAMES_EACH, random_state=seed).sort_index()
         n_training = int((points.part == "train").sum())
-        each = max(FRAMES_EACH, -(-POINTS_PER_CLUSTER * max(scales) // n_training))
-        drawn = _draw(network, corpus, points, each, seed)
+        for_clusters = -(-POINTS_PER_CLUSTER * max(scales) // n_training)
+        each = max(FRAMES_EACH, for_clusters)
+        drawn = _draw(network, corpus, points, max(each, -(-map_points // len(points))), seed)
         frames, table = drawn["frames"]
+        asked = np.flatnonzero(table.drawn < each)
+        frames, table = frames[:, asked], table.iloc[asked].reset_index(drop=True)
         few = {"utterances": drawn["utterances"], "frames": _some(frames, table, seed)}
         probes = [
             {"layer": layer, "of": of, **row}
@@ -281,8 +302,8 @@ def probe_layers(
         ]
         pd.DataFrame(similarity).to_parquet(folder / "similarity.parquet", index=False)
         drawn_maps = [
-            geometry.map_layers(x, rows, maps_of, compared, seed).assign(of=of)
-            for of, (x, rows) in few.items()
+            geometry.map_layers(x, rows, compared, map_points, seed).assign(of=of)
+            for of, (x, rows) in drawn.items()
         ]
         pd.concat(drawn_maps).to_parquet(folder / "maps.parquet", index=False)
 
@@ -292,8 +313,9 @@ def probe_layers(
         parameters={
             "fold": fold,
             "model": model,
+            "encoder": encoder,
             "scales": scales,
-            "map_layers": map_layers,
+            "map_points": map_points,
             "seed": seed,
         },
         stages=list(dict.fromkeys([corpus.stage, stage])),

@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+from gmp_utils import finetuning, masked_prediction, multitask, pseudo_labels
+from gmp_utils.training import Schedule
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = dict(
@@ -100,3 +103,20 @@ def write_noise_corpus(run: Path, **rules) -> Path:
     runs.write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
     (folder / "provenance.json").write_text(json.dumps({"identity": "noise"}))
     return run
+
+
+QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
+
+
+def run_series(run: Path, encoder: Path, schedule=QUICK, updates=4, scales=(4, 8)) -> Path:
+    """Every stage of fold 1, and every loss."""
+    where = (str(run), 1, str(encoder))
+    head = {"lstm_size": 8, "projection_size": 8}
+    multitask.train_multitask(*where, schedule, **head)
+    pseudo_labels.generate_gmps(str(run), 1, -3, list(scales))
+    retraining = Schedule(1e-3, updates=updates, batch_seconds=10)
+    masked_prediction.retrain(*where, retraining, projection_size=8)
+    for loss in ("ce", "ams", "ce-then-ams"):
+        finetuning.finetune(*where, loss, schedule, **head)
+    finetuning.finetune(*where, "ams", schedule, use_gmps=False, **head)
+    return run / "fold1"

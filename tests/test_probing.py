@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ortho_group
 
-from gmp_utils import GmpError, evaluation, geometry, probing
+from gmp_utils import GmpError, evaluation, geometry, layer_figures, probing
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
@@ -151,11 +151,15 @@ def test_maps_are_turned_onto_each_other(monkeypatch):
     plane = np.random.default_rng(0).normal(size=(len(points), 2))
     mirrored = plane @ ortho_group.rvs(2, random_state=3) * [1, -1] + 5
     monkeypatch.setattr(geometry, "umap_map", lambda x, seed: x)
-    drawn = geometry.map_layers(np.stack([plane, mirrored]), points, [0, 1], "validation", 0)
+    drawn = geometry.map_layers(np.stack([plane, mirrored]), points, "validation", 1800, 0)
     assert set(drawn.part) == {"train", "validation"}
     first, second = (drawn[drawn.layer == layer][["x", "y"]].to_numpy() for layer in (0, 1))
     assert len(first) == 50
     np.testing.assert_allclose(first, second - second.mean(axis=0) + first.mean(axis=0), atol=1e-6)
+    few = geometry.map_layers(np.stack([plane, mirrored]), points, "validation", 20, 0)
+    assert few.groupby("layer").size().tolist() == [20, 20]
+    with pytest.raises(GmpError, match="layer 2: this model has layers 0 to 1"):
+        layer_figures.maps(few.assign(of="frames"), "frames", [-1, 2])
 
 
 def test_a_model_that_is_not_there_is_refused():

@@ -132,6 +132,7 @@ SERIES = [
     "05_retrain",
     "06_finetune",
     "07_results",
+    "explore_layers",
 ]
 
 
@@ -222,12 +223,16 @@ def test_notebooks_are_small_and_tidy(name):
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)
     assert book.metadata.kernelspec.name == "python3"
+    live = name.startswith("explore_")  # widgets cannot be kept
     tags = [tag for cell in book.cells for tag in cell.metadata.get("tags", [])]
-    assert sorted(tags) == ["nbval-check-output", "parameters"]
+    assert sorted(tags) == ["nbval-check-output"] * (not live) + ["parameters"]
     parameters = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
     lines = parameters.source.splitlines()
     assert all("  # " in line and line.count("=") == 1 for line in lines)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in code), "run `make notebooks`"
-    assert code[-1].outputs[0].text == "ok\n"
+    if live:
+        assert not any(cell.outputs for cell in code)
+    else:
+        assert all(cell.execution_count for cell in code), "run `make notebooks`"
+        assert code[-1].outputs[0].text == "ok\n"
     assert "application/vnd.plotly" not in json.dumps(book)
