@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from confidence_intervals import evaluate_with_conf_int
 from scipy import stats
 
 MIN_SPEAKERS = 4  # an interval by speaker from fewer says nothing
@@ -21,6 +22,39 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     """
     half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values)
     return float(np.mean(values) - half), float(np.mean(values) + half)
+
+
+def with_interval(
+    predictions: pd.DataFrame, metric: Callable, seed: int = 0
+) -> tuple[float, tuple[float, float] | None]:
+    """A metric and its 95 % interval, from 1000 bootstrap samples of speakers.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        With `true`, `predicted` and `speaker`.
+    metric : callable
+        `uar` or `war` of `gmp_utils.evaluation`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    value : float
+    interval : (float, float) or None
+        None for fewer than `MIN_SPEAKERS` speakers.
+    """
+    true, predicted = (predictions[name].to_numpy() for name in ("true", "predicted"))
+    if predictions.speaker.nunique() < MIN_SPEAKERS:
+        return metric(true, predicted), None
+    np.random.seed(seed)  # noqa: NPY002, the package draws from the global state
+    value, (low, high) = evaluate_with_conf_int(
+        predicted,
+        metric,
+        labels=true,
+        conditions=predictions.speaker.astype("category").cat.codes.to_numpy(),
+    )
+    return float(value), (float(low), float(high))
 
 
 def smallest_difference(values: Sequence[float]) -> float:
@@ -93,7 +127,7 @@ def comparisons(predictions: pd.DataFrame, metric: Callable) -> pd.DataFrame:
     Parameters
     ----------
     predictions : DataFrame
-        As `gmp_utils.evaluation.collect` returns them.
+        As `gmp_utils.results.collect` returns them.
     metric : callable
         See `by_speaker`.
 

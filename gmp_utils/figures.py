@@ -279,3 +279,27 @@ def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
                 showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
     return figure.update_layout(title=title, yaxis_title="recall", yaxis_range=[0, 1])
+
+
+def speakers(scores: dict[str, pd.Series]) -> go.Figure:
+    """UAR of each test speaker, a line per speaker, systems side by side.
+
+    Parameters
+    ----------
+    scores : dict of str to Series
+        By system: points of UAR by speaker.
+    """
+    table = pd.DataFrame(scores)
+    figure = go.Figure()
+    for speaker, row in table.iterrows():
+        figure.add_scatter(
+            x=row.index, y=row, name=str(speaker), mode="lines+markers", showlegend=False,
+            line={"color": COLOURS["unknown"]}, marker={"color": COLOURS["neutral"]},
+        )  # fmt: skip
+    means, gap = table.mean(), (table.max() - table.min()).max()
+    figure.add_scatter(
+        x=means.index, y=means, name="mean", mode="markers",
+        marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLOURS["CE"]}},
+    )  # fmt: skip
+    title = f"{means.idxmax()} has the highest mean ({means.max():.0f}); speakers differ by up to {gap:.0f}"
+    return figure.update_layout(title=title, yaxis_title="UAR of a speaker, points")

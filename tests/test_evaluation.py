@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmp_utils import evaluation
+from gmp_utils import comparison, evaluation, figures, results
 
 
 def test_recalls_by_hand():
@@ -40,30 +40,30 @@ def predictions(n_speakers, gmps="yes", loss="CE", right=0.7):
 
 
 def test_no_interval_from_two_speakers():
-    value, interval = evaluation.with_interval(predictions(2), evaluation.uar)
+    value, interval = comparison.with_interval(predictions(2), evaluation.uar)
     assert interval is None
     assert 0.5 < value < 1
 
 
 def test_interval_by_speaker_holds_the_value_and_repeats():
     table = predictions(10)
-    value, (low, high) = evaluation.with_interval(table, evaluation.uar)
+    value, (low, high) = comparison.with_interval(table, evaluation.uar)
     assert low < value < high
     assert value == pytest.approx(evaluation.uar(table.true, table.predicted))
-    assert evaluation.with_interval(table, evaluation.uar) == (value, (low, high))
+    assert comparison.with_interval(table, evaluation.uar) == (value, (low, high))
 
 
 def test_interval_is_by_speaker_not_by_utterance():
     """Speakers who are all right or all wrong: as uncertain as five coins, not as 300 utterances."""
     table = predictions(6, right=1.0)
     table.loc[table.speaker.isin(["s0", "s1", "s2"]), "predicted"] = "none"
-    _, (low, high) = evaluation.with_interval(table, evaluation.war)
+    _, (low, high) = comparison.with_interval(table, evaluation.war)
     assert high - low > 0.5
 
 
 def test_table_has_the_papers_numbers_beside_ours():
     both = pd.concat([predictions(6), predictions(6, "no", "AMS", 0.9)])
-    table = evaluation.results_table(both).set_index(["GMPs", "loss"])
+    table = results.results_table(both).set_index(["GMPs", "loss"])
     assert table.loc[("yes", "AMS"), "UAR"] == "not run"
     assert table.loc[("yes", "AMS"), "UAR, paper"] == 82.0
     assert table.loc[("no", "CE"), "WAR, paper"] == 75.8
@@ -74,7 +74,29 @@ def test_table_has_the_papers_numbers_beside_ours():
 
 
 def test_recall_by_gender():
-    table = evaluation.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
+    table = results.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
     assert table.index.tolist() == ["female", "male"]
     women = predictions(4).query("gender == 'female'")
     assert table.loc["female", "UAR"] == pytest.approx(evaluation.uar(women.true, women.predicted))
+
+
+def test_folds_are_told_apart():
+    table = results.results_table(predictions(4)).set_index(["GMPs", "loss"])
+    folds = [
+        100 * evaluation.uar(own.true, own.predicted) for _, own in predictions(4).groupby("fold")
+    ]
+    mean, half = sum(folds) / 2, abs(folds[0] - folds[1]) / 2
+    # of two numbers the deviation is half their distance times the root of two
+    assert table["UAR by fold"]["yes", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
+    assert table["UAR by fold"]["no", "CE"] == "not run"
+    one = results.results_table(predictions(2)).set_index(["GMPs", "loss"])
+    assert one["UAR by fold"]["yes", "CE"] == "one fold"
+
+
+def test_speakers_are_drawn_once_per_system():
+    scores = {
+        "a": pd.Series({"s": 50.0, "t": 90.0}), "b": pd.Series({"s": 60.0, "t": 70.0}),
+    }  # fmt: skip
+    figure = figures.speakers(scores)
+    assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
+    assert figure.layout.title.text == "a has the highest mean (70); speakers differ by up to 40"

@@ -14,12 +14,12 @@ from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import (
     GmpError,
-    evaluation,
     finetuning,
     masked_prediction,
     multitask,
     probing,
     pseudo_labels,
+    results,
     runs,
 )
 from gmp_utils.preparation import open_corpus
@@ -50,6 +50,22 @@ def test_every_stage_leaves_what_it_promises(finished):
     leftovers = [path for path in finished.rglob("*") if path.suffix in {".bin", ".pt", ".pth"}]
     assert leftovers == []
     assert list(finished.rglob(".*.partial")) == []
+
+
+def test_costs_are_those_of_all_stages_of_a_system(finished):
+    def seconds(*stages):
+        told = [runs.read_json(finished / stage / "provenance.json") for stage in stages]
+        return sum(one["wall_seconds"] for one in told)
+
+    table = results.costs(str(finished.parent)).set_index(["GMPs", "loss"])
+    own = "06_finetune/gmps/"
+    before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
+    assert table.seconds["no", "AMS"] == pytest.approx(seconds("06_finetune/no-gmps/ams"))
+    assert table.seconds["yes", "CE"] == pytest.approx(before + seconds(f"{own}ce"))
+    chain = before + seconds(f"{own}ce", f"{own}ce-then-ams")
+    assert table.seconds["yes", "CE then AMS"] == pytest.approx(chain)
+    assert table.times.isna().all()  # GMPs no, CE was not run
+    assert (table["peak MB"] > 100).all()
 
 
 def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
@@ -143,11 +159,11 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
 def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
-    assert len(evaluation.collect(str(run))) == 4 * 24
+    assert len(results.collect(str(run))) == 4 * 24
     path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
     runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
     with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
-        evaluation.collect(str(run))
+        results.collect(str(run))
 
 
 def test_a_checkpoint_that_was_not_finished_is_left_out(tmp_path, tiny_encoder, monkeypatch):
@@ -282,7 +298,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
         history = pd.read_csv(stage / "history.csv")
         if rules.get("selection") == "last":
             assert history.selected.tolist() == [False, True]
-    assert set(evaluation.collect(str(run)).speaker.unique()) == set(
+    assert set(results.collect(str(run)).speaker.unique()) == set(
         open_corpus(str(run)).protocol.folds[0]
     )
 
@@ -293,7 +309,7 @@ def test_protocols_side_by_side(tmp_path, finished):
     stage = tmp_path / "loose" / "01_prepare_data"
     protocol = runs.read_json(stage / "protocol.json") | {"selection": "oracle"}
     runs.write_json(stage / "protocol.json", protocol)
-    table = evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+    table = results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
     departures = ["strict"] * 4 + ["epoch chosen on test"] * 4
     assert table.protocol.tolist() == [f"3 folds by session, {one}" for one in departures]
     strict, loose = (part.drop(columns="protocol").to_numpy() for part in (table[:4], table[4:]))
@@ -301,12 +317,12 @@ def test_protocols_side_by_side(tmp_path, finished):
     changed = next((tmp_path / "loose").glob("fold1/06_finetune/gmps/ams/params.json"))
     runs.write_json(changed, runs.read_json(changed) | {"head_layer": -2})
     with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
-        evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+        results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
     runs.write_json(changed, runs.read_json(changed) | {"head_layer": -1})
     clusters = tmp_path / "loose" / "fold1" / "04_generate_gmps" / "params.json"
     runs.write_json(clusters, runs.read_json(clusters) | {"layer": -1})
     with pytest.raises(GmpError, match="differ in layer of 04_generate_gmps and"):
-        evaluation.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+        results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
 
 
 def test_kmeans_uses_all_frames_and_finds_clear_clusters():
@@ -356,7 +372,7 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
     with pytest.raises(GmpError, match=r"05_retrain\.ipynb"):
         finetuning.finetune(run, 1, str(tiny_encoder), "ce", QUICK)
     with pytest.raises(GmpError, match=r"06_finetune\.ipynb"):
-        evaluation.collect(run)
+        results.collect(run)
 
 
 def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
