@@ -99,4 +99,5 @@ def test_speakers_are_drawn_once_per_system():
     }  # fmt: skip
     figure = figures.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
-    assert figure.layout.title.text == "a has the highest mean (70); speakers differ by up to 40"
+    title = figure.layout.title.text
+    assert title == "Speakers of one system are up to 40 points apart, means of systems 5"
