@@ -1,6 +1,7 @@
 """What frozen layers of an encoder know, beside floors that need no encoder.
 
     python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--final] [--out FOLDER]
+                                        [--run FOLDER]
 
 Corpora: the synthetic one, and EmoDB (7 emotions). Without --final EmoDB is cut down to the five
 speakers that choices may be made on; with it all ten are used, and the other five are reported apart.
@@ -9,6 +10,9 @@ Features of an utterance: mean and standard deviation over time of a layer's fra
 eGeMAPS functionals (opensmile). Emotion and gender: leave one speaker out. Speaker: every other
 utterance against the rest. Classifier: logistic regression on standardised features, C = 0.03; for
 eGeMAPS C is tuned on the training speakers. "z by speaker" uses the test speaker's unlabelled audio.
+
+--run compares the classifiers of a finished run on EmoDB's seven emotions (preset `emotions: []`) with
+the floors, by speaker; its folds hold out two speakers at a time, the floors one.
 
 Needs the extra `benchmarks` (opensmile's licence allows research and private use only).
 """
@@ -27,7 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
-from gmp_utils import audio, comparison, corpora, encoders, features, figures, runs
+from gmp_utils import audio, comparison, corpora, encoders, features, figures, results, runs
 from gmp_utils.corpora import synthetic
 from gmp_utils.evaluation import uar
 from gmp_utils.pretraining import mfcc_frames
@@ -163,6 +167,24 @@ def compare(speakers: pd.DataFrame, layer: int) -> pd.DataFrame:
     return pd.DataFrame(rows).round(3)
 
 
+def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences between the classifiers of a run and each floor, by speaker."""
+    floors = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
+    rows = []
+    for (gmps, loss), predictions in results.collect(run).groupby(["GMPs", "loss"]):
+        own = comparison.by_speaker(predictions, uar) / 100
+        for floor, scores in floors.groupby("system"):
+            gains = (own - scores.set_index("speaker").uar).dropna().to_numpy()
+            mean, low, high = interval(gains)
+            row = {
+                "system": f"GMPs {gmps}, {loss}",
+                "UAR": uar(predictions.true, predictions.predicted),
+            }
+            row |= {"floor": floor, "speakers": len(gains), "difference": mean}
+            rows.append(row | {"low": low, "high": high, "p": comparison.sign_flip(gains)})
+    return pd.DataFrame(rows).round(3)
+
+
 def picture(scores: pd.DataFrame):
     """Emotion, gender and speaker side by side, over layers; what has no layers is a level line."""
     flat = scores.system.str.startswith(("MFCC", "eGeMAPS"))
@@ -194,6 +216,7 @@ def main() -> None:
     parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--final", action="store_true", help="all ten speakers")
+    parser.add_argument("--run", help="a run whose classifiers are compared with the floors")
     parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "encoder_probes")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -220,6 +243,8 @@ def main() -> None:
         part = speakers[speakers.speaker.isin(CHOSEN_ON) == chosen]
         if len(part):
             print(f"\nspeakers {name}:\n{compare(part, best).to_markdown(index=False)}")
+    if given.run:
+        print(f"\n{given.run}:\n{compare_run(given.run, speakers).to_markdown(index=False)}")
 
 
 if __name__ == "__main__":
