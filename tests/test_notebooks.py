@@ -69,7 +69,7 @@ def test_a_second_make_run_does_no_work_and_says_so(demo):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_nbval(demo, notebook):
-    done = command("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 120,
+    done = command("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 600,
                    "-p", "no:cacheprovider", "-q", notebook)  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
 
