@@ -129,10 +129,8 @@ class Explored:
     def timeline(self, point: int, around: tuple[float, float] | None):
         """Draw the utterance of a point; see `gmp_utils.timeline.timeline`."""
         row = self.points.loc[point]
-        waveform, about = (
-            self.corpus.waveforms[row.utterance],
-            self.corpus.manifest.loc[row.utterance],
-        )
+        waveform = self.corpus.waveforms[row.utterance]
+        about = self.corpus.manifest.loc[row.utterance]
         streams = scores = carries = None
         if self.labels:
             columns = self.labels[row.utterance].T
@@ -140,10 +138,9 @@ class Explored:
         title = f"{row.utterance}: {row.emotion}"
         if self.classifier:
             seconds, values = scores_over_time(self.model, waveform)
-            scores = seconds, values, self.corpus.emotions
-            title += (
-                f", {row.predicted}" if row.predicted == TAUGHT else f", heard as {row.predicted}"
-            )
+            scores = seconds, values, self.model.config.emotions
+            name, taught = "/".join(self.classifier.parts[-2:]), row.predicted == TAUGHT
+            title += f", {TAUGHT}" if taught else f", heard as {row.predicted} ({name})"
         if "emotion_start" in about and pd.notna(about.emotion_start):
             carries = about.emotion_start, about.emotion_end
         return timeline(waveform, title, streams, scores, around, carries)
@@ -163,8 +160,8 @@ def composition(points: pd.DataFrame, chosen: np.ndarray) -> pd.DataFrame:
     -------
     table : DataFrame
         A row per emotion, predicted emotion, gender, speaker and part that occurs among the chosen
-        (the `MOST` frequent of each):
-        how many points, their share, the share among all points, and the ratio of the two.
+        (the `MOST` frequent of each): how many points, their share, the share among all points, and
+        the ratio of the two.
     """
     tables = []
     for column in (name for name in KNOWN if name in points):

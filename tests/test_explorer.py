@@ -397,6 +397,7 @@ def test_look_click_listen(run, lab, page):
         assert heard[0][2] == pytest.approx(seconds, abs=0.01)
         assert heard[1][2] <= heard[0][2] + 0.01
     assert "heard as" in titles[0]
+    assert "(gmps/ams)" in titles[0]
     assert TAUGHT in titles[1]
     keep(page, "explorer-light")
 
