@@ -63,14 +63,6 @@ def speaker_uar(x: np.ndarray, speakers: np.ndarray) -> float:
     return uar(speakers, found)
 
 
-def by_speaker(manifest: pd.DataFrame, found: np.ndarray) -> pd.Series:
-    """UAR of each speaker, over the emotions that the speaker has."""
-    table = manifest[["speaker", "emotion"]].assign(found=found)
-    return table.groupby("speaker")[["emotion", "found"]].apply(
-        lambda rows: uar(rows.emotion, rows.found)
-    )
-
-
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean, and its 95 % interval by Student's t."""
     return values.mean(), *comparison.interval(values)
@@ -144,7 +136,9 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
                 scores["gender"] = uar(manifest.gender, gender)
                 scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
-            own = by_speaker(manifest, emotion).rename("uar").reset_index()
+            predictions = manifest.assign(true=manifest.emotion, predicted=emotion)
+            own = comparison.by_speaker(predictions, uar) / 100
+            own = own.rename_axis("speaker").rename("uar").reset_index()
             speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
     return pd.DataFrame(rows), pd.concat(speakers)

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -20,6 +21,16 @@ from gmp_utils.errors import GmpError
 
 EMBEDDED = Path(__file__).parent / "embedded"
 HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
+
+
+def frame_seconds(frames: np.ndarray) -> np.ndarray:
+    """The middle of frames, in seconds; frames count from 0."""
+    return frames * 0.02 + 0.0125
+
+
+def frame_at(seconds: np.ndarray) -> np.ndarray:
+    """The frames whose middles these are: the inverse of `frame_seconds`, int64."""
+    return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
 
 
 def resolve(encoder: str) -> str:

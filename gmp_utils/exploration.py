@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils import finetuning, probing, pseudo_labels, runs
+from gmp_utils.encoders import frame_at
 from gmp_utils.errors import GmpError
 from gmp_utils.finetuning import EmotionClassifier
 from gmp_utils.preparation import open_corpus
@@ -92,8 +93,8 @@ class Explored:
         if (self.fold / pseudo_labels.STAGE).is_dir():
             self.labels, self.scales = pseudo_labels.open_labels(self.fold / pseudo_labels.STAGE)
             if of == "frames":
-                at = ((points.seconds - 0.0125) / 0.02).round().astype(int)
-                rows = [self.labels[name][frame] for name, frame in zip(points.utterance, at)]
+                at = zip(points.utterance, frame_at(points.seconds))
+                rows = [self.labels[name][frame] for name, frame in at]
                 for k, clusters in zip(self.scales, np.stack(rows, axis=1)):
                     points[f"K = {k}"] = pd.Categorical(clusters, categories=range(k))
         named = points.columns.intersection(KNOWN)

@@ -200,7 +200,7 @@ def _draw(
     points = points.assign(energy=energy)
     table = points.loc[np.repeat(points.index, list(map(len, drawn)))]
     table = table.assign(
-        seconds=np.concatenate(chosen) * 0.02 + 0.0125,
+        seconds=encoders.frame_seconds(np.concatenate(chosen)),
         energy=np.concatenate(energies),
         drawn=np.concatenate(drawn),
     )

@@ -9,7 +9,7 @@ import pandas as pd
 from sklearn.metrics import normalized_mutual_info_score
 
 from gmp_utils import features, multitask, runs
-from gmp_utils.encoders import SpeechModel
+from gmp_utils.encoders import SpeechModel, frame_seconds
 from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
@@ -162,7 +162,7 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
     for stream, clusters in enumerate(labels.rows(utterances).T):
         table[f"stream{stream}"] = clusters
     if "emotion_start" in corpus.manifest:
-        seconds = np.concatenate([np.arange(length) * 0.02 + 0.0125 for length in lengths])
+        seconds = np.concatenate([frame_seconds(np.arange(length)) for length in lengths])
         start, end = (
             corpus.manifest.loc[utterances, name].repeat(lengths).to_numpy()
             for name in ("emotion_start", "emotion_end")

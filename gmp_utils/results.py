@@ -53,6 +53,14 @@ def _settings(stage: Path) -> dict:
     return settings
 
 
+def _system(parameters: dict) -> dict[str, str]:
+    """What tables call a classifier: its GMPs and its loss."""
+    return {
+        "GMPs": "yes" if parameters["use_gmps"] else "no",
+        "loss": LOSS_NAMES[parameters["loss"]],
+    }
+
+
 def _refuse_differing(name: str, settings: dict, seen: dict) -> None:
     """Compare with what was `seen` (values and whose they were), and add to it."""
     differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
@@ -88,13 +96,8 @@ def collect(run_dir: str) -> pd.DataFrame:
         parameters = runs.read_json(stage / "params.json")
         _refuse_differing(runs.shown(stage), _settings(stage), seen)
         table = pd.read_parquet(stage / "predictions.parquet")
-        tables.append(
-            table[table.part == "test"].assign(
-                fold=parameters["fold"],
-                GMPs="yes" if parameters["use_gmps"] else "no",
-                loss=LOSS_NAMES[parameters["loss"]],
-            )
-        )
+        tested = table[table.part == "test"]
+        tables.append(tested.assign(fold=parameters["fold"], **_system(parameters)))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -195,13 +198,12 @@ def costs(run_dir: str) -> pd.DataFrame:
         made = [stage]
         if parameters["use_gmps"]:
             made += [stage.parents[2] / name for name in BEFORE]
-        if stage.name == "ce-then-ams":
+        if parameters["loss"] == "ce-then-ams":
             made.append(stage.with_name("ce"))
         told = [runs.read_json(folder / "provenance.json") for folder in made]
         rows.append(
             {
-                "GMPs": "yes" if parameters["use_gmps"] else "no",
-                "loss": LOSS_NAMES[stage.name],
+                **_system(parameters),
                 "seconds": sum(one["wall_seconds"] for one in told),
                 "peak MB": max(one["peak_memory_mb"] for one in told),
                 "device": told[0]["device"],
@@ -273,13 +275,14 @@ def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed:
         table, compared = results_table(predictions, seed), comparisons(predictions, uar)
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table3.csv", index=False)
-        table.to_markdown(folder / "table3.md", index=False)
+        markdown = table.to_markdown(index=False)
+        (folder / "table3.md").write_text(markdown, encoding="utf-8")
         table.to_latex(folder / "table3.tex", index=False, escape=True)
         table.to_html(folder / "table3.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         costs(run_dir).to_csv(folder / "costs.csv", index=False)
         findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
-        text = [describe(corpus, run_dir, predictions), "", table.to_markdown(index=False), ""]
+        text = [describe(corpus, run_dir, predictions), "", markdown, ""]
         (folder / "summary.md").write_text("\n".join([*text, *findings, ""]), encoding="utf-8")
 
     return runs.make_stage(
