@@ -1,32 +1,46 @@
-# make run · make lab · make protocols · make test · make test-browser · make lint · make notebooks · make clean · make help
+# make run · make lab · make experiment · make plan · make report · make test · make test-browser · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 
-CORPUS     ?=
-CORPUS_DIR ?=
-ENCODER    ?=
-FOLDS      ?= 1
-GMPS       ?= yes
-PRESET     ?=
-RUN        ?=
-CORES      ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-export CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN
+CORPUS          ?=
+CORPUS_DIR      ?=
+TEST_CORPUS     ?=
+TEST_CORPUS_DIR ?=
+ENCODER         ?=
+FOLDS           ?=
+SEEDS           ?=
+GMPS            ?=
+PRESET          ?=
+RUN             ?=
+TENSORBOARD     ?=
+NAME            ?=
+CORES           ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+comma           := ,
+GPUS            ?= $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES))),$(shell \
+	nvidia-smi -L 2>/dev/null | wc -l))
+experiments     := $(notdir $(basename $(wildcard workflow/config/*.yaml)))
+settings := CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RUN \
+	TENSORBOARD CORES GPUS
+export $(settings)
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 
-comma := ,
-known   := CORPUS CORPUS_DIR ENCODER FOLDS GMPS PRESET RUN CORES PYTHON
+SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES) \
+	--resources gpu=$(or $(filter-out 0,$(GPUS)),1)
+
+known   := $(settings) NAME PYTHON
 given   := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
 unknown := $(filter-out $(known) MAKEFLAGS,$(given))
 $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run protocols test test-browser lab lint notebooks clean
+.PHONY: help run experiment plan report test test-browser lab lint notebooks clean
 
 help:
 	@sed -n '1,2p' Makefile
-	@echo "Variables of make run: CORPUS=$(CORPUS) CORPUS_DIR=$(CORPUS_DIR) ENCODER=$(ENCODER)" \
-	      "FOLDS='$(FOLDS)' GMPS='$(GMPS)' PRESET=$(PRESET) RUN=$(RUN) CORES=$(CORES)"
+	@echo "Variables of make run: $(foreach name,$(settings),$(name)='$($(name))')"
+	@echo "Of make experiment: NAME='$(NAME)', of $(experiments)," \
+	      "and the same but GMPS; of make run not SEEDS"
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,19 +50,20 @@ help:
 	@touch $@
 
 run: .venv/installed
-	@$(BIN)/snakemake --snakefile workflow/Snakefile --cores $(CORES)
+	@EXPERIMENT= $(SNAKEMAKE)
 
-# The series under four protocols, and one table of them all: four times as long as make run.
-PROTOCOLS := strict oracle last transductive
-protocol_run = runs/protocols/$(subst $() ,-,$(strip $(or $(CORPUS),synthetic) \
-	$(notdir $(or $(ENCODER),embedded)) $(basename $(notdir $(PRESET))) $(1)))
+# NAME is of a file in workflow/config, or the path of one; again, and it goes on where it was.
+experiment: .venv/installed
+	$(if $(NAME),,$(error NAME says which experiment, of $(experiments)))
+	@EXPERIMENT='$(NAME)' $(SNAKEMAKE) --keep-going
 
-protocols: .venv/installed
-	for name in $(PROTOCOLS); do \
-		$(MAKE) run PRESET="$(PRESET) presets/protocols/$$name.yaml" RUN=$(call protocol_run,$$name) || exit 1; done
-	$(BIN)/papermill notebooks/07_results.ipynb $(call protocol_run,strict)/notebooks/07_protocols.ipynb \
-		-p run_dir $(call protocol_run,strict) -y \
-		"compared_runs: [$(subst $() ,$(comma) ,$(foreach name,$(filter-out strict,$(PROTOCOLS)),$(call protocol_run,$(name))))]"
+# What is done of it, what is missing, and about how long that will take. Without NAME, of make run.
+plan: .venv/installed
+	@EXPERIMENT='$(NAME)' $(BIN)/python workflow/plan.py
+
+# One HTML file that needs no network, of what there is so far.
+report: .venv/installed
+	@EXPERIMENT='$(NAME)' $(BIN)/python workflow/report.py
 
 test: .venv/installed
 	$(BIN)/python -m pytest tests

@@ -31,7 +31,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
-from gmp_utils import audio, comparison, corpora, encoders, features, figures, results, runs
+from gmp_utils import (
+    audio,
+    comparison,
+    corpora,
+    encoders,
+    features,
+    figures,
+    results,
+    runs,
+    weights,
+)
 from gmp_utils.corpora import synthetic
 from gmp_utils.evaluation import uar
 from gmp_utils.pretraining import mfcc_frames
@@ -108,13 +118,13 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     )
     mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
     set_seed(0)
-    config = encoders.SpeechModel.load(encoders.resolve(encoder)).hubert.config
+    config = encoders.SpeechModel.load(weights.resolve(encoder)).hubert.config
     HubertModel(config).save_pretrained(folder / "random")
     found = {
         "eGeMAPS": egemaps[None],
         "MFCC": mfcc[None],
         "random encoder": layers(str(folder / "random"), waveforms),
-        "encoder": layers(encoders.resolve(encoder), waveforms),
+        "encoder": layers(weights.resolve(encoder), waveforms),
     }
     for system in ("eGeMAPS", "encoder"):
         found[f"{system}{BY_SPEAKER}"] = z_by_speaker(found[system], manifest.speaker.to_numpy())
@@ -136,8 +146,8 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
                 scores["gender"] = uar(manifest.gender, gender)
                 scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
-            predictions = manifest.assign(true=manifest.emotion, predicted=emotion)
-            own = comparison.by_speaker(predictions, uar) / 100
+            predictions = manifest.assign(true=manifest.emotion, predicted=emotion, seed=0)
+            own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
             own = own.rename_axis("speaker").rename("uar").reset_index()
             speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
@@ -165,13 +175,13 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
     """Paired differences between the classifiers of a run and each floor, by speaker."""
     floors = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
-    for (gmps, loss), predictions in results.collect(run).groupby(["GMPs", "loss"]):
-        own = comparison.by_speaker(predictions, uar) / 100
+    for (variant, loss), predictions in results.collect(run).groupby(results.SYSTEM):
+        own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
         for floor, scores in floors.groupby("system"):
             gains = (own - scores.set_index("speaker").uar).dropna().to_numpy()
             mean, low, high = interval(gains)
             row = {
-                "system": f"GMPs {gmps}, {loss}",
+                "system": f"{variant}, {loss}",
                 "UAR": uar(predictions.true, predictions.predicted),
             }
             row |= {"floor": floor, "speakers": len(gains), "difference": mean}

@@ -140,6 +140,9 @@ class SecondsBatches(Sampler[list[int]]):
     seed : int
     n_batches : int
         At least so many: the largest batches are halved where there are fewer.
+    process, n_processes : int
+        Which of how many processes this is. Shuffled batches are dealt out utterance by utterance, so
+        that all take every step together; others batch by batch.
     """
 
     dataset: Utterances
@@ -148,6 +151,8 @@ class SecondsBatches(Sampler[list[int]]):
     shuffle: bool = True
     seed: int = 0
     n_batches: int = 0
+    process: int = 0
+    n_processes: int = 1
     epoch: int = field(default=0, init=False)
 
     def set_epoch(self, epoch: int) -> None:
@@ -191,8 +196,15 @@ class SecondsBatches(Sampler[list[int]]):
             batches = [batches[index] for index in rng.permutation(len(batches))]
         return batches
 
+    def _share(self) -> list[list[int]]:
+        """What this process does; a batch too small for every process to get some, all of them do."""
+        batches, mine = self._batches(), slice(self.process, None, self.n_processes)
+        if not self.shuffle:
+            return batches[mine]
+        return [batch if len(batch) < self.n_processes else batch[mine] for batch in batches]
+
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches())
+        return iter(self._share())
 
     def __len__(self) -> int:
-        return len(self._batches())
+        return len(self._share())

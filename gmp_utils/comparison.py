@@ -1,6 +1,7 @@
 """Is one system better than another, or is it noise: paired by speaker, with few speakers in mind."""
 
 from collections.abc import Callable, Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -57,16 +58,18 @@ def with_interval(
     return float(value), (float(low), float(high))
 
 
-def smallest_difference(values: Sequence[float]) -> float:
+def smallest_difference(values: Sequence[float], level: float = LEVEL) -> float:
     """The mean difference that so many speakers, spread like these, would show 8 times in 10.
 
     Parameters
     ----------
     values : (n,) float
         Differences, one per speaker.
+    level : float
+        Of the two-sided test.
     """
     freedom = len(values) - 1
-    needed = stats.t.ppf(1 - LEVEL / 2, freedom) + stats.t.ppf(POWER, freedom)
+    needed = stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom)
     return float(needed * stats.sem(values))
 
 
@@ -107,66 +110,82 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
-def by_speaker(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
-    """Score of each speaker, in points.
+def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
+    """Score of each speaker with each seed, in points.
 
     Parameters
     ----------
     predictions : DataFrame
-        With `speaker`, `true` and `predicted`.
+        With `speaker`, `seed`, `true` and `predicted`.
     metric : callable
         `uar` or `war` of `gmp_utils.evaluation`.
+
+    Returns
+    -------
+    scores : Series
+        By speaker and seed.
     """
-    groups = predictions.groupby("speaker")
-    return pd.Series({name: 100 * metric(rows.true, rows.predicted) for name, rows in groups})
+    groups = predictions.groupby(["speaker", "seed"])
+    return groups[["true", "predicted"]].apply(lambda own: 100 * metric(own.true, own.predicted))
 
 
-def comparisons(predictions: pd.DataFrame, metric: Callable) -> pd.DataFrame:
-    """Compare every two systems that differ in one thing: GMPs, or the loss.
+def comparisons(
+    predictions: pd.DataFrame, metric: Callable, against: str | None = None
+) -> pd.DataFrame:
+    """Compare systems that differ in one thing, the variant or the loss.
 
     Parameters
     ----------
     predictions : DataFrame
         As `gmp_utils.results.collect` returns them.
     metric : callable
-        See `by_speaker`.
+        See `speaker_scores`.
+    against : str, optional
+        The variant that the other variants are compared with; every two of them without it.
 
     Returns
     -------
     table : DataFrame
-        A row per comparison over the speakers that both tested: `compared`, `speakers`, mean
-        `difference` (points, second less first), its interval `low` to `high`, `p` of the sign-flip
-        test by Holm's correction, the `smallest` difference that could have been shown, and the
-        `finding` in words. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers.
+        A row per comparison over the speakers and seeds that both have, seeds averaged within
+        speakers: `compared`, `speakers`, mean `difference` (points, second less first), its interval
+        `low` to `high`, `p` of the sign-flip test by Holm's correction, the `smallest` difference that
+        could have been shown among so many comparisons, NaN where signs of so few speakers cannot
+        show any, and the `finding` in words. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers.
     """
-    systems = [
-        (gmps, loss, by_speaker(rows, metric))
-        for (gmps, loss), rows in predictions.groupby(["GMPs", "loss"])
-    ]
+    systems = {
+        system: speaker_scores(own, metric)
+        for system, own in predictions.groupby(["variant", "loss"], sort=False)
+    }
     rows = []
-    for number, (gmps, loss, first) in enumerate(systems):
-        for other_gmps, other_loss, second in systems[number + 1 :]:
-            if (gmps == other_gmps) == (loss == other_loss):
-                continue
-            row = {"compared": f"GMPs {gmps}, {loss} → GMPs {other_gmps}, {other_loss}"}
-            gains = (second - first).dropna().to_numpy()
-            row["speakers"] = len(gains)
-            if len(gains) >= MIN_SPEAKERS:
-                row["difference"] = gains.mean()
-                row["low"], row["high"] = interval(gains)
-                row["p"], row["smallest"] = sign_flip(gains), smallest_difference(gains)
-            rows.append(row)
+    for first, second in combinations(sorted(systems, key=lambda one: one[0] != against), 2):
+        same_variant, same_loss = first[0] == second[0], first[1] == second[1]
+        if same_variant == same_loss or not (same_variant or against in (None, first[0])):
+            continue
+        gains = (systems[second] - systems[first]).dropna().groupby("speaker").mean().to_numpy()
+        row = {"compared": f"{', '.join(first)} → {', '.join(second)}", "speakers": len(gains)}
+        if len(gains) >= MIN_SPEAKERS:
+            row["difference"] = gains.mean()
+            row["low"], row["high"] = interval(gains)
+            row["p"], row["gains"] = sign_flip(gains), gains
+        rows.append(row)
     columns = ["compared", "speakers", "difference", "low", "high", "p", "smallest"]
-    table = pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=[*columns, "gains"])
     tested = table.p.notna()
+    level = LEVEL / max(tested.sum(), 1)  # of the smallest p, by Holm's correction
+    table.loc[tested, "smallest"] = [
+        smallest_difference(gains, level) if 2.0 ** (1 - len(gains)) < level else np.nan
+        for gains in table.gains[tested]
+    ]
     table.loc[tested, "p"] = holm(table.p[tested])
-    table["finding"] = [_finding(row) for row in table.itertuples()]
-    return table
+    table["finding"] = [_finding(row, tested.sum()) for row in table.itertuples()]
+    return table.drop(columns="gains")
 
 
-def _finding(row) -> str:
+def _finding(row, n_compared: int) -> str:
     if np.isnan(row.difference):
         return f"no statement from {row.speakers} speakers"
     if row.p < LEVEL:
         return f"{abs(row.difference):.1f} points {'more' if row.difference > 0 else 'less'}"
-    return f"no difference shown: below {row.smallest:.0f} points it could hardly have been"
+    if np.isnan(row.smallest):
+        return f"no difference shown: {row.speakers} speakers cannot show any in {n_compared} comparisons"
+    return f"no difference shown: below {row.smallest:.1f} points it could hardly have been"

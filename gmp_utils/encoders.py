@@ -7,7 +7,6 @@ the first layer.
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel, HubertPreTrainedModel
 
-from gmp_utils import runs
 from gmp_utils.errors import GmpError
-
-EMBEDDED = Path(__file__).parent / "embedded"
-HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
 
 
 def frame_seconds(frames: np.ndarray) -> np.ndarray:
@@ -31,52 +26,6 @@ def frame_seconds(frames: np.ndarray) -> np.ndarray:
 def frame_at(seconds: np.ndarray) -> np.ndarray:
     """The frames whose middles these are: the inverse of `frame_seconds`, int64."""
     return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
-
-
-def resolve(encoder: str) -> str:
-    """Say where an encoder's weights come from.
-
-    Parameters
-    ----------
-    encoder : str
-        "embedded", a local folder as `save_pretrained` writes it (relative ones are below the
-        checkout), or a name on the hub.
-
-    Raises
-    ------
-    GmpError
-        If a local folder holds no model.
-    """
-    if encoder == "embedded":
-        return str(EMBEDDED)
-    folder = runs.ROOT / Path(encoder).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
-    if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
-        raise GmpError(f"encoder {encoder!r}: no such folder.")
-    return str(folder) if folder.is_dir() else encoder
-
-
-def weights(encoder: str) -> list[Path]:
-    """The files of a local encoder; none for a name on the hub."""
-    folder = Path(resolve(encoder))
-    patterns = ("config.json", "*.safetensors", "*.bin")
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-
-def heard(encoder: str) -> set[str]:
-    """Digests of the recordings that an encoder of notebook 00 was pre-trained on.
-
-    Nothing is known of other encoders.
-    """
-    file = Path(resolve(encoder)) / HEARD
-    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
-
-
-def identity(encoder: str) -> str:
-    """Name an encoder by the content of its folder, or by its name on the hub."""
-    files = weights(encoder)
-    return runs.text_digest("".join(map(runs.file_digest, files))) if files else encoder
 
 
 class SpeechModel(HubertPreTrainedModel):
@@ -118,7 +67,7 @@ class SpeechModel(HubertPreTrainedModel):
         Parameters
         ----------
         source : str
-            Folder or name, see `resolve`.
+            Folder or name, see `gmp_utils.weights.resolve`.
         **settings
             Kept in the model's config.json: what `_build_heads` reads.
 

@@ -26,7 +26,7 @@ def map_model(run_dir: str, fold: int, model: str) -> Path:
     run_dir : str
     fold : int
     model : str
-        One of `gmp_utils.probing.MODELS`.
+        One of `gmp_utils.runs.MODELS`.
 
     Returns
     -------
@@ -104,7 +104,7 @@ class Explored:
         """Of each model that is mapped: its points per layer, and its probes' scores."""
         maps, scores = {}, {}
         key = ["utterance", "seconds"] if of == "frames" else ["utterance"]
-        for model in probing.MODELS:
+        for model in runs.MODELS:
             stage = self.fold / probing.STAGE / model
             if stage.is_dir():
                 runs.identity(stage)

@@ -71,9 +71,10 @@ TEMPLATE = go.layout.Template(
 
 
 def browser() -> str | None:
-    """The Chromium that draws PNG pictures, if there is one."""
+    """The Chromium that draws PNG pictures: BROWSER_PATH, empty for none, or one that is found."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    return os.environ.get("BROWSER_PATH") or next(filter(None, map(shutil.which, names)), None)
+    found = next(filter(None, map(shutil.which, names)), None)
+    return os.environ.get("BROWSER_PATH", found) or None
 
 
 @cache
@@ -279,6 +280,48 @@ def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
                 showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
     return figure.update_layout(title=title, yaxis_title="recall", yaxis_range=[0, 1])
+
+
+def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
+    """UAR of variants: their means with intervals, and every fold and seed as a point.
+
+    Parameters
+    ----------
+    points : DataFrame
+        `variant`, `loss`, `UAR` in percent, a row per fold and seed.
+    means : DataFrame
+        `variant`, `loss`, `UAR`, and `low` and `high` of its interval, NaN where there is none.
+    joined : bool
+        Whether variants are steps of one number, such as layers: a line and a band for bars.
+    """
+    figure, palette = go.Figure(), colours(means.loss.unique())
+    places = {variant: place for place, variant in enumerate(means.variant.unique())}
+    for number, (loss, own) in enumerate(means.groupby("loss", sort=False)):
+        shift, style = 0.12 * number, {"color": palette[loss]}
+        single = points[points.loss == loss]
+        figure.add_scatter(
+            x=single.variant.map(places) + shift + 0.04, y=single.UAR, mode="markers",
+            name=f"{loss}, a fold and seed", marker={**style, "opacity": 0.35, "size": 6},
+        )  # fmt: skip
+        place, bars = own.variant.map(places) + shift, None
+        if joined:
+            figure.add_scatter(
+                x=[*place, *place[::-1]], y=[*own.high, *own.low[::-1]], fill="toself",
+                mode="none", fillcolor=palette[loss], opacity=0.15, showlegend=False,
+            )  # fmt: skip
+        else:
+            bars = {"array": own.high - own.UAR, "arrayminus": own.UAR - own.low}
+        figure.add_scatter(
+            x=place, y=own.UAR, name=loss, mode="lines+markers" if joined else "markers",
+            marker={**style, "size": 11, "symbol": "diamond"}, line=style, error_y=bars,
+        )  # fmt: skip
+    figure.update_xaxes(tickvals=list(places.values()), ticktext=list(places), zeroline=False)
+    apart = means.UAR.max() - means.UAR.min()
+    deviation = points.groupby(["variant", "loss"]).UAR.std().max()
+    title = f"Means of systems are up to {apart:.1f} points apart"
+    if deviation > 0:
+        title += f", folds and seeds of one deviate by up to {deviation:.1f}"
+    return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import set_seed
 
-from gmp_utils import encoders, evaluation, features, masked_prediction, runs
+from gmp_utils import evaluation, features, masked_prediction, runs, weights
 from gmp_utils.errors import GmpError
 from gmp_utils.heads import CosineClassifier
 from gmp_utils.losses import am_softmax
@@ -124,7 +124,7 @@ def finetune(
     run_dir : str
     fold : int
     encoder : str
-        See `gmp_utils.encoders.resolve`.
+        See `gmp_utils.weights.resolve`.
     loss : str
         "ce", "ams", or "ce-then-ams": AM-Softmax from the CE model of the same fold.
     schedule : Schedule
@@ -154,7 +154,7 @@ def finetune(
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
     own = stages / STAGE / ("gmps" if use_gmps else "no-gmps")
-    source, made_from = encoders.resolve(encoder), [corpus.stage]
+    source, made_from = weights.resolve(encoder), [corpus.stage]
     if loss == "ce-then-ams" and not (own / "ce").is_dir():
         raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
     if use_gmps or loss == "ce-then-ams":
@@ -211,7 +211,7 @@ def finetune(
             "schedule": vars(schedule),
         },
         stages=made_from,
-        inputs=[encoders.identity(encoder)],
+        inputs=[weights.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

@@ -113,7 +113,7 @@ def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
         0 to 1; by chance: the share of the emotion among other speakers' points.
     """
     shared, expected = [], []
-    for speaker, own in table[table.part != "train"].groupby("speaker"):
+    for speaker, own in table[table.part.isin(["validation", "test"])].groupby("speaker"):
         others = table[table.speaker != speaker]
         nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
         found = nearest.kneighbors(own[["x", "y"]], return_distance=False)

@@ -1,14 +1,15 @@
 """Stage 05: HuBERT learns to predict the pseudo-labels of masked frames (stage 2 of the paper)."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import set_seed
+from transformers import EvalPrediction, set_seed
 
-from gmp_utils import encoders, features, multitask, pseudo_labels, runs
+from gmp_utils import encoders, features, multitask, pseudo_labels, runs, weights
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.errors import GmpError
 from gmp_utils.heads import StreamHeads
@@ -40,13 +41,14 @@ class MaskedPredictionModel(encoders.SpeechModel):
         Returns
         -------
         outputs : dict
-            `loss`, see `stream_loss`; at evaluation, by utterance and stream, `ce` (summed
-            cross-entropy) and `correct` (frames), and `n_frames` (batch,) that they count.
+            `loss`, see `stream_loss`, and `n_frames` (batch,) that it counts; at evaluation, by
+            utterance and stream, `ce` (summed cross-entropy) and `correct` (frames).
         """
         (frames,), valid = self.hidden_states(inputs, lengths, mask)
         chosen = mask if self.config.loss_on == "masked" else valid
         logits = self.streams(frames[chosen])
-        outputs = {"loss": stream_loss(logits, frame_labels, chosen, self.config.combine)}
+        loss = stream_loss(logits, frame_labels, chosen, self.config.combine)
+        outputs = {"loss": loss, "n_frames": chosen.sum(dim=1)}
         if self.training:
             return outputs
         rows = chosen.nonzero()[:, 0]
@@ -59,25 +61,17 @@ class MaskedPredictionModel(encoders.SpeechModel):
         pairs = list(zip(logits, targets.unbind(dim=1)))
         losses = [F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs]
         correct = [x.argmax(dim=-1) == y for x, y in pairs]
-        return outputs | {
-            "ce": per_utterance(losses),
-            "correct": per_utterance(correct),
-            "n_frames": chosen.sum(dim=1),
-        }
+        return outputs | {"ce": per_utterance(losses), "correct": per_utterance(correct)}
 
 
-def stream_metrics(scales: list[int]):
-    """Metrics for `gmp_utils.training.train`: `masked_loss`, and `accuracy_<K>` of each stream."""
-
-    def metrics(prediction) -> dict[str, float]:
-        ce, correct, n_frames = prediction.predictions
-        accuracies = correct.sum(axis=0) / n_frames.sum()
-        return {
-            "masked_loss": float(ce.sum() / n_frames.sum()),
-            **{f"accuracy_{k}": float(value) for k, value in zip(scales, accuracies)},
-        }
-
-    return metrics
+def stream_metrics(scales: list[int], prediction: EvalPrediction) -> dict[str, float]:
+    """`masked_loss`, and `accuracy_<K>` of each stream."""
+    n_frames, ce, correct = prediction.predictions
+    accuracies = correct.sum(axis=0) / n_frames.sum()
+    return {
+        "masked_loss": float(ce.sum() / n_frames.sum()),
+        **{f"accuracy_{k}": float(value) for k, value in zip(scales, accuracies)},
+    }
 
 
 def retrain(
@@ -99,7 +93,7 @@ def retrain(
     run_dir : str
     fold : int
     encoder : str
-        See `gmp_utils.encoders.resolve`.
+        See `gmp_utils.weights.resolve`.
     schedule : Schedule
     retrain_from : str
         "encoder" starts from the initial encoder, "multitask" from the model of stage 02.
@@ -134,7 +128,7 @@ def retrain(
     parts = corpus.split(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     compared = parts[corpus.protocol.compared_on]
-    source, made_from = encoders.resolve(encoder), [corpus.stage, stages / pseudo_labels.STAGE]
+    source, made_from = weights.resolve(encoder), [corpus.stage, stages / pseudo_labels.STAGE]
     if retrain_from == "multitask":
         source = str(stages / multitask.STAGE / "model")
         made_from.append(stages / multitask.STAGE)
@@ -154,7 +148,7 @@ def retrain(
             Utterances(inputs, names, None, labels, masking, schedule.seed)
             for names in (sorted(heard, key=inputs.lengths.get), compared)
         ]
-        selection, metrics = corpus.protocol.selection, stream_metrics(scales)
+        selection, metrics = corpus.protocol.selection, partial(stream_metrics, scales)
         train(model, *sets, folder, schedule, metrics, "masked_loss", selection)
 
     return runs.make_stage(
@@ -172,7 +166,7 @@ def retrain(
             "schedule": vars(schedule),
         },
         stages=made_from,
-        inputs=[encoders.identity(encoder)],
+        inputs=[weights.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

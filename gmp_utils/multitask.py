@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import set_seed
 
-from gmp_utils import encoders, evaluation, features, runs
+from gmp_utils import encoders, evaluation, features, runs, weights
 from gmp_utils.batching import Utterances
 from gmp_utils.errors import GmpError
 from gmp_utils.heads import UtteranceHead
@@ -113,7 +113,7 @@ def train_multitask(
     fold : int
         From 1.
     encoder : str
-        See `gmp_utils.encoders.resolve`.
+        See `gmp_utils.weights.resolve`.
     schedule : Schedule
     alpha : float
         Weight of emotion, 0 to 1; 1 leaves gender out.
@@ -152,7 +152,7 @@ def train_multitask(
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
         model = MultitaskModel.load(
-            encoders.resolve(encoder),
+            weights.resolve(encoder),
             emotions=corpus.emotions,
             **{name: parameters[name] for name in SETTINGS},
         )
@@ -169,7 +169,7 @@ def train_multitask(
         build,
         parameters=parameters,
         stages=[corpus.stage],
-        inputs=[encoders.identity(encoder)],
+        inputs=[weights.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gmp_utils import audio, corpora, encoders, runs
+from gmp_utils import audio, corpora, runs, weights
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
 from gmp_utils.protocol import PARTS, Protocol, check_leakage, make_protocol
@@ -90,7 +90,7 @@ class Corpus:
         Parameters
         ----------
         encoder : str
-            See `gmp_utils.encoders.heard`.
+            See `gmp_utils.weights.heard`.
         fold : int
 
         Raises
@@ -98,8 +98,9 @@ class Corpus:
         GmpError
             Naming one of them.
         """
-        held_out = self.manifest[self.protocol.parts(self.manifest, fold) != "train"]
-        known = held_out.utterance[held_out.digest.isin(encoders.heard(encoder))]
+        parts = self.protocol.parts(self.manifest, fold)
+        held_out = self.manifest[parts.isin(["validation", "test"])]
+        known = held_out.utterance[held_out.digest.isin(weights.heard(encoder))]
         if len(known) and not self.protocol.transductive:
             raise GmpError(
                 f"encoder {encoder!r} was pre-trained on {len(known)} recordings that fold {fold} "
@@ -231,6 +232,7 @@ def prepare(
     validation: str,
     selection: str,
     transductive: bool,
+    women_share: float | None = None,
 ) -> Corpus:
     """Decode recordings once, leave out what is to be left out, and lay out the folds.
 
@@ -241,7 +243,7 @@ def prepare(
         Of `read_manifest`.
     exclude, min_seconds, max_seconds
         See `find_faults`.
-    fold_by, n_folds, validation, selection, transductive
+    fold_by, n_folds, validation, selection, transductive, women_share
         See `gmp_utils.protocol.make_protocol`.
 
     Returns
@@ -260,12 +262,14 @@ def prepare(
         audio.write_store(manifest, folder / "waveforms")[1].to_parquet(folder / "report.parquet")
 
     files = [Path(path).stat() for path in manifest.path]
+    # Runs speak the same synthetic corpus, each in its own folder.
+    placed = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
     recordings = runs.make_stage(
         run / RECORDINGS,
         decode,
         parameters={},
         inputs=[
-            runs.text_digest(manifest[columns].to_csv()),
+            runs.text_digest(placed[columns].to_csv()),
             runs.text_digest(repr([(stat.st_size, stat.st_mtime) for stat in files])),
         ],
         module="gmp_utils.audio",
@@ -274,7 +278,9 @@ def prepare(
     faults = find_faults(manifest, report, exclude, min_seconds, max_seconds)
     kept = manifest.assign(duration=report.seconds, digest=report.digest)
     kept = kept[~kept.utterance.isin(faults.utterance[faults.excluded])]
-    protocol = make_protocol(kept, fold_by, n_folds, validation, selection, transductive)
+    protocol = make_protocol(
+        kept, fold_by, n_folds, validation, selection, transductive, women_share
+    )
     leakage = check_leakage(kept, protocol)
 
     def build(folder: Path) -> None:
@@ -293,7 +299,7 @@ def prepare(
             "protocol": protocol.to_dict(),
         },
         stages=[recordings],
-        inputs=[runs.text_digest(manifest.to_csv())],
+        inputs=[runs.text_digest(placed.to_csv())],
         module=__name__,
         protocol=protocol.to_dict(),
     )

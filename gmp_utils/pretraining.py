@@ -7,7 +7,7 @@ the round before.
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 import torchaudio
 from transformers import HubertConfig, set_seed
 
-from gmp_utils import audio, encoders, features, runs
+from gmp_utils import audio, encoders, features, runs, weights
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
@@ -118,7 +118,7 @@ def read_recordings(
             manifest = pd.concat([manifest, spoken], ignore_index=True)
         waveforms, report = audio.write_store(manifest, folder / "recordings")
         audio.check_readable(report)
-        (folder / encoders.HEARD).write_text("\n".join(sorted(report.digest)), encoding="utf-8")
+        (folder / weights.HEARD).write_text("\n".join(sorted(report.digest)), encoding="utf-8")
         longest = int(piece_seconds * audio.SAMPLE_RATE)
         cut = {
             f"{name}@{start}": waveforms[name][start : start + longest]
@@ -278,10 +278,11 @@ def pretrain_round(
             Utterances(pieces, names, None, targets, Masking(0.8, 10), schedule.seed)
             for names in (training, held_out)
         ]
-        train(model, *sets, folder, schedule, stream_metrics(scales), "masked_loss", "last")
+        metrics = partial(stream_metrics, scales)
+        train(model, *sets, folder, schedule, metrics, "masked_loss", "last")
         model.hubert.save_pretrained(folder / "encoder")
         for kept in ("encoder", "model"):
-            shutil.copy(stage / encoders.HEARD, folder / kept)
+            shutil.copy(stage / weights.HEARD, folder / kept)
 
     return runs.make_stage(
         run / f"round{number}",

@@ -16,25 +16,15 @@ from gmp_utils import (
     encoders,
     evaluation,
     features,
-    finetuning,
     geometry,
-    masked_prediction,
-    multitask,
-    preparation,
     runs,
+    weights,
 )
 from gmp_utils.encoders import SpeechModel
-from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.pseudo_labels import assign, fit_kmeans
 
 STAGE = "03_probe_layers"
-MODELS = {  # what may be probed, and the stage that makes it
-    "encoder": preparation.STAGE,
-    "multitask": "fold{fold}/" + multitask.STAGE,
-    "retrained": "fold{fold}/" + masked_prediction.STAGE,
-    "finetuned": "fold{fold}/" + finetuning.STAGE + "/gmps/ams",
-}
 CLASSES = ("emotion", "gender", "speaker")
 RATINGS = ("valence", "arousal", "dominance")
 KNOWN = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
@@ -43,19 +33,6 @@ POINTS_PER_CLUSTER = 10  # drawn for clusters, at least, where there are so many
 PROBED_FRAMES = 3000  # of each part of a fold, for probes of frames and maps, at most
 COMPARED_FRAMES = 1200  # for CKA, at most
 DRAWN_FRAMES = 100_000  # in memory at every layer, at most, unless there are more clusters to fill
-
-
-def stage_of(model: str) -> str:
-    """The stage that a model is of, below a run's folder, with ``{fold}`` in it.
-
-    Raises
-    ------
-    GmpError
-        For another name than those of `MODELS`.
-    """
-    if model not in MODELS:
-        raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
-    return MODELS[model]
 
 
 def probe(
@@ -99,7 +76,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, compared: str) -> list[dict
     rows : list of dict
         `task`; `metric`, "UAR" or "CCC"; `score`; and `chance`.
     """
-    held_out = points.part != "train"
+    held_out = points.part.isin(["validation", "test"])
     tested = points[held_out].drop_duplicates("utterance").sample(frac=1, random_state=0)
     odd = points.utterance.map(dict(zip(tested.utterance, _rank(tested, "speaker") % 2)))
     across = points.part == "train", points.part == compared
@@ -232,9 +209,9 @@ def probe_layers(
     run_dir : str
     fold : int
     model : str
-        One of `MODELS`.
+        One of `gmp_utils.runs.MODELS`.
     encoder : str
-        See `gmp_utils.encoders.resolve`.
+        See `gmp_utils.weights.resolve`.
     scales : list of int
         Numbers of clusters.
     map_points : int
@@ -255,8 +232,8 @@ def probe_layers(
         For another `model`, or if its stage is not there.
     """
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
-    stage = run / stage_of(model).format(fold=fold)
-    untouched = encoders.resolve(encoder)
+    stage = run / runs.stage_of(model).format(fold=fold)
+    untouched = weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
     compared = corpus.protocol.compared_on
 
@@ -319,7 +296,7 @@ def probe_layers(
             "seed": seed,
         },
         stages=list(dict.fromkeys([corpus.stage, stage])),
-        inputs=[encoders.identity(encoder)],
+        inputs=[weights.identity(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
@@ -349,7 +326,7 @@ def moved(
     corpus = open_corpus(run_dir)
     parts = corpus.protocol.parts(corpus.manifest, fold)
     points = corpus.manifest.loc[parts == corpus.protocol.compared_on, ["utterance"]]
-    before = _frames(SpeechModel.load(encoders.resolve(encoder)), corpus, points, seed)
+    before = _frames(SpeechModel.load(weights.resolve(encoder)), corpus, points, seed)
     rows = []
     for name, folder in models.items():
         after = _frames(SpeechModel.load(str(folder)), corpus, points, seed)

@@ -25,6 +25,7 @@ SELECTIONS = {
     "oracle": "ORACLE: the epoch is the best one on the test speakers",
 }
 PARTS = ("train", "validation", "test")
+UNUSED = "unused"  # in no part of a fold
 SHARE = 0.1  # of the training utterances, where validation is a share of them
 
 
@@ -47,6 +48,9 @@ class Protocol:
     transductive : bool
         Whether what needs no labels may hear the held-out speakers: clustering, retraining, and the
         encoder's own pre-training.
+    women_share : float or None
+        Share of women among the training utterances: every share is drawn from as many utterances as
+        the smaller gender has. None takes all training utterances.
     """
 
     fold_by: str
@@ -55,6 +59,7 @@ class Protocol:
     validation_folds: tuple[tuple[str, ...], ...]
     selection: str
     transductive: bool
+    women_share: float | None
 
     def __post_init__(self):
         for name in ("folds", "validation_folds"):
@@ -92,18 +97,6 @@ class Protocol:
         return PARTS if self.transductive else ("train",)
 
     @property
-    def name(self) -> str:
-        """How it departs from the strict protocol, in a few words."""
-        departures = {
-            "epoch chosen on test": self.selection == "oracle",
-            "last epoch": self.selection == "last",
-            "validation shares speakers": self.validation == "share",
-            "no validation": self.validation == "none",
-            "transductive": self.transductive,
-        }
-        return ", ".join(name for name, is_so in departures.items() if is_so) or "strict"
-
-    @property
     def folding(self) -> str:
         """Its folds in a few words."""
         folds = "1 fold" if len(self.folds) == 1 else f"{len(self.folds)} folds"
@@ -116,6 +109,10 @@ class Protocol:
             if self.transductive
             else "clustering and retraining hear training speakers only"
         )
+        if self.women_share is not None:
+            heard += (
+                f"; {self.women_share:.0%} of the training utterances are women's, the rest unused"
+            )
         return (
             f"{self.folding}, test speakers disjoint from training; "
             f"{VALIDATIONS[self.validation]}; {heard}; {SELECTIONS[self.selection]}."
@@ -134,7 +131,7 @@ class Protocol:
         Returns
         -------
         parts : Series of str
-            "train", "validation" or "test", with the manifest's index.
+            "train", "validation", "test", or `UNUSED`, with the manifest's index.
 
         Raises
         ------
@@ -150,6 +147,18 @@ class Protocol:
             training = parts.index[parts == "train"]
             chosen = np.random.default_rng(fold).permutation(len(training))
             parts[training[chosen[: max(round(SHARE * len(training)), 1)]]] = "validation"
+        if self.women_share is not None:
+            training = manifest[parts == "train"].sample(frac=1, random_state=fold)
+            alike = training.groupby(["gender", "emotion"]).emotion
+            turn = alike.cumcount() / alike.transform(
+                "size"
+            )  # so that every emotion keeps its share
+            training = training.loc[turn.sort_values(kind="stable").index]
+            size = training.gender.value_counts().reindex(["female", "male"], fill_value=0).min()
+            n_women = round(self.women_share * size)
+            women, men = (training.index[training.gender == name] for name in ("female", "male"))
+            parts[training.index] = UNUSED
+            parts[women[:n_women].union(men[: size - n_women])] = "train"
         absent = set(manifest.emotion) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
@@ -216,6 +225,7 @@ def make_protocol(
     validation: str = "speakers",
     selection: str = "validation",
     transductive: bool = False,
+    women_share: float | None = None,
 ) -> Protocol:
     """Lay out the folds of a corpus.
 
@@ -233,13 +243,14 @@ def make_protocol(
     validation : str
         One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the last fold's
         are the first's); those of a split are its own, or one in `n_folds` of its training speakers.
-    selection, transductive
+    selection, transductive, women_share
         See `Protocol`.
 
     Raises
     ------
     GmpError
-        For an unknown rule, or one that the corpus's sessions, splits or speakers do not allow.
+        For an unknown rule, a share outside 0 to 1, or a rule that the corpus's sessions, splits or
+        speakers do not allow.
     """
     has_sessions = "session" in manifest and manifest.session.notna().all()
     recurring = pd.Series(dtype=object)
@@ -255,6 +266,10 @@ def make_protocol(
     for name, known in rules.items():
         if given[name] not in known:
             raise GmpError(f"{name} {given[name]!r}: expected one of {', '.join(known)}.")
+    if women_share is not None and not 0 <= women_share <= 1:
+        raise GmpError(
+            f"women_share: found {women_share}, expected 0 to 1, or -1 for all there are."
+        )
     if (fold_by == "cross-corpus") != (n_corpora > 1):
         raise GmpError(
             f'fold_by {fold_by!r} with {n_corpora} corpora: "cross-corpus" takes two, as "auto" does.'
@@ -284,7 +299,9 @@ def make_protocol(
     if validation != "speakers":
         validating = [() for _ in folds]
     ordered = [[sorted(speakers) for speakers in part] for part in (folds, validating)]
-    return Protocol(fold_by, ordered[0], validation, ordered[1], selection, transductive)
+    return Protocol(
+        fold_by, ordered[0], validation, ordered[1], selection, transductive, women_share
+    )
 
 
 def _torn(speakers: pd.Series, places: pd.Series) -> pd.Series:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import normalized_mutual_info_score
 
-from gmp_utils import features, multitask, runs
+from gmp_utils import features, multitask, runs, weights
 from gmp_utils.encoders import SpeechModel, frame_seconds
 from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus, open_corpus
@@ -68,8 +68,32 @@ def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return index.search(np.ascontiguousarray(frames, dtype=np.float32), 1)[1][:, 0].astype(np.int32)
 
 
+def permute(labels: Ragged, seed: int) -> None:
+    """Give the frames of each utterance one another's labels, in place.
+
+    What an utterance holds stays, when it happens is lost; a frame's labels of all scales stay
+    together.
+
+    Parameters
+    ----------
+    labels : Ragged
+        (frames, scales) int32 per utterance.
+    seed : int
+    """
+    rng = np.random.default_rng(seed)
+    for name in labels.lengths:
+        labels[name][:] = rng.permutation(labels[name])
+
+
 def generate_gmps(
-    run_dir: str, fold: int, layer: int = -3, scales: Sequence[int] = (64, 512, 4096), seed: int = 0
+    run_dir: str,
+    fold: int,
+    layer: int = -3,
+    scales: Sequence[int] = (64, 512, 4096),
+    clustered_model: str = "multitask",
+    permuted: bool = False,
+    encoder: str = "embedded",
+    seed: int = 0,
 ) -> Path:
     """Cluster a layer of the multi-task model at several scales, and label every frame.
 
@@ -81,10 +105,17 @@ def generate_gmps(
     run_dir : str
     fold : int
     layer : int
-        Hidden state of the model of stage 02.
+        Hidden state that is clustered.
     scales : sequence of int
         Numbers of clusters; the paper's by default.
+    clustered_model : str
+        "multitask" is the model of stage 02; "encoder", for a control, the untouched one.
+    permuted : bool
+        For a control: labels that tell what an utterance holds, but not when, see `permute`.
+    encoder : str
+        See `gmp_utils.weights.resolve`; read only where it is clustered.
     seed : int
+        Of k-means and permutations.
 
     Returns
     -------
@@ -95,19 +126,26 @@ def generate_gmps(
     Raises
     ------
     GmpError
-        For no scales, a layer that the model does not have, more clusters than frames, or if stage
-        02 is not there.
+        For no scales, another `clustered_model`, a layer that the model does not have, more clusters
+        than frames, or if stage 02 is not there.
     """
+    if clustered_model not in ("multitask", "encoder"):
+        raise GmpError(f'clustered_model {clustered_model!r}: expected "multitask" or "encoder".')
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     scales = list(scales)
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
-    multitask_stage = run / f"fold{fold}" / multitask.STAGE
+    made_from, initial = run / f"fold{fold}" / multitask.STAGE, []
+    source = str(made_from / "model")
+    if clustered_model == "encoder":
+        corpus.check_encoder(encoder, fold)
+        source, made_from = weights.resolve(encoder), corpus.stage
+        initial = [weights.identity(encoder)]
     parts = corpus.split(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
 
     def build(folder: Path) -> None:
-        model = SpeechModel.load(str(multitask_stage / "model"))
+        model = SpeechModel.load(source)
         inputs = features.model_inputs(model, corpus)
         names = list(corpus.manifest.index)
         frames = features.layer_frames(model, inputs, names, layer)
@@ -121,14 +159,24 @@ def generate_gmps(
             np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
             labels.values[:, stream] = assign(frames.values, centroids)
             metrics[f"used clusters, K = {k}"] = len(np.unique(labels.rows(heard)[:, stream]))
+        if permuted:
+            permute(labels, seed)
         labels.values.flush()
         runs.write_json(folder / "metrics.json", metrics)
 
     return runs.make_stage(
         run / f"fold{fold}" / STAGE,
         build,
-        parameters={"fold": fold, "layer": layer, "scales": scales, "seed": seed},
-        stages=[multitask_stage],
+        parameters={
+            "fold": fold,
+            "layer": layer,
+            "scales": scales,
+            "clustered_model": clustered_model,
+            "permuted": permuted,
+            "seed": seed,
+        },
+        stages=[made_from],
+        inputs=initial,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

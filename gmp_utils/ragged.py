@@ -36,6 +36,12 @@ class Ragged:
         start = self._start[utterance]
         return self.values[start : start + self.lengths[utterance]]
 
+    def __reduce__(self):
+        """Pickle a file's place instead of its values."""
+        if isinstance(self.values, np.memmap):
+            return Ragged.open, (Path(self.values.filename).with_suffix(""),)
+        return Ragged, (self.values, self.utterances, list(self.lengths.values()))
+
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
         """Concatenate the rows of some utterances, in the order given."""
         return np.concatenate([self[name] for name in utterances])

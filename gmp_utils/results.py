@@ -1,64 +1,91 @@
-"""Stage 07: the tables of a run's results, what they rest on and what they cost."""
+"""Stage 07: the tables of a run's or an experiment's results, what they rest on and what they cost."""
 
-from collections.abc import Sequence
+import os
+import time
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from gmp_utils import encoders, runs
+from gmp_utils import experiments, finetuning, runs, weights
 from gmp_utils.comparison import comparisons, with_interval
 from gmp_utils.errors import GmpError
 from gmp_utils.evaluation import LOSS_NAMES, recalls, uar, war
+from gmp_utils.preparation import STAGE as PREPARED
 from gmp_utils.preparation import Corpus, open_corpus
 
 STAGE = "07_results"
-BEFORE = ("02_train_multitask", "04_generate_gmps", "05_retrain")  # what starting from GMPs takes
-
-# GMP-TL paper (arXiv 2405.02151), Table 3: IEMOCAP, hubert-base-ls960, layer -3, percent.
-PAPER_TABLE_3 = pd.DataFrame(
-    [
-        ("no", "CE", 78.0, 75.8),
-        ("no", "AMS", 79.8, 77.6),
-        ("yes", "CE", 80.2, 78.4),
-        ("yes", "AMS", 82.0, 80.0),
-    ],
-    columns=["GMPs", "loss", "UAR, paper", "WAR, paper"],
-)
+SYSTEM = ["variant", "loss"]
+PAPER = ("UAR, the paper's on IEMOCAP", "WAR, the paper's on IEMOCAP")
+PLAIN = {True: "GMPs", False: "no GMPs"}  # variants of a plain run
 
 
-def classifiers(run_dir: str) -> list[Path]:
-    """The finished classifiers of a run: stages of notebook 06.
+def classifiers(run_dir: str) -> pd.DataFrame:
+    """The finished classifiers of a run, or those of an experiment's runs that it declares.
+
+    Parameters
+    ----------
+    run_dir : str
+
+    Returns
+    -------
+    found : DataFrame
+        `variant`, `loss` (a value of `LOSS_NAMES`), `fold`, `seed`, and the `stage` of notebook 06.
 
     Raises
     ------
     GmpError
         If there is none.
     """
-    run = runs.run_folder(run_dir)
-    found = sorted(path.parent for path in run.glob("fold*/06_finetune/*/*/provenance.json"))
-    if not found:
-        raise runs.missing(run, "06_finetune")
-    return found
+    told, rows = experiments.told(run_dir), []
+    for run in told["runs"]:
+        folder = runs.run_folder(run["run_dir"])
+        for finished in sorted(folder.glob("fold*/06_finetune/*/[!.]*/provenance.json")):
+            parameters = runs.read_json(finished.with_name("params.json"))
+            fold, loss = parameters["fold"], parameters["loss"]
+            if finished.parents[1].name not in run["starts"]:
+                continue
+            if not told["variants"] or (fold in told["folds"] and loss in told["losses"]):
+                variant = run["variant"] or PLAIN[parameters["use_gmps"]]
+                seed = parameters["schedule"]["seed"]
+                rows.append((variant, LOSS_NAMES[loss], fold, seed, finished.parent))
+    if not rows:
+        raise runs.missing(runs.run_folder(run_dir), "06_finetune")
+    return pd.DataFrame(rows, columns=[*SYSTEM, "fold", "seed", "stage"])
+
+
+def missing(run_dir: str) -> list[str]:
+    """What an experiment declares and does not have, a line each; nothing for a plain run."""
+    told = experiments.told(run_dir)
+    there = set(classifiers(run_dir)[[*SYSTEM, "fold", "seed"]].itertuples(index=False, name=None))
+    losses = [LOSS_NAMES[loss] for loss in told["losses"]]
+    absent = [
+        f"{run['variant']}, {loss}, fold {fold}, seed {run['seed']}"
+        for run, fold, loss in product(told["runs"], told["folds"], losses)
+        if (run["variant"], loss, fold, run["seed"]) not in there
+    ]
+    return absent + [f"{variant}: {why}" for variant, why in told["impossible"].items()]
+
+
+def lineage(stage: Path) -> list[Path]:
+    """A stage and, before it, all stages that it was made from, prepared data aside."""
+    upstream = runs.read_json(stage / "provenance.json")["stages"]
+    sources = [Path(os.path.normpath(stage / source)) for source in upstream]
+    found = [one for source in sources if source.name != PREPARED for one in lineage(source)]
+    return [*dict.fromkeys(found), stage]
 
 
 def _settings(stage: Path) -> dict:
-    """What a classifier was made with: what may not differ within a table."""
-    parameters = runs.read_json(stage / "params.json")
-    settings = {k: v for k, v in parameters.items() if k not in ("fold", "use_gmps", "loss")}
-    if parameters["use_gmps"]:
-        for upstream in BEFORE:
-            values = runs.read_json(stage.parents[2] / upstream / "params.json")
-            values.pop("fold")
-            settings |= {f"{name} of {upstream}": value for name, value in values.items()}
+    """What a classifier was made with: what may not differ between folds, losses and seeds."""
+    settings = {}
+    for made in lineage(stage):
+        for name, value in runs.read_json(made / "params.json").items():
+            if isinstance(value, dict):
+                value = {key: one for key, one in value.items() if key != "seed"}
+            if name not in ("fold", "use_gmps", "loss", "seed"):
+                settings[f"{name} of {runs.notebook_of(made)}"] = value
     return settings
-
-
-def _system(parameters: dict) -> dict[str, str]:
-    """What tables call a classifier: its GMPs and its loss."""
-    return {
-        "GMPs": "yes" if parameters["use_gmps"] else "no",
-        "loss": LOSS_NAMES[parameters["loss"]],
-    }
 
 
 def _refuse_differing(name: str, settings: dict, seen: dict) -> None:
@@ -73,7 +100,7 @@ def _refuse_differing(name: str, settings: dict, seen: dict) -> None:
 
 
 def collect(run_dir: str) -> pd.DataFrame:
-    """Test predictions of every classifier of a run.
+    """Test predictions of every classifier of a run or an experiment.
 
     Parameters
     ----------
@@ -82,45 +109,83 @@ def collect(run_dir: str) -> pd.DataFrame:
     Returns
     -------
     predictions : DataFrame
-        As `predictions_table`, with `fold`, `GMPs` (yes, no) and `loss` (a value of `LOSS_NAMES`).
+        As `predictions_table`, with `variant`, `loss`, `fold` and `seed`.
 
     Raises
     ------
     GmpError
-        If there is no classifier yet, or they differ in more than fold, GMPs and loss: numbers of
-        different protocols, corpora or parameters are not to be pooled.
+        If there is no classifier yet, if those of a variant differ in more than fold, loss and seed,
+        or if classifiers of a fold were tested on different utterances: such numbers are not to be
+        pooled or compared.
     """
-    tables, seen = [], {}
-    for stage in classifiers(run_dir):
-        runs.identity(stage)
-        parameters = runs.read_json(stage / "params.json")
-        _refuse_differing(runs.shown(stage), _settings(stage), seen)
-        table = pd.read_parquet(stage / "predictions.parquet")
+    tables, seen, tested_on = [], {}, {}
+    variants = experiments.told(run_dir)["variants"]
+    for one in classifiers(run_dir).itertuples(index=False):
+        name = runs.shown(one.stage)
+        runs.identity(one.stage)
+        group = seen.setdefault(one.variant if variants else "", {})
+        _refuse_differing(name, _settings(one.stage), group)
+        table = pd.read_parquet(one.stage / "predictions.parquet")
         tested = table[table.part == "test"]
-        tables.append(tested.assign(fold=parameters["fold"], **_system(parameters)))
+        utterances = {f"test utterances of fold {one.fold}": set(tested.utterance)}
+        _refuse_differing(name, utterances, tested_on)
+        own = {key: getattr(one, key) for key in (*SYSTEM, "fold", "seed")}
+        tables.append(tested.assign(**own))
     return pd.concat(tables, ignore_index=True)
 
 
-def _scores(predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Folds, speakers, UAR and WAR as text, and the UAR of folds, by GMPs and loss."""
+def _spread(groups) -> str:
+    """Mean and deviation of the UAR of several groups of predictions, in percent."""
+    values = pd.Series([100 * uar(own.true, own.predicted) for _, own in groups])
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
+
+
+def results_table(predictions: pd.DataFrame, told: dict, seed: int = 0) -> pd.DataFrame:
+    """What was declared and what was run, beside the paper's numbers where there are any.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        As `collect` returns them.
+    told : dict
+        See `gmp_utils.experiments.told`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    table : DataFrame
+        variant, loss, folds, seeds, speakers; UAR and WAR in percent as text, pooled over folds and
+        seeds, with an interval by speaker; mean and deviation of the UAR over folds and over seeds;
+        the paper's UAR and WAR.
+    """
     rows = {}
-    for system, group in predictions.groupby(["GMPs", "loss"], sort=False):
-        row = {"folds": group.fold.nunique(), "speakers": group.speaker.nunique()}
+    for system, group in predictions.groupby(SYSTEM, sort=False):
+        row = {f"{name}s": group[name].nunique() for name in ("fold", "seed", "speaker")}
         for name, metric in (("UAR", uar), ("WAR", war)):
             value, interval = with_interval(group, metric, seed)
             row[name] = f"{100 * value:.1f}"
             if interval:
                 row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
-        folds = pd.Series([100 * uar(own.true, own.predicted) for _, own in group.groupby("fold")])
-        row["UAR by fold"] = (
-            f"{folds.mean():.1f} ± {folds.std():.1f}" if len(folds) > 1 else "one fold"
-        )
+        row["UAR by fold"] = _spread(group.groupby("fold"))
+        row["UAR by seed"] = _spread(group.groupby("seed"))
         rows[system] = row
-    return pd.DataFrame(rows).T.rename_axis(["GMPs", "loss"])
+    papers = {
+        (variant, loss): dict(zip(PAPER, (f"{number:.1f}" for number in numbers)))
+        for variant, losses in told["paper"].items()
+        for loss, numbers in losses.items()
+    }
+    declared = product(told["variants"], (LOSS_NAMES[loss] for loss in told["losses"]))
+    systems = dict.fromkeys([*declared, *papers, *rows])
+    table = pd.DataFrame([dict(zip(SYSTEM, system)) for system in systems])
+    empty = {"folds": 0, "seeds": 0, "speakers": 0}
+    empty |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
+    filled = [empty | rows.get(system, {}) | papers.get(system, {}) for system in systems]
+    return table.join(pd.DataFrame(filled).fillna(""))
 
 
-def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The rows of Table 3 that were run: pooled over folds, in percent, beside the paper's.
+def spread(predictions: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """UAR of each fold and seed, and of each system, in percent.
 
     Parameters
     ----------
@@ -131,54 +196,27 @@ def results_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Returns
     -------
-    table : DataFrame
-        GMPs, loss, folds, speakers, UAR and WAR as text with interval, mean and deviation of the UAR
-        over folds, UAR and WAR of the paper.
+    points : DataFrame
+        variant, loss, fold, seed, `UAR`.
+    means : DataFrame
+        variant, loss, `UAR` pooled over folds and seeds, `low` and `high` of its interval by speaker.
     """
-    ours, papers = _scores(predictions, seed), PAPER_TABLE_3.set_index(["GMPs", "loss"])
-    table = ours.reindex(papers.index.union(ours.index, sort=False)).join(papers).reset_index()
-    missing = dict.fromkeys(["UAR", "WAR", "UAR by fold"], "not run")
-    table = table.fillna({"folds": 0, "speakers": 0, **missing})
-    return table.astype({"folds": int, "speakers": int})
-
-
-def protocols_table(run_dirs: Sequence[str], seed: int = 0) -> pd.DataFrame:
-    """The same systems under several protocols.
-
-    Parameters
-    ----------
-    run_dirs : sequence of str
-        Runs that differ in nothing but the protocol.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    table : DataFrame
-        protocol (see `Protocol.name`), GMPs, loss, folds, speakers, UAR and WAR as text, and mean and
-        deviation of the UAR over folds.
-
-    Raises
-    ------
-    GmpError
-        If runs differ in their utterances, folds, encoder or parameters.
-    """
-    tables, seen = [], {}
-    for run_dir in run_dirs:
-        corpus, predictions = open_corpus(run_dir), collect(run_dir)
-        settings = {"utterances": list(corpus.manifest.index), "folds": set(predictions.fold)}
-        for stage in classifiers(run_dir):
-            settings |= _settings(stage)
-        _refuse_differing(run_dir, settings, seen)
-        table = _scores(predictions, seed).reset_index()
-        protocol = f"{corpus.protocol.folding}, {corpus.protocol.name}"
-        tables.append(table.assign(protocol=protocol))
-    table = pd.concat(tables, ignore_index=True)
-    return table[["protocol", *table.columns.drop("protocol")]]
+    points = [
+        (*key, 100 * uar(own.true, own.predicted))
+        for key, own in predictions.groupby([*SYSTEM, "fold", "seed"], sort=False)
+    ]
+    means = []
+    for system, own in predictions.groupby(SYSTEM, sort=False):
+        value, interval = with_interval(own, uar, seed)
+        means.append((*system, *(100 * np.array([value, *(interval or (np.nan, np.nan))]))))
+    return (
+        pd.DataFrame(points, columns=[*SYSTEM, "fold", "seed", "UAR"]),
+        pd.DataFrame(means, columns=[*SYSTEM, "UAR", "low", "high"]),
+    )
 
 
 def costs(run_dir: str) -> pd.DataFrame:
-    """What each system took to train: all stages of its own, mean over folds.
+    """What each system took to train: all stages of its own, mean over folds and seeds.
 
     Stages that were stopped and went on count the last session only.
 
@@ -189,29 +227,49 @@ def costs(run_dir: str) -> pd.DataFrame:
     Returns
     -------
     table : DataFrame
-        GMPs, loss, `seconds`, `peak MB` of memory, `device`, and `times` the seconds of plain
-        fine-tuning (GMPs no, CE; NaN where it was not run).
+        variant, loss, `seconds`, `peak MB` and `peak GPU MB` of memory, `device`, `audio s per s` of
+        fine-tuning (seconds of training audio, as often as it was heard, per second), and `times` the
+        seconds of plain fine-tuning (of the cheapest system that starts from the encoder; NaN without
+        one).
     """
     rows = []
-    for stage in classifiers(run_dir):
-        parameters = runs.read_json(stage / "params.json")
-        made = [stage]
-        if parameters["use_gmps"]:
-            made += [stage.parents[2] / name for name in BEFORE]
-        if parameters["loss"] == "ce-then-ams":
-            made.append(stage.with_name("ce"))
-        told = [runs.read_json(folder / "provenance.json") for folder in made]
+    for one in classifiers(run_dir).itertuples(index=False):
+        made = [runs.read_json(stage / "provenance.json") for stage in lineage(one.stage)]
+        corpus = open_corpus(str(one.stage.parents[3]))
+        seconds = corpus.manifest.duration[corpus.split(one.fold)["train"]].sum()
+        passes = runs.read_json(one.stage / "params.json")["schedule"]["epochs"]
         rows.append(
             {
-                **_system(parameters),
-                "seconds": sum(one["wall_seconds"] for one in told),
-                "peak MB": max(one["peak_memory_mb"] for one in told),
-                "device": told[0]["device"],
+                **{key: getattr(one, key) for key in SYSTEM},
+                "seconds": sum(stage["wall_seconds"] for stage in made),
+                "peak MB": max(stage["peak_memory_mb"] for stage in made),
+                "peak GPU MB": max(stage["peak_gpu_memory_mb"] or 0 for stage in made),
+                "device": made[0]["device"],
+                "audio s per s": passes * seconds / made[-1]["wall_seconds"],
+                "stages": len(made),
             }
         )
-    table = pd.DataFrame(rows).groupby(["GMPs", "loss", "device"], as_index=False).mean()
-    plain = table.seconds[(table.GMPs == "no") & (table.loss == "CE")]
-    return table.assign(times=table.seconds / (plain.iloc[0] if len(plain) else float("nan")))
+    table = pd.DataFrame(rows).groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()
+    plain = table.seconds[table.pop("stages") == 1].min()
+    return table.assign(times=table.seconds / plain)
+
+
+def inference_speed(stage: Path, fold: int) -> float:
+    """Seconds of audio that a classifier hears per second, from waveforms to scores, on this machine.
+
+    Parameters
+    ----------
+    stage : Path
+        Of notebook 06; its test utterances are classified, a first few unmeasured.
+    fold : int
+    """
+    corpus = open_corpus(str(stage.parents[3]))
+    model = finetuning.EmotionClassifier.load(str(stage / "model"))
+    tested = corpus.split(fold)["test"]
+    finetuning.apply(model, corpus, corpus.waveforms, tested[:2])
+    began = time.monotonic()
+    finetuning.apply(model, corpus, corpus.waveforms, tested)
+    return float(corpus.manifest.duration[tested].sum() / (time.monotonic() - began))
 
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
@@ -236,29 +294,50 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
     return table.assign(UAR=table.mean(axis=1))
 
 
-def describe(corpus: Corpus, run_dir: str, predictions: pd.DataFrame) -> str:
-    """What a run's numbers rest on, in a few sentences."""
-    parameters = runs.read_json(classifiers(run_dir)[0] / "params.json")
-    folds = sorted(predictions.fold.unique())
-    known = encoders.heard(parameters["encoder"])
+def first_corpus(run_dir: str) -> Corpus:
+    """The prepared corpus of a run, or of an experiment's first variant."""
+    return open_corpus(str(classifiers(run_dir).stage[0].parents[3]))
+
+
+def describe(run_dir: str) -> str:
+    """What a run's or an experiment's numbers rest on, in a few sentences."""
+    corpus, told, found = first_corpus(run_dir), experiments.told(run_dir), classifiers(run_dir)
+    rules: dict[str, list[str]] = {}
+    for variant, own in found.groupby("variant", sort=False):
+        protocol = open_corpus(str(own.stage.iloc[0].parents[3])).protocol
+        rules.setdefault(protocol.describe(), []).append(variant)
+    protocols = [
+        f"Protocol{' of ' + ', '.join(variants) if len(rules) > 1 else ''}: {sentence}"
+        for sentence, variants in rules.items()
+    ]
+    parameters = runs.read_json(found.stage[0] / "params.json")
+    known = weights.heard(parameters["encoder"])
     heard = "pre-trained on recordings that are not known here"
     if known:
         heard = f"pre-trained on {corpus.manifest.digest.isin(known).sum()} of these recordings"
-    return (
+    folds, seeds = (", ".join(map(str, sorted(found[name].unique()))) for name in ("fold", "seed"))
+    text = (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
-        f"{', '.join(corpus.emotions)}. Encoder {parameters['encoder']}, {heard}. Protocol: "
-        f"{corpus.protocol.describe()} Folds run: {', '.join(map(str, folds))} of "
-        f"{len(corpus.protocol.folds)}, one seed."
+        f"{', '.join(corpus.emotions)}. Encoder {parameters['encoder']}, {heard}. "
+        f"{' '.join(protocols)} Folds run: {folds} of {len(corpus.protocol.folds)}; seeds: {seeds}."
     )
+    changes = {
+        variant: ", ".join(f"{name} {value}" for name, value in own.items()) or "nothing"
+        for variant, own in told["variants"].items()
+    }
+    if changes:
+        text += " Variants change: " + "; ".join(f"{name}: {own}" for name, own in changes.items())
+        text += "."
+    absent = missing(run_dir)
+    return f"{text}\nNOT RUN ({len(absent)}): {'; '.join(absent)}." if absent else text
 
 
-def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed: int = 0) -> Path:
-    """Keep a run's results as a stage.
+def write_results(run_dir: str, predictions: pd.DataFrame, seed: int = 0) -> Path:
+    """Keep the results as a stage.
 
     Parameters
     ----------
     run_dir : str
-    corpus : Corpus
     predictions : DataFrame
         As `collect` returns them.
     seed : int
@@ -267,39 +346,31 @@ def write_results(run_dir: str, corpus: Corpus, predictions: pd.DataFrame, seed:
     Returns
     -------
     stage : Path
-        With predictions.parquet, table3 as csv, md, tex and html, comparisons.csv (of UAR), costs.csv
+        With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv
         and summary.md.
     """
+    told = experiments.told(run_dir)
 
     def build(folder: Path) -> None:
-        table, compared = results_table(predictions, seed), comparisons(predictions, uar)
+        table = results_table(predictions, told, seed)
+        compared = comparisons(predictions, uar, told["against"])
         predictions.to_parquet(folder / "predictions.parquet", index=False)
-        table.to_csv(folder / "table3.csv", index=False)
-        markdown = table.to_markdown(index=False)
-        (folder / "table3.md").write_text(markdown, encoding="utf-8")
-        table.to_latex(folder / "table3.tex", index=False, escape=True)
-        table.to_html(folder / "table3.html", index=False)
+        table.to_csv(folder / "table.csv", index=False)
+        markdown = table.to_markdown(index=False, disable_numparse=True)
+        (folder / "table.md").write_text(markdown, encoding="utf-8")
+        table.to_latex(folder / "table.tex", index=False, escape=True)
+        table.to_html(folder / "table.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         costs(run_dir).to_csv(folder / "costs.csv", index=False)
         findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
-        text = [describe(corpus, run_dir, predictions), "", markdown, ""]
+        text = [describe(run_dir), "", markdown, ""]
         (folder / "summary.md").write_text("\n".join([*text, *findings, ""]), encoding="utf-8")
 
     return runs.make_stage(
         runs.run_folder(run_dir) / STAGE,
         build,
-        parameters={"seed": seed},
-        stages=classifiers(run_dir),
+        parameters={"seed": seed, "told": told},
+        stages=list(classifiers(run_dir).stage),
         module=__name__,
-        protocol=corpus.protocol.to_dict(),
+        protocol=first_corpus(run_dir).protocol.to_dict(),
     )
-
-
-def report(run_dir: str) -> str:
-    """A run's results as text, and where its figures and executed notebooks are."""
-    run = runs.run_folder(run_dir)
-    summary = (run / STAGE / "summary.md").read_text(encoding="utf-8")
-    figures = sorted(runs.figures_folder(run_dir).glob("*.html"))
-    notebooks = sorted((run / "notebooks").glob("*.ipynb"))
-    lines = [summary, "Figures:", *map(runs.shown, figures), "", "Executed notebooks:"]
-    return "\n".join([*lines, *map(runs.shown, notebooks)])

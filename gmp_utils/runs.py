@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +26,13 @@ from gmp_utils.errors import GmpError
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
+SHARED = ".shared"  # beside runs that share stages: where each was made first
+MODELS = {  # what may be looked at, and the stage that makes it
+    "encoder": "01_prepare_data",
+    "multitask": "fold{fold}/02_train_multitask",
+    "retrained": "fold{fold}/05_retrain",
+    "finetuned": "fold{fold}/06_finetune/gmps/ams",
+}
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
 
 
@@ -60,6 +67,19 @@ def figures_folder(run_dir: str) -> Path:
     run = run_folder(run_dir)
     below = run.is_relative_to(ROOT / "runs")
     return ROOT / "figures" / run.relative_to(ROOT / "runs") if below else run / "figures"
+
+
+def stage_of(model: str) -> str:
+    """The stage that a model is of, below a run's folder, with ``{fold}`` in it.
+
+    Raises
+    ------
+    GmpError
+        For another name than those of `MODELS`.
+    """
+    if model not in MODELS:
+        raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
+    return MODELS[model]
 
 
 def sources(module: str) -> list[Path]:
@@ -117,7 +137,7 @@ def missing(folder: Path, notebook: str) -> GmpError:
     )
 
 
-def _notebook(folder: Path) -> str:
+def notebook_of(folder: Path) -> str:
     """The notebook that a stage's folder is of."""
     return [part for part in folder.parts if part[:2].isdigit()][-1]
 
@@ -134,22 +154,22 @@ def identity(folder: Path) -> str:
     try:
         provenance = read_json(folder / "provenance.json")
     except FileNotFoundError as error:
-        raise missing(folder, _notebook(folder)) from error
+        raise missing(folder, notebook_of(folder)) from error
     for upstream, then in provenance.get("stages", {}).items():
         source = Path(os.path.normpath(folder / upstream))
         if (source / "provenance.json").is_file() and identity(source) != then:
             raise GmpError(
                 f"{shown(folder)} was made from another {shown(source)} than the one there now; run "
-                f"notebooks/{_notebook(folder)}.ipynb again, or remove {shown(folder)}."
+                f"notebooks/{notebook_of(folder)}.ipynb again, or remove {shown(folder)}."
             )
     return provenance["identity"]
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let one process at a time make a stage; others wait."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
+def _alone(lock: Path) -> Iterator[None]:
+    """Let one process at a time go on; others wait."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -165,6 +185,9 @@ def make_stage(
     protocol: dict | None = None,
 ) -> Path:
     """Make a stage whole or not at all, once, whoever else may be at it.
+
+    Below a folder that has one named `SHARED`, runs share: a stage that another of them made with the
+    same parameters, inputs and code is taken from there.
 
     Parameters
     ----------
@@ -193,13 +216,49 @@ def make_stage(
     described = [parameters, list(made_from.values()), list(inputs), code]
     own = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
     given = {"identity": own, "stages": made_from, "inputs": list(inputs), "protocol": protocol}
-    with _alone(folder):
-        finished = folder / "provenance.json"
-        if finished.is_file() and read_json(finished)["identity"] == own:
+    shared = next((above / SHARED for above in folder.parents if (above / SHARED).is_dir()), None)
+    with ExitStack() as locks:
+        locks.enter_context(_alone(folder.with_name(f".{folder.name}.lock")))
+        if _is(folder, own):
             print(f"{shown(folder)} is there, made with the same parameters, inputs and code.")
+            return folder
+        if not shared:
+            _make(folder, build, parameters, given)
+            return folder
+        locks.enter_context(_alone(shared / f"{own}.lock"))
+        pointer = shared / f"{own}.json"
+        twin = shared.parent / read_json(pointer)["made"] if pointer.is_file() else None
+        if twin and _is(twin, own):
+            print(f"{shown(folder)} is shared with {shown(twin)}, made with the same parameters.")
+            _link(twin, folder)
         else:
             _make(folder, build, parameters, given)
+            write_json(pointer, {"made": str(folder.relative_to(shared.parent))})
     return folder
+
+
+def _is(folder: Path, own: str) -> bool:
+    """Whether a folder holds the finished stage of that identity."""
+    finished = folder / "provenance.json"
+    return finished.is_file() and read_json(finished)["identity"] == own
+
+
+def _link(twin: Path, folder: Path) -> None:
+    """The same files in another folder, without what the notebook adds to its own."""
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    kept = shutil.ignore_patterns("headline.json", ".*")
+    try:
+        shutil.copytree(twin, partial, copy_function=os.link, ignore=kept)
+    except (OSError, shutil.Error):  # a file system without hard links
+        shutil.copytree(twin, partial, ignore=kept, dirs_exist_ok=True)
+    _replace(folder, partial)
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
 
 
 def _make(folder: Path, build: Callable[[Path], None], parameters: dict, given: dict) -> None:
@@ -216,9 +275,7 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, given: 
     build(partial)
     begun.unlink()
     write_json(partial / "provenance.json", given | _circumstances(partial, began))
-    if folder.exists():
-        shutil.rmtree(folder)
-    os.replace(partial, folder)
+    _replace(folder, partial)
 
 
 def _circumstances(folder: Path, began: float) -> dict:

@@ -1,21 +1,27 @@
 """One way to train, used by every stage: transformers' Trainer on batches of seconds."""
 
 import math
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate.data_loader import prepare_data_loader
+from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_pt_utils import nested_concat, nested_numpify
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
-from gmp_utils import runs
+from gmp_utils import distributed, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
@@ -40,6 +46,9 @@ class Schedule:
     batch_size : int
         Utterances per batch, at most.
     seed : int
+    processes : int
+        GPUs that share every batch, or processes where there is none. Batches, masks, updates and
+        metrics are those of one process, up to rounding; only dropout is drawn differently.
     """
 
     learning_rate: float = 1e-4
@@ -48,13 +57,14 @@ class Schedule:
     batch_seconds: float = 320.0
     batch_size: int = 64
     seed: int = 0
+    processes: int = 1
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.updates > 0) or min(self.epochs, self.updates) < 0:
             raise GmpError(
                 f"{self.epochs} epochs and {self.updates} updates: expected one of them above 0."
             )
-        for name in ("learning_rate", "batch_seconds", "batch_size"):
+        for name in ("learning_rate", "batch_seconds", "batch_size", "processes"):
             if not getattr(self, name) > 0:
                 raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
 
@@ -109,11 +119,13 @@ class _SecondsTrainer(Trainer):
             self.schedule.batch_size,
             shuffle=train,
             seed=self.schedule.seed,
+            process=self.args.process_index,
+            n_processes=self.args.world_size,
         )
         if train:
             sampler.even_out(self.schedule.epochs or self.schedule.updates // len(sampler) + 1)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-        return self.accelerator.prepare(loader)
+        return prepare_data_loader(loader, self.args.device, 1, 0, put_on_device=True)
 
     def get_train_dataloader(self) -> DataLoader:
         return self._loader(self.train_dataset, train=True)
@@ -124,6 +136,10 @@ class _SecondsTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
         if model.training:
+            if self.args.world_size > 1:  # losses are means, and their gradients will be averaged
+                counted = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
+                share = counted / self.accelerator.reduce(counted, "mean")
+                outputs |= {k: share * v for k, v in outputs.items() if k.endswith("loss")}
             self._parts = {
                 name: value.detach() for name, value in outputs.items() if name.endswith("_loss")
             }
@@ -136,8 +152,19 @@ class _SecondsTrainer(Trainer):
                     f"the loss is {logs['loss']} at step {self.state.global_step}; "
                     "lower learning_rate."
                 )
-            logs |= {name: float(value) for name, value in self._parts.items()}
+            parts = self.accelerator.reduce(self._parts, "mean")
+            logs |= {name: float(value) for name, value in parts.items()}
         super().log(logs, start_time)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        """Let every process predict its batches, and each know the metrics of all."""
+        self.model.eval()
+        steps = (self.prediction_step(self.model, batch, False)[1:] for batch in dataloader)
+        every = gather_object([nested_numpify(step) for step in steps])
+        predictions, labels = reduce(nested_concat, every)
+        metrics = self.compute_metrics(EvalPrediction(predictions, labels))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return EvalLoopOutput(predictions, labels, metrics, len(dataloader.dataset))
 
 
 def train(
@@ -153,18 +180,20 @@ def train(
     """Train a model; leave model/, history.csv and metrics.json in a folder.
 
     Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last.
+    With TENSORBOARD in the environment there is tensorboard/, too, with every step as events.
     Afterwards the model has the weights of the selected epoch.
 
     Parameters
     ----------
     model : SpeechModel
         Its forward returns a dict: `loss`, further losses named `<part>_loss` while training, and
-        the predictions that `metrics` reads.
+        the predictions that `metrics` reads. Losses are means over utterances, or over the frames
+        that it counts in `n_frames`.
     training_set, held_out : Utterances
     folder : Path
     schedule : Schedule
     metrics : callable
-        Predictions on `held_out` to numbers.
+        Predictions on `held_out`, in any order, to numbers.
     judge : str
         The metric that selects the epoch; greater is better, unless it ends in "loss".
     selection : str
@@ -178,10 +207,49 @@ def train(
     Raises
     ------
     GmpError
-        If the loss is no number any more.
+        If the loss is no number any more, or there are fewer GPUs than processes.
     """
     if not len(training_set):
         raise GmpError("the training set is empty.")
+    n_gpus = torch.cuda.device_count()
+    if 0 < n_gpus < schedule.processes:
+        raise GmpError(
+            f"processes: found {schedule.processes}, expected at most {n_gpus}, the GPUs."
+        )
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    for checkpoint in checkpoints.glob("checkpoint-*"):
+        if not (checkpoint / "trainer_state.json").is_file():  # written last
+            shutil.rmtree(checkpoint)
+    work = (training_set, held_out, folder, schedule, metrics, judge, selection)
+    if schedule.processes == 1:
+        _fit(model, *work)
+    else:
+        begun = checkpoints / "begun"
+        model.save_pretrained(begun)
+        load = type(model).load
+        distributed.call(_fit_saved, (load, begun, *work), schedule.processes, checkpoints)
+        model.load_state_dict(load(str(folder / "model")).state_dict())
+    shutil.rmtree(checkpoints)
+    return runs.read_json(folder / "metrics.json")
+
+
+def _fit_saved(load: Callable[[str], SpeechModel], begun: Path, *work) -> None:
+    """What each of several processes does: a model goes to them as files."""
+    _fit(load(str(begun)), *work)
+
+
+def _fit(
+    model: SpeechModel,
+    training_set: Utterances,
+    held_out: Utterances,
+    folder: Path,
+    schedule: Schedule,
+    metrics: Callable[[EvalPrediction], dict[str, float]],
+    judge: str,
+    selection: str,
+) -> None:
+    """Train as `train` says, in the only process or in one of several."""
     every = max(schedule.updates // 10, 1)
     strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if schedule.updates:
@@ -209,6 +277,7 @@ def train(
         logging_nan_inf_filter=False,
         report_to="none",
     )
+    arguments.seed += arguments.process_index  # of dropout
     if arguments.device.type == "cuda":
         arguments._n_gpu = 1  # DataParallel would split what hidden_states' hooks collect
     trainer = _SecondsTrainer(
@@ -220,23 +289,23 @@ def train(
         schedule=schedule,
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Progress(by_update=bool(schedule.updates)))
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    for checkpoint in checkpoints.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # written last
-            shutil.rmtree(checkpoint)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(checkpoints))
+    if trainer.is_world_process_zero():
+        trainer.add_callback(_Progress(by_update=bool(schedule.updates)))
+        if os.environ.get("TENSORBOARD"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            trainer.add_callback(TensorBoardCallback(SummaryWriter(folder / "tensorboard")))
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+    if not trainer.is_world_process_zero():
+        return
     history = _history(trainer.state.log_history)
     last = len(history) - 1
     best = history[judge].argmin() if judge.endswith("loss") else history[judge].argmax()
     history["selected"] = history.index == (last if selection == "last" else best)
     history.to_csv(folder / "history.csv", index=False)
     trainer.model.save_pretrained(folder / "model")
-    shutil.rmtree(checkpoints)
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
     runs.write_json(folder / "metrics.json", selected)
-    return selected
 
 
 def _history(log: list[dict]) -> pd.DataFrame:

@@ -1,10 +1,13 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
@@ -120,3 +123,62 @@ def run_series(run: Path, encoder: Path, schedule=QUICK, updates=4, scales=(4, 8
         finetuning.finetune(*where, loss, schedule, **head)
     finetuning.finetune(*where, "ams", schedule, use_gmps=False, **head)
     return run / "fold1"
+
+
+SETTINGS = {
+    "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS", "GMPS",
+    "PRESET", "RUN", "TENSORBOARD", "CORES", "GPUS", "EXPERIMENT",
+}  # fmt: skip
+CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+
+
+def script(name, environment):
+    """A script of the workflow, whatever settings the caller's environment has."""
+    return _started([f"workflow/{name}.py"], environment)
+
+
+def snakemake(environment, *arguments, **options):
+    """The workflow, likewise."""
+    command = ["-m", "snakemake", "--snakefile", "workflow/Snakefile", *arguments]
+    return _started(command if arguments else [*command, "--cores", "2"], environment, **options)
+
+
+def _started(command, environment, **options):
+    return subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, env=CLEAN | environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def finished(process) -> str:
+    said = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, said[-4000:]
+    return said
+
+
+@pytest.fixture(scope="session")
+def smoke(tiny_encoder, tmp_path_factory):
+    """Settings of the smoke experiment in a given folder: one seed, 8 notebooks, 72 noises, no pictures."""
+    folder, rng = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
+    rows = []
+    for number in range(72):
+        name, emotion = f"{number}.wav", ("angry", "happy", "neutral", "sad")[number // 6 % 4]
+        soundfile.write(folder / name, rng.normal(0, 0.1, 8000), 16000)
+        gender = ("female", "male")[number % 2]
+        rows.append({"path": name, "speaker": number % 6, "gender": gender, "emotion": emotion})
+    pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
+    (folder / "preset.yaml").write_text("n_folds: 3\nscales: [4, 8]\n")
+    given = {
+        "EXPERIMENT": "smoke", "CORPUS": "table", "CORPUS_DIR": str(folder / "table.csv"),
+        "ENCODER": str(tiny_encoder), "SEEDS": "0", "PRESET": str(folder / "preset.yaml"),
+        "BROWSER_PATH": "",
+    }  # fmt: skip
+    return lambda run: given | {"RUN": str(run)}
+
+
+@pytest.fixture(scope="session")
+def undisturbed(smoke, tmp_path_factory):
+    """The smoke experiment as it ends when nothing happens to it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "smoke"
+    finished(snakemake(smoke(run)))
+    return run

@@ -50,49 +50,93 @@ def test_holm_by_hand():
     assert comparison.holm([0.6, 0.7]) == pytest.approx([1, 1])
 
 
-def predictions(speakers, right):
+def predictions(speakers, right, seed=0):
     """Of ten utterances per speaker and system, so many are right."""
     rows = []
     for system, shares in right.items():
         for speaker, n_right in zip(speakers, shares):
             for number in range(10):
                 found = "a" if number < n_right else "b"
-                rows.append((*system, speaker, "a", found))
-    return pd.DataFrame(rows, columns=["GMPs", "loss", "speaker", "true", "predicted"])
+                rows.append((*system, speaker, seed, "a", found))
+    return pd.DataFrame(rows, columns=["variant", "loss", "speaker", "seed", "true", "predicted"])
+
+
+WITHOUT, WITH, AMS = ("no GMPs", "CE"), ("GMPs", "CE"), ("GMPs", "AMS")
 
 
 def test_systems_that_differ_in_one_thing_are_compared_speaker_by_speaker():
-    table = comparison.comparisons(
-        predictions(
-            "stuvwx",
-            {("no", "CE"): [1, 2, 3, 4, 5, 6], ("yes", "CE"): [4, 4, 6, 6, 8, 8],
-             ("yes", "AMS"): [4, 5, 5, 6, 9, 7]},
-        ),
-        evaluation.war,
-    ).set_index("compared")  # fmt: skip
-    assert list(table.index) == ["GMPs no, CE → GMPs yes, CE", "GMPs yes, AMS → GMPs yes, CE"]
-    gain = table.loc["GMPs no, CE → GMPs yes, CE"]
+    right = {WITHOUT: [1, 2, 3, 4, 5, 6], WITH: [4, 4, 6, 6, 8, 8], AMS: [4, 5, 5, 6, 9, 7]}
+    table = comparison.comparisons(predictions("stuvwx", right), evaluation.war)
+    table = table.set_index("compared")
+    assert list(table.index) == ["no GMPs, CE → GMPs, CE", "GMPs, CE → GMPs, AMS"]
+    gain = table.loc["no GMPs, CE → GMPs, CE"]
     assert (gain.speakers, gain.difference) == (6, pytest.approx(25))
-    assert gain.p == pytest.approx(
-        2 * 2 / 64
-    )  # the only one of 64, on both sides, of two questions
+    # the only one of 64, on both sides, of two questions
+    assert gain.p == pytest.approx(2 * 2 / 64)
     assert gain.low < 25 < gain.high
-    assert gain.finding.startswith("no difference shown: below")  # 0.0625
-    alone = comparison.comparisons(
-        predictions(
-            "stuvwx", {("no", "CE"): [1, 2, 3, 4, 5, 6], ("yes", "CE"): [4, 4, 6, 6, 8, 8]}
-        ),
-        evaluation.war,
-    )
-    assert alone.finding.tolist() == ["25.0 points more"]
-    worse = predictions("stuvwx", {("no", "CE"): [9] * 6, ("yes", "CE"): [4, 4, 6, 6, 8, 8]})
+    none = "no difference shown: 6 speakers cannot show any in 2 comparisons"
+    assert table.finding.tolist() == [none] * 2
+    assert table.smallest.isna().all()
+    alone = {WITHOUT: [1, 2, 3, 4, 5, 6], WITH: [4, 4, 6, 6, 8, 8]}
+    table = comparison.comparisons(predictions("stuvwx", alone), evaluation.war)
+    assert table.finding.tolist() == ["25.0 points more"]
+    worse = predictions("stuvwx", {WITHOUT: [9] * 6, WITH: [4, 4, 6, 6, 8, 8]})
     assert comparison.comparisons(worse, evaluation.war).finding.tolist() == ["30.0 points less"]
 
 
+def test_what_could_have_been_shown_gets_larger_with_every_comparison():
+    """Ten speakers: p is 1/512 at least, so 25 questions may be asked of them and 26 may not."""
+    first, second = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], [2, 1, 4, 3, 6, 5, 8, 7, 3, 1]
+    alone = {WITHOUT: first, WITH: second}
+    one = comparison.comparisons(predictions("abcdefghij", alone), evaluation.war).iloc[0]
+    gains = 10 * (np.array(second) - first)
+    assert one.smallest == pytest.approx(comparison.smallest_difference(gains))
+    three = comparison.comparisons(
+        predictions("abcdefghij", alone | {("other", "CE"): second}), evaluation.war
+    )
+    assert three.smallest[0] == pytest.approx(comparison.smallest_difference(gains, 0.05 / 3))
+    assert three.smallest[0] > one.smallest
+    assert one.finding == (
+        f"no difference shown: below {one.smallest:.1f} points it could hardly have been"
+    )
+    many = {("first", "CE"): first} | {(f"v{n}", "CE"): second for n in range(26)}
+    table = comparison.comparisons(predictions("abcdefghij", many), evaluation.war, "first")
+    assert len(table) == 26
+    assert set(table.finding) == {
+        "no difference shown: 10 speakers cannot show any in 26 comparisons"
+    }
+
+
+def test_others_are_compared_with_the_named_variant_only():
+    right = {(name, "CE"): [1, 2, 3, 4] for name in ("early", "late", "middle")}
+    right["late", "AMS"] = [2, 2, 2, 2]
+    table = comparison.comparisons(predictions("stuv", right), evaluation.war, "middle")
+    assert set(table.compared) == {
+        "middle, CE → early, CE", "middle, CE → late, CE", "late, CE → late, AMS",
+    }  # fmt: skip
+    assert len(comparison.comparisons(predictions("stuv", right), evaluation.war)) == 4
+
+
+def test_seeds_are_averaged_within_speakers_and_only_shared_ones_count():
+    """Three seeds do not make twelve speakers of four."""
+    tables = [
+        predictions("stuv", {WITHOUT: [2, 2, 2, 2], WITH: [4, 3, 4, 3]}, seed=0),
+        predictions("stuv", {WITHOUT: [2, 2, 2, 2], WITH: [2, 3, 8, 3]}, seed=1),
+        predictions("stuv", {WITH: [9, 9, 9, 9]}, seed=2),
+    ]
+    table = comparison.comparisons(pd.concat(tables), evaluation.war)
+    gain = table.iloc[0]
+    gains = [10, 10, 40, 10]  # means of 20 and 0, 10 and 10, 20 and 60, 10 and 10
+    assert gain.speakers == 4
+    assert gain.difference == pytest.approx(np.mean(gains))
+    assert (gain.low, gain.high) == pytest.approx(comparison.interval(gains))
+    assert gain.p == pytest.approx(2 / 16)
+
+
 def test_few_speakers_say_nothing():
-    two = predictions("st", {("no", "CE"): [1, 2], ("yes", "CE"): [8, 9]})
+    two = predictions("st", {WITHOUT: [1, 2], WITH: [8, 9]})
     table = comparison.comparisons(two, evaluation.uar)
     assert table.finding.tolist() == ["no statement from 2 speakers"]
     assert table.difference.isna().all()
-    one = two[two.GMPs == "no"]
+    one = two[two.variant == "GMPs"]
     assert comparison.comparisons(one, evaluation.uar).empty

@@ -8,7 +8,7 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils import GmpError, encoders, features
+from gmp_utils import GmpError, features, weights
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.multitask import MultitaskModel
 
@@ -196,9 +196,9 @@ def test_unreadable_weights_are_named(tiny_encoder, tmp_path):
 def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(GmpError, match=r"no config\.json"):
-        encoders.resolve(str(tmp_path))
+        weights.resolve(str(tmp_path))
     with pytest.raises(GmpError, match="no such folder"):
-        encoders.resolve("./not/there")
+        weights.resolve("./not/there")
     with pytest.raises(GmpError, match="nobody/nothing"):
         SpeechModel.load("nobody/nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "wav2vec2"}))

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmp_utils import comparison, evaluation, figures, results
+from gmp_utils import comparison, evaluation, experiments, figures, results
 
 
 def test_recalls_by_hand():
@@ -22,7 +22,7 @@ def test_a_class_that_is_only_predicted_does_not_count():
     assert np.isnan(recalls[1])
 
 
-def predictions(n_speakers, gmps="yes", loss="CE", right=0.7):
+def predictions(n_speakers, variant="GMPs", loss="CE", right=0.7, seed=0):
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -36,7 +36,7 @@ def predictions(n_speakers, gmps="yes", loss="CE", right=0.7):
         for emotion in ("angry", "happy", "sad")
         for _ in range(20)
     ]
-    return pd.DataFrame(rows).assign(GMPs=gmps, loss=loss)
+    return pd.DataFrame(rows).assign(variant=variant, loss=loss, seed=seed)
 
 
 def test_no_interval_from_two_speakers():
@@ -61,16 +61,31 @@ def test_interval_is_by_speaker_not_by_utterance():
     assert high - low > 0.5
 
 
+def table_of(predictions, **told):
+    plain = {"variants": {}, "losses": [], "paper": experiments.declared("table3")["paper"]}
+    return results.results_table(predictions, plain | told).set_index(["variant", "loss"])
+
+
 def test_table_has_the_papers_numbers_beside_ours():
-    both = pd.concat([predictions(6), predictions(6, "no", "AMS", 0.9)])
-    table = results.results_table(both).set_index(["GMPs", "loss"])
-    assert table.loc[("yes", "AMS"), "UAR"] == "not run"
-    assert table.loc[("yes", "AMS"), "UAR, paper"] == 82.0
-    assert table.loc[("no", "CE"), "WAR, paper"] == 75.8
-    ours = both[both.GMPs == "yes"]
+    both = pd.concat([predictions(6), predictions(6, "no GMPs", "AMS", 0.9)])
+    table = table_of(both)
+    assert table.loc[("GMPs", "AMS"), "UAR"] == "not run"
+    papers_uar, papers_war = results.PAPER
+    assert "IEMOCAP" in papers_uar
+    assert table.loc[("GMPs", "AMS"), papers_uar] == "82.0"
+    assert table.loc[("no GMPs", "CE"), papers_war] == "75.8"
+    ours = both[both.variant == "GMPs"]
     expected = f"{100 * evaluation.uar(ours.true, ours.predicted):.1f} ["
-    assert table.loc[("yes", "CE"), "UAR"].startswith(expected)
-    assert table.loc[("yes", "CE"), "speakers"] == 6
+    assert table.loc[("GMPs", "CE"), "UAR"].startswith(expected)
+    assert table.loc[("GMPs", "CE"), "speakers"] == 6
+
+
+def test_what_was_declared_and_not_run_stays_in_the_table():
+    table = table_of(predictions(4), variants={"GMPs": {}, "other": {}}, losses=["ce"], paper={})
+    assert table.index.tolist() == [("GMPs", "CE"), ("other", "CE")]
+    assert table["UAR"]["other", "CE"] == "not run"
+    assert table["folds"].tolist() == [2, 0]
+    assert not set(results.PAPER) & set(table)
 
 
 def test_recall_by_gender():
@@ -80,17 +95,33 @@ def test_recall_by_gender():
     assert table.loc["female", "UAR"] == pytest.approx(evaluation.uar(women.true, women.predicted))
 
 
-def test_folds_are_told_apart():
-    table = results.results_table(predictions(4)).set_index(["GMPs", "loss"])
-    folds = [
-        100 * evaluation.uar(own.true, own.predicted) for _, own in predictions(4).groupby("fold")
-    ]
-    mean, half = sum(folds) / 2, abs(folds[0] - folds[1]) / 2
-    # of two numbers the deviation is half their distance times the root of two
-    assert table["UAR by fold"]["yes", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
-    assert table["UAR by fold"]["no", "CE"] == "not run"
-    one = results.results_table(predictions(2)).set_index(["GMPs", "loss"])
-    assert one["UAR by fold"]["yes", "CE"] == "one fold"
+def test_folds_and_seeds_are_told_apart():
+    both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
+    table = table_of(both)
+    for name in ("fold", "seed"):
+        values = [100 * evaluation.uar(own.true, own.predicted) for _, own in both.groupby(name)]
+        mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
+        # of two numbers the deviation is half their distance times the root of two
+        assert table[f"UAR by {name}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
+        assert table[f"UAR by {name}"]["no GMPs", "CE"] == "not run"
+    assert table["seeds"]["GMPs", "CE"] == 2
+    alone = table_of(predictions(2))
+    assert alone["UAR by fold"]["GMPs", "CE"] == "only one"
+
+
+def test_every_fold_and_seed_is_a_point_beside_its_systems_mean():
+    both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
+    points, means = results.spread(both)
+    assert len(points) == 2 * 2
+    assert means.UAR.tolist() == [pytest.approx(100 * evaluation.uar(both.true, both.predicted))]
+    assert (means.low < means.UAR).all()
+    figure = figures.systems(points, means, joined=False)
+    assert [len(trace.y) for trace in figure.data] == [4, 1]
+    assert figure.data[1].error_y.array[0] == pytest.approx(means.high[0] - means.UAR[0])
+    title = "Means of systems are up to 0.0 points apart, folds and seeds of one deviate by up to "
+    assert figure.layout.title.text == title + f"{points.UAR.std():.1f}"
+    band = figures.systems(points, means, joined=True).data[1]
+    assert list(band.y) == [means.high[0], means.low[0]]
 
 
 def test_speakers_are_drawn_once_per_system():

@@ -15,14 +15,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT, emodb_folder, needs_emodb
+from conftest import CLEAN, ROOT, emodb_folder, needs_emodb
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 assert len(NOTEBOOKS) == 8
-
-
-SETTINGS = {"CORPUS", "CORPUS_DIR", "ENCODER", "FOLDS", "GMPS", "PRESET", "RUN", "CORES"}
-CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 
 
 def make(*arguments, timeout=1200):
@@ -48,7 +44,7 @@ def demo():
 
 
 def test_make_run_ends_with_table_and_paths(demo):
-    assert "| GMPs" in demo.stdout
+    assert "| variant" in demo.stdout
     lines = [line.strip() for line in demo.stdout.splitlines()]
     figures = [line for line in lines if line.startswith("figures/demo/")]
     executed = [line for line in lines if line.startswith("runs/demo/notebooks/0")]
@@ -78,7 +74,7 @@ def test_nbval_fails_on_a_moved_number(demo, tmp_path):
     book = nbformat.read(NOTEBOOKS[-1], as_version=4)
     cell = book.cells[-1]
     assert "expected = {" in cell.source
-    cell.source = cell.source.replace("expected = {", "expected = {'UAR, GMPs yes, CE': 9.9} or {")
+    cell.source = cell.source.replace("expected = {", "expected = {'UAR, GMPs, CE': 9.9} or {")
     moved = tmp_path / NOTEBOOKS[-1].name
     nbformat.write(book, moved)
     done = command("pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q",
@@ -135,37 +131,6 @@ def test_papermill_takes_another_fold_and_a_preset(demo, tmp_path):
     assert parameters["schedule"]["epochs"] == 1
 
 
-def test_make_protocols_runs_the_series_four_times_and_compares():
-    """As planned by make; each of the five commands is run by another test."""
-    done = make("-n", "protocols", "CORPUS=emodb", "CORPUS_DIR=x", "PRESET=presets/quick.yaml")
-    planned = " ".join(done.stdout.replace("\\\n", " ").split())
-    assert "for name in strict oracle last transductive;" in planned
-    assert 'PRESET="presets/quick.yaml presets/protocols/$name.yaml"' in planned
-    runs = [
-        f"runs/protocols/emodb-embedded-quick-{name}"
-        for name in ("strict", "oracle", "last", "transductive")
-    ]
-    assert f'-p run_dir {runs[0]} -y "compared_runs: [{", ".join(runs[1:])}]"' in planned
-    presets = sorted(path.stem for path in (ROOT / "presets" / "protocols").glob("*.yaml"))
-    assert presets == ["last", "oracle", "strict", "transductive"]
-
-
-def test_the_results_compare_protocols(demo, tmp_path):
-    """The demo beside a copy of itself that says it chose on the test speakers."""
-    shutil.copytree(ROOT / "runs" / "demo", tmp_path / "loose")
-    file = tmp_path / "loose" / "01_prepare_data" / "protocol.json"
-    file.write_text(
-        file.read_text().replace('"validation",\n "transductive"', '"oracle",\n "transductive"')
-    )
-    shutil.copytree(ROOT / "runs" / "demo", tmp_path / "run")
-    done = papermill(tmp_path, "07_results", "-p", "run_dir", tmp_path / "run",
-                     "-y", f"compared_runs: [{tmp_path / 'loose'}]")  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    text = (tmp_path / "out.ipynb").read_text()
-    assert "5 folds by session, strict" in text
-    assert "5 folds by session, epoch chosen on test" in text
-
-
 def test_unknown_settings_stop_make_and_the_workflow(tmp_path):
     done = make("run", "CORPSU=emodb")
     assert done.returncode != 0
@@ -209,9 +174,9 @@ def test_one_fold_of_emodb(tmp_path):
 README_RUNS = [
     line.split("#")[0]
     for line in (ROOT / "README.md").read_text().splitlines()
-    if line.startswith("make run ") and "=" in line.split("#")[0]
+    if line.startswith("make ") and "=" in line.split("#")[0]
 ]
-assert len(README_RUNS) >= 3
+assert len(README_RUNS) >= 7
 
 
 @pytest.mark.parametrize("line", README_RUNS)
@@ -220,12 +185,22 @@ def test_readme_runs_are_planned(tmp_path, line):
     settings = dict(part.split("=", 1) for part in shlex.split(line)[2:])
     if "CORPUS_DIR" in settings:
         settings["CORPUS_DIR"] = str(tmp_path)
+    settings["EXPERIMENT"] = settings.pop("NAME", "")
     done = command("snakemake", "--snakefile", "workflow/Snakefile", "--cores", "2", "--summary",
                    env=CLEAN | settings | {"RUN": str(tmp_path / "run")})  # fmt: skip
     assert done.returncode == 0, done.stderr
-    folds = settings.get("FOLDS", "1").split()
+    folds = settings.get("FOLDS", "1 2 3 4 5" if settings["EXPERIMENT"] else "1").split()
     for fold in folds:
         assert f"fold{fold}/06_finetune/gmps/headline.json" in done.stdout
+
+
+@pytest.mark.parametrize("target", ["experiment", "plan", "report"])
+def test_make_hands_the_experiment_on(target):
+    done = make("-n", target, "NAME=table3", "SEEDS=0 1", "GPUS=2")
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("EXPERIMENT=")]
+    assert line.startswith("EXPERIMENT='table3' ")
+    assert ("--resources gpu=2" in line) == (target == "experiment")
 
 
 def test_readme_names_what_exists():

@@ -15,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel
 
-from gmp_utils import audio, corpora, encoders, features, pretraining, pseudo_labels, runs
+from gmp_utils import audio, corpora, encoders, features, pretraining, pseudo_labels, runs, weights
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
 from gmp_utils.evaluation import uar
@@ -133,7 +133,7 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     assert not torch.equal(before.get_parameter(conv), after.get_parameter(conv))
     store = Ragged.open(first.parent / "recordings" / "recordings")
     digests = {hashlib.sha256(store[name].tobytes()).hexdigest()[:16] for name in store.utterances}
-    assert encoders.heard(str(second / "encoder")) == digests
+    assert weights.heard(str(second / "encoder")) == digests
     assert len(digests) == len(store.utterances) > 1
     with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
         pretraining.pretrain_round(str(tmp_path / "other"), 1, TINY, [5], 1, schedule)
@@ -143,18 +143,18 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
 
 def test_the_shipped_encoder_is_the_one_on_record():
     """The card names the weights' checksum: whoever changes them writes about it there."""
-    files = {path.name for path in encoders.EMBEDDED.iterdir()}
+    files = {path.name for path in weights.EMBEDDED.iterdir()}
     assert files == {"config.json", "heard.txt", "model.safetensors", "README.md"}
-    weights = encoders.EMBEDDED / "model.safetensors"
-    assert weights.stat().st_size < 16e6
-    assert runs.file_digest(weights) in (encoders.EMBEDDED / "README.md").read_text()
+    stored = weights.EMBEDDED / "model.safetensors"
+    assert stored.stat().st_size < 16e6
+    assert runs.file_digest(stored) in (weights.EMBEDDED / "README.md").read_text()
 
 
 def test_the_shipped_encoder_needs_transformers_alone(tmp_path):
     """In a process of its own, away from the checkout."""
     code = (
         "import sys, torch; from transformers import HubertModel;"
-        f"m, r = HubertModel.from_pretrained({str(encoders.EMBEDDED)!r}, dtype=torch.float32,"
+        f"m, r = HubertModel.from_pretrained({str(weights.EMBEDDED)!r}, dtype=torch.float32,"
         " output_loading_info=True);"
         "assert not r['missing_keys'] and not r['unexpected_keys'], r;"
         "assert m(torch.randn(1, 16000)).last_hidden_state.isfinite().all();"
@@ -171,7 +171,7 @@ def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):
     synthetic.make(tmp_path)
     manifest = corpora.load("synthetic", tmp_path)
     waveforms, _ = audio.write_store(manifest, tmp_path / "waveforms")
-    model = encoders.SpeechModel.load(str(encoders.EMBEDDED), train_cnn=True)
+    model = encoders.SpeechModel.load(str(weights.EMBEDDED), train_cnn=True)
     states = features.layer_states(model, waveforms, waveforms.utterances, [LAYER])
     pooled = {
         name: np.concatenate([frames[0].mean(axis=0), frames[0].std(axis=0)], dtype=np.float32)

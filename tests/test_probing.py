@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ortho_group
 
-from gmp_utils import GmpError, evaluation, geometry, layer_figures, probing
+from gmp_utils import GmpError, evaluation, geometry, layer_figures, probing, runs
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
@@ -163,6 +163,6 @@ def test_maps_are_turned_onto_each_other(monkeypatch):
 
 
 def test_a_model_that_is_not_there_is_refused():
-    assert probing.stage_of("multitask").format(fold=2) == "fold2/02_train_multitask"
+    assert runs.stage_of("multitask").format(fold=2) == "fold2/02_train_multitask"
     with pytest.raises(GmpError, match="model: found 'best', expected one of encoder, multitask"):
-        probing.stage_of("best")
+        runs.stage_of("best")

@@ -50,28 +50,41 @@ def test_strict_is_the_default_and_hears_the_least():
     assert loose.compared_on == "test"
 
 
+@pytest.mark.parametrize(("share", "women", "men"), [(0.5, 4, 4), (0.75, 6, 2), (1, 8, 0)])
+def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, men):
+    """Fold 5 tests and validates on a man each: four women and two men, eight utterances, are left."""
+    manifest = speakers_manifest(4, 4)
+    everyone = make_protocol(manifest, "leave-one-speaker-out").parts(manifest, 5)
+    trained = manifest.gender[everyone == "train"].value_counts().to_dict()
+    assert trained == {"female": 16, "male": 8}
+    protocol = make_protocol(manifest, "leave-one-speaker-out", women_share=share)
+    parts = protocol.parts(manifest, 5)
+    trained = manifest.gender[parts == "train"]
+    assert ((trained == "female").sum(), (trained == "male").sum()) == (women, men)
+    assert (parts == "unused").sum() == 24 - 8
+    assert parts[everyone != "train"].equals(everyone[everyone != "train"])
+    assert parts.equals(protocol.parts(manifest, 5))
+
+
 def test_every_rule_can_be_read_aloud():
-    """Each departure from the strict protocol is in capitals in the sentence and in the short name."""
+    """The sentence says each departure from the strict protocol, in capitals where it flatters."""
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
-    assert strict.name == "strict"
     assert strict.describe() == (
         "5 folds by speaker, test speakers disjoint from training; validation speakers are disjoint "
         "from both; clustering and retraining hear training speakers only; the epoch is the best one "
         "on validation."
     )
-    departures = {
-        "epoch chosen on test": ({"selection": "oracle"}, "ORACLE"),
-        "last epoch": ({"selection": "last"}, "the last epoch is reported"),
-        "validation shares speakers": ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
-        "transductive": ({"transductive": True}, "TRANSDUCTIVE"),
-        "last epoch, no validation":
-            ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
-    }  # fmt: skip
-    for name, (rules, said) in departures.items():
-        protocol = make_protocol(manifest, **rules)
-        assert protocol.name == name
-        assert said in protocol.describe()
+    departures = [
+        ({"selection": "oracle"}, "ORACLE"),
+        ({"selection": "last"}, "the last epoch is reported"),
+        ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
+        ({"transductive": True}, "TRANSDUCTIVE"),
+        ({"women_share": 0.8}, "80% of the training utterances are women's"),
+        ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
+    ]
+    for rules, said in departures:
+        assert said in make_protocol(manifest, **rules).describe()
         assert said not in strict.describe()
 
 

@@ -96,6 +96,35 @@ def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
     assert runs.identity(third) != before
 
 
+def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, capsys):
+    calls = []
+
+    def build(folder):
+        calls.append(folder)
+        (folder / "inside").mkdir()
+        (folder / "inside" / "result.txt").write_text("done")
+
+    first, second = tmp_path / "a" / "s", tmp_path / "b" / "s"
+    make(tmp_path / "apart" / "s", build)
+    make(tmp_path / "too" / "s", build)
+    assert len(calls) == 2
+    (tmp_path / runs.SHARED).mkdir()
+    make(first, build)
+    (first / "headline.json").write_text("{}")
+    make(second, build)
+    assert len(calls) == 3
+    assert "b/s is shared with" in capsys.readouterr().out
+    assert (second / "inside" / "result.txt").samefile(first / "inside" / "result.txt")
+    assert not (second / "headline.json").exists()
+    assert runs.identity(first) == runs.identity(second)
+    make(tmp_path / "c" / "s", build, parameters={"a": 2})
+    assert len(calls) == 4
+    make(first, build, parameters={"a": 3})  # what the note points to is another stage by now
+    make(tmp_path / "d" / "s", build)
+    assert len(calls) == 6
+    assert (second / "inside" / "result.txt").read_text() == "done"
+
+
 def test_two_processes_make_a_stage_once(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from gmp_utils import runs\n"

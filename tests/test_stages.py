@@ -14,6 +14,9 @@ from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import (
     GmpError,
+    encoders,
+    experiments,
+    features,
     finetuning,
     masked_prediction,
     multitask,
@@ -57,15 +60,20 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
         told = [runs.read_json(finished / stage / "provenance.json") for stage in stages]
         return sum(one["wall_seconds"] for one in told)
 
-    table = results.costs(str(finished.parent)).set_index(["GMPs", "loss"])
+    table = results.costs(str(finished.parent)).set_index(["variant", "loss"])
     own = "06_finetune/gmps/"
     before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
-    assert table.seconds["no", "AMS"] == pytest.approx(seconds("06_finetune/no-gmps/ams"))
-    assert table.seconds["yes", "CE"] == pytest.approx(before + seconds(f"{own}ce"))
+    plain = seconds("06_finetune/no-gmps/ams")
+    assert table.seconds["no GMPs", "AMS"] == pytest.approx(plain)
+    assert table.seconds["GMPs", "CE"] == pytest.approx(before + seconds(f"{own}ce"))
     chain = before + seconds(f"{own}ce", f"{own}ce-then-ams")
-    assert table.seconds["yes", "CE then AMS"] == pytest.approx(chain)
-    assert table.times.isna().all()  # GMPs no, CE was not run
+    assert table.seconds["GMPs", "CE then AMS"] == pytest.approx(chain)
+    assert table.times["GMPs", "CE then AMS"] == pytest.approx(chain / plain)
     assert (table["peak MB"] > 100).all()
+    corpus = open_corpus(str(finished.parent))
+    heard = QUICK.epochs * corpus.manifest.duration[corpus.split(1)["train"]].sum()
+    assert table["audio s per s"]["no GMPs", "AMS"] == pytest.approx(heard / plain)
+    assert results.inference_speed(finished / "06_finetune/no-gmps/ams", 1) > 0
 
 
 def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
@@ -156,13 +164,32 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
+def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
+    tmp_path, tiny_encoder, monkeypatch
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = str(write_noise_corpus(tmp_path / "run"))
+    monkeypatch.setenv("TENSORBOARD", "yes")
+    stage = multitask.train_multitask(
+        run, 1, str(tiny_encoder), QUICK, lstm_size=8, projection_size=8
+    )
+    events = EventAccumulator(str(stage / "tensorboard")).Reload()
+    history = pd.read_csv(stage / "history.csv")
+    kept = [event.value for event in events.Scalars("eval/emotion_uar")]
+    np.testing.assert_allclose(kept, history.emotion_uar, rtol=1e-6)  # events are float32
+    assert len(events.Scalars("train/loss")) == history.step.iloc[-1]
+
+
 def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
     assert len(results.collect(str(run))) == 4 * 24
     path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
     runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
-    with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
+    with pytest.raises(
+        GmpError, match="differ in head_layer of 06_finetune and cannot be compared"
+    ):
         results.collect(str(run))
 
 
@@ -303,26 +330,87 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
     )
 
 
-def test_protocols_side_by_side(tmp_path, finished):
-    """The strict run beside the same predictions under another protocol's name."""
-    shutil.copytree(finished.parent, tmp_path / "loose")
-    stage = tmp_path / "loose" / "01_prepare_data"
-    protocol = runs.read_json(stage / "protocol.json") | {"selection": "oracle"}
-    runs.write_json(stage / "protocol.json", protocol)
-    table = results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
-    departures = ["strict"] * 4 + ["epoch chosen on test"] * 4
-    assert table.protocol.tolist() == [f"3 folds by session, {one}" for one in departures]
-    strict, loose = (part.drop(columns="protocol").to_numpy() for part in (table[:4], table[4:]))
-    assert strict.tolist() == loose.tolist()
-    changed = next((tmp_path / "loose").glob("fold1/06_finetune/gmps/ams/params.json"))
-    runs.write_json(changed, runs.read_json(changed) | {"head_layer": -2})
-    with pytest.raises(GmpError, match="differ in head_layer and cannot be compared"):
-        results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
-    runs.write_json(changed, runs.read_json(changed) | {"head_layer": -1})
-    clusters = tmp_path / "loose" / "fold1" / "04_generate_gmps" / "params.json"
+@pytest.fixture
+def experiment(tmp_path, finished):
+    """Of the finished run: itself as a variant, and a copy with other clusters as another."""
+    shutil.copytree(finished.parent, tmp_path / "other")
+    clusters = tmp_path / "other" / "fold1" / "04_generate_gmps" / "params.json"
     runs.write_json(clusters, runs.read_json(clusters) | {"layer": -1})
-    with pytest.raises(GmpError, match="differ in layer of 04_generate_gmps and"):
-        results.protocols_table([str(finished.parent), str(tmp_path / "loose")])
+    folders = {"first": finished.parent, "second": tmp_path / "other"}
+    told = {
+        "question": "?", "against": None, "paper": {}, "impossible": {"third": "no such layer"},
+        "variants": {"first": {}, "second": {"layer": -1}, "third": {"layer": -9}},
+        "folds": [1, 2], "losses": ["ams"],
+        "runs": [
+            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["gmps"]}
+            for name, folder in folders.items()
+        ],
+    }  # fmt: skip
+    (tmp_path / "experiment").mkdir()
+    runs.write_json(tmp_path / "experiment" / experiments.FILE, told)
+    return tmp_path / "experiment"
+
+
+def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(experiment):
+    told = runs.read_json(experiment / experiments.FILE)
+    run = Path(told["runs"][1]["run_dir"]) / "fold1" / "06_finetune"
+    assert (run / "no-gmps" / "ams").is_dir()  # another start, and no variant's
+    shutil.copytree(
+        run / "gmps" / "ams", run / "gmps" / ".ams.partial"
+    )  # killed before its renaming
+    predictions = results.collect(str(experiment))
+    assert len(predictions) == 2 * 24
+    assert predictions.groupby("variant").loss.unique().map(list).to_dict() == {
+        "first": ["AMS"], "second": ["AMS"],
+    }  # fmt: skip
+    assert results.missing(str(experiment)) == [
+        "first, AMS, fold 2, seed 0", "second, AMS, fold 2, seed 0", "third: no such layer",
+    ]  # fmt: skip
+    stage = results.write_results(str(experiment), predictions)
+    summary = (stage / "summary.md").read_text()
+    assert "NOT RUN (3): first, AMS, fold 2, seed 0; " in summary
+    assert "Variants change: first: nothing; second: layer -1; third: layer -9." in summary
+    table = pd.read_csv(stage / "table.csv").set_index("variant")
+    assert table.UAR["third"] == "not run"
+    assert table.UAR["first"] == table.UAR["second"] != "not run"
+    for ending in ("md", "tex", "html"):
+        assert "not run" in (stage / f"table.{ending}").read_text()
+
+
+def test_variants_that_were_tested_on_other_utterances_are_not_compared(experiment):
+    told = runs.read_json(experiment / experiments.FILE)
+    stage = Path(told["runs"][1]["run_dir"]) / "fold1" / "06_finetune" / "gmps" / "ams"
+    predictions = pd.read_parquet(stage / "predictions.parquet")
+    predictions[1:].to_parquet(stage / "predictions.parquet")
+    assert predictions.part[0] == "validation"
+    results.collect(str(experiment))
+    predictions[:-1].to_parquet(stage / "predictions.parquet")
+    with pytest.raises(
+        GmpError, match="differ in test utterances of fold 1 and cannot be compared"
+    ):
+        results.collect(str(experiment))
+
+
+def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny_encoder):
+    run = str(write_noise_corpus(tmp_path / "run"))
+    options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
+    stage = pseudo_labels.generate_gmps(run, 1, -2, [4, 8], **options)
+    assert not (tmp_path / "run" / "fold1" / "02_train_multitask").exists()
+    labels, _ = pseudo_labels.open_labels(stage)
+    corpus, model = open_corpus(run), encoders.SpeechModel.load(str(tiny_encoder))
+    names = list(corpus.manifest.index)
+    frames = features.layer_frames(model, features.model_inputs(model, corpus), names, -2)
+    nearest = pseudo_labels.assign(frames.values, np.load(stage / "centroids-8.npy"))
+    np.testing.assert_array_equal(labels.values[:, 1], nearest)
+    before = {name: labels[name].tolist() for name in names}
+    stage = pseudo_labels.generate_gmps(run, 1, -2, [4, 8], permuted=True, **options)
+    after, _ = pseudo_labels.open_labels(stage)
+    assert len(names) == 72
+    for name in names:
+        assert sorted(after[name].tolist()) == sorted(before[name])  # rows, so scales stay together
+    assert sum(after[name].tolist() != before[name] for name in names) > 60
+    with pytest.raises(GmpError, match="clustered_model 'finetuned'"):
+        pseudo_labels.generate_gmps(run, 1, clustered_model="finetuned")
 
 
 def test_kmeans_uses_all_frames_and_finds_clear_clusters():

@@ -1,0 +1,64 @@
+"""Where an encoder's weights come from, and what is known of them without loading any."""
+
+from pathlib import Path
+
+from gmp_utils import runs
+from gmp_utils.errors import GmpError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
+
+
+def resolve(encoder: str) -> str:
+    """Say where an encoder's weights come from.
+
+    Parameters
+    ----------
+    encoder : str
+        "embedded", a local folder as `save_pretrained` writes it (relative ones are below the
+        checkout), or a name on the hub.
+
+    Raises
+    ------
+    GmpError
+        If a local folder holds no model.
+    """
+    if encoder == "embedded":
+        return str(EMBEDDED)
+    folder = runs.ROOT / Path(encoder).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
+    if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
+        raise GmpError(f"encoder {encoder!r}: no such folder.")
+    return str(folder) if folder.is_dir() else encoder
+
+
+def files(encoder: str) -> list[Path]:
+    """The files of a local encoder; none for a name on the hub."""
+    folder = Path(resolve(encoder))
+    patterns = ("config.json", "*.safetensors", "*.bin")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def n_layers(encoder: str) -> int:
+    """Layers of a local encoder, so that `-1 - n_layers` is its deepest hidden state.
+
+    Of a name on the hub, where nothing is fetched for a question: hubert-large's 24.
+    """
+    file = Path(resolve(encoder)) / "config.json"
+    return runs.read_json(file)["num_hidden_layers"] if file.is_file() else 24
+
+
+def heard(encoder: str) -> set[str]:
+    """Digests of the recordings that an encoder of notebook 00 was pre-trained on.
+
+    Nothing is known of other encoders.
+    """
+    file = Path(resolve(encoder)) / HEARD
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+
+
+def identity(encoder: str) -> str:
+    """Name an encoder by the content of its folder, or by its name on the hub."""
+    found = files(encoder)
+    return runs.text_digest("".join(map(runs.file_digest, found))) if found else encoder
