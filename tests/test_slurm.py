@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -90,7 +91,12 @@ def slurm():
         (folder / "munge.key").write_bytes(os.urandom(64))
         text = CONFIGURATION.format(host=host, ports=free_ports(2), folder=folder)
         (folder / "slurm.conf").write_text(text)
-        (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[1-2]\n")
+        (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-1]\n")
+        try:
+            for gpu in ("gpu0", "gpu1"):
+                os.mknod(folder / gpu, stat.S_IFCHR | 0o600, os.makedev(1, 3))  # as /dev/null is
+        except PermissionError:
+            pytest.skip("device files, here for pretended GPUs, may not be made")
         # Inside a job the plugin clears SLURM_* for srun, which then looks in /etc/slurm only.
         srun = folder / "bin" / "srun"
         srun.write_text(
