@@ -148,7 +148,7 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
             predictions = manifest.assign(true=manifest.emotion, predicted=emotion, seed=0)
             own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
-            own = own.rename_axis("speaker").rename("uar").reset_index()
+            own = own.rename("uar").reset_index()
             speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
     return pd.DataFrame(rows), pd.concat(speakers)

@@ -4,7 +4,6 @@ A variant changes some parameters; every variant is run with every seed, in a fo
 every fold. `make run` is the case of one run. What runs share is made once, see `gmp_utils.runs`.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -44,6 +43,14 @@ class Run:
     starts: list[str]
     variant: str = ""
     seed: int = 0
+
+    def classified(self) -> list[tuple[int, str]]:
+        """Each fold, with what notebook 06 leaves of it; twice for two starts."""
+        return [
+            (fold, f"{self.folder}/fold{fold}/06_finetune/{start}/headline.json")
+            for fold in self.folds
+            for start in self.starts
+        ]
 
 
 @dataclass(frozen=True)
@@ -187,10 +194,10 @@ def plan(environment: Mapping[str, str]) -> Plan:
         {"variant": run.variant, "seed": run.seed, "run_dir": run.folder, "starts": run.starts}
         for run in found
     ]
-    told = {name: declaration[name] for name in ("question", "variants", "against", "paper")}
-    told |= {"runs": members, "folds": folds, "impossible": impossible}
-    told["losses"] = given.get("losses", notebook.series_parameters()["06_finetune"]["losses"])
-    return Plan(folder, found, told)
+    kept = {name: declaration[name] for name in ("question", "variants", "against", "paper")}
+    kept |= {"runs": members, "folds": folds, "impossible": impossible}
+    kept["losses"] = given.get("losses", notebook.series_parameters()["06_finetune"]["losses"])
+    return Plan(folder, found, kept)
 
 
 def write(planned: Plan) -> None:
@@ -209,9 +216,8 @@ def write(planned: Plan) -> None:
         together = runs.run_folder("runs/experiments")
         sharing = together if folder.parent == together else folder
         sharing.joinpath(runs.SHARED).mkdir(exist_ok=True)
-        told = json.loads(json.dumps(planned.experiment))
-        if not (folder / FILE).is_file() or runs.read_json(folder / FILE) != told:
-            runs.write_json(folder / FILE, told)
+        if not (folder / FILE).is_file() or runs.read_json(folder / FILE) != planned.experiment:
+            runs.write_json(folder / FILE, planned.experiment)
 
 
 def told(run_dir: str) -> dict:

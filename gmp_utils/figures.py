@@ -290,7 +290,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     points : DataFrame
         `variant`, `loss`, `UAR` in percent, a row per fold and seed.
     means : DataFrame
-        `variant`, `loss`, `UAR`, and `low` and `high` of its interval, NaN where there is none.
+        See `gmp_utils.results.scores`.
     joined : bool
         Whether variants are steps of one number, such as layers: a line and a band for bars.
     """
@@ -306,11 +306,11 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
         place, bars = own.variant.map(places) + shift, None
         if joined:
             figure.add_scatter(
-                x=[*place, *place[::-1]], y=[*own.high, *own.low[::-1]], fill="toself",
+                x=[*place, *place[::-1]], y=[*own["UAR high"], *own["UAR low"][::-1]], fill="toself",
                 mode="none", fillcolor=palette[loss], opacity=0.15, showlegend=False,
             )  # fmt: skip
         else:
-            bars = {"array": own.high - own.UAR, "arrayminus": own.UAR - own.low}
+            bars = {"array": own["UAR high"] - own.UAR, "arrayminus": own.UAR - own["UAR low"]}
         figure.add_scatter(
             x=place, y=own.UAR, name=loss, mode="lines+markers" if joined else "markers",
             marker={**style, "size": 11, "symbol": "diamond"}, line=style, error_y=bars,

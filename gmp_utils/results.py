@@ -55,6 +55,11 @@ def classifiers(run_dir: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*SYSTEM, "fold", "seed", "stage"])
 
 
+def _corpus(stage: Path) -> Corpus:
+    """The prepared corpus of a classifier's run."""
+    return open_corpus(str(stage.parents[3]))
+
+
 def missing(run_dir: str) -> list[str]:
     """What an experiment declares and does not have, a line each; nothing for a plain run."""
     told = experiments.told(run_dir)
@@ -134,13 +139,50 @@ def collect(run_dir: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
+def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """UAR and WAR of each system, pooled over folds and seeds, with intervals by speaker.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        As `collect` returns them.
+    seed : int
+        Of the bootstrap, which takes seconds for each system.
+
+    Returns
+    -------
+    scored : DataFrame
+        variant, loss; `UAR`, `UAR low`, `UAR high`, and the same of WAR, in percent. Intervals are NaN
+        for fewer than `gmp_utils.comparison.MIN_SPEAKERS` speakers.
+    """
+    rows = []
+    for system, group in predictions.groupby(SYSTEM, sort=False):
+        row = dict(zip(SYSTEM, system))
+        for name, metric in (("UAR", uar), ("WAR", war)):
+            value, interval = with_interval(group, metric, seed)
+            numbers = 100 * np.array([value, *(interval or (np.nan, np.nan))])
+            row |= dict(zip((name, f"{name} low", f"{name} high"), numbers))
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def points(predictions: pd.DataFrame) -> pd.DataFrame:
+    """UAR of each system's folds and seeds, in percent: variant, loss, fold, seed, `UAR`."""
+    keys = [*SYSTEM, "fold", "seed"]
+    rows = [
+        (*key, 100 * uar(own.true, own.predicted))
+        for key, own in predictions.groupby(keys, sort=False)
+    ]
+    return pd.DataFrame(rows, columns=[*keys, "UAR"])
+
+
 def _spread(groups) -> str:
     """Mean and deviation of the UAR of several groups of predictions, in percent."""
     values = pd.Series([100 * uar(own.true, own.predicted) for _, own in groups])
     return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
 
 
-def results_table(predictions: pd.DataFrame, told: dict, seed: int = 0) -> pd.DataFrame:
+def results_table(predictions: pd.DataFrame, told: dict, scored: pd.DataFrame) -> pd.DataFrame:
     """What was declared and what was run, beside the paper's numbers where there are any.
 
     Parameters
@@ -149,8 +191,8 @@ def results_table(predictions: pd.DataFrame, told: dict, seed: int = 0) -> pd.Da
         As `collect` returns them.
     told : dict
         See `gmp_utils.experiments.told`.
-    seed : int
-        Of the bootstrap.
+    scored : DataFrame
+        Of these predictions, see `scores`.
 
     Returns
     -------
@@ -159,14 +201,12 @@ def results_table(predictions: pd.DataFrame, told: dict, seed: int = 0) -> pd.Da
         seeds, with an interval by speaker; mean and deviation of the UAR over folds and over seeds;
         the paper's UAR and WAR.
     """
-    rows = {}
+    rows, numbers = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = {f"{name}s": group[name].nunique() for name in ("fold", "seed", "speaker")}
-        for name, metric in (("UAR", uar), ("WAR", war)):
-            value, interval = with_interval(group, metric, seed)
-            row[name] = f"{100 * value:.1f}"
-            if interval:
-                row[name] += f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
+        for name in ("UAR", "WAR"):
+            value, low, high = numbers.loc[system, [name, f"{name} low", f"{name} high"]]
+            row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
         row["UAR by fold"] = _spread(group.groupby("fold"))
         row["UAR by seed"] = _spread(group.groupby("seed"))
         rows[system] = row
@@ -182,37 +222,6 @@ def results_table(predictions: pd.DataFrame, told: dict, seed: int = 0) -> pd.Da
     empty |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
     filled = [empty | rows.get(system, {}) | papers.get(system, {}) for system in systems]
     return table.join(pd.DataFrame(filled).fillna(""))
-
-
-def spread(predictions: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """UAR of each fold and seed, and of each system, in percent.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        As `collect` returns them.
-    seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    points : DataFrame
-        variant, loss, fold, seed, `UAR`.
-    means : DataFrame
-        variant, loss, `UAR` pooled over folds and seeds, `low` and `high` of its interval by speaker.
-    """
-    points = [
-        (*key, 100 * uar(own.true, own.predicted))
-        for key, own in predictions.groupby([*SYSTEM, "fold", "seed"], sort=False)
-    ]
-    means = []
-    for system, own in predictions.groupby(SYSTEM, sort=False):
-        value, interval = with_interval(own, uar, seed)
-        means.append((*system, *(100 * np.array([value, *(interval or (np.nan, np.nan))]))))
-    return (
-        pd.DataFrame(points, columns=[*SYSTEM, "fold", "seed", "UAR"]),
-        pd.DataFrame(means, columns=[*SYSTEM, "UAR", "low", "high"]),
-    )
 
 
 def costs(run_dir: str) -> pd.DataFrame:
@@ -235,7 +244,7 @@ def costs(run_dir: str) -> pd.DataFrame:
     rows = []
     for one in classifiers(run_dir).itertuples(index=False):
         made = [runs.read_json(stage / "provenance.json") for stage in lineage(one.stage)]
-        corpus = open_corpus(str(one.stage.parents[3]))
+        corpus = _corpus(one.stage)
         seconds = corpus.manifest.duration[corpus.split(one.fold)["train"]].sum()
         passes = runs.read_json(one.stage / "params.json")["schedule"]["epochs"]
         rows.append(
@@ -263,7 +272,7 @@ def inference_speed(stage: Path, fold: int) -> float:
         Of notebook 06; its test utterances are classified, a first few unmeasured.
     fold : int
     """
-    corpus = open_corpus(str(stage.parents[3]))
+    corpus = _corpus(stage)
     model = finetuning.EmotionClassifier.load(str(stage / "model"))
     tested = corpus.split(fold)["test"]
     finetuning.apply(model, corpus, corpus.waveforms, tested[:2])
@@ -296,7 +305,7 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
 
 def first_corpus(run_dir: str) -> Corpus:
     """The prepared corpus of a run, or of an experiment's first variant."""
-    return open_corpus(str(classifiers(run_dir).stage[0].parents[3]))
+    return _corpus(classifiers(run_dir).stage[0])
 
 
 def describe(run_dir: str) -> str:
@@ -304,7 +313,7 @@ def describe(run_dir: str) -> str:
     corpus, told, found = first_corpus(run_dir), experiments.told(run_dir), classifiers(run_dir)
     rules: dict[str, list[str]] = {}
     for variant, own in found.groupby("variant", sort=False):
-        protocol = open_corpus(str(own.stage.iloc[0].parents[3])).protocol
+        protocol = _corpus(own.stage.iloc[0]).protocol
         rules.setdefault(protocol.describe(), []).append(variant)
     protocols = [
         f"Protocol{' of ' + ', '.join(variants) if len(rules) > 1 else ''}: {sentence}"
@@ -332,7 +341,9 @@ def describe(run_dir: str) -> str:
     return f"{text}\nNOT RUN ({len(absent)}): {'; '.join(absent)}." if absent else text
 
 
-def write_results(run_dir: str, predictions: pd.DataFrame, seed: int = 0) -> Path:
+def write_results(
+    run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame, seed: int = 0
+) -> Path:
     """Keep the results as a stage.
 
     Parameters
@@ -340,6 +351,8 @@ def write_results(run_dir: str, predictions: pd.DataFrame, seed: int = 0) -> Pat
     run_dir : str
     predictions : DataFrame
         As `collect` returns them.
+    table : DataFrame
+        Of them, see `results_table`.
     seed : int
         Of the bootstrap.
 
@@ -352,7 +365,6 @@ def write_results(run_dir: str, predictions: pd.DataFrame, seed: int = 0) -> Pat
     told = experiments.told(run_dir)
 
     def build(folder: Path) -> None:
-        table = results_table(predictions, told, seed)
         compared = comparisons(predictions, uar, told["against"])
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table.csv", index=False)

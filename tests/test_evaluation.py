@@ -63,7 +63,8 @@ def test_interval_is_by_speaker_not_by_utterance():
 
 def table_of(predictions, **told):
     plain = {"variants": {}, "losses": [], "paper": experiments.declared("table3")["paper"]}
-    return results.results_table(predictions, plain | told).set_index(["variant", "loss"])
+    scored = results.scores(predictions)
+    return results.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])
 
 
 def test_table_has_the_papers_numbers_beside_ours():
@@ -111,17 +112,17 @@ def test_folds_and_seeds_are_told_apart():
 
 def test_every_fold_and_seed_is_a_point_beside_its_systems_mean():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
-    points, means = results.spread(both)
+    points, means = results.points(both), results.scores(both)
     assert len(points) == 2 * 2
     assert means.UAR.tolist() == [pytest.approx(100 * evaluation.uar(both.true, both.predicted))]
-    assert (means.low < means.UAR).all()
+    assert (means["UAR low"] < means.UAR).all()
     figure = figures.systems(points, means, joined=False)
     assert [len(trace.y) for trace in figure.data] == [4, 1]
-    assert figure.data[1].error_y.array[0] == pytest.approx(means.high[0] - means.UAR[0])
+    assert figure.data[1].error_y.array[0] == pytest.approx(means["UAR high"][0] - means.UAR[0])
     title = "Means of systems are up to 0.0 points apart, folds and seeds of one deviate by up to "
     assert figure.layout.title.text == title + f"{points.UAR.std():.1f}"
     band = figures.systems(points, means, joined=True).data[1]
-    assert list(band.y) == [means.high[0], means.low[0]]
+    assert list(band.y) == [means["UAR high"][0], means["UAR low"][0]]
 
 
 def test_speakers_are_drawn_once_per_system():

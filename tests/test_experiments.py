@@ -182,18 +182,8 @@ def test_what_was_killed_ends_as_what_was_not(killed, undisturbed):
     tables = [(run / "07_results" / "table.csv").read_text() for run in (killed[0], undisturbed)]
     assert tables[0] == tables[1]
     assert len(list(csv.reader(tables[0].splitlines()))) == 3
-    models = [
-        run
-        / "gmps"
-        / "seed0"
-        / "fold1"
-        / "06_finetune"
-        / "gmps"
-        / "ams"
-        / "model"
-        / "model.safetensors"
-        for run in (killed[0], undisturbed)
-    ]
+    stage = "gmps/seed0/fold1/06_finetune/gmps/ams"
+    models = [run / stage / "model" / "model.safetensors" for run in (killed[0], undisturbed)]
     assert runs.file_digest(models[0]) == runs.file_digest(models[1])
 
 

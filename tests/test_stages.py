@@ -366,7 +366,8 @@ def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(
     assert results.missing(str(experiment)) == [
         "first, AMS, fold 2, seed 0", "second, AMS, fold 2, seed 0", "third: no such layer",
     ]  # fmt: skip
-    stage = results.write_results(str(experiment), predictions)
+    table = results.results_table(predictions, told, results.scores(predictions))
+    stage = results.write_results(str(experiment), predictions, table)
     summary = (stage / "summary.md").read_text()
     assert "NOT RUN (3): first, AMS, fold 2, seed 0; " in summary
     assert "Variants change: first: nothing; second: layer -1; third: layer -9." in summary

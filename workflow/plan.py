@@ -44,15 +44,14 @@ if __name__ == "__main__":
     counted = table.groupby(["stage", "rule"]).pending.agg(["size", "sum"]).reset_index("rule")
     took = seconds(runs.run_folder(planned.folder)).reindex(counted.index)
     trainings = [
-        (run.variant, run.seed, fold, f"{run.folder}/fold{fold}/06_finetune/{start}/headline.json")
+        (run.variant, run.seed, *classified)
         for run in planned.runs
-        for fold in run.folds
-        for start in run.starts
+        for classified in run.classified()
     ]
     pending = set(table.output_file[table.pending])
     missing = [one for one in trainings if one[-1] in pending]
     print(f"{planned.folder}: {len(trainings)} runs, {len(trainings) - len(missing)} done")
-    for variant, why in (planned.experiment or {"impossible": {}})["impossible"].items():
+    for variant, why in experiments.told(planned.folder)["impossible"].items():
         print(f"not possible: {variant}, {why}")
     if planned.experiment and missing:
         for (variant, seed), own in pd.DataFrame(missing).groupby([0, 1], sort=False):
