@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from gmp_utils import runs
+from gmp_utils import hardware, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel, cnn_digest
 from gmp_utils.preparation import Corpus
@@ -31,12 +31,11 @@ def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[s
     batch : dict of Tensor
         On the GPU where there is one.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     sampler = SecondsBatches(dataset, BATCH_SECONDS, shuffle=False)
     for indices in tqdm(sampler, title, disable=None):
         batch = collate([dataset[index] for index in indices])
         names = [dataset.utterances[index] for index in indices]
-        yield names, {key: value.to(device) for key, value in batch.items()}
+        yield names, {key: value.to(hardware.device()) for key, value in batch.items()}
 
 
 def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
@@ -73,7 +72,7 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
                     store[utterance][:] = frames[: store.lengths[utterance]]
         store.values.flush()
 
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(hardware.device())
     stage = runs.make_stage(
         corpus.stage.parent / "cnn" / name,
         build,
@@ -104,7 +103,7 @@ def layer_states(
     states : (layers, frames, hidden_size) float16
     """
     dataset = Utterances(inputs, sorted(utterances, key=inputs.lengths.get))
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(hardware.device())
     with torch.inference_mode():
         for names, batch in batches(dataset, "encoder"):
             states, valid = model.hidden_states(**batch, layers=layers)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import set_seed
 
-from gmp_utils import evaluation, features, masked_prediction, runs, weights
+from gmp_utils import evaluation, features, hardware, masked_prediction, runs, weights
 from gmp_utils.errors import GmpError
 from gmp_utils.heads import CosineClassifier
 from gmp_utils.losses import am_softmax
@@ -88,7 +88,7 @@ def apply(
     logits : (n_utterances, emotions) float32
     """
     dataset = labelled(corpus, inputs, utterances, ())
-    model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    model.eval().to(hardware.device())
     vectors, logits = [], []
     with torch.inference_mode():
         for _, batch in features.batches(dataset, "classify"):

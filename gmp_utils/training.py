@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
-from gmp_utils import distributed, runs
+from gmp_utils import distributed, hardware, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
@@ -254,7 +254,6 @@ def _fit(
     strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if schedule.updates:
         strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
-    on_gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=schedule.epochs,
@@ -269,8 +268,7 @@ def _fit(
         load_best_model_at_end=selection != "last",
         metric_for_best_model=judge,
         seed=schedule.seed,
-        bf16=on_gpu,
-        use_cpu=not on_gpu,
+        use_cpu=hardware.device() == "cpu",
         label_names=list(training_set.targets) or ["lengths"],
         remove_unused_columns=False,
         disable_tqdm=True,

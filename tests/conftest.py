@@ -11,7 +11,7 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils import finetuning, masked_prediction, multitask, pseudo_labels
+from gmp_utils import finetuning, hardware, masked_prediction, multitask, pseudo_labels
 from gmp_utils.training import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +41,14 @@ def emodb_folder() -> Path | None:
 needs_emodb = pytest.mark.skipif(
     emodb_folder() is None, reason="EmoDB's recordings are not here; set EMODB_DIR to their folder"
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def float32():
+    """References compute in float32; notebooks and processes that tests start do what users' do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hardware, "bfloat16", lambda: False)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -21,12 +21,15 @@ from gmp_utils.training import Schedule
 
 
 @pytest.fixture
-def cpu_processes(monkeypatch):
-    """Float32 and gloo also where there are GPUs; the processes find this module."""
+def cpu_processes(monkeypatch, tmp_path_factory):
+    """Float32 and gloo whatever the hardware; the processes find this module."""
+    site = tmp_path_factory.mktemp("site")
+    patch = "from gmp_utils import hardware\n\nhardware.bfloat16 = lambda: False\n"
+    (site / "sitecustomize.py").write_text(patch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
+    found = (str(site), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
 
 

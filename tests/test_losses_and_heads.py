@@ -7,6 +7,7 @@ from pytorch_metric_learning.losses import CosFaceLoss
 from torch import nn
 from torch.nn import functional as F
 
+from gmp_utils import finetuning, hardware
 from gmp_utils.finetuning import separation
 from gmp_utils.heads import CosineClassifier, StreamHeads, UtteranceHead, mean_over_time
 from gmp_utils.losses import am_softmax, stream_loss
@@ -123,11 +124,16 @@ def test_separation_by_hand():
     assert found["ratio"] == pytest.approx(4)
 
 
-def test_cosines_stay_single_precision_under_autocast():
-    """A GPU trains in bfloat16, whose eight bits times a scale of 30 would be off by 0.1."""
-    torch.manual_seed(0)
-    classifier, features = CosineClassifier(64, 4), torch.randn(32, 64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cosines = classifier(features)
-    assert cosines.dtype == torch.float32
-    assert torch.equal(cosines, classifier(features))
+def test_heads_and_losses_are_single_precision(tiny_encoder, monkeypatch):
+    """Encoders run in bfloat16, whose eight bits in a cosine times a scale of 30 would be off by 0.1."""
+    monkeypatch.setattr(hardware, "bfloat16", lambda: True)
+    settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, "emotions": list("abcd")}
+    head = {"lstm_size": 8, "projection_size": 8, "head_layer": -1}
+    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings, **head)
+    computed = []
+    for part in (model.head, model.classifier):
+        part.register_forward_hook(lambda _module, args, output: computed.extend([args[0], output]))
+    batch = torch.randn(2, 8000), torch.tensor([8000, 8000])
+    outputs = model(*batch, torch.tensor([0, 1]))
+    assert len(computed) == 4
+    assert {tensor.dtype for tensor in (*computed, *outputs.values())} == {torch.float32}
