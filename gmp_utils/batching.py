@@ -1,5 +1,6 @@
 """Utterances to batches: similar lengths together, a budget of seconds, masks that stay in bounds."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from gmp_utils.audio import SAMPLE_RATE, normalise
 from gmp_utils.ragged import Ragged
 
 FRAMES_PER_SECOND = 50  # of the encoder
+PORTION = 2500  # utterances that are sorted together, at most
 
 
 @dataclass(frozen=True)
@@ -123,9 +125,9 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
 class SecondsBatches(Sampler[list[int]]):
     """Batches of utterances of similar length under a budget.
 
-    A shuffled quarter of the utterances (2000 at most) is sorted by length and cut where the padded
-    size would pass the budget, and so on with the rest: little is padding, and batches differ from
-    epoch to epoch.
+    A shuffled half of the utterances (`PORTION` at most) is sorted by length and cut where the padded
+    size would pass the budget, and so on with the rest: less than 5 % is padding, and batches differ
+    from epoch to epoch.
 
     Attributes
     ----------
@@ -171,23 +173,16 @@ class SecondsBatches(Sampler[list[int]]):
 
     def _batches(self) -> list[list[int]]:
         lengths = self.dataset.seconds
-        order = np.arange(len(lengths))
+        portions = [np.arange(len(lengths))]
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
-            order = rng.permutation(order)
-            size = min(max(len(order) // 4, 1), 2000)
-            portions = [order[start : start + size] for start in range(0, len(order), size)]
+            order = rng.permutation(len(lengths))
+            halves = max(2, math.ceil(len(order) / PORTION))
+            portions = np.array_split(
+                order, min(halves, math.ceil(len(order) / self.max_utterances))
+            )
             portions = [part[np.argsort(lengths[part], kind="stable")] for part in portions]
-            order = np.concatenate(portions)
-        batches: list[list[int]] = [[]]
-        longest = 0
-        for index in order.tolist():
-            longest = max(longest, lengths[index])
-            full = len(batches[-1]) == self.max_utterances
-            if batches[-1] and (full or longest * (len(batches[-1]) + 1) > self.budget):
-                batches.append([])
-                longest = lengths[index]
-            batches[-1].append(index)
+        batches = [batch for portion in portions for batch in self._cut(portion)]
         while len(batches) < self.n_batches:
             largest = max(range(len(batches)), key=lambda index: len(batches[index]))
             whole = batches[largest]
@@ -195,6 +190,19 @@ class SecondsBatches(Sampler[list[int]]):
         if self.shuffle:
             batches = [batches[index] for index in rng.permutation(len(batches))]
         return batches
+
+    def _cut(self, portion: np.ndarray) -> Iterator[list[int]]:
+        """Utterances in this order, as many in a batch as the budget allows."""
+        batch, longest = [], 0.0
+        for index in portion.tolist():
+            longest = max(longest, self.dataset.seconds[index])
+            if len(batch) == self.max_utterances or longest * (len(batch) + 1) > self.budget:
+                if batch:
+                    yield batch
+                batch, longest = [], self.dataset.seconds[index]
+            batch.append(index)
+        if batch:
+            yield batch
 
     def _share(self) -> list[list[int]]:
         """What this process does; a batch too small for every process to get some, all of them do."""

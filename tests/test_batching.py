@@ -87,21 +87,26 @@ def test_seconds_count_samples_and_frames():
     assert Utterances(frames, ["a", "b"]).seconds.tolist() == [1.0, 0.5]
 
 
-def lognormal_lengths(n):
+def lognormal_lengths(n, mean=1.3, spread=0.65):
     """IEMOCAP-like: mean 4.6 s."""
-    seconds = np.random.default_rng(0).lognormal(1.3, 0.65, n).clip(0.6, 30)
+    seconds = np.random.default_rng(0).lognormal(mean, spread, n).clip(0.6, 30)
     return SimpleNamespace(seconds=seconds, epoch=0)
 
 
-def test_batches_hold_everything_once_under_the_budget_with_little_padding():
-    dataset = lognormal_lengths(6000)
-    sampler = SecondsBatches(dataset, 200, max_utterances=64)
+@pytest.mark.parametrize(
+    "lengths, budget, size",
+    [((340, 0.96, 0.35), 60, 8), ((4300,), 320, 64), ((12000,), 200, 64)],
+)
+def test_batches_hold_everything_once_under_the_budget_with_little_padding(lengths, budget, size):
+    """EmoDB's size and mean (2.8 s) with the demo's batches, IEMOCAP's with the paper's, and more."""
+    dataset, n = lognormal_lengths(*lengths), lengths[0]
+    sampler = SecondsBatches(dataset, budget, max_utterances=size)
     batches = list(sampler)
-    assert sorted(index for batch in batches for index in batch) == list(range(6000))
+    assert sorted(index for batch in batches for index in batch) == list(range(n))
     assert len(batches) == len(sampler)
     padded = [len(batch) * dataset.seconds[batch].max() for batch in batches]
-    assert max(padded) <= 200
-    assert max(map(len, batches)) <= 64
+    assert max(padded) <= budget
+    assert max(map(len, batches)) <= size
     assert 1 - dataset.seconds.sum() / sum(padded) < 0.05
 
 

@@ -104,7 +104,7 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
             assert sorted(lengths.tolist()) == sorted(whole.pop("lengths").tolist())
             counts = [int(share["masked"]) for share in shares]
             assert sum(counts) == whole["masked"]
-            assert name == "classify" or counts[0] > 2 * counts[1]
+            assert name == "classify" or counts[0] > 1.3 * counts[1]
         whole.pop("masked")
         assert len(whole) > 50
         assert max(value.abs().max() for value in whole.values()) > 0.05
