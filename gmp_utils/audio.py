@@ -167,7 +167,7 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
             if not portion.is_file():
                 with ThreadPoolExecutor() as pool:
                     found = list(pool.map(write, rows[chosen], headers[chosen]))
-                store.values.flush()
+                store.flush()
                 new = portion.with_suffix(".new")
                 pd.DataFrame(found).to_parquet(new, index=False)
                 os.replace(new, portion)

@@ -101,7 +101,9 @@ class Utterances(Dataset):
     def __getitem__(self, index: int) -> dict:
         name = self.utterances[index]
         values = self.inputs[name]
-        item = {"inputs": normalise(values) if values.ndim == 1 else np.array(values)}
+        if values.ndim == 1:
+            values = normalise(values)
+        item = {"inputs": values if torch.is_tensor(values) else np.array(values)}
         item.update({task: labels[index] for task, labels in self.targets.items()})
         if self.frame_labels is not None:
             item["frame_labels"] = np.array(self.frame_labels[name], dtype=np.int64)

@@ -70,7 +70,7 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
                 output = model.cnn(batch["inputs"], batch["lengths"]).float().cpu().numpy()
                 for utterance, frames in zip(names, output):
                     store[utterance][:] = frames[: store.lengths[utterance]]
-        store.values.flush()
+        store.flush()
 
     model.eval().to(hardware.device())
     stage = runs.make_stage(
@@ -82,6 +82,17 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
         module=__name__,
     )
     return Ragged.open(stage / "frames")
+
+
+def resident(inputs: Ragged) -> Ragged:
+    """The CNN's output on the GPU, where it takes at most half of the free memory; else as it is.
+
+    Batches are then put together there, and nothing is copied at every step.
+    """
+    if inputs.values.ndim == 1 or not hardware.fits(inputs.values.nbytes):
+        return inputs
+    values = torch.tensor(inputs.values, device=hardware.device())
+    return Ragged(values, inputs.utterances, list(inputs.lengths.values()))
 
 
 def layer_states(
@@ -113,21 +124,28 @@ def layer_states(
 
 
 def layer_frames(
-    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layer: int
+    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layer: int, stem: Path
 ) -> Ragged:
-    """Frames of one layer, in memory.
+    """Frames of one layer, written to disk.
 
     Parameters
     ----------
     model, inputs, utterances
         See `layer_states`.
     layer : int
+    stem : Path
+        Where they go, see `Ragged.create`.
 
     Returns
     -------
     frames : Ragged
         (frames, hidden_size) float16 per utterance.
     """
-    found = {name: states[0] for name, states in layer_states(model, inputs, utterances, [layer])}
-    ordered = [found[name] for name in utterances]
-    return Ragged(np.concatenate(ordered), utterances, [len(frames) for frames in ordered])
+    lengths = [inputs.lengths[name] for name in utterances]
+    if inputs.values.ndim == 1:
+        lengths = [int(model.frame_lengths(length)) for length in lengths]
+    frames = Ragged.create(stem, utterances, lengths, np.float16, (model.config.hidden_size,))
+    for name, (states,) in layer_states(model, inputs, utterances, [layer]):
+        frames[name][:] = states
+    frames.flush()
+    return frames

@@ -17,3 +17,8 @@ def bfloat16() -> bool:
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+def fits(n_bytes: int) -> bool:
+    """Whether there is a GPU, and so many bytes are at most half of what is free on it."""
+    return torch.cuda.is_available() and n_bytes < torch.cuda.mem_get_info()[0] / 2

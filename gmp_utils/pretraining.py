@@ -20,8 +20,8 @@ from gmp_utils import audio, encoders, features, runs, weights
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
+from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
-from gmp_utils.pseudo_labels import assign, fit_kmeans
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
 
@@ -187,15 +187,12 @@ def _write_targets(
     frames: Ragged, training: list[str], scales: Sequence[int], seed: int, stem: Path
 ) -> Ragged:
     """Clusters of frames, (frames, scales) int32; only training pieces shape them."""
-    heard = frames.rows(training)
-    if len(heard) > CLUSTERED_FRAMES:
-        chosen = np.random.default_rng(seed).choice(len(heard), CLUSTERED_FRAMES, replace=False)
-        heard = heard[np.sort(chosen)]
+    heard = frames.sample(training, CLUSTERED_FRAMES, seed)
     names, lengths = frames.utterances, list(frames.lengths.values())
     targets = Ragged.create(stem, names, lengths, np.int32, (len(scales),))
-    for stream, k in enumerate(scales):
-        targets.values[:, stream] = assign(frames.values, fit_kmeans(heard, k, seed))
-    targets.values.flush()
+    for stream, centroids in enumerate(fit_kmeans(heard, scales, seed)):
+        targets.values[:, stream] = assign(frames.values, centroids)
+    targets.flush()
     return targets
 
 
@@ -270,9 +267,13 @@ def pretrain_round(
             model = MaskedPredictionModel(config)
         else:
             teacher = encoders.SpeechModel.load(str(before / "encoder"), train_cnn=True)
-            frames = features.layer_frames(teacher, pieces, pieces.utterances, layer)
+            frames = features.layer_frames(
+                teacher, pieces, pieces.utterances, layer, folder / "frames"
+            )
             model = MaskedPredictionModel.load(str(before / "encoder"), **settings)
         targets = _write_targets(frames, training, scales, schedule.seed, folder / "targets")
+        if number > 1:
+            frames.remove()
         held_out = sorted(held_out, key=pieces.lengths.get)
         sets = [
             Utterances(pieces, names, None, targets, Masking(0.8, 10), schedule.seed)

@@ -21,8 +21,8 @@ from gmp_utils import (
     weights,
 )
 from gmp_utils.encoders import SpeechModel
+from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.preparation import Corpus, open_corpus
-from gmp_utils.pseudo_labels import assign, fit_kmeans
 
 STAGE = "03_probe_layers"
 CLASSES = ("emotion", "gender", "speaker")
@@ -130,8 +130,8 @@ def cluster_layer(
     if "carries" in points and (scored & points.carries).any():
         asked["emotion, where it is"] = ("emotion", scored & points.carries)
     rows = []
-    for k in scales:
-        clusters = assign(x, fit_kmeans(x[points.part == "train"], k, seed))
+    for k, centroids in zip(scales, fit_kmeans(x[points.part == "train"], scales, seed)):
+        clusters = assign(x, centroids)
         shares = np.bincount(clusters[scored], minlength=k) / scored.sum()
         for known, (name, chosen) in asked.items():
             true, found = points[name][chosen], clusters[chosen]

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import faiss
 import numpy as np
 import pandas as pd
 from sklearn.metrics import normalized_mutual_info_score
@@ -11,61 +10,11 @@ from sklearn.metrics import normalized_mutual_info_score
 from gmp_utils import features, multitask, runs, weights
 from gmp_utils.encoders import SpeechModel, frame_seconds
 from gmp_utils.errors import GmpError
+from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 
 STAGE = "04_generate_gmps"
-
-
-def fit_kmeans(frames: np.ndarray, k: int, seed: int = 0, iterations: int = 25) -> np.ndarray:
-    """Cluster frames by k-means, on all of them.
-
-    Parameters
-    ----------
-    frames : (n_frames, dim) float
-    k : int
-        At most n_frames.
-    seed : int
-    iterations : int
-
-    Returns
-    -------
-    centroids : (k, dim) float32
-
-    Raises
-    ------
-    GmpError
-        If there are fewer frames than clusters.
-    """
-    if k > len(frames):
-        raise GmpError(f"scale {k}: more clusters than the {len(frames)} frames to be clustered.")
-    kmeans = faiss.Kmeans(
-        frames.shape[1],
-        k,
-        niter=iterations,
-        seed=seed,
-        min_points_per_centroid=1,
-        max_points_per_centroid=len(frames),
-    )
-    kmeans.train(np.ascontiguousarray(frames, dtype=np.float32))
-    return kmeans.centroids
-
-
-def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Nearest centroid of each frame.
-
-    Parameters
-    ----------
-    frames : (n_frames, dim) float
-    centroids : (k, dim) float32
-
-    Returns
-    -------
-    labels : (n_frames,) int32
-    """
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
-    return index.search(np.ascontiguousarray(frames, dtype=np.float32), 1)[1][:, 0].astype(np.int32)
 
 
 def permute(labels: Ragged, seed: int) -> None:
@@ -93,6 +42,7 @@ def generate_gmps(
     clustered_model: str = "multitask",
     permuted: bool = False,
     encoder: str = "embedded",
+    kmeans_frames: int = 0,
     seed: int = 0,
 ) -> Path:
     """Cluster a layer of the multi-task model at several scales, and label every frame.
@@ -114,8 +64,11 @@ def generate_gmps(
         For a control: labels that tell what an utterance holds, but not when, see `permute`.
     encoder : str
         See `gmp_utils.weights.resolve`; read only where it is clustered.
+    kmeans_frames : int
+        Of those frames k-means learns from so many, drawn at random; 0 for all. It is the memory that
+        this takes, in units of 4 bytes × hidden size.
     seed : int
-        Of k-means and permutations.
+        Of k-means, of what it learns from, and of permutations.
 
     Returns
     -------
@@ -127,12 +80,14 @@ def generate_gmps(
     ------
     GmpError
         For no scales, another `clustered_model`, a layer that the model does not have, more clusters
-        than frames, or if stage 02 is not there.
+        than frames, fewer than 0 frames, or if stage 02 is not there.
     """
     if clustered_model not in ("multitask", "encoder"):
         raise GmpError(f'clustered_model {clustered_model!r}: expected "multitask" or "encoder".')
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
+    if kmeans_frames < 0:
+        raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
     scales = list(scales)
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     made_from, initial = run / f"fold{fold}" / multitask.STAGE, []
@@ -148,20 +103,20 @@ def generate_gmps(
         model = SpeechModel.load(source)
         inputs = features.model_inputs(model, corpus)
         names = list(corpus.manifest.index)
-        frames = features.layer_frames(model, inputs, names, layer)
+        frames = features.layer_frames(model, inputs, names, layer, folder / "frames")
         lengths = [frames.lengths[name] for name in names]
         shape = (len(scales),)
         labels = Ragged.create(folder / "labels", names, lengths, np.int32, shape)
-        training_frames = frames.rows(heard)
-        metrics = {}
-        for stream, k in enumerate(scales):
-            centroids = fit_kmeans(training_frames, k, seed)
+        learnt_from = frames.sample(heard, kmeans_frames, seed)
+        metrics = {"frames that k-means learnt from": len(learnt_from)}
+        for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(learnt_from, scales, seed))):
             np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
             labels.values[:, stream] = assign(frames.values, centroids)
             metrics[f"used clusters, K = {k}"] = len(np.unique(labels.rows(heard)[:, stream]))
         if permuted:
             permute(labels, seed)
-        labels.values.flush()
+        labels.flush()
+        frames.remove()
         runs.write_json(folder / "metrics.json", metrics)
 
     return runs.make_stage(
@@ -173,6 +128,7 @@ def generate_gmps(
             "scales": scales,
             "clustered_model": clustered_model,
             "permuted": permuted,
+            "kmeans_frames": kmeans_frames,
             "seed": seed,
         },
         stages=[made_from],

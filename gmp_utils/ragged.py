@@ -1,5 +1,6 @@
 """Sequences of unequal length in one memory-mapped array: waveforms, frames, labels."""
 
+import mmap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,29 @@ class Ragged:
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
         """Concatenate the rows of some utterances, in the order given."""
         return np.concatenate([self[name] for name in utterances])
+
+    def sample(self, utterances: Sequence[str], n: int, seed: int) -> np.ndarray:
+        """Draw `n` of the rows of some utterances, in their order; all of them if `n` is 0 or more."""
+        ends = np.cumsum([self.lengths[name] for name in utterances])
+        if not 0 < n < ends[-1]:
+            return self.rows(utterances)
+        rng = np.random.default_rng(seed)
+        drawn = np.sort(rng.choice(ends[-1], n, replace=False))
+        starts = np.concatenate([[0], ends[:-1]])
+        own = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
+        chosen = zip(utterances, own, starts)
+        return np.concatenate([self[name][rows - start] for name, rows, start in chosen])
+
+    def flush(self) -> None:
+        """Write to disk what was changed, and let go of the memory that it took."""
+        self.values.flush()
+        self.values.base.madvise(mmap.MADV_DONTNEED)
+
+    def remove(self) -> None:
+        """Delete both files."""
+        path = Path(self.values.filename)
+        path.unlink()
+        path.with_suffix(".parquet").unlink()
 
     @classmethod
     def create(

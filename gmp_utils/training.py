@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
-from gmp_utils import distributed, hardware, runs
+from gmp_utils import distributed, features, hardware, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
@@ -250,6 +250,7 @@ def _fit(
     selection: str,
 ) -> None:
     """Train as `train` says, in the only process or in one of several."""
+    training_set.inputs = held_out.inputs = features.resident(training_set.inputs)
     every = max(schedule.updates // 10, 1)
     strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if schedule.updates:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gmp_utils import features, hardware
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate
 from gmp_utils.ragged import Ragged
 
@@ -78,6 +79,23 @@ def test_waveforms_are_normalised_before_padding():
         assert row[:length].mean().abs() < 1e-5
         assert row[:length].std(unbiased=False) == pytest.approx(1, abs=1e-5)
     assert (batch["inputs"][1, 300:] == 0).all()
+
+
+def test_batches_of_what_lies_on_the_gpu_are_the_same(monkeypatch):
+    """A GPU is pretended: what matters is that tensors are sliced and padded as arrays are."""
+    frames, labels = ragged_frames([30, 12, 40])
+    assert features.resident(frames) is frames
+    monkeypatch.setattr(hardware, "fits", lambda n_bytes: True)
+    placed = features.resident(frames)
+    assert torch.is_tensor(placed.values)
+    batches = [
+        collate([Utterances(inputs, ["u2", "u1"], None, labels)[index] for index in range(2)])
+        for inputs in (frames, placed)
+    ]
+    assert batches[0].keys() == {"lengths", "inputs", "frame_labels"}
+    torch.testing.assert_close(*batches, rtol=0, atol=0)
+    waveforms = Ragged(np.zeros(24000, np.int16), ["a", "b"], [16000, 8000])
+    assert features.resident(waveforms) is waveforms
 
 
 def test_seconds_count_samples_and_frames():

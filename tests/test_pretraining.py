@@ -15,10 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel
 
-from gmp_utils import audio, corpora, encoders, features, pretraining, pseudo_labels, runs, weights
+from gmp_utils import audio, corpora, encoders, features, pretraining, runs, weights
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
 from gmp_utils.evaluation import uar
+from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule
 
@@ -112,19 +113,18 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     assert len(training) > len(held_out) > 0
 
     mfcc = {name: pretraining.mfcc_frames(pieces[name]) for name in pieces.utterances}
-    centroids = pseudo_labels.fit_kmeans(np.concatenate([mfcc[name] for name in training]), 5)
+    (centroids,) = fit_kmeans(np.concatenate([mfcc[name] for name in training]), [5])
     labels = Ragged.open(first / "targets")
     assert labels.values.shape == (sum(map(len, mfcc.values())), 1)
     for name in held_out:
-        expected = pseudo_labels.assign(mfcc[name], centroids)
+        expected = assign(mfcc[name], centroids)
         np.testing.assert_array_equal(labels[name][:, 0], expected)
 
     teacher = encoders.SpeechModel.load(str(first / "encoder"), train_cnn=True)
-    frames = features.layer_frames(teacher, pieces, pieces.utterances, 1)
+    frames = features.layer_frames(teacher, pieces, pieces.utterances, 1, tmp_path / "frames")
     labels = Ragged.open(second / "targets")
-    for stream, k in enumerate([4, 6]):
-        expected = pseudo_labels.fit_kmeans(frames.rows(training), k)
-        expected = pseudo_labels.assign(frames.values, expected)
+    for stream, centroids in enumerate(fit_kmeans(frames.rows(training), [4, 6])):
+        expected = assign(frames.values, centroids)
         np.testing.assert_array_equal(labels.values[:, stream], expected)
 
     assert pd.read_csv(second / "history.csv").masked_loss.notna().all()

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import QUICK, run_series, write_noise_corpus
 from safetensors.torch import load_file
-from sklearn.metrics import homogeneity_score
 from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import (
@@ -25,6 +24,7 @@ from gmp_utils import (
     results,
     runs,
 )
+from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.preparation import open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule
@@ -293,8 +293,10 @@ def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transdu
 
     model = SpeechModel.load(str(run / "fold1" / "02_train_multitask" / "model"))
     inputs = features.model_inputs(model, corpus)
-    frames = features.layer_frames(model, inputs, list(corpus.manifest.index), -3)
-    expected = pseudo_labels.fit_kmeans(frames.rows(heard), 5)
+    frames = features.layer_frames(
+        model, inputs, list(corpus.manifest.index), -3, tmp_path / "frames"
+    )
+    (expected,) = fit_kmeans(frames.rows(heard), [5])
     np.testing.assert_array_equal(np.load(stage / "centroids-5.npy"), expected)
 
 
@@ -392,6 +394,21 @@ def test_variants_that_were_tested_on_other_utterances_are_not_compared(experime
         results.collect(str(experiment))
 
 
+def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder):
+    run = str(write_noise_corpus(tmp_path / "run"))
+    options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
+    stage = pseudo_labels.generate_gmps(run, 1, -2, [4], kmeans_frames=300, seed=5, **options)
+    assert not list(stage.glob("frames*"))
+    corpus, model = open_corpus(run), encoders.SpeechModel.load(str(tiny_encoder))
+    heard, inputs = corpus.split(1)["train"], features.model_inputs(model, corpus)
+    frames = features.layer_frames(model, inputs, heard, -2, tmp_path / "frames")
+    assert len(frames.values) > 400
+    (expected,) = fit_kmeans(frames.sample(heard, 300, 5), [4], 5)
+    np.testing.assert_array_equal(np.load(stage / "centroids-4.npy"), expected)
+    with pytest.raises(GmpError, match="kmeans_frames: found -1"):
+        pseudo_labels.generate_gmps(run, 1, kmeans_frames=-1)
+
+
 def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
@@ -400,8 +417,10 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
     labels, _ = pseudo_labels.open_labels(stage)
     corpus, model = open_corpus(run), encoders.SpeechModel.load(str(tiny_encoder))
     names = list(corpus.manifest.index)
-    frames = features.layer_frames(model, features.model_inputs(model, corpus), names, -2)
-    nearest = pseudo_labels.assign(frames.values, np.load(stage / "centroids-8.npy"))
+    frames = features.layer_frames(
+        model, features.model_inputs(model, corpus), names, -2, tmp_path / "frames"
+    )
+    nearest = assign(frames.values, np.load(stage / "centroids-8.npy"))
     np.testing.assert_array_equal(labels.values[:, 1], nearest)
     before = {name: labels[name].tolist() for name in names}
     stage = pseudo_labels.generate_gmps(run, 1, -2, [4, 8], permuted=True, **options)
@@ -412,25 +431,6 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
     assert sum(after[name].tolist() != before[name] for name in names) > 60
     with pytest.raises(GmpError, match="clustered_model 'finetuned'"):
         pseudo_labels.generate_gmps(run, 1, clustered_model="finetuned")
-
-
-def test_kmeans_uses_all_frames_and_finds_clear_clusters():
-    rng = np.random.default_rng(0)
-    centres = 20 * rng.normal(size=(4, 8))
-    truth = rng.integers(4, size=3000)
-    frames = centres[truth] + rng.normal(size=(3000, 8))
-    labels = pseudo_labels.assign(frames, pseudo_labels.fit_kmeans(frames, 12))
-    assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never cut across the 4 true ones
-    # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
-    frames = np.zeros((2000, 2)) + rng.normal(0, 0.01, (2000, 2))
-    frames[[5, 700, 1500]] += 100
-    centroids = pseudo_labels.fit_kmeans(frames, 2)
-    assert np.sort(centroids[:, 0]).tolist() == pytest.approx([0, 100], abs=0.1)
-
-
-def test_more_clusters_than_frames_is_refused():
-    with pytest.raises(GmpError, match="scale 11: more clusters than the 10 frames"):
-        pseudo_labels.fit_kmeans(np.random.default_rng(0).normal(size=(10, 3)), 11)
 
 
 def test_frames_that_carry_the_emotion_are_known():

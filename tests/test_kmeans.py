@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import homogeneity_score
+
+from gmp_utils import GmpError, kmeans
+from gmp_utils.kmeans import assign, fit_kmeans
+
+
+def test_kmeans_uses_all_frames_and_finds_clear_clusters():
+    rng = np.random.default_rng(0)
+    centres = 20 * rng.normal(size=(4, 8))
+    truth = rng.integers(4, size=3000)
+    frames = centres[truth] + rng.normal(size=(3000, 8))
+    labels = assign(frames, *fit_kmeans(frames, [12]))
+    assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never cut across the 4 true ones
+    # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
+    frames = np.zeros((2000, 2)) + rng.normal(0, 0.01, (2000, 2))
+    frames[[5, 700, 1500]] += 100
+    (centroids,) = fit_kmeans(frames, [2])
+    assert np.sort(centroids[:, 0]).tolist() == pytest.approx([0, 100], abs=0.1)
+
+
+def test_more_clusters_than_frames_is_refused():
+    with pytest.raises(GmpError, match="scale 11: more clusters than the 10 frames"):
+        fit_kmeans(np.random.default_rng(0).normal(size=(10, 3)), [4, 11])
+
+
+def mixture(n, dim=24):
+    """Frames of 40 overlapping kinds."""
+    rng = np.random.default_rng(0)
+    return (
+        2 * rng.normal(size=(40, dim))[rng.integers(40, size=n)] + rng.normal(size=(n, dim))
+    ).astype(np.float16)
+
+
+def inertia(frames, centroids):
+    return np.square(frames - centroids[assign(frames, centroids)]).sum(dtype=np.float64)
+
+
+@pytest.mark.parametrize("chunk", [kmeans.CHUNK, 700])
+def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk):
+    """Run on the CPU here: all scales in one pass, whole and in portions, inertia within 0.1 %."""
+    monkeypatch.setattr(kmeans, "CHUNK", chunk)
+    frames, scales = mixture(5000), [8, 64, 256]
+    theirs = fit_kmeans(frames, scales, seed=3)
+    ours = kmeans.lloyd(torch.from_numpy(frames), scales, 3, 25, "cpu")
+    for k, one, other in zip(scales, theirs, ours, strict=True):
+        assert one.shape == other.shape == (k, 24)
+        assert inertia(frames, other.numpy()) == pytest.approx(inertia(frames, one), rel=1e-3)
+    np.testing.assert_allclose(ours[0], theirs[0], atol=1e-3)
+    found = kmeans.nearest(torch.from_numpy(frames).float(), ours[2])
+    np.testing.assert_array_equal(found, assign(frames, ours[2].numpy()))
+
+
+def test_clusters_without_frames_begin_again():
+    """Nine of ten first centroids lie on one point, so that eight of them get no frame."""
+    frames = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    frames[:360] = 5.0
+    (centroids,) = kmeans.lloyd(frames, [10], 0, 25, "cpu")
+    assert torch.isfinite(centroids).all()
+    assert len(np.unique(assign(frames.numpy(), centroids.numpy()))) > 5
+
+
+def test_frames_are_assigned_in_portions(monkeypatch):
+    frames = mixture(1000)
+    (centroids,) = fit_kmeans(frames, [16])
+    whole = assign(frames, centroids)
+    monkeypatch.setattr(kmeans, "CHUNK", 300)
+    np.testing.assert_array_equal(assign(frames, centroids), whole)
