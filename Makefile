@@ -1,4 +1,4 @@
-# make run · make lab · make experiment · make plan · make report · make test · make test-browser · make lint · make notebooks · make clean · make help
+# make run · make lab · make experiment · make plan · make report · make bench · make test · make test-browser · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 
 CORPUS          ?=
@@ -34,7 +34,7 @@ unknown := $(filter-out $(known) MAKEFLAGS,$(given))
 $(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
 
 .DEFAULT_GOAL := help
-.PHONY: help run experiment plan report test test-browser lab lint notebooks clean
+.PHONY: help run experiment plan report bench test test-browser lab lint notebooks clean
 
 help:
 	@sed -n '1,2p' Makefile
@@ -64,6 +64,10 @@ plan: .venv/installed
 # One HTML file that needs no network, of what there is so far.
 report: .venv/installed
 	@EXPERIMENT='$(NAME)' $(BIN)/python workflow/report.py
+
+# Each stage beside a reference, about twenty minutes; on the recordings of CORPUS_DIR, or on noise.
+bench: .venv/installed
+	$(BIN)/python benchmarks/stages.py $(if $(CORPUS_DIR),--recordings '$(CORPUS_DIR)')
 
 test: .venv/installed
 	$(BIN)/python -m pytest tests

@@ -132,7 +132,8 @@ class SpeechModel(HubertPreTrainedModel):
         """Run the CNN; an utterance's output does not depend on its padding.
 
         The first convolution of the base model normalises over time (group norm): its mean and
-        variance are taken over the utterance's own frames.
+        variance are taken over the utterance's own frames. It runs in bfloat16 only where it is trained
+        on a GPU: output that is kept is exact.
 
         Parameters
         ----------
@@ -144,7 +145,11 @@ class SpeechModel(HubertPreTrainedModel):
         -------
         features : (batch, frames, conv_dim) float32
         """
-        with torch.set_grad_enabled(self.train_cnn and torch.is_grad_enabled()):
+        in_bfloat16 = self.train_cnn and waveforms.is_cuda and hardware.bfloat16()
+        with (
+            torch.set_grad_enabled(self.train_cnn and torch.is_grad_enabled()),
+            torch.autocast(waveforms.device.type, torch.bfloat16, enabled=in_bfloat16),
+        ):
             x = waveforms.unsqueeze(1)
             for layer in self.hubert.feature_extractor.conv_layers:
                 norm = getattr(layer, "layer_norm", None)
@@ -154,7 +159,7 @@ class SpeechModel(HubertPreTrainedModel):
                     x = layer.activation(_norm_each(x, n_valid.tolist(), norm))
                 else:
                     x = layer(x)
-            return x.transpose(1, 2)
+            return x.transpose(1, 2).float()
 
     def hidden_states(
         self,

@@ -13,10 +13,16 @@ from gmp_utils.encoders import SpeechModel, cnn_digest
 from gmp_utils.preparation import Corpus
 from gmp_utils.ragged import Ragged
 
-BATCH_SECONDS = 120.0
+CNN_SECONDS = {
+    "cuda": 120.0,
+    "cpu": 6.0,
+}  # in a batch; on a CPU what does not fit its caches is slow
+ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
 
 
-def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
+def batches(
+    dataset: Utterances, title: str, seconds: dict[str, float] = ENCODER_SECONDS
+) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
     """Go through a dataset once.
 
     Parameters
@@ -24,6 +30,8 @@ def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[s
     dataset : Utterances
     title : str
         Of the progress bar.
+    seconds : dict of str to float
+        Padded seconds of audio per batch on each device.
 
     Yields
     ------
@@ -31,7 +39,7 @@ def batches(dataset: Utterances, title: str) -> Iterator[tuple[list[str], dict[s
     batch : dict of Tensor
         On the GPU where there is one.
     """
-    sampler = SecondsBatches(dataset, BATCH_SECONDS, shuffle=False)
+    sampler = SecondsBatches(dataset, seconds[hardware.device()], shuffle=False)
     for indices in tqdm(sampler, title, disable=None):
         batch = collate([dataset[index] for index in indices])
         names = [dataset.utterances[index] for index in indices]
@@ -56,26 +64,10 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     """
     if model.train_cnn:
         return corpus.waveforms
-    name = cnn_digest(model)
-    waveforms = corpus.waveforms
-
-    def build(folder: Path) -> None:
-        names = list(corpus.manifest.index)
-        lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in names]
-        dim = model.config.conv_dim[-1]
-        store = Ragged.create(folder / "frames", names, lengths, np.float32, (dim,))
-        dataset = Utterances(waveforms, sorted(names, key=waveforms.lengths.get))
-        with torch.inference_mode():
-            for names, batch in batches(dataset, "CNN"):
-                output = model.cnn(batch["inputs"], batch["lengths"]).float().cpu().numpy()
-                for utterance, frames in zip(names, output):
-                    store[utterance][:] = frames[: store.lengths[utterance]]
-        store.flush()
-
-    model.eval().to(hardware.device())
+    name, names = cnn_digest(model), list(corpus.manifest.index)
     stage = runs.make_stage(
         corpus.stage.parent / "cnn" / name,
-        build,
+        lambda folder: write_cnn_output(model, corpus.waveforms, names, folder / "frames"),
         parameters={},
         stages=[corpus.stage],
         inputs=[name],
@@ -84,15 +76,21 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     return Ragged.open(stage / "frames")
 
 
-def resident(inputs: Ragged) -> Ragged:
-    """The CNN's output on the GPU, where it takes at most half of the free memory; else as it is.
-
-    Batches are then put together there, and nothing is copied at every step.
-    """
-    if inputs.values.ndim == 1 or not hardware.fits(inputs.values.nbytes):
-        return inputs
-    values = torch.tensor(inputs.values, device=hardware.device())
-    return Ragged(values, inputs.utterances, list(inputs.lengths.values()))
+def write_cnn_output(
+    model: SpeechModel, waveforms: Ragged, utterances: Sequence[str], stem: Path
+) -> None:
+    """Run the CNN over utterances, and write (frames, conv_dim) float32 of each."""
+    model.eval().to(hardware.device())
+    lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in utterances]
+    dim = model.config.conv_dim[-1]
+    store = Ragged.create(stem, utterances, lengths, np.float32, (dim,))
+    dataset = Utterances(waveforms, sorted(utterances, key=waveforms.lengths.get))
+    with torch.inference_mode():
+        for names, batch in batches(dataset, "CNN", CNN_SECONDS):
+            output = model.cnn(batch["inputs"], batch["lengths"]).cpu().numpy()
+            for utterance, frames in zip(names, output):
+                store[utterance][:] = frames[: store.lengths[utterance]]
+    store.flush()
 
 
 def layer_states(

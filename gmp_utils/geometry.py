@@ -1,5 +1,9 @@
 """How layers arrange the same points: compared by CKA, drawn by UMAP."""
 
+from contextlib import suppress
+from functools import cache
+from types import ModuleType
+
 import numpy as np
 import pandas as pd
 from scipy.linalg import orthogonal_procrustes
@@ -40,6 +44,20 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b)))
 
 
+@cache
+def _umap() -> ModuleType:
+    """The library, told to keep on disk what it compiles: that takes ten seconds, once."""
+    import umap
+    from numba.core.dispatcher import Dispatcher
+
+    for module in (umap.umap_, umap.layouts, umap.utils):
+        for compiled in vars(module).values():
+            if isinstance(compiled, Dispatcher):
+                with suppress(RuntimeError):  # nowhere to write
+                    compiled.enable_caching()
+    return umap
+
+
 def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
     """Two dimensions by UMAP.
 
@@ -52,10 +70,8 @@ def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
     -------
     points : (n, 2) float32
     """
-    from umap import UMAP
-
     neighbours = min(15, len(vectors) - 1)
-    mapper = UMAP(n_neighbors=neighbours, n_epochs=200, random_state=seed, n_jobs=1)
+    mapper = _umap().UMAP(n_neighbors=neighbours, n_epochs=200, random_state=seed, n_jobs=1)
     return mapper.fit_transform(vectors.astype(np.float32))
 
 

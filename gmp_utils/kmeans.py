@@ -58,6 +58,7 @@ def lloyd(
     """What faiss does, on a GPU: the same first centroids, and one pass over the frames for all scales.
 
     Clusters that lose all their frames begin again as frames drawn at random; faiss divides large ones.
+    GPUs add in any order, so that last bits differ from run to run.
 
     Parameters
     ----------

@@ -65,8 +65,8 @@ def generate_gmps(
     encoder : str
         See `gmp_utils.weights.resolve`; read only where it is clustered.
     kmeans_frames : int
-        Of those frames k-means learns from so many, drawn at random; 0 for all. It is the memory that
-        this takes, in units of 4 bytes × hidden size.
+        Of those frames k-means learns from so many, drawn at random; 0 for all. Each takes 6 bytes ×
+        hidden size of memory.
     seed : int
         Of k-means, of what it learns from, and of permutations.
 

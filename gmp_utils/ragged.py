@@ -48,7 +48,7 @@ class Ragged:
         return np.concatenate([self[name] for name in utterances])
 
     def sample(self, utterances: Sequence[str], n: int, seed: int) -> np.ndarray:
-        """Draw `n` of the rows of some utterances, in their order; all of them if `n` is 0 or more."""
+        """Draw `n` rows of some utterances, in their order; all of them for 0, or where there are fewer."""
         ends = np.cumsum([self.lengths[name] for name in utterances])
         if not 0 < n < ends[-1]:
             return self.rows(utterances)

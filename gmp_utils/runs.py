@@ -282,6 +282,8 @@ def _circumstances(folder: Path, began: float) -> dict:
     """Where, when and with what a stage was made, and what it consists of."""
     import torch
 
+    from gmp_utils import hardware
+
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -291,6 +293,7 @@ def _circumstances(folder: Path, began: float) -> dict:
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
         "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+        "bfloat16": hardware.bfloat16(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

@@ -21,8 +21,8 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
-from gmp_utils import distributed, features, hardware, runs
-from gmp_utils.batching import SecondsBatches, Utterances, collate
+from gmp_utils import distributed, hardware, runs
+from gmp_utils.batching import SecondsBatches, Utterances, collate, resident
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 
@@ -250,7 +250,6 @@ def _fit(
     selection: str,
 ) -> None:
     """Train as `train` says, in the only process or in one of several."""
-    training_set.inputs = held_out.inputs = features.resident(training_set.inputs)
     every = max(schedule.updates // 10, 1)
     strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
     if schedule.updates:
@@ -277,8 +276,11 @@ def _fit(
         report_to="none",
     )
     arguments.seed += arguments.process_index  # of dropout
-    if arguments.device.type == "cuda":
+    if arguments.device.type == "cuda":  # asked for the first time, this chooses the process's GPU
         arguments._n_gpu = 1  # DataParallel would split what hidden_states' hooks collect
+    shared, placed = training_set.inputs, resident(training_set.inputs)
+    for dataset in (training_set, held_out):
+        dataset.inputs = placed if dataset.inputs is shared else resident(dataset.inputs)
     trainer = _SecondsTrainer(
         model=model,
         args=arguments,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from gmp_utils import features, hardware
-from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate
+from gmp_utils import hardware
+from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
 from gmp_utils.ragged import Ragged
 
 
@@ -84,10 +84,13 @@ def test_waveforms_are_normalised_before_padding():
 def test_batches_of_what_lies_on_the_gpu_are_the_same(monkeypatch):
     """A GPU is pretended: what matters is that tensors are sliced and padded as arrays are."""
     frames, labels = ragged_frames([30, 12, 40])
-    assert features.resident(frames) is frames
+    monkeypatch.setattr(hardware, "device", lambda: "cpu")
+    monkeypatch.setattr(hardware, "fits", lambda n_bytes: False)
+    assert resident(frames) is frames
     monkeypatch.setattr(hardware, "fits", lambda n_bytes: True)
-    placed = features.resident(frames)
+    placed = resident(frames)
     assert torch.is_tensor(placed.values)
+    assert resident(placed) is placed
     batches = [
         collate([Utterances(inputs, ["u2", "u1"], None, labels)[index] for index in range(2)])
         for inputs in (frames, placed)
@@ -95,7 +98,7 @@ def test_batches_of_what_lies_on_the_gpu_are_the_same(monkeypatch):
     assert batches[0].keys() == {"lengths", "inputs", "frame_labels"}
     torch.testing.assert_close(*batches, rtol=0, atol=0)
     waveforms = Ragged(np.zeros(24000, np.int16), ["a", "b"], [16000, 8000])
-    assert features.resident(waveforms) is waveforms
+    assert resident(waveforms) is waveforms
 
 
 def test_seconds_count_samples_and_frames():

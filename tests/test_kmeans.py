@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.metrics import homogeneity_score
 
-from gmp_utils import GmpError, kmeans
+from gmp_utils import GmpError, hardware, kmeans
 from gmp_utils.kmeans import assign, fit_kmeans
 
 
@@ -42,6 +42,7 @@ def inertia(frames, centroids):
 def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk):
     """Run on the CPU here: all scales in one pass, whole and in portions, inertia within 0.1 %."""
     monkeypatch.setattr(kmeans, "CHUNK", chunk)
+    monkeypatch.setattr(hardware, "device", lambda: "cpu")
     frames, scales = mixture(5000), [8, 64, 256]
     theirs = fit_kmeans(frames, scales, seed=3)
     ours = kmeans.lloyd(torch.from_numpy(frames), scales, 3, 25, "cpu")

@@ -23,8 +23,9 @@ def test_rows_are_drawn_in_order_from_the_utterances_named():
 def test_what_is_written_leaves_the_memory(tmp_path):
     def resident():
         with open("/proc/self/status") as status:
-            found = [line for line in status if line.startswith("RssFile")]
-        return int(found[0].split()[1]) / 1024
+            found = [line for line in status if line.startswith(("RssFile", "RssShmem"))]
+        assert len(found) == 2
+        return sum(int(line.split()[1]) for line in found) / 1024
 
     ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, (2**20,))
     before = resident()

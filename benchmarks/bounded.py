@@ -1,0 +1,70 @@
+"""What may be larger than the memory: a corpus of 100 hours, the frames of one of seven.
+
+python benchmarks/bounded.py --recordings <folder of wav files>
+"""
+
+import argparse
+import itertools
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+from stages import measure
+
+from gmp_utils import audio, kmeans
+from gmp_utils.ragged import Ragged
+
+
+def prepare(recordings: Path, hours: float, folder: Path) -> None:
+    """Decode recordings, over and over, into one store."""
+    paths = sorted(map(str, recordings.glob("**/*.wav")))
+    seconds = [soundfile.info(path).duration for path in paths]
+    copies = int(np.ceil(hours * 3600 / sum(seconds)))
+    chosen = list(itertools.chain.from_iterable([paths] * copies))
+    manifest = pd.DataFrame({"utterance": map(str, range(len(chosen))), "path": chosen})
+    took, peak, _ = measure(lambda: audio.write_store(manifest, folder / "waveforms"))
+    prepared = copies * sum(seconds) / 3600
+    print(
+        f"{prepared:.0f} h, {len(chosen)} recordings: {took:.0f} s, {peak:.0f} MB at most above what "
+        f"was there, store of {prepared * 3600 * 32000 / 2**30:.1f} GiB"
+    )
+
+
+def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
+    """k-means of a sample, and the nearest centroid of every frame, which lie on disk."""
+    rng = np.random.default_rng(0)
+    names, lengths = ["a", "b"], [n_frames // 2, n_frames - n_frames // 2]
+    frames = Ragged.create(folder / "frames", names, lengths, np.float16, (768,))
+    for start in range(0, n_frames, 10000):
+        part = frames.values[start : start + 10000]
+        part[:] = rng.normal(size=part.shape)
+    frames.flush()
+
+    def work() -> tuple[float, float]:
+        began = time.monotonic()
+        (centroids,) = kmeans.fit_kmeans(frames.sample(names, sample, 0), [k])
+        learnt = time.monotonic()
+        kmeans.assign(frames.values, centroids)
+        return learnt - began, time.monotonic() - learnt
+
+    _, peak, (learning, assigning) = measure(work)
+    print(
+        f"K = {k} from {sample} of {n_frames} frames of 768: {learning:.0f} s, nearest centroid of all "
+        f"{assigning:.0f} s, {peak:.0f} MB at most above what was there"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recordings", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=100.0)
+    parser.add_argument("--frames", type=int, default=1_260_000)
+    parser.add_argument("--sample", type=int, default=100_000)
+    parser.add_argument("--clusters", type=int, default=4096)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(given.recordings, given.hours, Path(folder))
+        cluster(given.frames, given.sample, given.clusters, Path(folder))

@@ -1,0 +1,225 @@
+"""One fold of GMP-TL at the paper's size on this machine: speed of every stage, share of the device's peak.
+
+python benchmarks/one_fold.py
+
+Seven hours of noise, a HuBERT base with random weights, the paper's batches and clusters, one pass or a few
+updates of each training; on a GPU a matter of minutes. How long a whole fold takes is worked out from them.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import HubertConfig, HubertModel, logging, set_seed
+
+from gmp_utils import (
+    features,
+    finetuning,
+    hardware,
+    masked_prediction,
+    multitask,
+    preparation,
+    pseudo_labels,
+    runs,
+)
+from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.notebook import series_parameters
+from gmp_utils.training import Schedule
+
+EMOTIONS = ["angry", "happy", "neutral", "sad"]
+SPEAKERS, COPIES = 10, 4  # each speaker's recordings are repeated so often
+MEAN = 4.6  # seconds, IEMOCAP's
+UPDATES = 20
+FOLD = "a fold of the paper, seconds, worked out, without evaluations and checkpoints"
+HEAD = {"lstm_size": 256, "projection_size": 256}
+
+
+def corpus(folder: Path, hours: float) -> Path:
+    """A table of noises, repeated, with lengths like IEMOCAP's."""
+    rng, rows = np.random.default_rng(0), []
+    for number in range(max(int(hours * 3600 / MEAN / COPIES), 4 * SPEAKERS)):
+        seconds = rng.lognormal(np.log(MEAN) - 0.2, 0.63)
+        soundfile.write(folder / f"{number}.wav", rng.normal(0, 0.1, int(seconds * 16000)), 16000)
+        speaker = number % SPEAKERS
+        own = {"speaker": speaker, "gender": ("female", "male")[speaker % 2]}
+        own |= {"session": speaker // 2, "emotion": EMOTIONS[number // SPEAKERS % 4]}
+        rows += [{"path": f"{number}.wav", **own}] * COPIES
+    table = pd.DataFrame(rows)
+    table["utterance"] = [f"{index}" for index in range(len(table))]
+    table.to_csv(folder / "table.csv", index=False)
+    return folder / "table.csv"
+
+
+def peak() -> float:
+    """Operations per second of a product of large matrices, bfloat16 where it is used."""
+    size = 8192 if hardware.device() == "cuda" else 2048
+    dtype = torch.bfloat16 if hardware.bfloat16() else torch.float32
+    a, b = (torch.randn(size, size, device=hardware.device(), dtype=dtype) for _ in range(2))
+    return 2 * size**3 / best(lambda: a @ b)
+
+
+def best(work, repeats: int = 5) -> float:
+    """Seconds of the quickest of some runs, after one that does not count."""
+    seconds = []
+    for _ in range(repeats + 1):
+        wait()
+        began = time.monotonic()
+        work()
+        wait()
+        seconds.append(time.monotonic() - began)
+    return min(seconds[1:])
+
+
+def wait() -> None:
+    """Until the GPU has done what it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def steps(
+    model: torch.nn.Module, dataset: Utterances, seconds: float, size: int
+) -> dict[str, float]:
+    """Audio seconds and operations per second of training steps, over up to `UPDATES` batches."""
+    model.train().to(hardware.device())
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-5, fused=True)
+
+    def step(chosen: list[int]) -> None:
+        batch = collate([dataset[index] for index in chosen])
+        batch = {key: value.to(hardware.device()) for key, value in batch.items()}
+        model(**batch)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    batches = list(SecondsBatches(dataset, seconds, size))[:UPDATES]
+    with FlopCounterMode(display=False) as counter:
+        for chosen in batches[:2]:
+            step(chosen)
+    counted = sum(dataset.seconds[chosen].sum() for chosen in batches[:2])
+    wait()
+    began = time.monotonic()
+    for chosen in batches:
+        step(chosen)
+    wait()
+    speed = sum(dataset.seconds[chosen].sum() for chosen in batches) / (time.monotonic() - began)
+    return {"audio s per s": speed, "operations per s": speed * counter.get_total_flops() / counted}
+
+
+def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: dict) -> dict:
+    """All stages once, and steps of both trainings with and without the CNN's part."""
+    run, table = str(folder / "run"), corpus(folder, hours)
+    seconds, size = paper["batch_seconds"], paper["batch_size"]
+    took, rows = {}, []
+
+    def timed(name: str, work) -> None:
+        began = time.monotonic()
+        work()
+        wait()
+        took[name] = time.monotonic() - began
+
+    manifest = preparation.read_manifest(run, "table", str(table), "", "", [], {}, 0)
+    rules = ("session", 5, "speakers", "validation", False)
+    timed("prepare", lambda: preparation.prepare(run, manifest, [], 0.1, 60.0, *rules))
+    data = preparation.open_corpus(run)
+    audio_seconds = float(data.manifest.duration.sum())
+
+    def schedule(**lasting) -> Schedule:
+        return Schedule(1e-5, batch_seconds=seconds, batch_size=size, **lasting)
+
+    where = (run, 1, encoder)
+    model = finetuning.EmotionClassifier.load(
+        encoder, emotions=EMOTIONS, loss="ams", scale=30.0, margin=0.2, head_layer=-1, **HEAD
+    )
+    timed("CNN", lambda: features.model_inputs(model, data))
+    timed(
+        "multitask, one pass", lambda: multitask.train_multitask(*where, schedule(epochs=1), **HEAD)
+    )
+    timed("pseudo-labels", lambda: pseudo_labels.generate_gmps(run, 1, -3, scales))
+    updating = schedule(updates=UPDATES)
+    timed(f"retraining, {UPDATES} updates", lambda: masked_prediction.retrain(*where, updating))
+    timed(
+        "fine-tuning, one pass",
+        lambda: finetuning.finetune(*where, "ams", schedule(epochs=1), **HEAD),
+    )
+
+    training, top = data.split(1)["train"], peak()
+    inputs = {"CNN's output": resident(features.model_inputs(model, data))}
+    inputs["waveforms"] = data.waveforms
+    labels, _ = pseudo_labels.open_labels(Path(run) / "fold1" / pseudo_labels.STAGE)
+    predictor = masked_prediction.MaskedPredictionModel.load(
+        encoder, scales=scales, projection_size=256, loss_on="masked", combine="sum"
+    )
+    targets = {"emotion": data.labels(training, "emotion")}
+    for name, source in inputs.items():
+        sets = {
+            "fine-tuning": (model, Utterances(source, training, targets)),
+            "retraining": (predictor, Utterances(source, training, None, labels, Masking(0.8, 10))),
+        }
+        for what, (trained, dataset) in sets.items():
+            found = steps(trained, dataset, seconds, size)
+            found["share of peak"] = found["operations per s"] / top
+            rows.append({"training": what, "from": name, **found})
+    rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
+    heard = data.manifest.duration[training].sum()
+    every = Utterances(inputs["CNN's output"], training)
+    batch = float(np.mean([len(chosen) for chosen in SecondsBatches(every, seconds, size)]))
+    retrained_on = paper["retrain_updates"] * batch * heard / len(training)
+    fold = {
+        "prepare": took["prepare"],
+        "CNN": took["CNN"],
+        "multitask": paper["multitask_epochs"] * heard / rates["fine-tuning"],
+        "pseudo-labels": took["pseudo-labels"],
+        "retraining": retrained_on / rates["retraining"],
+        "fine-tuning": paper["finetune_epochs"] * heard / rates["fine-tuning"],
+    }
+    return {
+        "audio hours": audio_seconds / 3600,
+        "peak, operations per s": top,
+        "stages, seconds": took,
+        "steps": rows,
+        FOLD: fold | {"together": sum(fold.values())},
+    }
+
+
+def main() -> None:
+    """Measure, print, and write runs/bench/one_fold.json."""
+    paper = {}
+    for defaults in series_parameters().values():
+        paper |= defaults
+    paper |= yaml.safe_load((runs.ROOT / "presets" / "paper.yaml").read_text())
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--hours", type=float, default=7.0)
+    parser.add_argument("--encoder", help="a folder; a HuBERT base with random weights by default")
+    parser.add_argument("--scales", type=int, nargs="+", default=paper["scales"])
+    parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "bench" / "one_fold.json")
+    given = parser.parse_args()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = given.encoder
+        if not encoder:
+            set_seed(0)
+            encoder = str(Path(folder) / "encoder")
+            HubertModel(HubertConfig()).save_pretrained(encoder)
+        found = measure(Path(folder), encoder, given.hours, given.scales, paper)
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    found = {"device": name, "bfloat16": hardware.bfloat16(), **found}
+    found["benchmark, seconds"] = time.monotonic() - began
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(found, indent=1, default=float))
+    print(json.dumps(found, indent=1, default=float))
+    print(pd.DataFrame(found["steps"]).to_markdown(index=False, floatfmt=".3g"))
+
+
+if __name__ == "__main__":
+    main()
