@@ -17,6 +17,7 @@ import pandas as pd
 import soundfile
 import torch
 import yaml
+from stages import training_step
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig, HubertModel, logging, set_seed
 
@@ -88,17 +89,10 @@ def steps(
     model: torch.nn.Module, dataset: Utterances, seconds: float, size: int
 ) -> dict[str, float]:
     """Audio seconds and operations per second of training steps, over up to `UPDATES` batches."""
-    model.train().to(hardware.device())
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, 1e-5, fused=True)
+    take = training_step(model)
 
     def step(chosen: list[int]) -> None:
-        batch = collate([dataset[index] for index in chosen])
-        batch = {key: value.to(hardware.device()) for key, value in batch.items()}
-        model(**batch)["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        take(collate([dataset[index] for index in chosen]))
 
     batches = list(SecondsBatches(dataset, seconds, size))[:UPDATES]
     with FlopCounterMode(display=False) as counter:

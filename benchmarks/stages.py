@@ -47,10 +47,8 @@ from gmp_utils.training import Schedule, train
 
 SCALES = [64, 512, 4096]
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
-PASSES, COPIES = (
-    10,
-    10,
-)  # over recordings that are decoded once, or every time, and are so many as one
+PASSES = 10  # over recordings, decoded once or every time
+COPIES = 10  # of each recording, for those passes
 SEEDS = 10  # of k-means, at most
 PATIENCE = 120  # seconds that a reference may take
 
@@ -89,16 +87,13 @@ def _status(name: str) -> int:
 def compare(what: str, reference: Callable, ours: Callable, repeats: int) -> dict:
     """Let two functions take turns; ratios are of each pair."""
     rows = []
-    signal.signal(signal.SIGALRM, _too_long)
     stopped = False
     for _ in range(repeats):
         if not stopped:
-            signal.alarm(PATIENCE)
             try:
-                seconds, memory, _ = measure(reference)
+                seconds, memory, _ = measure(lambda: patiently(reference))
             except TooLong:
                 seconds, memory, stopped = float(PATIENCE), float("nan"), True
-            signal.alarm(0)
         rows.append((seconds, memory, stopped, *measure(ours)[:2]))
     table = pd.DataFrame(
         rows, columns=["seconds", "memory", "stopped", "our_seconds", "our_memory"]
@@ -124,8 +119,18 @@ def compare(what: str, reference: Callable, ours: Callable, repeats: int) -> dic
     return row
 
 
-def _too_long(*_) -> None:
-    raise TooLong
+def patiently(reference: Callable) -> None:
+    """Call it, and raise `TooLong` after `PATIENCE`."""
+
+    def stop(*_) -> None:
+        raise TooLong
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(PATIENCE)
+    try:
+        reference()
+    finally:
+        signal.alarm(0)
 
 
 class Recordings:
@@ -133,7 +138,7 @@ class Recordings:
 
     def __init__(self, folder: Path, corpus_dir: str | None, n: int, batch_size: int):
         rng = np.random.default_rng(0)
-        self.folder, self.batch_size, self.rng = folder, batch_size, rng
+        self.folder, self.batch_size = folder, batch_size
         paths = sorted(Path(corpus_dir).glob("**/*.wav")) if corpus_dir else _noises(folder, n, rng)
         chosen = rng.choice(len(paths), min(n, len(paths)), replace=False)
         self.paths = [str(paths[index]) for index in chosen]
@@ -146,10 +151,10 @@ class Recordings:
         self.encoder = str(folder / "encoder")
         HubertModel(HubertConfig(mask_time_prob=0.0)).save_pretrained(self.encoder)
 
-    def random_batches(self, epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    def random_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Waveforms of utterances in random order, normalised and padded as transformers does."""
         extractor = Wav2Vec2FeatureExtractor()
-        order = np.random.default_rng(epoch).permutation(len(self.names))
+        order = np.random.default_rng(0).permutation(len(self.names))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             waves = [self.waveforms[self.names[index]] / np.float32(32767) for index in chosen]
@@ -207,11 +212,9 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
             go_through(Utterances(frames, data.names * COPIES))
 
         def go_through(dataset: Utterances) -> None:
-            sampler = SecondsBatches(dataset, np.inf, data.batch_size)
-            for epoch in range(PASSES):
-                sampler.set_epoch(epoch)
-                for chosen in sampler:
-                    collate([dataset[index] for index in chosen])
+            for dataset.epoch in range(PASSES):
+                for _ in batches_of(dataset, data.batch_size):
+                    pass
 
         for what, ours in (("the store", waveforms), ("the CNN's output", cnn_output)):
             rows.append(compare(f"{PASSES} passes, {rate}, {what}", reference, ours, repeats))
@@ -275,10 +278,7 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
             return [kmeans.fit_kmeans(frames, [k], seed)[0] for seed in range(kept["seeds"])]
 
         try:
-            signal.signal(signal.SIGALRM, _too_long)
-            signal.alarm(PATIENCE)
-            reference()
-            signal.alarm(0)
+            patiently(reference)
         except TooLong:
             kept["seeds"], note = 1, "reference stopped"
         else:
@@ -292,21 +292,42 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
     return rows
 
 
-def steps(model: torch.nn.Module, batches: Iterable[dict]) -> float:
-    """Train on batches, in float32 or as the model does; the last loss."""
-    on_gpu = hardware.device() == "cuda"
+def batches_of(dataset: Utterances, size: int) -> Iterator[dict[str, torch.Tensor]]:
+    """Our batches, in an order that changes with the dataset's epoch."""
+    sampler = SecondsBatches(dataset, np.inf, size)
+    sampler.set_epoch(dataset.epoch)
+    return (collate([dataset[index] for index in chosen]) for chosen in sampler)
+
+
+def training_step(model: torch.nn.Module) -> Callable[[dict], None]:
+    """A function that takes one step of AdamW on a batch."""
     model.train().to(hardware.device())
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, 1e-5, fused=True)
-    for batch in batches:
-        batch = {key: value.to(hardware.device()) for key, value in batch.items()}
-        with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
-            loss = model(**batch)["loss"]
-        loss.backward()
+
+    def step(batch: dict[str, torch.Tensor]) -> None:
+        model(**{key: value.to(hardware.device()) for key, value in batch.items()})[
+            "loss"
+        ].backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return loss.item()
+
+    return step
+
+
+def steps(model: torch.nn.Module, batches: Iterable[dict]) -> None:
+    """Train on batches."""
+    step = training_step(model)
+    for batch in batches:
+        step(batch)
+
+
+def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
+    """Let a reference's forward run under autocast on a GPU; ours sees to that itself."""
+    on_gpu = hardware.device() == "cuda"
+    model.forward = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)(model.forward)
+    return model
 
 
 class PlainMaskedPrediction(torch.nn.Module):
@@ -329,7 +350,7 @@ class PlainMaskedPrediction(torch.nn.Module):
 def retrain(data: Recordings, repeats: int) -> list[dict]:
     """One pass of masked prediction; and the logits alone, as fairseq and torchaudio compute them."""
     masking, rng = Masking(0.8, 10), np.random.default_rng(0)
-    plain = PlainMaskedPrediction(data.encoder)
+    plain = in_bfloat16(PlainMaskedPrediction(data.encoder))
     settings = {"scales": SCALES, "projection_size": 256, "loss_on": "masked", "combine": "sum"}
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))
@@ -352,8 +373,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     dataset = Utterances(resident(inputs), data.names, None, labels, masking)
 
     def ours() -> None:
-        sampler = SecondsBatches(dataset, np.inf, data.batch_size)
-        steps(model, (collate([dataset[index] for index in chosen]) for chosen in sampler))
+        steps(model, batches_of(dataset, data.batch_size))
 
     rows = [compare("a pass of retraining", reference, ours, repeats)]
     for k in SCALES:
@@ -436,15 +456,13 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         (data.folder / "frames.npy").unlink()
         ours()
 
-    theirs, our = their_model(), our_model()
+    theirs, our = in_bfloat16(their_model()), our_model()
 
     def their_steps() -> None:
         steps(theirs, data.random_batches())
 
     def our_steps() -> None:
-        dataset = utterances(data.names)
-        sampler = SecondsBatches(dataset, np.inf, data.batch_size)
-        steps(our, (collate([dataset[index] for index in chosen]) for chosen in sampler))
+        steps(our, batches_of(utterances(data.names), data.batch_size))
 
     return [
         compare("the steps of an epoch of fine-tuning", their_steps, our_steps, repeats),

@@ -114,14 +114,20 @@ def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     labels : (n_frames,) int32
     """
     labels = np.empty(len(frames), np.int32)
-    on_gpu = torch.from_numpy(centroids).to("cuda") if hardware.device() == "cuda" else None
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(centroids)
+    if hardware.device() == "cuda":
+        placed = torch.from_numpy(centroids).to("cuda")
+
+        def find(chunk: np.ndarray) -> np.ndarray:
+            return nearest(torch.from_numpy(chunk).to("cuda"), placed).cpu().numpy()
+
+    else:
+        index = faiss.IndexFlatL2(centroids.shape[1])
+        index.add(centroids)
+
+        def find(chunk: np.ndarray) -> np.ndarray:
+            return index.search(chunk, 1)[1][:, 0]
+
     for start in range(0, len(frames), CHUNK):
         chunk = np.ascontiguousarray(frames[start : start + CHUNK], dtype=np.float32)
-        if on_gpu is None:
-            found = index.search(chunk, 1)[1][:, 0]
-        else:
-            found = nearest(torch.from_numpy(chunk).to("cuda"), on_gpu).cpu().numpy()
-        labels[start : start + CHUNK] = found
+        labels[start : start + CHUNK] = find(chunk)
     return labels
