@@ -117,6 +117,7 @@ def read_manifest(
     emotions: list[str],
     label_map: dict[str, str],
     seed: int,
+    outside: bool = False,
 ) -> pd.DataFrame:
     """Read a corpus, or two to train on one and test on the other.
 
@@ -124,7 +125,7 @@ def read_manifest(
     ----------
     run_dir : str
         The synthetic corpus is spoken here; it needs no folder.
-    corpus, corpus_dir, emotions, label_map
+    corpus, corpus_dir, emotions, label_map, outside
         See `gmp_utils.corpora.load`.
     test_corpus, test_corpus_dir : str
         See `gmp_utils.corpora.cross_corpus`; "" for none.
@@ -163,9 +164,9 @@ def read_manifest(
             f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: name both or none."
         )
     if not test_corpus:
-        return corpora.load(corpus, folder, emotions, label_map)
+        return corpora.load(corpus, folder, emotions, label_map, outside)
     tested = (test_corpus, folder_of(test_corpus, test_corpus_dir))
-    return corpora.cross_corpus((corpus, folder), tested, emotions, label_map)
+    return corpora.cross_corpus((corpus, folder), tested, emotions, label_map, outside)
 
 
 def find_faults(
@@ -253,7 +254,7 @@ def prepare(
     Raises
     ------
     GmpError
-        What `find_faults`, `make_protocol` and `check_leakage` refuse.
+        For fewer than two emotions; what `find_faults`, `make_protocol` and `check_leakage` refuse.
     """
     run = runs.run_folder(run_dir)
     columns = [name for name in ("utterance", "path", "start", "end") if name in manifest]
@@ -261,7 +262,13 @@ def prepare(
     def decode(folder: Path) -> None:
         audio.write_store(manifest, folder / "waveforms")[1].to_parquet(folder / "report.parquet")
 
-    files = [Path(path).stat() for path in manifest.path]
+    def state(path: str) -> tuple[int, float] | None:
+        try:
+            stat = Path(path).stat()
+        except OSError:  # it went after it was listed, and is reported as unreadable
+            return None
+        return stat.st_size, stat.st_mtime
+
     # Runs speak the same synthetic corpus, each in its own folder.
     placed = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
     recordings = runs.make_stage(
@@ -270,7 +277,7 @@ def prepare(
         parameters={},
         inputs=[
             runs.text_digest(placed[columns].to_csv()),
-            runs.text_digest(repr([(stat.st_size, stat.st_mtime) for stat in files])),
+            runs.text_digest(repr(list(map(state, manifest.path)))),
         ],
         module="gmp_utils.audio",
     )
@@ -278,6 +285,9 @@ def prepare(
     faults = find_faults(manifest, report, exclude, min_seconds, max_seconds)
     kept = manifest.assign(duration=report.seconds, digest=report.digest)
     kept = kept[~kept.utterance.isin(faults.utterance[faults.excluded])]
+    found = sorted(kept.emotion.dropna().unique())
+    if len(found) < 2:
+        raise GmpError(f"emotions: found {found}, expected two or more that can be told apart.")
     protocol = make_protocol(
         kept, fold_by, n_folds, validation, selection, transductive, women_share
     )
@@ -316,6 +326,7 @@ def open_corpus(run_dir: str) -> Corpus:
     """
     folder = runs.run_folder(run_dir) / STAGE
     runs.identity(folder)
+    runs.identity(folder.parent / RECORDINGS)
     return Corpus(
         manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
         waveforms=Ragged.open(folder.parent / RECORDINGS / "waveforms"),

@@ -19,6 +19,7 @@ from transformers import HubertConfig, set_seed
 from gmp_utils import audio, encoders, features, runs, weights
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.corpora import synthetic
+from gmp_utils.corpora.names import check_folder, check_name
 from gmp_utils.errors import GmpError
 from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
@@ -91,13 +92,17 @@ def read_recordings(
     Raises
     ------
     GmpError
-        If there is nothing to hear, or a recording cannot be read.
+        If there is nothing to hear, a folder cannot be listed, or a recording cannot be read.
     """
     source = runs.ROOT / Path(recordings).expanduser()
     if recordings and not source.is_dir():
         raise GmpError(f"recordings {recordings!r}: no such folder.")
+    if recordings:
+        check_folder(source)
     found = source.rglob("*") if recordings else ()
     paths = sorted(path for path in found if path.suffix.lower() in FORMATS)
+    for path in paths:
+        check_name(path)
     if not paths and (recordings or not synthetic_utterances):
         raise GmpError(
             f"recordings {recordings!r}: no {', '.join(sorted(FORMATS))} below it; expected "

@@ -1,11 +1,13 @@
-import json
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import soundfile
 import torch
@@ -36,6 +38,21 @@ def emodb_folder() -> Path | None:
     beside = ROOT.parent / "shared" / "corpora" / "emodb" / "wav"
     folder = Path(os.environ.get("EMODB_DIR", beside))
     return folder if folder.is_dir() else None
+
+
+FULL = os.environ.get("FAULTS") == "full"  # make test-faults; else each fault is tried a few times
+TRIED: list[tuple[str, int, str]] = []
+
+
+def tried(fault: str, times: int, outcome: str) -> None:
+    """Keep a row of the table in tests/README.md; only what was asserted goes in."""
+    TRIED.append((fault, times, outcome))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TRIED:
+        table = pd.DataFrame(TRIED, columns=["fault", "tried", "outcome"])
+        terminalreporter.write_line(table.to_markdown(index=False))
 
 
 needs_emodb = pytest.mark.skipif(
@@ -99,20 +116,21 @@ def write_noise_corpus(run: Path, **rules) -> Path:
         tested = manifest.session == "3"
         manifest["corpus"] = np.where(tested, "other", "noise")
         manifest["split"] = np.where(tested, "test", "train")
-    folder = run / "01_prepare_data"
-    folder.mkdir(parents=True)
-    (run / "recordings").mkdir()
-    store = Ragged.create(
-        run / "recordings" / "waveforms",
-        [*manifest.utterance, "excluded"],
-        [len(wave) for wave in waves],
-        np.int16,
-    )
-    store.values[:] = np.concatenate(waves)
-    store.values.flush()
-    manifest.to_parquet(folder / "manifest.parquet", index=False)
-    runs.write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
-    (folder / "provenance.json").write_text(json.dumps({"identity": "noise"}))
+    run.mkdir(parents=True)
+
+    def record(folder: Path) -> None:
+        names, lengths = [*manifest.utterance, "excluded"], [len(wave) for wave in waves]
+        store = Ragged.create(folder / "waveforms", names, lengths, np.int16)
+        store.values[:] = np.concatenate(waves)
+        store.flush()
+
+    def prepare(folder: Path) -> None:
+        manifest.to_parquet(folder / "manifest.parquet", index=False)
+        runs.write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
+
+    made = {"parameters": {}, "module": "gmp_utils.errors"}
+    recordings = runs.make_stage(run / "recordings", record, **made)
+    runs.make_stage(run / "01_prepare_data", prepare, stages=[recordings], **made)
     return run
 
 
@@ -156,6 +174,44 @@ def _started(command, environment, **options):
         [sys.executable, *command], cwd=ROOT, env=CLEAN | environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
+
+
+def kill_when(environment, moment, victim: str, delay: float = 0.0) -> bool:
+    """Start the workflow, and kill it, or a part of it, at a moment; whether that came.
+
+    Parameters
+    ----------
+    environment : dict of str to str
+    moment : callable
+        Of the time when this began (seconds); asked again and again, until it is true or the workflow
+        has ended.
+    victim : str
+        "all" that was started, "papermill", its "kernel", or "snakemake" alone.
+    delay : float
+        Seconds after the moment.
+    """
+    began = time.time()
+    process = snakemake(environment, start_new_session=True)
+    while not moment(began):
+        if process.poll() is not None:
+            assert process.returncode == 0, process.communicate()[0][-4000:]
+            process.communicate()
+            return False
+        time.sleep(0.001)
+    time.sleep(delay)
+    found = psutil.Process(process.pid).children(recursive=True)
+    named = {"all": "", "papermill": "papermill", "kernel": "ipykernel_launcher"}
+    chosen = [process] if victim in ("all", "snakemake") else []
+    for one in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if victim in named and named[victim] in " ".join(one.cmdline()):
+                chosen.append(one)
+    for one in chosen:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    said = process.communicate()[0]
+    assert bool(process.returncode) == bool(chosen), said[-4000:]
+    return bool(chosen)
 
 
 def finished(process) -> str:

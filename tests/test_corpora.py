@@ -1,12 +1,18 @@
 """Loaders on small trees that follow each corpus's grammar, and on the corpora where they are."""
 
 import os
+import pickle
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-from conftest import emodb_folder, needs_emodb
+from conftest import emodb_folder, needs_emodb, tried
+from pyarrow import parquet
 
-from gmp_utils import GmpError, corpora
+from gmp_utils import GmpError, corpora, preparation
+from gmp_utils.ragged import Ragged
 
 FOUR = ["angry", "happy", "neutral", "sad"]
 
@@ -190,7 +196,7 @@ def test_msp_podcast(tmp_path, word, audio):
     unlabelled = manifest[manifest.emotion.isna()]
     assert unlabelled.path.tolist() == [str(tmp_path / audio / "MSP-PODCAST_0009_0001.wav")]
     (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
-    with pytest.raises(GmpError, match=r"0001_0008\.wav: not there, but labelled"):
+    with pytest.raises(GmpError, match=r"row 1: no recording .*0001_0008\.wav"):
         corpora.load("msp_podcast", tmp_path)
 
 
@@ -234,6 +240,223 @@ def test_a_table_that_lacks_something(tmp_path):
     file.write_text("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n")
     with pytest.raises(GmpError, match="column gender: found Mann"):
         corpora.load("table", file)
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """A folder with a recording in it and ways out of it, as it is and by a link to it."""
+    touch(tmp_path, "secret.wav", "corpus/in.wav", "corpus/deep/in.wav")
+    (tmp_path / "corpus" / "out").symlink_to(tmp_path)
+    (tmp_path / "corpus" / "out.wav").symlink_to(tmp_path / "secret.wav")
+    (tmp_path / "corpus" / "deep" / "loop.wav").symlink_to("loop.wav")
+    (tmp_path / "corpus" / "deep" / "linked.wav").symlink_to("../in.wav")
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    return tmp_path
+
+
+INSIDE = ["in.wav", "deep/in.wav", "deep/../in.wav", "deep/linked.wav", "./deep/./in.wav",
+          "../corpus/in.wav", "{}/corpus/in.wav"]  # fmt: skip
+OUTSIDE = ["../secret.wav", "deep/../../secret.wav", "out/secret.wav", "out.wav", "{}/secret.wav",
+           "deep/../out/corpus/../secret.wav", "/etc/hostname", "../corpus2/in.wav"]  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", ["corpus", "link"])
+def test_a_table_names_recordings_below_its_folder_only(linked, folder, monkeypatch):
+    """Refused before anything is read; allowed by a parameter; a folder that is a link is no way out."""
+    file = linked / folder / "mine.csv"
+    inside = [path.format(linked) for path in INSIDE]
+    table = pd.DataFrame({"utterance": [str(n) for n in range(len(inside))], "path": inside})
+    table.assign(speaker="1").to_csv(file, index=False)
+    assert len(corpora.load("table", file)) == len(inside)
+    for path in OUTSIDE:
+        pd.DataFrame({"path": ["absent.wav", path.format(linked)], "speaker": "1"}).to_csv(file)
+        with pytest.raises(GmpError, match=r'row 2: .* leads out of .*"outside" of notebook 01'):
+            corpora.load("table", file)
+    pd.DataFrame({"path": ["in.wav", "../secret.wav"], "speaker": "1"}).to_csv(file, index=False)
+    read = ("run", "table", str(file), "", "", [], {}, 0)
+    with pytest.raises(GmpError, match=r"row 2: '\.\./secret\.wav' leads out of"):
+        preparation.read_manifest(*read)
+    allowed = preparation.read_manifest(*read, outside=True)
+    assert allowed.path.map(os.path.realpath).tolist() == [
+        str(linked / "corpus" / "in.wav"), str(linked / "secret.wav"),
+    ]  # fmt: skip
+    pd.DataFrame({"path": ["deep/loop.wav", "a\0.wav"], "speaker": "1"}).to_parquet(
+        file.with_suffix(".parquet")
+    )
+    with pytest.raises(GmpError, match="row 2: no path of a recording"):
+        corpora.load("table", file.with_suffix(".parquet"))
+    tried(
+        f"path of a table that leads out of its folder ({folder})",
+        len(OUTSIDE),
+        "refused, row and path named",
+    )
+
+
+def test_label_files_name_recordings_of_the_corpus_only(linked):
+    """MSP-Podcast's file names and the synthetic corpus's utterances; permission is for tables."""
+    row = "{},A,3,2,5.5,9,Male,Train\n"
+    header = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
+    (linked / "release" / "Labels").mkdir(parents=True)
+    (linked / "release" / "Audios").symlink_to(linked / "corpus")
+    labels = linked / "release" / "Labels" / "labels_consensus.csv"
+    labels.write_text(header + row.format("in.wav"))
+    assert corpora.load("msp_podcast", linked / "release").utterance[0] == "in"
+    (linked / "corpus" / "wav").symlink_to(".")
+    spoken = "utterance,speaker,gender,session,emotion,text,"
+    spoken += "valence,arousal,dominance,emotion_start,emotion_end\n"
+    for path in OUTSIDE:
+        name = path.format(linked)
+        labels.write_text(header + row.format("in.wav") + row.format(name))
+        with pytest.raises(GmpError, match=r"consensus\.csv, row 2: .* leads out of .*Audios"):
+            corpora.load("msp_podcast", linked / "release", outside=True)
+        if name.endswith(".wav"):
+            said = f"{name[:-4]},S1F,female,1,sad,a,1,2,3,0,1\n"
+            (linked / "corpus" / "labels.csv").write_text(spoken + said)
+            with pytest.raises(GmpError, match=r"labels\.csv, row 1: .* leads out of"):
+                corpora.load("synthetic", linked / "corpus")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": [1, 2]}, "row 1: path is 1, expected a text"),
+        ({"path": [["in.wav"], ["in.wav"]]}, r"row 1: path is .*in\.wav.*, expected a text"),
+        ({"path": [b"in.wav", None]}, r"row 1: path is b'in\.wav', expected a text"),
+        ({"emotion": [["sad"], None]}, "row 1: emotion is .*sad.*, expected a text"),
+        ({"start": ["0.5", "later"]}, "row 2: start is 'later', expected a number"),
+        ({"end": [[1.0, 2.0], None]}, "row 1: end is .*, expected a number"),
+        ({"start": [0.0, np.inf]}, r"column start: found inf, expected in_range\(0, "),
+        ({"utterance": ["a", None]}, "column utterance: found nan, expected a value"),
+        ({"utterance": ["a", "a"]}, "column utterance: found a, expected each once"),
+        ({"label": "sad"}, "found a column 'label', expected 'emotion'"),
+    ],
+)
+def test_a_table_of_wrong_types_is_refused(tmp_path, columns, message):
+    touch(tmp_path, "in.wav")
+    base = {"path": ["in.wav"] * 2, "start": [0.0, 1.0], "speaker": ["1", "2"]}
+    pd.DataFrame(base | columns).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(GmpError, match=message):
+        corpora.load("table", tmp_path / "mine.parquet")
+
+
+def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):
+    touch(tmp_path, "in.wav")
+    starts = [0.0, 1.5, 1234.567, 1234.571]
+    pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"}).to_csv(tmp_path / "mine.csv")
+    with pytest.raises(GmpError, match="column Unnamed: 0: expected some of"):
+        corpora.load("table", tmp_path / "mine.csv")
+    pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"}).iloc[[3, 2, 0, 1]].to_parquet(
+        tmp_path / "mine.parquet"
+    )
+    names = corpora.load("table", tmp_path / "mine.parquet").utterance
+    assert names.tolist() == ["in@1234.571", "in@1234.567", "in@0", "in@1.5"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a table that can be read"),
+        (b"\x00\xff\xfe", "not a table that can be read"),
+        (b"path,speaker\n\xe9.wav,1\n", "not a table that can be read .*UTF-8"),
+        (b'path,speaker\n"in.wav,1\n', "not a table that can be read"),
+        (b"path,speaker\n", "found no row below the header, path, speaker"),
+        (b"path,speaker\nin.wav,1,2\n", "rows have more fields than its header"),
+        (b"path;speaker\nin.wav;1\n", "no column 'path'; found path;speaker"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, content, message):
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(GmpError, match=message):
+        corpora.load("table", tmp_path / "mine.csv")
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    """Of a recording, and of the folder of a table."""
+    name = os.fsdecode(b"03a01W\xff.wav")
+    try:
+        touch(tmp_path, f"emodb/{name}", "emodb/03a01Wa.wav", f"{name}/in.wav")
+    except OSError:
+        pytest.skip("this file system takes names in UTF-8 only")
+    with pytest.raises(GmpError, match=r"03a01W\\udcff\.wav': a name that is not UTF-8.*rename it"):
+        corpora.load("emodb", tmp_path / "emodb")
+    table = tmp_path / name / "mine.csv"
+    table.write_text("path,speaker\nin.wav,1\n")
+    with pytest.raises(GmpError, match=r"03a01W\\udcff\.wav/mine\.csv': a name that is not UTF-8"):
+        corpora.load("table", table)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+    touch(tmp_path, "a/03a01Wa.wav", "b/03a01Wb.wav")
+    scandir = os.scandir
+
+    def denied(path):  # root, who may run the tests, may list anything
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", denied)
+    with pytest.raises(GmpError, match=r"b': cannot be listed \(Permission denied\)"):
+        corpora.load("emodb", tmp_path)
+
+
+def test_ratings_that_are_no_numbers_and_turns_that_are_there_twice(iemocap, tmp_path):
+    path = iemocap / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    path.write_text(path.read_text("latin-1").replace("[4.0000", "[4.0.000"), "latin-1")
+    with pytest.raises(
+        GmpError, match=r"impro01\.txt, Ses01F_impro01_M000: found '4\.0\.000', expected a number"
+    ):
+        corpora.load("iemocap", iemocap)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(GmpError, match="cannot be read"):
+        corpora.load("iemocap", iemocap)
+    name = "MSP-IMPROV-S01A-F01-P-FM01"
+    touch(tmp_path, f"improv/Audio/{name}.wav", f"improv/copy/{name}.wav")
+    labels = tmp_path / "improv" / "Evalution.txt"
+    line = f"UTD{name[3:]}.avi; N; A:2.0; V:3.5; D:3.0; N:4.0;\n"
+    labels.write_text(line)
+    with pytest.raises(GmpError, match=rf"copy/{name}\.wav: also at .*Audio"):
+        corpora.load("msp_improv", tmp_path / "improv")
+    (tmp_path / "improv" / "copy" / f"{name}.wav").unlink()
+    labels.write_text(line.replace("2.0", "2..0"))
+    with pytest.raises(GmpError, match=rf"txt, {name}: found '2\.\.0', expected a number"):
+        corpora.load("msp_improv", tmp_path / "improv")
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_pickles_in_artifacts_are_not_run(tmp_path):
+    """Objects in a .npy, and in parquet a type that pyarrow once unpickled."""
+    ran, stem = tmp_path / "ran", tmp_path / "store"
+    payload = pickle.dumps(Payload(ran))
+    Ragged.create(stem, ["a"], [1], np.int16)
+    np.save(stem.with_suffix(".npy"), np.array([Payload(ran)], dtype=object), allow_pickle=True)
+    with pytest.raises(GmpError, match="store: cannot be read"):
+        Ragged.open(stem)
+    touch(tmp_path, "a.wav")
+    planted = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": payload,
+    }
+    planted |= {"PANDAS": payload}
+    for kind, path in ((pa.string(), "a.wav"), (pa.binary(), payload)):
+        fields = [pa.field("path", kind, metadata=planted), pa.field("speaker", pa.string())]
+        table = pa.table([pa.array([path], kind), pa.array(["1"])], pa.schema(fields, planted))
+        parquet.write_table(table, tmp_path / "mine.parquet")
+        if kind == pa.string():
+            assert corpora.load("table", tmp_path / "mine.parquet").utterance.tolist() == ["a"]
+        else:
+            with pytest.raises(GmpError, match=r"row 1: path is b'.*, expected a text"):
+                corpora.load("table", tmp_path / "mine.parquet")
+    assert not ran.exists()
+    pickle.loads(payload)
+    assert ran.exists()
 
 
 def test_a_label_that_no_map_names(iemocap):

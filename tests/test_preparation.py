@@ -1,14 +1,17 @@
 """From recordings to a prepared corpus: what is decoded, listed, left out, refused."""
 
 import math
+import os
+import re
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from conftest import emodb_folder, needs_emodb
+from conftest import emodb_folder, needs_emodb, tried
 
 from gmp_utils import GmpError, audio, corpora, preparation
 from gmp_utils.corpora import synthetic
@@ -61,7 +64,7 @@ def test_mixed_rates_and_channels_become_one(tmp_path):
     assert report.channels.tolist() == [1, 1, 2]
 
 
-@pytest.mark.parametrize(("rate", "n_samples"), [(44100, 441102), (24414, 48903), (22050, 220551)])
+@pytest.mark.parametrize(("rate", "n_samples"), [(44100, 441102), (48048, 49048), (22050, 220551)])
 def test_any_length_at_any_rate_fits_the_store(tmp_path, rate, n_samples):
     """torchaudio's own length is computed in 32 bits, and one sample off for some of these."""
     soundfile.write(tmp_path / "a.wav", np.full(n_samples, 0.1), rate)
@@ -153,6 +156,58 @@ def test_unusable_recordings_are_reported(tmp_path, case):
         audio.check_readable(report)
 
 
+def test_unusual_recordings_are_decoded(tmp_path):
+    """An AIFF named .wav, 96 kHz in 8 channels, 10 minutes, names that need quotes; and what is too odd."""
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 96000)
+    tones = tone[:, None] * np.arange(8) / 7  # half as loud on average
+    long, wav = noise(600 * 8000), {"format": "WAV"}
+    waves = {
+        "an aiff.wav": (long[:8000], 8000, {"format": "AIFF"}),
+        'it\'s "96" kHz,\n8 channels.wav': (tones, 96000, wav),
+        "zehn Minuten, élève 録音 🎙.wav": (long, 8000, wav | {"subtype": "ULAW"}),
+        "10 ms.wav": (long[:80], 8000, wav),
+        "no samples.wav": (long[:0], 8000, wav),
+        "NaN.wav": (np.append(long[:800], np.nan), 8000, wav | {"subtype": "FLOAT"}),
+        "inf.wav": (np.append(long[:800], -np.inf), 8000, wav | {"subtype": "DOUBLE"}),
+        "1e30.wav": (np.append(long[:800], 1e30), 8000, wav | {"subtype": "FLOAT"}),
+    }
+    for name, (samples, rate, how) in waves.items():
+        soundfile.write(tmp_path / name, samples, rate, **how)
+    (tmp_path / "nothing.wav").touch()
+    (tmp_path / "folder.wav").mkdir()
+    os.mkfifo(tmp_path / "pipe.wav")
+    names = [*waves, "nothing.wav", "folder.wav", "pipe.wav", "gone.wav"]
+    paths = [str(tmp_path / name) for name in names]
+    manifest = pd.DataFrame({"utterance": names, "path": paths})
+    store, report = audio.write_store(manifest, tmp_path / "store")
+    assert report.unreadable.isna().tolist() == [True] * 3 + [False] * 9
+    assert [store.lengths[name] for name in names[:3]] == [16000, 8000, 600 * 16000]
+    expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
+    found = store[names[1]] / 32767
+    np.testing.assert_allclose(found[200:-200], expected[200:-200], atol=2e-3)
+    tried("recording of odd rate, length, name, values or kind", len(names), "decoded, or listed")
+
+
+def test_recordings_that_change_on_the_way_are_listed(tmp_path, monkeypatch):
+    """One goes, one grows, between the look at its header and decoding."""
+    waves = {name: noise(1000, seed) for seed, name in enumerate(("good", "gone", "grown"))}
+    manifest, read = recordings(tmp_path, **waves), audio._read
+
+    def change(path, *rest):
+        if "gone" in path:
+            os.unlink(path)
+        elif "grown" in path:
+            soundfile.write(path, noise(2000), 16000)
+        return read(path, *rest)
+
+    monkeypatch.setattr(audio, "_read", change)
+    store, report = audio.write_store(manifest, tmp_path / "store")
+    assert pd.isna(report.unreadable[0])
+    assert re.search(r"gone\.wav: not there", report.unreadable[1])
+    assert re.search(r"grown\.wav: changed while it was read", report.unreadable[2])
+    np.testing.assert_allclose(store["good"] / 32767, waves["good"], atol=1e-4)
+
+
 def faulty_corpus(folder):
     """A table of eight utterances by four speakers: good ones, and one of each fault."""
     clipped = noise(16000)
@@ -168,7 +223,7 @@ def faulty_corpus(folder):
         path=manifest.utterance + ".wav",
         speaker=["a", "b", "c", "a", "b", "c", "d", "d"],
         gender=["female", "male", "female", "female", "male", "female", None, None],
-        emotion="sad",
+        emotion=["sad", "happy"] * 4,
     )
     table.to_csv(folder / "mine.csv", index=False)
     return folder / "mine.csv"
@@ -212,7 +267,8 @@ def test_faults_are_listed_and_excluded_by_rule_only(tmp_path):
     with pytest.raises(GmpError, match=r'long has no gender.*exclude "no gender"'):
         corpus.labels(["good1"], "gender")
     every = ["unreadable", "silent", "clipped", "long"]
-    corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=every)
+    rules = {"validation": "none", "selection": "last"}  # the three speakers left are too few
+    corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=every, **rules)
     assert sorted(corpus.manifest.index) == ["good1", "good2", "good3", "short"]
     assert len(corpus.waveforms["good1"]) == 16000
 
@@ -231,6 +287,28 @@ def test_the_store_is_kept_when_only_rules_change(tmp_path):
     assert store.stat().st_mtime_ns > written
 
 
+def test_recordings_that_go_after_they_were_listed(tmp_path):
+    """They are listed, and read when they are back; odd names are no matter."""
+    waves = {f'{number}, it\'s "é"\n録': noise(16000, number) for number in range(9)}
+    table = recordings(tmp_path / "corpus", **waves).assign(
+        path=[f"{name}.wav" for name in waves], speaker=list("111222333"),
+        gender=["female"] * 3 + ["male"] * 6, emotion=["sad", "happy", "sad"] * 3,
+    )  # fmt: skip
+    table.to_csv(tmp_path / "corpus" / "mine.csv", index=False)
+    given = ("table", str(tmp_path / "corpus" / "mine.csv"), "", "", [], {}, 0)
+    read = preparation.read_manifest(str(tmp_path / "run"), *given)
+    lost = Path(read.path[8])
+    lost.rename(tmp_path / "elsewhere")
+    rules = (0.3, 4.0, "speaker", 3, "speakers", "validation", False)
+    with pytest.raises(GmpError, match=r"(?s)unreadable: .*not there, or not a file\. \(1 such\)"):
+        preparation.prepare(str(tmp_path / "run"), read, [], *rules)
+    corpus = preparation.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
+    assert corpus.manifest.index.tolist() == list(waves)[:8]
+    (tmp_path / "elsewhere").rename(lost)
+    corpus = preparation.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
+    assert corpus.manifest.index.tolist() == list(waves)
+
+
 def test_a_corpus_without_labels_is_refused_by_name(tmp_path):
     recordings(tmp_path / "corpus", one=noise(16000))
     (tmp_path / "mine.csv").write_text("path,speaker\ncorpus/one.wav,a\n")
@@ -241,10 +319,10 @@ def test_a_corpus_without_labels_is_refused_by_name(tmp_path):
 
 
 def test_the_same_samples_under_two_speakers_are_refused(tmp_path):
-    waves = {name: noise(8000, seed) for name, seed in zip("abcd", (0, 0, 1, 2))}
+    waves = {name: noise(8000, seed) for name, seed in zip("abcdefgh", (0, 1, 0, 2, 3, 4, 5, 6))}
     table = recordings(tmp_path, **waves).assign(
-        path=[f"{name}.wav" for name in waves], speaker=list("1234"),
-        gender=["female", "male"] * 2, emotion="sad",
+        path=[f"{name}.wav" for name in waves], speaker=list("11223344"),
+        gender=["female", "female", "male", "male"] * 2, emotion=["sad", "happy"] * 4,
     )  # fmt: skip
     table.to_csv(tmp_path / "mine.csv", index=False)
     with pytest.raises(GmpError, match="hold the same samples"):

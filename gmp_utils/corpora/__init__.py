@@ -4,11 +4,13 @@ A module per corpus has `EMOTIONS`, from the corpus's labels to the names that a
 `load`, from the folder to the manifest with `label` instead of `emotion`.
 """
 
+import os
 from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.names import check_folder, check_name
 from gmp_utils.errors import GmpError
 
 CORPORA = (
@@ -24,14 +26,15 @@ def _schema():
     def optional(kind, *checks):
         return pa.Column(kind, *checks, nullable=True, required=False, coerce=kind is float)
 
+    seconds = pa.Check.in_range(0, 1e6)
     on_scale = pa.Check.in_range(0, 7)  # scales begin at 1; IEMOCAP has single ratings below
     return pa.DataFrameSchema(
         {
             "corpus": pa.Column(str),
             "utterance": pa.Column(str, unique=True),
             "path": pa.Column(str),
-            "start": optional(float, pa.Check.ge(0)),
-            "end": optional(float, pa.Check.ge(0)),
+            "start": optional(float, seconds),
+            "end": optional(float, seconds),
             "speaker": pa.Column(str, nullable=True),
             "gender": pa.Column(str, pa.Check.isin(["female", "male"]), nullable=True),
             "emotion": pa.Column(str, nullable=True),
@@ -41,8 +44,8 @@ def _schema():
             "session": optional(str),
             "split": optional(str),
             "text": optional(str),
-            "emotion_start": optional(float, pa.Check.ge(0)),
-            "emotion_end": optional(float, pa.Check.ge(0)),
+            "emotion_start": optional(float, seconds),
+            "emotion_end": optional(float, seconds),
         },
         strict=True,
     )
@@ -86,6 +89,7 @@ def load(
     folder: str | Path,
     emotions: list[str] | None = None,
     label_map: dict[str, str] | None = None,
+    outside: bool = False,
 ) -> pd.DataFrame:
     """Read a corpus.
 
@@ -99,6 +103,8 @@ def load(
         Keep these only, and print what goes; all if none are given.
     label_map : dict of str to str, optional
         Changes to the corpus's `EMOTIONS`, such as ``{"exc": "excited"}``.
+    outside : bool
+        May a `table` name recordings that are not below its folder.
 
     Returns
     -------
@@ -108,10 +114,12 @@ def load(
     Raises
     ------
     GmpError
-        For an unknown corpus, a missing folder, a folder without its recordings, a label that no
-        map names or that the corpus does not have, an emotion that the corpus does not have.
+        For an unknown corpus, a missing folder, a folder without its recordings or with one that
+        cannot be listed, names that are not UTF-8, labels that cannot be read or that name a recording
+        elsewhere, a label that no map names or that the corpus does not have, an emotion that the
+        corpus does not have.
     """
-    rows, names = _read(corpus, folder)
+    rows, names = _read(corpus, folder, outside)
     return check(_keep(_name(rows, names, label_map or {}), emotions))
 
 
@@ -120,6 +128,7 @@ def cross_corpus(
     test: tuple[str, str | Path],
     emotions: list[str] | None = None,
     label_map: dict[str, str] | None = None,
+    outside: bool = False,
 ) -> pd.DataFrame:
     """Two corpora as one: what is learnt on the first is tested on the second.
 
@@ -131,6 +140,8 @@ def cross_corpus(
         Keep these only; all that both corpora have if none are given.
     label_map : dict of str to str, optional
         Changes to the `EMOTIONS` of both.
+    outside : bool
+        See `load`.
 
     Returns
     -------
@@ -146,7 +157,7 @@ def cross_corpus(
     """
     if train[0] == test[0]:
         raise GmpError(f"{train[0]} is asked for twice; to test within a corpus, fold it.")
-    given = {"train": _read(*train), "test": _read(*test)}
+    given = {"train": _read(*train, outside), "test": _read(*test, outside)}
     loaded = {}
     for part, (rows, names) in given.items():
         others = given["test" if part == "train" else "train"][1]
@@ -167,19 +178,25 @@ def cross_corpus(
     return check(pd.concat(loaded.values(), ignore_index=True))
 
 
-def _read(corpus: str, folder: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
+def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame, dict[str, str]]:
     """A corpus's rows with its own labels, and what these are called here."""
     if corpus not in CORPORA:
         raise GmpError(f"corpus {corpus!r}: expected one of {', '.join(CORPORA)}.")
     folder = Path(folder).expanduser()
-    if not (folder.is_file() if corpus == "table" else folder.is_dir()):
+    if not (os.path.isfile(folder) if corpus == "table" else os.path.isdir(folder)):
         kind = "file" if corpus == "table" else "folder"
         raise GmpError(f"corpus_dir {str(folder)!r}: no such {kind}; give the {kind} of {corpus}.")
     module = import_module(f"gmp_utils.corpora.{corpus}")
-    rows = module.load(folder)
+    check_name(folder)
+    if corpus == "table":
+        rows = module.load(folder, outside)
+    else:
+        check_folder(folder)
+        rows = module.load(folder)
     if rows.empty:
         inside = [folder] if folder.is_file() else folder.iterdir()
-        found = ", ".join(sorted(path.name for path in inside)[:3]) or "nothing"
+        names = sorted(path.name.encode(errors="backslashreplace").decode() for path in inside)
+        found = ", ".join(names[:3]) or "nothing"
         raise GmpError(
             f"corpus_dir {str(folder)!r}: no recording is named as {corpus} names them "
             f"(found {found}, …); give the folder that holds the recordings."

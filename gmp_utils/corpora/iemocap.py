@@ -4,11 +4,13 @@ A turn's name, `Ses03M_impro05a_F012`, has the talker in its last field: the let
 is who wore the markers, and is wrong for half of the turns.
 """
 
+import os
 import re
 from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.labels import number
 from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
@@ -34,7 +36,10 @@ EMOTIONS = {
 
 def _lines(files: list[Path]) -> list[str]:
     kept = [path for path in sorted(files) if not path.name.startswith("._")]
-    return [line for path in kept for line in path.read_text("latin-1").splitlines()]
+    try:
+        return [line for path in kept for line in path.read_text("latin-1").splitlines()]
+    except OSError as error:
+        raise GmpError(f"{error.filename}: cannot be read ({error.strerror}).") from error
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -43,7 +48,7 @@ def load(folder: Path) -> pd.DataFrame:
     Raises
     ------
     GmpError
-        If a turn that has a label has no recording.
+        If a turn that has a label has no recording, or a rating is no number.
     """
     evaluations = _lines(list(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")))
     texts = _lines(list(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt")))
@@ -53,10 +58,11 @@ def load(folder: Path) -> pd.DataFrame:
         turn, session, talker, label, valence, activation, dominance = match.groups()
         dialog = turn.rpartition("_")[0]
         path = folder / f"Session{session}" / "sentences" / "wav" / dialog / f"{turn}.wav"
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise GmpError(
                 f"{path}: not there, but {dialog}.txt labels it; the release is incomplete."
             )
+        where = f"{dialog}.txt, {turn}"
         rows.append(
             {
                 "utterance": turn,
@@ -65,9 +71,9 @@ def load(folder: Path) -> pd.DataFrame:
                 "gender": {"F": "female", "M": "male"}[talker],
                 "session": session,
                 "label": label,
-                "valence": float(valence),
-                "arousal": float(activation),
-                "dominance": float(dominance),
+                "valence": number(valence, where),
+                "arousal": number(activation, where),
+                "dominance": number(dominance, where),
                 "text": said.get(turn),
             }
         )

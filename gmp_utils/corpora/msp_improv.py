@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.labels import number
 from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
@@ -32,18 +33,23 @@ def load(folder: Path) -> pd.DataFrame:
     Raises
     ------
     GmpError
-        Without the file of labels, or if a turn that has a label has no recording.
+        Without the file of labels, if a turn that has a label has no recording or two of them, or a
+        rating is no number.
     """
     labels = [folder / name for name in ("Evalution.txt", "Evaluation.txt")]
     labels = [path for path in labels if path.is_file()]
     if not labels:
         raise GmpError(f"{folder}: no Evalution.txt; give the folder that holds it and Audio/.")
-    recordings = {path.stem: path for path in folder.rglob("MSP-IMPROV-*.wav")}
+    recordings: dict[str, Path] = {}
+    for path in sorted(folder.rglob("MSP-IMPROV-*.wav")):
+        if recordings.setdefault(path.stem, path) != path:
+            raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []
     for match in filter(None, map(LINE.match, labels[0].read_text("latin-1").splitlines())):
         name, speaker = f"MSP-{match[1]}", match[2]
         if name not in recordings:
             raise GmpError(f"{name}.wav: not there, but {labels[0].name} labels it.")
+        where = f"{labels[0]}, {name}"
         rows.append(
             {
                 "utterance": name,
@@ -52,9 +58,9 @@ def load(folder: Path) -> pd.DataFrame:
                 "gender": {"F": "female", "M": "male"}[speaker[0]],
                 "session": str(int(speaker[1:])),
                 "label": match[3],
-                "valence": float(match[5]),
-                "arousal": 6 - float(match[4]),
-                "dominance": float(match[6]),
+                "valence": number(match[5], where),
+                "arousal": 6 - number(match[4], where),
+                "dominance": number(match[6], where),
             }
         )
     return with_unlabelled(pd.DataFrame(rows), recordings.values())

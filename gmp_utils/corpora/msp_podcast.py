@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.labels import locate, read_table
 from gmp_utils.corpora.names import with_unlabelled
 from gmp_utils.errors import GmpError
 
@@ -23,6 +24,8 @@ EMOTIONS = {
     "O": "other",
     "X": "no agreement",
 }
+TEXTS = ("FileName", "EmoClass", "SpkrID", "Gender", "Split_Set")
+NUMBERS = ("EmoVal", "EmoAct", "EmoDom")
 
 
 def load(folder: Path) -> pd.DataFrame:
@@ -31,32 +34,30 @@ def load(folder: Path) -> pd.DataFrame:
     Raises
     ------
     GmpError
-        Without labels or recordings, or if a turn that has a label has no recording.
+        Without labels or recordings, or if a turn that has a label has no recording, or one elsewhere.
     """
     labels = [folder / "Labels" / f"labels_{word}.csv" for word in ("consensus", "concensus")]
     audio = [folder / name for name in ("Audios", "Audio")]
     try:
-        table = pd.read_csv(next(path for path in labels if path.is_file()), dtype={"SpkrID": str})
+        labels = next(path for path in labels if path.is_file())
         audio = next(path for path in audio if path.is_dir())
     except StopIteration:
         raise GmpError(
             f"{folder}: expected Labels/labels_consensus.csv and Audios/; give the release's folder."
         ) from None
+    table = read_table(labels, (*TEXTS, *NUMBERS), TEXTS, NUMBERS)
+    paths = locate(table.FileName, audio, labels, f"expected the name of a file in {audio.name}/")
     table[["SpkrID", "Gender"]] = table[["SpkrID", "Gender"]].replace({"Unknown": None})
-    paths = table.FileName.map(lambda name: audio / name)
-    absent = table.FileName[~paths.map(Path.is_file)]
-    if len(absent):
-        raise GmpError(f"{audio / absent.iloc[0]}: not there, but labelled ({len(absent)} such).")
     manifest = pd.DataFrame(
         {
-            "utterance": paths.map(lambda path: path.stem),
-            "path": paths.map(str),
+            "utterance": [Path(path).stem for path in paths],
+            "path": paths,
             "speaker": table.SpkrID,
             "gender": table.Gender.str.lower(),
             "label": table.EmoClass,
-            "valence": table.EmoVal.astype(float),
-            "arousal": table.EmoAct.astype(float),
-            "dominance": table.EmoDom.astype(float),
+            "valence": table.EmoVal,
+            "arousal": table.EmoAct,
+            "dominance": table.EmoDom,
             "split": table.Split_Set.replace({"Development": "Validation"}).str.lower(),
         }
     )

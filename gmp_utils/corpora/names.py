@@ -1,10 +1,49 @@
 """Recordings and their names."""
 
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
+
+from gmp_utils.errors import GmpError
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder in which recordings would be overlooked or could not be kept.
+
+    Raises
+    ------
+    GmpError
+        Naming what cannot be listed, or a recording's name that is not UTF-8.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise GmpError(
+            f"{error.filename!r}: cannot be listed ({error.strerror}), so recordings would be "
+            "overlooked; make it readable, or give a folder without it."
+        ) from error
+
+    for where, folders, files in os.walk(folder, onerror=refuse):
+        for name in (*folders, *files):
+            if name.endswith(".wav"):
+                check_name(Path(where, name))
+
+
+def check_name(path: Path) -> None:
+    """Refuse a path that is not UTF-8: no manifest can hold it.
+
+    Raises
+    ------
+    GmpError
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise GmpError(
+            f"{str(path)!r}: a name that is not UTF-8, expected one; rename it."
+        ) from error
 
 
 def scan(folder: Path, pattern: str, row: Callable[[re.Match], dict]) -> pd.DataFrame:

@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from gmp_utils.corpora.labels import locate, read_table
+from gmp_utils.corpora.names import with_unlabelled
+
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
 
 # Session by session, a woman and a man: the corpus's voices, and those that encoders are pre-trained
@@ -107,11 +110,20 @@ def load(folder: Path) -> pd.DataFrame:
     Returns
     -------
     manifest : DataFrame
-        A row per utterance, see `gmp_utils.corpora.SCHEMA`.
+        A row per utterance, see `gmp_utils.corpora.check`.
+
+    Raises
+    ------
+    GmpError
+        If the labels cannot be read, or name a recording elsewhere.
     """
-    manifest = pd.read_csv(folder / "labels.csv", dtype={"speaker": str, "session": str})
-    manifest["path"] = [str(folder / "wav" / f"{name}.wav") for name in manifest.utterance]
-    return manifest.rename(columns={"emotion": "label"})
+    labels, recordings = folder / "labels.csv", folder / "wav"
+    texts = ("utterance", "speaker", "gender", "session", "emotion", "text")
+    numbers = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
+    manifest = read_table(labels, (*texts, *numbers), texts, numbers)
+    advice = "expected the name of a file in wav/"
+    manifest["path"] = locate(manifest.utterance + ".wav", recordings, labels, advice)
+    return with_unlabelled(manifest.rename(columns={"emotion": "label"}), recordings.glob("*.wav"))
 
 
 def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:

@@ -9,36 +9,31 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils.corpora.labels import locate, read_table
 from gmp_utils.errors import GmpError
 
 EMOTIONS: dict[str, str] = {}  # the table's own names are kept
+TEXTS = ("path", "utterance", "speaker", "gender", "session", "emotion", "split", "text")
+NUMBERS = ("start", "end", "valence", "arousal", "dominance")
+ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 
 
-def load(path: Path) -> pd.DataFrame:
+def load(path: Path, outside: bool = False) -> pd.DataFrame:
     """Read the manifest; see `gmp_utils.corpora.load`.
 
     Raises
     ------
     GmpError
-        If a needed column is missing, or a recording.
+        If it is no table, a needed column is missing, or a recording, or one is not below the table's
+        folder and may not be outside.
     """
-    if path.suffix == ".parquet":
-        table = pd.read_parquet(path)
-    else:
-        words = ("path", "utterance", "speaker", "gender", "session", "emotion", "split", "text")
-        table = pd.read_csv(path, dtype=dict.fromkeys(words, str))
-    for name in ("path", "speaker"):
-        if name not in table:
-            raise GmpError(f"{path}: no column {name!r}; found {', '.join(table.columns)}.")
-    if table.path.isna().any():
-        raise GmpError(f"{path}, row {table.path.isna().argmax() + 1}: no path; expected one.")
-    recordings = table.path.map(lambda name: path.parent / name)
-    absent = recordings[~recordings.map(Path.is_file)]
-    if len(absent):
-        raise GmpError(f"{path}, row {absent.index[0] + 1}: no recording {absent.iloc[0]}.")
+    table = read_table(path, ("path", "speaker"), TEXTS, NUMBERS)
+    if "label" in table:
+        raise GmpError(f"{path}: found a column 'label', expected 'emotion'; rename it.")
+    recordings = locate(table.path, path.parent, path, None if outside else ADVICE)
     if "utterance" not in table:
         table["utterance"] = table.path.str.replace(r"\.\w+$", "", regex=True)
         if "start" in table:
-            table["utterance"] += table.start.map("@{:g}".format)
-    table = table.assign(path=recordings.map(str)).rename(columns={"emotion": "label"})
+            table["utterance"] += table.start.map("@{:.10g}".format)
+    table = table.assign(path=recordings).rename(columns={"emotion": "label"})
     return table.assign(**{name: None for name in ("label", "gender") if name not in table})
