@@ -129,6 +129,20 @@ def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
     return groups[["true", "predicted"]].apply(lambda own: 100 * metric(own.true, own.predicted))
 
 
+def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, str]:
+    """What figures call the speakers, for figures are handed on.
+
+    Parameters
+    ----------
+    predictions : DataFrame
+        With `speaker`.
+    names : bool
+        Whether to use their names, for "speaker 1", "speaker 2", … in the names' order.
+    """
+    speakers = sorted(predictions.speaker.unique())
+    return {one: one if names else f"speaker {n}" for n, one in enumerate(speakers, start=1)}
+
+
 def comparisons(
     predictions: pd.DataFrame, metric: Callable, against: str | None = None
 ) -> pd.DataFrame:

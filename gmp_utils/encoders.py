@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import HubertConfig, HubertModel, HubertPreTrainedModel
 
-from gmp_utils import hardware
+from gmp_utils import hardware, weights
 from gmp_utils.errors import GmpError
 
 
@@ -75,7 +75,8 @@ class SpeechModel(HubertPreTrainedModel):
         Raises
         ------
         GmpError
-            If there is no such model, it is no HuBERT, or weights of the encoder are missing.
+            If there is no such model, it is no HuBERT, its weights are missing, no numbers, or a pickle
+            that holds more than weights.
         """
         try:
             config = HubertConfig.from_pretrained(source)
@@ -88,18 +89,26 @@ class SpeechModel(HubertPreTrainedModel):
         config.update(settings)
         try:
             model, report = cls.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True
+                weights.as_safetensors(source),
+                config=config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except (OSError, SafetensorError) as error:
             raise _not_a_model(source, error) from error
-        for (
-            parameter
-        ) in model.parameters():  # read from a file they lie anywhere, and where they lie
-            parameter.data = parameter.data.clone()  # decides the last bit of what MKL computes
+        # Read from a file they lie anywhere, and where they lie decides the last bit of MKL's results.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
             raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise GmpError(
+                    f"encoder {source!r}: its weights {name} hold values that are no numbers."
+                )
         if not model.train_cnn:
             model.hubert.feature_extractor._freeze_parameters()
         return model
@@ -128,7 +137,7 @@ class SpeechModel(HubertPreTrainedModel):
         """Frames that so many samples give."""
         return self._get_feat_extract_output_lengths(n_samples)
 
-    def cnn(self, waveforms: Tensor, n_samples: Tensor) -> Tensor:
+    def cnn(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Run the CNN; an utterance's output does not depend on its padding.
 
         The first convolution of the base model normalises over time (group norm): its mean and
@@ -137,25 +146,26 @@ class SpeechModel(HubertPreTrainedModel):
 
         Parameters
         ----------
-        waveforms : (batch, samples) float32
-        n_samples : (batch,) int64
-            Length of each, without padding.
+        inputs : (batch, samples) float32
+            Waveforms.
+        lengths : (batch,) int64
+            Samples of each, without padding.
 
         Returns
         -------
         features : (batch, frames, conv_dim) float32
         """
-        in_bfloat16 = self.train_cnn and waveforms.is_cuda and hardware.bfloat16()
+        in_bfloat16 = self.train_cnn and inputs.is_cuda and hardware.bfloat16()
         with (
             torch.set_grad_enabled(self.train_cnn and torch.is_grad_enabled()),
-            torch.autocast(waveforms.device.type, torch.bfloat16, enabled=in_bfloat16),
+            torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16),
         ):
-            x = waveforms.unsqueeze(1)
+            x = inputs.unsqueeze(1)
             for layer in self.hubert.feature_extractor.conv_layers:
                 norm = getattr(layer, "layer_norm", None)
                 if isinstance(norm, nn.GroupNorm):
                     x = layer.conv(x)
-                    n_valid = (n_samples - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+                    n_valid = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
                     x = layer.activation(_norm_each(x, n_valid.tolist(), norm))
                 else:
                     x = layer(x)

@@ -6,6 +6,8 @@ every fold. `make run` is the case of one run. What runs share is made once, see
 
 import os
 import re
+import shlex
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,16 +91,16 @@ def declared(name: str) -> dict:
     Raises
     ------
     GmpError
-        For a name that no file has, or entries that no declaration has.
+        For a name that no file has, or entries that no declaration has or that are of another kind.
     """
     path = Path(name) if name.endswith(".yaml") else CONFIG / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = ", ".join(sorted(file.stem for file in CONFIG.glob("*.yaml")))
         raise GmpError(
             f"experiment {name!r}: expected one of {known}, or a file that ends in .yaml."
         )
     optional = {"parameters": {}, "against": None, "paper": {}}
-    found = optional | (yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    found = optional | _yaml(path)
     required = ("question", "variants", "folds", "seeds")
     expected = {*required, *optional}
     if set(found) != expected:
@@ -106,6 +108,23 @@ def declared(name: str) -> dict:
         raise GmpError(
             f"{path.name}: {odd}; expected {', '.join(required)}, and maybe {', '.join(optional)}."
         )
+    kinds = {"question": str, "variants": dict, "folds": list, "seeds": list, "parameters": dict}
+    for name, kind in kinds.items():
+        if not isinstance(found[name], kind) or not (found[name] or name == "parameters"):
+            raise GmpError(
+                f"{path.name}: {name}: found {found[name]!r}, expected a filled {kind.__name__}."
+            )
+    numbers = [*found["folds"], *found["seeds"]]
+    if not all(type(one) is int and one >= 0 for one in numbers):
+        raise GmpError(
+            f"{path.name}: folds and seeds: found {numbers!r}, expected numbers from 0 on."
+        )
+    for name, changes in found["variants"].items():
+        if not (isinstance(name, str) and slug(name) and isinstance(changes, dict)):
+            raise GmpError(
+                f"{path.name}: variant {name!r}: found {changes!r}, expected a name (yes, no and numbers "
+                "in quotes) and the parameters that it changes, or {}."
+            )
     if found["against"] is not None and found["against"] not in found["variants"]:
         raise GmpError(f"{path.name}: against {found['against']!r} is none of the variants.")
     if len(set(map(slug, found["variants"]))) < len(found["variants"]):
@@ -124,13 +143,67 @@ def one_number(variants: dict[str, dict]) -> bool:
 
 
 def slug(name: str) -> str:
-    """A name as a folder or a file may have it."""
-    return re.sub(r"[^\w.+-]+", "-", name.lower()).strip("-")
+    """A name as a folder or a file may have it, in small letters."""
+    return _file_name(name.lower())
+
+
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
+def _yaml(path: Path) -> dict:
+    """Names and values of a file of ours or the user's."""
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise GmpError(f"{path}: found no YAML that can be read ({error}).") from error
+    if not isinstance(found, dict | None):
+        raise GmpError(f"{path}: found {found!r:.80}, expected lines of `name: value`.")
+    return found or {}
+
+
+def _presets(given: str) -> list[Path]:
+    """The file that PRESET names, or several, between spaces and in a shell's quotes if need be."""
+    try:
+        paths = [given] if os.path.isfile(given) else shlex.split(given)
+    except ValueError as error:
+        raise GmpError(f"PRESET: {given!r} has {error}; names with spaces go in quotes.") from error
+    absent = [path for path in paths if not os.path.isfile(path)]
+    if absent:
+        raise GmpError(
+            f"PRESET: no file {absent[0]!r}; expected files, and between several a space. Names with "
+            """spaces go in quotes: PRESET="'my own.yaml' presets/paper.yaml"."""
+        )
+    return [Path(path) for path in paths]
+
+
+def _refuse_odd(environment: Mapping[str, str]) -> None:
+    """Refuse what some part of the workflow could not hand on; quotes, spaces and `$` all can."""
+    for name in ("RUN", "PRESET", "EXPERIMENT", *map(str.upper, TAKEN)):
+        for one in environment.get(name) or "":
+            if unicodedata.category(one) in ("Cc", "Cs"):
+                raise GmpError(
+                    f"{name}: {environment[name]!r} holds {one!r}, a control character or a byte that is "
+                    "no UTF-8; rename the file or the folder."
+                )
+
+
+def _run(folder: str, parameters: dict, *others) -> Run:
+    """A run whose parameters have the right types, and whose paths Snakemake and papermill can have."""
+    parameters = parameters | {"run_dir": folder}
+    notebook.check_parameters("01_prepare_data", parameters)
+    for name in ("run_dir", "corpus_dir", "test_corpus_dir", "encoder"):
+        if set("{}") & set(parameters.get(name, "")):
+            raise GmpError(
+                f"{'RUN' if name == 'run_dir' else name}: {parameters[name]!r} holds a brace, which the "
+                "workflow would take for a place to fill in; rename the folder."
+            )
+    return Run(folder, parameters, *others)
 
 
 def _numbers(environment: Mapping[str, str], name: str, default: list[int]) -> list[int]:
     words = (environment.get(name) or "").split()
-    if not all(word.isdigit() for word in words):
+    if not all(word.isdecimal() for word in words):
         raise GmpError(f"{name}: found {' '.join(words)!r}, expected numbers such as '1 2 3'.")
     return [int(word) for word in words] or default
 
@@ -149,39 +222,44 @@ def plan(environment: Mapping[str, str]) -> Plan:
     Raises
     ------
     GmpError
-        For a value that the Makefile does not have, see also `declared`.
+        For a value that the Makefile does not have, a preset that cannot be read, or a folder's name
+        that cannot be used; see also `declared`.
     """
-    presets = (environment.get("PRESET") or "").split()
+    _refuse_odd(environment)
+    presets = _presets(environment.get("PRESET") or "")
     experiment = environment.get("EXPERIMENT") or ""
     declaration = declared(experiment) if experiment else None
     given = dict(declaration["parameters"]) if declaration else {}
     for preset in presets:
-        given |= yaml.safe_load(Path(preset).read_text(encoding="utf-8")) or {}
+        given |= _yaml(preset)
     asked = {name: environment[name.upper()] for name in TAKEN if environment.get(name.upper())}
     given |= asked
+    notebook.check_parameters("01_prepare_data", given)
     for name in ("corpus_dir", "test_corpus_dir"):
         if given.get(name):
-            given[name] = os.path.abspath(given[name])
+            given[name] = os.path.abspath(os.path.expanduser(given[name]))
     corpora = [given.get("corpus", "synthetic"), given.get("test_corpus")]
     encoder = given.get("encoder", "embedded")
     named = ["-on-".join(filter(None, corpora)), os.path.basename(encoder.rstrip("/"))]
-    named += [Path(preset).stem for preset in presets]
+    named += [preset.stem for preset in presets]
+    asked_folder = os.path.expanduser(environment.get("RUN") or "")
     if not declaration:
         name = "demo" if named == ["synthetic", "embedded"] else "-".join(named)
-        folder = environment.get("RUN") or f"runs/{name}"
+        folder = os.path.normpath(asked_folder or f"runs/{_file_name(name)}")
         words = (environment.get("GMPS") or "yes").split()
         if not set(words) <= {"yes", "no"}:
             raise GmpError(f"GMPS: found {' '.join(words)!r}, expected 'yes', 'no' or 'yes no'.")
         starts = [STARTS[word == "yes"] for word in words]
-        own = given | {"run_dir": folder}
-        return Plan(folder, [Run(folder, own, _numbers(environment, "FOLDS", [1]), starts)], None)
-    folder = "-".join([Path(experiment).stem, *named])
-    folder = environment.get("RUN") or f"runs/experiments/{folder}"
+        folds = _numbers(environment, "FOLDS", [1])
+        return Plan(folder, [_run(folder, given, folds, starts)], None)
+    name = "-".join([Path(experiment).stem, *named])
+    folder = os.path.normpath(asked_folder or f"runs/experiments/{_file_name(name)}")
     folds = _numbers(environment, "FOLDS", declaration["folds"])
     seeds = _numbers(environment, "SEEDS", declaration["seeds"])
     found, impossible = [], {}
     for variant, changes in declaration["variants"].items():
         own = given | changes | asked
+        notebook.check_parameters("01_prepare_data", own)
         deepest = -1 - weights.n_layers(own.get("encoder", "embedded"))
         if own.get("layer", -1) < deepest:
             impossible[variant] = f"the encoder's layers end with {deepest}"
@@ -189,7 +267,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
         for seed in seeds:
             at = f"{folder}/{slug(variant)}/seed{seed}"
             starts = [STARTS[own.get("use_gmps", True)]]
-            found.append(Run(at, own | {"seed": seed, "run_dir": at}, folds, starts, variant, seed))
+            found.append(_run(at, own | {"seed": seed}, folds, starts, variant, seed))
     members = [
         {"variant": run.variant, "seed": run.seed, "run_dir": run.folder, "starts": run.starts}
         for run in found
@@ -212,7 +290,9 @@ def write(planned: Plan) -> None:
         notebook.write_parameters(run.folder, run.parameters)
     if planned.experiment:
         folder = runs.run_folder(planned.folder)
-        notebook.write_parameters(planned.folder, {"run_dir": planned.folder})
+        named = any(run.parameters.get("show_speakers") for run in planned.runs)
+        own = {"run_dir": planned.folder, "show_speakers": named}
+        notebook.write_parameters(planned.folder, own)
         together = runs.run_folder("runs/experiments")
         sharing = together if folder.parent == together else folder
         sharing.joinpath(runs.SHARED).mkdir(exist_ok=True)

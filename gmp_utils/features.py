@@ -1,49 +1,58 @@
 """What an encoder makes of utterances, written to disk: the CNN's output, a layer's frames."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from gmp_utils import hardware, runs
+from gmp_utils import hardware, memory, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
 from gmp_utils.encoders import SpeechModel, cnn_digest
+from gmp_utils.errors import GmpError
 from gmp_utils.preparation import Corpus
 from gmp_utils.ragged import Ragged
 
-CNN_SECONDS = {
-    "cuda": 120.0,
-    "cpu": 6.0,
-}  # in a batch; on a CPU what does not fit its caches is slow
+# In a batch; on a CPU what does not fit its caches is slow.
+CNN_SECONDS = {"cuda": 120.0, "cpu": 6.0}
 ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
+SPACE = "Free some space, or give a run_dir on another disk."
 
 
 def batches(
-    dataset: Utterances, title: str, seconds: dict[str, float] = ENCODER_SECONDS
-) -> Iterator[tuple[list[str], dict[str, torch.Tensor]]]:
-    """Go through a dataset once.
+    dataset: Utterances,
+    title: str,
+    function: Callable,
+    seconds: dict[str, float] = ENCODER_SECONDS,
+) -> Iterator[tuple[Sequence[str], object]]:
+    """Apply a function to a dataset, once, batch by batch.
 
     Parameters
     ----------
     dataset : Utterances
     title : str
         Of the progress bar.
+    function : callable
+        Of a batch's tensors by name, on the GPU where there is one.
     seconds : dict of str to float
-        Padded seconds of audio per batch on each device.
+        Padded seconds of audio per batch on each device; where that does not fit, halves are tried.
 
     Yields
     ------
-    names : list of str
-    batch : dict of Tensor
-        On the GPU where there is one.
+    names : sequence of str
+    found : object
+        What the function made of their batch.
     """
     sampler = SecondsBatches(dataset, seconds[hardware.device()], shuffle=False)
     for indices in tqdm(sampler, title, disable=None):
         batch = collate([dataset[index] for index in indices])
-        names = [dataset.utterances[index] for index in indices]
-        yield names, {key: value.to(hardware.device()) for key, value in batch.items()}
+        batch = {key: value.to(hardware.device()) for key, value in batch.items()}
+        yield from memory.in_halves(
+            function, [dataset.utterances[index] for index in indices], batch
+        )
 
 
 def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
@@ -83,12 +92,13 @@ def write_cnn_output(
     model.eval().to(hardware.device())
     lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in utterances]
     dim = model.config.conv_dim[-1]
+    needed, free = sum(lengths) * dim * 4, shutil.disk_usage(stem.parent).free
+    memory.estimate(f"the CNN's output for {len(lengths)} utterances on disk", needed, free, SPACE)
     store = Ragged.create(stem, utterances, lengths, np.float32, (dim,))
     dataset = Utterances(waveforms, sorted(utterances, key=waveforms.lengths.get))
     with torch.inference_mode():
-        for names, batch in batches(dataset, "CNN", CNN_SECONDS):
-            output = model.cnn(batch["inputs"], batch["lengths"]).cpu().numpy()
-            for utterance, frames in zip(names, output):
+        for names, output in batches(dataset, "CNN", model.cnn, CNN_SECONDS):
+            for utterance, frames in zip(names, output.cpu().numpy()):
                 store[utterance][:] = frames[: store.lengths[utterance]]
     store.flush()
 
@@ -114,10 +124,15 @@ def layer_states(
     dataset = Utterances(inputs, sorted(utterances, key=inputs.lengths.get))
     model.eval().to(hardware.device())
     with torch.inference_mode():
-        for names, batch in batches(dataset, "encoder"):
-            states, valid = model.hidden_states(**batch, layers=layers)
+        found = batches(dataset, "encoder", partial(model.hidden_states, layers=layers))
+        for names, (states, valid) in found:
             stacked = torch.stack(states, dim=1).half().cpu().numpy()
             for name, values, length in zip(names, stacked, valid.sum(dim=1).tolist()):
+                if not np.isfinite(values[:, :length]).all():
+                    raise GmpError(
+                        f"{name}: layers {list(layers)} of the model hold values that are no numbers, or "
+                        "too large for 16 bits; its weights are damaged, or its training went astray."
+                    )
                 yield name, values[:, :length]
 
 
@@ -142,7 +157,10 @@ def layer_frames(
     lengths = [inputs.lengths[name] for name in utterances]
     if inputs.values.ndim == 1:
         lengths = [int(model.frame_lengths(length)) for length in lengths]
-    frames = Ragged.create(stem, utterances, lengths, np.float16, (model.config.hidden_size,))
+    dim = model.config.hidden_size
+    needed, free = sum(lengths) * dim * 2, shutil.disk_usage(stem.parent).free
+    memory.estimate(f"layer {layer} of {len(lengths)} utterances on disk", needed, free, SPACE)
+    frames = Ragged.create(stem, utterances, lengths, np.float16, (dim,))
     for name, (states,) in layer_states(model, inputs, utterances, [layer]):
         frames[name][:] = states
     frames.flush()

@@ -80,7 +80,8 @@ def browser() -> str | None:
 @cache
 def _start_renderer() -> None:
     """One Chromium for all figures of a notebook: starting it costs ten times what a figure does."""
-    kaleido.start_sync_server(silence_warnings=True)
+    nowhere = "127.0.0.1:9"  # a proxy that is not there, for what Chromium asks of its maker
+    kaleido.start_sync_server(mathjax=False, proxy_server=nowhere, silence_warnings=True)
 
 
 def show(figure: go.Figure, run_dir: str, name: str) -> None:

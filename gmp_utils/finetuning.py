@@ -89,14 +89,10 @@ def apply(
     """
     dataset = labelled(corpus, inputs, utterances, ())
     model.eval().to(hardware.device())
-    vectors, logits = [], []
     with torch.inference_mode():
-        for _, batch in features.batches(dataset, "classify"):
-            feature = model.embed(**batch)
-            scores = model.classifier(feature)
-            vectors.append(feature.float().cpu().numpy())
-            logits.append(scores.float().cpu().numpy())
-    return np.concatenate(vectors), np.concatenate(logits)
+        vectors = [found.float() for _, found in features.batches(dataset, "classify", model.embed)]
+        logits = [model.classifier(feature).float() for feature in vectors]
+    return torch.cat(vectors).cpu().numpy(), torch.cat(logits).cpu().numpy()
 
 
 def _metrics(prediction) -> dict[str, float]:

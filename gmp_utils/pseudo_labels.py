@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 from sklearn.metrics import normalized_mutual_info_score
 
-from gmp_utils import features, multitask, runs, weights
+from gmp_utils import features, memory, multitask, runs, weights
 from gmp_utils.encoders import SpeechModel, frame_seconds
 from gmp_utils.errors import GmpError
 from gmp_utils.kmeans import assign, fit_kmeans
@@ -107,6 +108,10 @@ def generate_gmps(
         lengths = [frames.lengths[name] for name in names]
         shape = (len(scales),)
         labels = Ragged.create(folder / "labels", names, lengths, np.int32, shape)
+        n = sum(frames.lengths[name] for name in heard)
+        n = min(kmeans_frames or n, n)
+        needed, free = 6 * n * frames.values.shape[1], psutil.virtual_memory().available
+        memory.estimate(f"k-means of {n:,} frames", needed, free, "Lower kmeans_frames.")
         learnt_from = frames.sample(heard, kmeans_frames, seed)
         metrics = {"frames that k-means learnt from": len(learnt_from)}
         for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(learnt_from, scales, seed))):

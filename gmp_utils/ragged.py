@@ -1,6 +1,7 @@
 """Sequences of unequal length in one memory-mapped array: waveforms, frames, labels."""
 
 import mmap
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,12 +91,20 @@ class Ragged:
         dtype : numpy dtype
         shape : tuple of int
             What each row holds: ``()`` for samples, ``(dim,)`` for frames.
+
+        Raises
+        ------
+        OSError
+            If the disk has no room for it.
         """
         table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
         table["offset"] = table.length.cumsum() - table.length
         table.to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
+        if hasattr(os, "posix_fallocate"):  # else a disk that gets full would kill the process
+            with stem.with_suffix(".npy").open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, values.offset + max(values.nbytes, 1))
         return cls(values, utterances, lengths)
 
     @classmethod

@@ -127,7 +127,7 @@ def collect(run_dir: str) -> pd.DataFrame:
     variants = experiments.told(run_dir)["variants"]
     for one in classifiers(run_dir).itertuples(index=False):
         name = runs.shown(one.stage)
-        runs.identity(one.stage)
+        runs.identity(one.stage, "params.json", "predictions.parquet")
         group = seen.setdefault(one.variant if variants else "", {})
         _refuse_differing(name, _settings(one.stage), group)
         table = pd.read_parquet(one.stage / "predictions.parquet")
@@ -273,6 +273,7 @@ def inference_speed(stage: Path, fold: int) -> float:
     fold : int
     """
     corpus = _corpus(stage)
+    runs.identity(stage)
     model = finetuning.EmotionClassifier.load(str(stage / "model"))
     tested = corpus.split(fold)["test"]
     finetuning.apply(model, corpus, corpus.waveforms, tested[:2])

@@ -5,8 +5,6 @@ it is whole: a folder with a provenance.json is a stage that finished.
 """
 
 import ast
-import fcntl
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -15,14 +13,15 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 
 from gmp_utils.errors import GmpError
+from gmp_utils.integrity import alone, damage, file_digest, file_digests, storage, text_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
@@ -118,17 +117,6 @@ def _imports(code: str) -> list[str]:
     ]
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def text_digest(text: str) -> str:
-    """SHA-256 of a text, hexadecimal."""
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
 def missing(folder: Path, notebook: str) -> GmpError:
     """The error for an artifact that is not there yet."""
     return GmpError(
@@ -138,40 +126,81 @@ def missing(folder: Path, notebook: str) -> GmpError:
 
 
 def notebook_of(folder: Path) -> str:
-    """The notebook that a stage's folder is of."""
-    return [part for part in folder.parts if part[:2].isdigit()][-1]
+    """The notebook that a stage's folder is of; what is beside the stages begins with 01."""
+    found = [part for part in folder.parts if (NOTEBOOKS / f"{part}.ipynb").is_file()]
+    return found[-1] if found else "01_prepare_data"
 
 
-def identity(folder: Path) -> str:
-    """Identity of a finished stage: the same parameters, inputs and code give the same one.
+def _provenance(folder: Path) -> dict:
+    """What a finished stage says of itself.
 
     Raises
     ------
     GmpError
-        If the stage is not there, or a stage that it was made from is another one by now; says which
-        notebook makes it.
+        If the stage is not there, or that cannot be read.
     """
+    path = folder / "provenance.json"
     try:
-        provenance = read_json(folder / "provenance.json")
+        found = read_json(path)
+        if found.pop("digest") != _digest(found):
+            raise ValueError("is not what it was when it was made")
     except FileNotFoundError as error:
         raise missing(folder, notebook_of(folder)) from error
-    for upstream, then in provenance.get("stages", {}).items():
-        source = Path(os.path.normpath(folder / upstream))
-        if (source / "provenance.json").is_file() and identity(source) != then:
-            raise GmpError(
-                f"{shown(folder)} was made from another {shown(source)} than the one there now; run "
-                f"notebooks/{notebook_of(folder)}.ipynb again, or remove {shown(folder)}."
-            )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(folder, f"{path}: {error}") from error
+    return found
+
+
+def _digest(provenance: dict) -> str:
+    return text_digest(json.dumps(provenance, sort_keys=True))
+
+
+def _damaged(folder: Path, what: str) -> GmpError:
+    return GmpError(f"{what}. Remove {shown(folder)} and run the same again; all else is kept.")
+
+
+def _whole(folder: Path, *read: str) -> dict:
+    """What a finished stage says of itself, once its files were compared with it."""
+    provenance = _provenance(folder)
+    found = damage(folder, provenance["files"], read)
+    if found:
+        raise _damaged(folder, found)
+    return provenance
+
+
+def identity(folder: Path, *read: str) -> str:
+    """Identity of a finished stage: the same parameters, inputs and code give the same one.
+
+    Parameters
+    ----------
+    folder : Path
+    *read : str
+        Its files that are going to be read, by their names below it; all if none are named. Their
+        content is compared with what was written.
+
+    Raises
+    ------
+    GmpError
+        If the stage is not there, a file has changed since, or a stage that it was made from is
+        another one by now; says what to do.
+    """
+    provenance = _whole(folder, *read)
+    _check_upstream(folder, provenance)
     return provenance["identity"]
 
 
-@contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Let one process at a time go on; others wait."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _check_upstream(folder: Path, provenance: dict) -> None:
+    """Refuse a stage that was made from another than the one there now, or whose sources were."""
+    for upstream, then in provenance.get("stages", {}).items():
+        source = Path(os.path.normpath(folder / upstream))
+        if (source / "provenance.json").is_file():
+            made = _provenance(source)
+            _check_upstream(source, made)
+            if made["identity"] != then:
+                raise GmpError(
+                    f"{shown(folder)} was made from another {shown(source)} than the one there now; run "
+                    f"notebooks/{notebook_of(folder)}.ipynb again, or remove {shown(folder)}."
+                )
 
 
 def make_stage(
@@ -217,15 +246,15 @@ def make_stage(
     own = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
     given = {"identity": own, "stages": made_from, "inputs": list(inputs), "protocol": protocol}
     shared = next((above / SHARED for above in folder.parents if (above / SHARED).is_dir()), None)
-    with ExitStack() as locks:
-        locks.enter_context(_alone(folder.with_name(f".{folder.name}.lock")))
+    with storage(folder), ExitStack() as locks:
+        locks.enter_context(alone(folder.with_name(f".{folder.name}.lock"), shown(folder)))
         if _is(folder, own):
             print(f"{shown(folder)} is there, made with the same parameters, inputs and code.")
             return folder
         if not shared:
             _make(folder, build, parameters, given)
             return folder
-        locks.enter_context(_alone(shared / f"{own}.lock"))
+        locks.enter_context(alone(shared / f"{own}.lock", f"the same as {shown(folder)}"))
         pointer = shared / f"{own}.json"
         twin = shared.parent / read_json(pointer)["made"] if pointer.is_file() else None
         if twin and _is(twin, own):
@@ -238,9 +267,14 @@ def make_stage(
 
 
 def _is(folder: Path, own: str) -> bool:
-    """Whether a folder holds the finished stage of that identity."""
-    finished = folder / "provenance.json"
-    return finished.is_file() and read_json(finished)["identity"] == own
+    """Whether a folder holds the finished stage of that identity, undamaged."""
+    if not (folder / "provenance.json").is_file():
+        return False
+    try:
+        return _whole(folder)["identity"] == own
+    except GmpError as error:
+        print(f"{error} It is made anew now.")
+        return False
 
 
 def _link(twin: Path, folder: Path) -> None:
@@ -256,15 +290,20 @@ def _link(twin: Path, folder: Path) -> None:
 
 
 def _replace(folder: Path, partial: Path) -> None:
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _make(folder: Path, build: Callable[[Path], None], parameters: dict, given: dict) -> None:
     """Build under another name, and rename."""
     partial = folder.with_name(f".{folder.name}.partial")
     begun = partial / "identity.json"
+    if _is(partial, given["identity"]):  # killed before it was renamed
+        return _replace(folder, partial)
     resumed = begun.is_file() and read_json(begun)["identity"] == given["identity"]
     if partial.exists() and not resumed:
         shutil.rmtree(partial)
@@ -274,7 +313,8 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, given: 
     began = time.monotonic()
     build(partial)
     begun.unlink()
-    write_json(partial / "provenance.json", given | _circumstances(partial, began))
+    provenance = given | _circumstances(partial, began)
+    write_json(partial / "provenance.json", provenance | {"digest": _digest(provenance)})
     _replace(folder, partial)
 
 
@@ -298,11 +338,7 @@ def _circumstances(folder: Path, began: float) -> dict:
         "wall_seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20 if cuda else None,
-        "files": {
-            str(path.relative_to(folder)): file_digest(path)
-            for path in sorted(folder.rglob("*"))
-            if path.is_file()
-        },
+        "files": file_digests(folder),
     }
 
 

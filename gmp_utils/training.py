@@ -1,170 +1,23 @@
 """One way to train, used by every stage: transformers' Trainer on batches of seconds."""
 
-import math
 import os
+import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from accelerate.data_loader import prepare_data_loader
-from accelerate.utils import gather_object
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_pt_utils import nested_concat, nested_numpify
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint
 
-from gmp_utils import distributed, hardware, runs
-from gmp_utils.batching import SecondsBatches, Utterances, collate, resident
+from gmp_utils import distributed, hardware, memory, runs
+from gmp_utils.batching import Utterances, resident
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, how fast, in which portions.
-
-    Gradients are clipped to a norm of 1.
-
-    Attributes
-    ----------
-    learning_rate : float
-        Of Adam, reached after a warm-up over 10 % of the updates, then falling linearly to zero.
-    epochs : int
-        Passes over the training set, each followed by an evaluation; 0 where `updates` is given.
-    updates : int
-        Optimiser steps, evaluated ten times on the way; 0 where `epochs` is given.
-    batch_seconds : float
-        Padded seconds of audio per batch.
-    batch_size : int
-        Utterances per batch, at most.
-    seed : int
-    processes : int
-        GPUs that share every batch, or processes where there is none. Batches, masks, updates and
-        metrics are those of one process, up to rounding; only dropout is drawn differently.
-    """
-
-    learning_rate: float = 1e-4
-    epochs: int = 0
-    updates: int = 0
-    batch_seconds: float = 320.0
-    batch_size: int = 64
-    seed: int = 0
-    processes: int = 1
-
-    def __post_init__(self):
-        if (self.epochs > 0) == (self.updates > 0) or min(self.epochs, self.updates) < 0:
-            raise GmpError(
-                f"{self.epochs} epochs and {self.updates} updates: expected one of them above 0."
-            )
-        for name in ("learning_rate", "batch_seconds", "batch_size", "processes"):
-            if not getattr(self, name) > 0:
-                raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
-
-
-class _Progress(TrainerCallback):
-    """A bar on a terminal, a line per evaluation everywhere."""
-
-    def __init__(self, by_update: bool):
-        self.by_update = by_update
-        self.bar, self.losses = None, []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.bar.update()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "loss" in (logs or {}):
-            self.losses.append(logs["loss"])
-
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        shown = {
-            name.removeprefix("eval_").replace("_", " "): value
-            for name, value in (metrics or {}).items()
-            if not name.endswith(("runtime", "per_second", "epoch", "eval_loss", "time"))
-        }
-        unit = "update" if self.by_update else "epoch"
-        now = f"{state.global_step}/{state.max_steps}"
-        if not self.by_update:
-            now = f"{state.epoch:.0f}/{state.num_train_epochs}"
-        values = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        tqdm.write(f"{unit} {now}: training loss {np.mean(self.losses):.3f}; held out: {values}")
-        self.losses = []
-
-    def on_train_end(self, args, state, control, **kwargs):
-        self.bar.close()
-
-
-class _SecondsTrainer(Trainer):
-    """Trainer with our batches, and with the parts of the loss in its log."""
-
-    def __init__(self, *args, schedule: Schedule, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.schedule = schedule
-        self._parts: dict[str, torch.Tensor] = {}
-
-    def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
-        sampler = SecondsBatches(
-            dataset,
-            self.schedule.batch_seconds,
-            self.schedule.batch_size,
-            shuffle=train,
-            seed=self.schedule.seed,
-            process=self.args.process_index,
-            n_processes=self.args.world_size,
-        )
-        if train:
-            sampler.even_out(self.schedule.epochs or self.schedule.updates // len(sampler) + 1)
-        loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
-        return prepare_data_loader(loader, self.args.device, 1, 0, put_on_device=True)
-
-    def get_train_dataloader(self) -> DataLoader:
-        return self._loader(self.train_dataset, train=True)
-
-    def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        return self._loader(eval_dataset or self.eval_dataset, train=False)
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        outputs = model(**inputs)
-        if model.training:
-            if self.args.world_size > 1:  # losses are means, and their gradients will be averaged
-                counted = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
-                share = counted / self.accelerator.reduce(counted, "mean")
-                outputs |= {k: share * v for k, v in outputs.items() if k.endswith("loss")}
-            self._parts = {
-                name: value.detach() for name, value in outputs.items() if name.endswith("_loss")
-            }
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
-
-    def log(self, logs, start_time=None):
-        if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise GmpError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}; "
-                    "lower learning_rate."
-                )
-            parts = self.accelerator.reduce(self._parts, "mean")
-            logs |= {name: float(value) for name, value in parts.items()}
-        super().log(logs, start_time)
-
-    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Let every process predict its batches, and each know the metrics of all."""
-        self.model.eval()
-        steps = (self.prediction_step(self.model, batch, False)[1:] for batch in dataloader)
-        every = gather_object([nested_numpify(step) for step in steps])
-        predictions, labels = reduce(nested_concat, every)
-        metrics = self.compute_metrics(EvalPrediction(predictions, labels))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return EvalLoopOutput(predictions, labels, metrics, len(dataloader.dataset))
+from gmp_utils.trainer import Progress, Schedule, SecondsTrainer, keep_whole
 
 
 def train(
@@ -179,7 +32,9 @@ def train(
 ) -> dict:
     """Train a model; leave model/, history.csv and metrics.json in a folder.
 
-    Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last.
+    Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last
+    that is whole. Where the GPU's memory does not suffice, batches are computed in pieces, with the
+    same gradients, and metrics.json says so.
     With TENSORBOARD in the environment there is tensorboard/, too, with every step as events.
     Afterwards the model has the weights of the selected epoch.
 
@@ -207,7 +62,8 @@ def train(
     Raises
     ------
     GmpError
-        If the loss is no number any more, or there are fewer GPUs than processes.
+        If the loss is no number any more, a single utterance does not fit into the GPU's memory, a
+        checkpoint is not ours, or there are fewer GPUs than processes.
     """
     if not len(training_set):
         raise GmpError("the training set is empty.")
@@ -218,9 +74,11 @@ def train(
         )
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    for checkpoint in checkpoints.glob("checkpoint-*"):
-        if not (checkpoint / "trainer_state.json").is_file():  # written last
-            shutil.rmtree(checkpoint)
+    keep_whole(checkpoints)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    size = f"{n_parameters / 1e6:.1f} M parameters, batches of {schedule.batch_seconds:g} s"
+    needed = memory.training_bytes(model, schedule.batch_seconds)
+    memory.estimate(size, needed, memory.free_bytes(), "Lower batch_seconds.")
     work = (training_set, held_out, folder, schedule, metrics, judge, selection)
     if schedule.processes == 1:
         _fit(model, *work)
@@ -264,7 +122,7 @@ def _fit(
         **strategy,
         logging_strategy="steps",
         logging_steps=1,
-        save_total_limit=1,
+        save_total_limit=2,  # one may have been killed before it was whole
         load_best_model_at_end=selection != "last",
         metric_for_best_model=judge,
         seed=schedule.seed,
@@ -281,7 +139,7 @@ def _fit(
     shared, placed = training_set.inputs, resident(training_set.inputs)
     for dataset in (training_set, held_out):
         dataset.inputs = placed if dataset.inputs is shared else resident(dataset.inputs)
-    trainer = _SecondsTrainer(
+    trainer = SecondsTrainer(
         model=model,
         args=arguments,
         train_dataset=training_set,
@@ -291,12 +149,18 @@ def _fit(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
-        trainer.add_callback(_Progress(by_update=bool(schedule.updates)))
+        trainer.add_callback(Progress(by_update=bool(schedule.updates)))
         if os.environ.get("TENSORBOARD"):
             from torch.utils.tensorboard import SummaryWriter
 
             trainer.add_callback(TensorBoardCallback(SummaryWriter(folder / "tensorboard")))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+    try:
+        trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+    except pickle.UnpicklingError as error:
+        raise GmpError(
+            f"{folder / 'checkpoints'}: a checkpoint holds more than numbers, and is not read. It is not "
+            "ours: remove the folder, and ask who wrote it."
+        ) from error
     if not trainer.is_world_process_zero():
         return
     history = _history(trainer.state.log_history)
@@ -306,6 +170,8 @@ def _fit(
     history.to_csv(folder / "history.csv", index=False)
     trainer.model.save_pretrained(folder / "model")
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
+    if trainer.pieces > 1:
+        selected["pieces per batch"] = trainer.pieces
     runs.write_json(folder / "metrics.json", selected)
 
 

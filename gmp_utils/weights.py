@@ -1,10 +1,15 @@
 """Where an encoder's weights come from, and what is known of them without loading any."""
 
+import os
+import pickle
+import shutil
 from pathlib import Path
 
 from gmp_utils import runs
 from gmp_utils.errors import GmpError
+from gmp_utils.integrity import alone, file_digest
 
+CONVERTED = runs.ROOT / "runs" / "encoders"  # safetensors of what came as pickles
 EMBEDDED = Path(__file__).parent / "embedded"
 HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
 
@@ -62,3 +67,62 @@ def identity(encoder: str) -> str:
     """Name an encoder by the content of its folder, or by its name on the hub."""
     found = files(encoder)
     return runs.text_digest("".join(map(runs.file_digest, found))) if found else encoder
+
+
+def as_safetensors(source: str) -> str:
+    """The same weights as safetensors.
+
+    Weights that were published as pytorch_model.bin, which is a pickle, are read once, numbers only, and
+    written as safetensors below `CONVERTED`, under the name of their content.
+
+    Parameters
+    ----------
+    source : str
+        Of `resolve`.
+
+    Returns
+    -------
+    source : str
+        Itself where it has safetensors, else the folder of the copy.
+
+    Raises
+    ------
+    GmpError
+        If a pickle holds more than numbers; its code is not run.
+    """
+    import torch
+    from huggingface_hub import snapshot_download
+    from safetensors.torch import save_file
+
+    folder = Path(source)
+    if not folder.is_dir():
+        wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
+        folder = Path(snapshot_download(source, allow_patterns=wanted))
+        if not any(folder.glob("*.safetensors")):
+            wanted = ["config.json", "pytorch_model*.bin"]
+            folder = Path(snapshot_download(source, allow_patterns=wanted))
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if any(folder.glob("*.safetensors")) or not pickles:
+        return str(folder)
+    digest = runs.text_digest("".join(map(file_digest, pickles)))[:12]
+    copy = CONVERTED / f"{Path(source).name}-{digest}"
+    with alone(copy.with_name(f".{copy.name}.lock"), runs.shown(copy)):
+        if copy.is_dir():
+            return str(copy)
+        tensors = {}
+        for path in pickles:
+            try:
+                tensors |= torch.load(path, map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, TypeError) as error:
+                raise GmpError(
+                    f"{path}: holds more than numbers, and is not read: loading it could run any code. "
+                    "Take weights that were published as safetensors."
+                ) from error
+        partial = copy.with_name(f".{copy.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        shutil.copy(folder / "config.json", partial)
+        own = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        save_file(own, partial / "model.safetensors", {"format": "pt"})
+        os.replace(partial, copy)
+    return str(copy)

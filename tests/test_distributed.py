@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 from gmp_utils import GmpError, distributed, finetuning, masked_prediction, multitask, training
 from gmp_utils.batching import Masking, SecondsBatches, Utterances
 from gmp_utils.ragged import Ragged
-from gmp_utils.training import Schedule
+from gmp_utils.trainer import Schedule, SecondsTrainer
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def leave_gradients(cases: dict, folder: Path) -> None:
         arguments = TrainingArguments(
             str(folder), use_cpu=True, remove_unused_columns=False, report_to="none"
         )
-        trainer = training._SecondsTrainer(
+        trainer = SecondsTrainer(
             load(source), arguments, train_dataset=dataset, schedule=Schedule(epochs=1)
         )
         model = trainer.accelerator.prepare(trainer._wrap_model(trainer.model))

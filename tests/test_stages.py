@@ -23,6 +23,7 @@ from gmp_utils import (
     pseudo_labels,
     results,
     runs,
+    trainer,
 )
 from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.preparation import open_corpus
@@ -135,8 +136,6 @@ def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
 
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, monkeypatch):
     """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
-    from gmp_utils import training
-
     schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
     head = {"lstm_size": 8, "projection_size": 8}
@@ -146,18 +145,18 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Progress, "on_save", stop, raising=False)
+        patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
             multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
     assert not (stopped / "fold1" / "02_train_multitask").exists()
     steps = []
-    begin = training._Progress.on_train_begin
+    begin = trainer.Progress.on_train_begin
 
     def record(self, args, state, control, **kwargs):
         steps.append(state.global_step)
         begin(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(training._Progress, "on_train_begin", record)
+    monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
     resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
     assert steps[0] > 0
     for name in ("history.csv", "model/model.safetensors"):
@@ -194,9 +193,7 @@ def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
 
 
 def test_a_checkpoint_that_was_not_finished_is_left_out(tmp_path, tiny_encoder, monkeypatch):
-    """Killed while a checkpoint is written: the next attempt does not take it for one."""
-    from gmp_utils import training
-
+    """Killed while the second checkpoint is written: the next attempt goes on from the first."""
     run = write_noise_corpus(tmp_path / "run")
     schedule = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
 
@@ -205,7 +202,7 @@ def test_a_checkpoint_that_was_not_finished_is_left_out(tmp_path, tiny_encoder, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training._Progress, "on_save", stop, raising=False)
+        patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
             multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, lstm_size=0)
     stage = multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, lstm_size=0)

@@ -1,0 +1,338 @@
+"""What is written is whole, what is read is what was written, and nothing that is read runs code."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUICK, run_series, tried, write_noise_corpus
+from safetensors.torch import load_file
+from transformers import HubertConfig, HubertModel
+
+from gmp_utils import GmpError, finetuning, integrity, multitask, runs, trainer, weights
+from gmp_utils.encoders import SpeechModel
+from gmp_utils.preparation import open_corpus
+from gmp_utils.ragged import Ragged
+from gmp_utils.training import Schedule
+
+HEAD = {"lstm_size": 8, "projection_size": 8}
+THREE = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
+
+
+class Payload:
+    """What runs code where it is unpickled: it makes a folder."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.fixture(scope="module")
+def dropping(tmp_path_factory):
+    """A tiny encoder that draws random numbers at every step of a training."""
+    from conftest import TINY
+
+    folder = tmp_path_factory.mktemp("dropping")
+    torch.manual_seed(0)
+    HubertModel(HubertConfig(**TINY | {"hidden_dropout": 0.2})).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(dropping, tmp_path_factory):
+    """A training that nothing happened to."""
+    run = write_noise_corpus(tmp_path_factory.mktemp("whole") / "run")
+    return multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip(path):
+    """Flip a bit in the middle, and leave size and times as they are."""
+    times, content = path.stat(), bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def plant(path):
+    torch.save({"state": Payload(path.parents[3] / "ran")}, path)
+
+
+def plant_sealed(path):
+    plant(path)
+    (path.parent / trainer.HASHES).unlink()
+    runs.write_json(path.parent / trainer.HASHES, integrity.file_digests(path.parent))
+
+
+CHECKPOINTS = {
+    "not finished": (trainer.HASHES, lambda path: path.unlink()),
+    "model cut short": ("model.safetensors", truncate),
+    "a flipped bit in the optimiser": ("optimizer.pt", flip),
+    "random states gone": ("rng_state.pth", lambda path: path.unlink()),
+    "a planted pickle": ("optimizer.pt", plant),
+    "a planted pickle, hashes too": ("optimizer.pt", plant_sealed),
+}
+
+
+@pytest.mark.parametrize("fault", CHECKPOINTS)
+def test_only_whole_checkpoints_of_numbers_are_read(
+    fault, whole, dropping, tmp_path, monkeypatch, capsys
+):
+    """Stopped after two of three epochs; what is wrong with the second's checkpoint costs that epoch."""
+    run, steps = write_noise_corpus(tmp_path / "run"), []
+    begin = trainer.Progress.on_train_begin
+
+    def stop(self, args, state, control, **kwargs):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+
+    def record(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+        begin(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Progress, "on_save", stop, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+    checkpoints = run / "fold1" / ".02_train_multitask.partial" / "checkpoints"
+    first, second = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
+    name, damage = CHECKPOINTS[fault]
+    damage(second / name)
+    monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
+    if damage is plant_sealed:
+        with pytest.raises(GmpError, match="holds more than numbers"):
+            multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+    else:
+        stage = multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+        assert steps == [int(first.name[11:])]
+        assert f"{second.name} is left out" in capsys.readouterr().out
+        for file in ("history.csv", "model/model.safetensors"):
+            assert (whole / file).read_bytes() == (stage / file).read_bytes(), file
+    assert not list(tmp_path.rglob("ran"))
+    tried(f"checkpoint: {fault}", 1, "refused" if damage is plant_sealed else "an epoch repeated")
+
+
+def test_a_model_that_is_a_pickle_is_read_once_and_numbers_only(
+    tiny_encoder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(weights, "CONVERTED", tmp_path / "encoders")
+    folder = tmp_path / "published"
+    folder.mkdir()
+    shutil.copy(tiny_encoder / "config.json", folder)
+    tensors = load_file(tiny_encoder / "model.safetensors")
+    torch.save(tensors, folder / "pytorch_model.bin")
+    model, same = (SpeechModel.load(str(path)) for path in (folder, tiny_encoder))
+    for (name, ours), (_, theirs) in zip(model.named_parameters(), same.named_parameters()):
+        if name != "hubert.masked_spec_embed":  # not among the weights: drawn at random
+            assert torch.equal(ours, theirs), name
+    (copy,) = (tmp_path / "encoders").glob("published-*")
+    assert sorted(path.name for path in copy.iterdir()) == ["config.json", "model.safetensors"]
+    made = copy.stat().st_mtime_ns
+    SpeechModel.load(str(folder))
+    assert copy.stat().st_mtime_ns == made
+    torch.save(tensors | {"more": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(GmpError, match=r"pytorch_model\.bin: holds more than numbers"):
+        SpeechModel.load(str(folder))
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
+    with pytest.raises(GmpError, match=r"pytorch_model\.bin: holds more than numbers"):
+        SpeechModel.load(str(folder))
+    assert not (tmp_path / "ran").exists()
+    tried("model: a planted pytorch_model.bin", 2, "refused, its code was not run")
+
+
+def test_an_array_of_objects_is_not_read(tmp_path):
+    stem = tmp_path / "frames"
+    Ragged.create(stem, ["a"], [1], np.int16).flush()
+    np.save(stem.with_suffix(".npy"), np.array([Payload(tmp_path / "ran")], dtype=object))
+    with pytest.raises(GmpError, match="cannot be read"):
+        Ragged.open(stem)
+    assert not (tmp_path / "ran").exists()
+    tried("array: a planted .npy of objects", 1, "refused, its code was not run")
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory, tiny_encoder):
+    run = write_noise_corpus(tmp_path_factory.mktemp("series") / "run")
+    return run_series(run, tiny_encoder).parent
+
+
+def remove(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("fault", [remove, truncate, flip])
+def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path, tiny_encoder):
+    """In every file of every stage, and only what is damaged is made anew."""
+    shutil.copytree(series, tmp_path / "run")
+    found = {path.parent for path in (tmp_path / "run").rglob("provenance.json")}
+    files = [
+        (stage, path)
+        for stage in sorted(found)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file() and path.stat().st_size > 1
+    ]
+    assert len(found) == 10 and len(files) > 50
+    for stage, path in files:
+        content, times = path.read_bytes(), path.stat()
+        fault(path)
+        integrity._digest_once.cache_clear()  # as another process would see it
+        said = f"nothing of {runs.notebook_of(stage)} there yet|Remove .*{stage.name} and run"
+        with pytest.raises(GmpError, match=said):
+            runs.identity(stage)
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        integrity._digest_once.cache_clear()
+        runs.identity(stage)
+    tried(f"artifact: {fault.__name__} a file", len(files), "named, with what to do")
+
+
+def test_what_is_damaged_is_made_anew_and_nothing_else(series, tmp_path, tiny_encoder, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(series, run)
+    before = {path: path.read_bytes() for path in run.rglob("provenance.json")}
+    flip(run / "fold1" / "06_finetune" / "gmps" / "ams" / "model" / "model.safetensors")
+    stage = run_series(run, tiny_encoder) / "06_finetune" / "gmps" / "ams"
+    assert "model.safetensors: is not what it was" in capsys.readouterr().out
+    changed = {path for path, content in before.items() if path.read_bytes() != content}
+    assert changed == {stage / "provenance.json"}
+    origin = series / "fold1" / "06_finetune" / "gmps" / "ams" / "model" / "model.safetensors"
+    assert (stage / "model" / "model.safetensors").read_bytes() == origin.read_bytes()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk that takes two megabytes; a function gives it another size, or other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk can be mounted by root only, and not in every container")
+    yield (
+        folder,
+        lambda options: subprocess.run(["mount", "-o", f"remount,{options}", folder], check=True),
+    )
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_full_disk_costs_nothing_that_was_finished(small_disk, series, tmp_path, tiny_encoder):
+    """Every stage on a disk that grows by a quarter megabyte whenever it is full."""
+    folder, remount = small_disk
+    shutil.copytree(series / "recordings", folder / "run" / "recordings")
+    shutil.copytree(series / "01_prepare_data", folder / "run" / "01_prepare_data")
+    times, done = 0, {}
+    for quarters in range(8, 400):
+        remount(f"size={quarters * 256}k")
+        try:
+            fold = run_series(folder / "run", tiny_encoder)
+            break
+        except GmpError as error:
+            assert "no space left on its disk" in str(error), error
+            assert "run the same again" in str(error)
+            times += 1
+        finished = {
+            path: path.read_bytes()
+            for path in folder.rglob("provenance.json")
+            if ".partial" not in str(path)
+        }
+        assert done.items() <= finished.items()
+        done = finished
+    assert times >= 5
+    models = [
+        stage / "02_train_multitask/model/model.safetensors" for stage in (fold, series / "fold1")
+    ]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    tried("disk: full", times, "said so; the next attempt went on")
+
+
+def test_a_run_that_may_only_be_read_says_so(small_disk, series, tiny_encoder):
+    folder, remount = small_disk
+    shutil.copytree(series / "recordings", folder / "run" / "recordings")
+    shutil.copytree(series / "01_prepare_data", folder / "run" / "01_prepare_data")
+    remount("ro")
+    with pytest.raises(GmpError, match=r"Read-only file system\. Change its permissions"):
+        multitask.train_multitask(str(folder / "run"), 1, str(tiny_encoder), QUICK, **HEAD)
+    assert len(open_corpus(str(folder / "run")).manifest) == 72
+    tried("disk: read-only", 1, "said so; what is there can be read")
+
+
+def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
+    run = write_noise_corpus(tmp_path / "run")
+    code = (
+        "from conftest import QUICK; from gmp_utils import multitask; "
+        f"multitask.train_multitask({str(run)!r}, 1, {str(tiny_encoder)!r}, QUICK, lstm_size=8)"
+    )
+    command = [sys.executable, "-c", code]
+    options = {"cwd": os.path.dirname(__file__), "text": True, "stdout": subprocess.PIPE}
+    both = [subprocess.Popen(command, **options) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    waiting = [text for text in said if "waiting until it has ended" in text]
+    pids = [process.pid for process in both]
+    assert len(waiting) == 1
+    assert any(f"is being made by process {pid} on " in waiting[0] for pid in pids)
+    assert "is there, made with the same parameters" in waiting[0]
+    runs.identity(run / "fold1" / "02_train_multitask")
+    tried("two processes at one stage", 1, "the second waited, and said for whom")
+
+
+def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path):
+    lock = tmp_path / ".lock"
+    code = (
+        "import sys, time; from pathlib import Path; from gmp_utils import integrity\n"
+        f"with integrity.alone(Path({str(lock)!r}), 'runs/x'): print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        named = rf"runs/x is being made by process {holder.pid} on \S+, since 20"
+        with pytest.raises(GmpError, match=named), integrity.alone(lock, "runs/x", wait=False):
+            pass
+        holder.kill()
+    began = time.monotonic()
+    with integrity.alone(lock, "runs/x", wait=False):
+        assert time.monotonic() - began < 1
+
+
+def test_what_is_published_holds_no_pickle(series):
+    """By content: a pickle, or a zip of some as torch writes, begins with these bytes."""
+    published = [path for path in series.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in published if not path.name.startswith(".")}
+    assert kinds == {".json", ".csv", ".safetensors", ".npy", ".parquet"}
+    for path in published:
+        assert not path.read_bytes().startswith((b"\x80", b"PK")), path
+        if path.suffix == ".npy":
+            np.load(path, mmap_mode="r", allow_pickle=False)
+    assert len(published) > 50
+
+
+def test_weights_that_are_no_numbers_are_refused(tiny_encoder, tmp_path):
+    model = HubertModel.from_pretrained(tiny_encoder)
+    with torch.no_grad():
+        model.encoder.layers[2].attention.q_proj.weight[0, 0] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        GmpError, match=r"layers\.2\.attention\.q_proj\.weight hold values that are no"
+    ):
+        SpeechModel.load(str(tmp_path))
+
+
+def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
+    """A fine-tuning does not start from a retrained model that has changed."""
+    run = tmp_path / "run"
+    shutil.copytree(series, run)
+    flip(run / "fold1" / "05_retrain" / "model" / "model.safetensors")
+    before = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
+    with pytest.raises(GmpError, match=r"05_retrain/model/model\.safetensors: is not what it was"):
+        finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", QUICK, head_layer=-2, **HEAD)
+    after = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
+    pd.testing.assert_frame_equal(before, after)
