@@ -9,6 +9,7 @@ import re
 import shlex
 import unicodedata
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import yaml
 
 from gmp_utils import notebook, runs, weights
 from gmp_utils.errors import GmpError
+from gmp_utils.integrity import alone, storage
 
 CONFIG = runs.ROOT / "workflow" / "config"
 FILE = "experiment.json"
@@ -298,6 +300,39 @@ def write(planned: Plan) -> None:
         sharing.joinpath(runs.SHARED).mkdir(exist_ok=True)
         if not (folder / FILE).is_file() or runs.read_json(folder / FILE) != planned.experiment:
             runs.write_json(folder / FILE, planned.experiment)
+
+
+def begin(planned: Plan, looking: bool = False) -> ExitStack:
+    """Write parameters, and keep others from the run, or the experiment, until this process ends.
+
+    Parameters
+    ----------
+    planned : Plan
+    looking : bool
+        Others are not kept away; nothing is written while another process makes the run.
+
+    Returns
+    -------
+    held : ExitStack
+        Lets go when it is closed.
+
+    Raises
+    ------
+    GmpError
+        If another process makes the run; and as `write`.
+    """
+    folder, held = runs.run_folder(planned.folder), ExitStack()
+    with storage(folder):
+        try:
+            held.enter_context(alone(folder / ".lock", runs.shown(folder), wait=False))
+        except GmpError:
+            if looking:
+                return held
+            raise
+        write(planned)
+    if looking:
+        held.close()
+    return held
 
 
 def told(run_dir: str) -> dict:

@@ -3,14 +3,13 @@
 import csv
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
 import yaml
-from conftest import ROOT, finished, script, snakemake
+from conftest import ROOT, finished, kill_when, script, snakemake, tried
 
 from gmp_utils import GmpError, experiments, figures, runs
 
@@ -111,6 +110,25 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
             "question: Why\nvariants: {a: {}}\nagainst: b\nfolds: [1]\nseeds: [0]\n",
             "against 'b' is none",
         ),
+        ("- a\n", "found \\['a'\\], expected lines of `name: value`"),
+        ("question: [\n", "found no YAML that can be read"),
+        (
+            "question: Why\nvariants: {}\nfolds: [1]\nseeds: [0]\n",
+            "variants: found {}, expected a filled",
+        ),
+        ("question: Why\nvariants: {no: {}}\nfolds: [1]\nseeds: [0]\n", "variant False: found {}"),
+        (
+            "question: Why\nvariants: {a: 1}\nfolds: [1]\nseeds: [0]\n",
+            "variant 'a': found 1, expected",
+        ),
+        (
+            "question: Why\nvariants: {a: {}}\nfolds: 1\nseeds: [0]\n",
+            "folds: found 1, expected a filled list",
+        ),
+        (
+            "question: Why\nvariants: {a: {}}\nfolds: [1]\nseeds: [x]\n",
+            r"found \[1, 'x'\], expected numbers",
+        ),
     ],
 )
 def test_declarations_that_cannot_be_meant_are_refused(tmp_path, text, message):
@@ -128,22 +146,80 @@ def test_wrong_settings_are_named(tmp_path):
         laid_out(folds="one")
     with pytest.raises(GmpError, match="SEEDS: found '-1', expected numbers"):
         laid_out(experiment="smoke", seeds="-1")
+    with pytest.raises(GmpError, match="FOLDS: found '²', expected numbers"):
+        laid_out(folds="²")
     with pytest.raises(GmpError, match="GMPS: found 'maybe'"):
         laid_out(gmps="maybe")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"run": "a{b}"}, "RUN: 'a{b}' holds a brace"),
+        ({"corpus_dir": "{x"}, "corpus_dir: '/.*{x' holds a brace"),
+        ({"encoder": "x}"}, "encoder: 'x}' holds a brace"),
+        ({"run": "a\nb"}, r"RUN: 'a\\nb' holds '\\n', a control character"),
+        ({"corpus_dir": "a\udce9"}, "CORPUS_DIR: .* a byte that is no UTF-8"),
+        ({"preset": "none.yaml"}, "PRESET: no file 'none.yaml'"),
+        ({"preset": "it's none.yaml"}, "PRESET: .* has No closing quotation"),
+        ({"preset": "{tmp}/wrong.yaml"}, "parameter encoder: found 5"),
+        ({"preset": "{tmp}/text.yaml"}, "text.yaml: found 'text', expected lines of `name: value`"),
+        ({"preset": "{tmp}/bytes.yaml"}, "bytes.yaml: found no YAML that can be read"),
+        ({"preset": "{tmp}/brace.yaml", "experiment": "smoke"}, "encoder: '{x}' holds a brace"),
+    ],
+)
+def test_settings_that_cannot_be_handed_on_are_refused_at_once(tmp_path, settings, message):
+    (tmp_path / "wrong.yaml").write_text("encoder: 5\n")
+    (tmp_path / "text.yaml").write_text("text")
+    (tmp_path / "bytes.yaml").write_bytes(b"encoder: \xe9\n")
+    (tmp_path / "brace.yaml").write_text("encoder: '{x}'\n")
+    given = {name: value.replace("{tmp}", str(tmp_path)) for name, value in settings.items()}
+    with pytest.raises(GmpError, match=message):
+        laid_out(**given)
+
+
+def test_presets_may_have_spaces_and_the_last_goes_first(tmp_path):
+    own, other = tmp_path / "my 'own' {1}.yaml", tmp_path / "other.yaml"
+    own.write_text("alpha: 0.5\nlayer: -2\n")
+    other.write_text("alpha: 0.7\n")
+    (alone,) = laid_out(preset=str(own)).runs
+    assert alone.parameters["alpha"] == 0.5
+    assert alone.folder == "runs/synthetic-embedded-my-own-1"
+    (both,) = laid_out(preset=f'"{own}" {other}').runs
+    assert (both.parameters["alpha"], both.parameters["layer"]) == (0.7, -2)
+
+
+def test_folders_are_as_the_notebooks_will_have_them(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert laid_out(run="~/a//b/").folder == "/home/me/a/b"
+    assert (
+        laid_out(corpus="emodb", corpus_dir="~/wav").runs[0].parameters["corpus_dir"]
+        == "/home/me/wav"
+    )
+
+
+def test_the_plan_overlooks_notebooks_that_a_kill_left_in_pieces(tmp_path):
+    """Papermill writes while it runs; what is half written says nothing of how long it took."""
+    folder = tmp_path / "run" / "notebooks"
+    folder.mkdir(parents=True)
+    (folder / "01_prepare_data.ipynb").write_text('{"cells": [')
+    (folder / "02_train_multitask-fold1.ipynb").touch()
+    planned = finished(script("plan", {"RUN": str(tmp_path / "run")}))
+    assert "Not known yet how long these take: prepare_data, train_multitask" in planned
+
+
 @pytest.fixture(scope="module")
 def killed(smoke, tmp_path_factory):
-    """The workflow and all that it started, killed in the middle of a training, and run again."""
+    """The workflow, a kernel, the workflow and all that it started, killed one after the other."""
     run = tmp_path_factory.mktemp("killed") / "smoke"
-    process = snakemake(smoke(run), start_new_session=True)
-    deadline = time.monotonic() + 600
-    while not list(run.glob("gmps/seed0/fold1/.05_retrain.partial/checkpoints")):
-        assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    notes = tmp_path_factory.mktemp("notes")
+    for moment, victim in (
+        (r"/cnn/.*/frames\.npy", "all"),
+        (r"04_generate_gmps\.partial/labels\.npy", "kernel"),
+        (r"05_retrain\.partial.*/trainer_state\.json", "all"),
+    ):
+        kill_when(smoke(run), moment, victim, notes)
+    tried("SIGKILL of a series", 3, "went on; the end is the same")
     done = {path: path.stat().st_mtime_ns for path in run.rglob("headline.json")}
     planned = finished(script("plan", smoke(run)))
     finished(snakemake(smoke(run)))
@@ -237,6 +313,5 @@ def test_a_misspelt_variant_stops_before_any_work(tmp_path):
     (tmp_path / "mine.yaml").write_text(
         "question: Why\nfolds: [1]\nseeds: [0]\nvariants: {a: {alhpa: 1.0}}\n"
     )
-    planned = laid_out(experiment=str(tmp_path / "mine.yaml"), run=str(tmp_path / "run"))
     with pytest.raises(GmpError, match="unknown parameter 'alhpa'"):
-        experiments.write(planned)
+        laid_out(experiment=str(tmp_path / "mine.yaml"), run=str(tmp_path / "run"))

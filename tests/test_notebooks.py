@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import pandas as pd
+import psutil
 import pytest
 from conftest import CLEAN, ROOT, emodb_folder, needs_emodb
 
@@ -164,7 +165,7 @@ def test_one_fold_of_emodb(tmp_path):
     """The path of real recordings, in a pass or two, without pictures; what it scores is README's."""
     run = tmp_path / "a run's $(folder)"
     done = make("run", "CORPUS=emodb", f"CORPUS_DIR={emodb_folder()}", "PRESET=presets/quick.yaml",
-                f"RUN={str(run).replace('$', '$$')}", timeout=1800, BROWSER_PATH="")  # fmt: skip
+                f"RUN={run}", timeout=1800, BROWSER_PATH="")  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     predictions = pd.read_parquet(run / "07_results" / "predictions.parquet")
     assert len(predictions) == 2 * predictions.utterance.nunique()
@@ -200,8 +201,8 @@ def test_make_hands_the_experiment_on(target):
     done = make("-n", target, "NAME=table3", "SEEDS=0 1", "GPUS=2")
     assert done.returncode == 0, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("EXPERIMENT=")]
-    assert line.startswith("EXPERIMENT='table3' ")
-    assert ("--resources gpu=2" in line) == (target == "experiment")
+    assert line.startswith('EXPERIMENT="$NAME" ')
+    assert ('--resources "gpu=$SLOTS"' in line) == (target == "experiment")
 
 
 def test_readme_names_what_exists():
@@ -219,9 +220,9 @@ def test_readme_names_what_exists():
 
 
 def test_make_lab_serves_the_notebooks(tmp_path):
-    """JupyterLab starts with its token on, and lists the series."""
+    """To this machine alone, whatever the user's settings, and to those who know the token."""
     settings = {
-        "ServerApp": {"allow_root": True, "open_browser": False, "port": 8951},
+        "ServerApp": {"allow_root": True, "open_browser": False, "port": 8951, "ip": "0.0.0.0"},
         "IdentityProvider": {"token": "t"},
     }
     (tmp_path / "jupyter_server_config.json").write_text(json.dumps(settings))
@@ -243,8 +244,16 @@ def test_make_lab_serves_the_notebooks(tmp_path):
                 time.sleep(0.5)
         names = [entry["name"] for entry in listing["content"]]
         assert {path.name for path in NOTEBOOKS} <= set(names)
+        for refused in (url, f"{url}?token=wrong", url.replace("contents", "kernels")):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(refused)
+        kernel = urllib.request.Request(url.replace("contents", "kernels"), b"{}", method="POST")
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(url)
+            urllib.request.urlopen(kernel)
+        served = psutil.Process(lab.pid).children(recursive=True)
+        found = [one for server in served for one in server.net_connections()]
+        listening = {one.laddr.ip for one in found if one.laddr.port == 8951 and not one.raddr}
+        assert listening == {"127.0.0.1"}
     finally:
         os.killpg(lab.pid, signal.SIGTERM)
         lab.wait(30)

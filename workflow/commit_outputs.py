@@ -1,13 +1,15 @@
 """Put the outputs of the demo's run into the committed notebooks: text and PNG, small, no paths.
 
+Of the synthetic corpus only, whose voices are nobody's.
+
 python workflow/commit_outputs.py
 """
 
 import nbformat
 
-from gmp_utils import runs
+from gmp_utils import GmpError, notebook, runs
 
-EXECUTED = runs.ROOT / "runs" / "demo" / "notebooks"
+DEMO = runs.ROOT / "runs" / "demo"
 README_FIGURE = "03-probes-multitask-fold1"
 
 
@@ -45,12 +47,47 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return executed
 
 
+def refuse_others(executed: dict[str, nbformat.NotebookNode]) -> None:
+    """Refuse executed notebooks that are not the demo's, for they may show somebody's recordings.
+
+    Parameters
+    ----------
+    executed : dict of str to NotebookNode
+        By the names of their sources.
+
+    Raises
+    ------
+    GmpError
+        For one that did not end well, had other parameters than its defaults, or is older than the
+        prepared corpus.
+    """
+    prepared = executed["01_prepare_data"].metadata.papermill
+    for name, own in executed.items():
+        told = own.metadata.papermill
+        defaults = notebook.notebook_parameters(runs.NOTEBOOKS / f"{name}.ipynb")
+        others = [key for key, value in told.parameters.items() if value != defaults.get(key)]
+        if told.exception or not told.end_time:
+            found = "it did not run to its end"
+        elif others:
+            found = ", ".join(f"{key} was {told.parameters[key]!r}" for key in others)
+        elif name > "01_prepare_data" and told.end_time < prepared.end_time:
+            found = "it is older than 01_prepare_data's"
+        else:
+            continue
+        raise GmpError(
+            f"{name}: no outputs of the demo, {found}. Only what shows the synthetic corpus is committed, "
+            "for voices are people's; remove runs/demo and run make notebooks."
+        )
+
+
 def main() -> None:
     """Copy the demo's executed notebooks over their sources, and one of its figures for the README."""
-    for source in sorted(runs.NOTEBOOKS.glob("[0-9]*.ipynb")):
-        found = sorted(EXECUTED.glob(f"{source.stem}*.ipynb"))
-        executed = nbformat.read(found[0], as_version=4)
-        nbformat.write(committed(executed), source)
+    sources = sorted(runs.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    found = {source: sorted(DEMO.glob(f"notebooks/{source.stem}*.ipynb"))[0] for source in sources}
+    executed = {source.stem: nbformat.read(path, as_version=4) for source, path in found.items()}
+    refuse_others(executed)
+    for source in sources:
+        nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
     picture = runs.figures_folder("runs/demo") / f"{README_FIGURE}.png"
     (runs.ROOT / "figures" / "readme-probes.png").write_bytes(picture.read_bytes())

@@ -31,7 +31,10 @@ def seconds(folder: Path) -> pd.Series:
     """Mean seconds that a stage's finished notebooks took, by the stage."""
     found = []
     for path in folder.rglob("notebooks/[0-9]*.ipynb"):
-        told = nbformat.read(path, as_version=4).metadata.get("papermill", {})
+        try:
+            told = nbformat.read(path, as_version=4).metadata.get("papermill", {})
+        except nbformat.reader.NotJSONError:  # papermill was killed, or the disk was full
+            continue
         if told.get("duration") and not told.get("exception"):
             found.append((path.name[:2], told["duration"]))
     return pd.DataFrame(found, columns=["stage", "seconds"]).groupby("stage").seconds.mean()

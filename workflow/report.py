@@ -7,20 +7,23 @@ import os
 import subprocess
 import sys
 
+from nbconvert import HTMLExporter
+
 from gmp_utils import experiments, runs
 
 # What nbconvert's page would fetch, and notebook 07 does not use.
 FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")
 
 planned = experiments.plan(os.environ)
-experiments.write(planned)
+experiments.begin(planned, looking=True)
 folder = runs.run_folder(planned.folder)
 executed = folder / "notebooks" / "07_report.ipynb"
 executed.parent.mkdir(exist_ok=True)
 papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
 given = folder / "parameters" / "07_results.yaml"
 subprocess.run([*papermill, "-f", given, runs.NOTEBOOKS / "07_results.ipynb", executed], check=True)
-convert = [sys.executable, "-m", "nbconvert", "--to", "html", "--no-input"]
-offline = [f"--HTMLExporter.{name}_url=data:," for name in FETCHED]
-subprocess.run([*convert, *offline, "--output", folder / "report.html", executed], check=True)
+offline = {f"{name}_url": "data:," for name in FETCHED}
+hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+page, _ = HTMLExporter(**hidden, **offline).from_filename(str(executed))
+(folder / "report.html").write_text(page, encoding="utf-8")
 print(runs.shown(folder / "report.html"))

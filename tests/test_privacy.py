@@ -1,0 +1,231 @@
+"""Nothing leaves: no host is asked, no speaker is named, and only synthetic voices are committed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+from conftest import CLEAN, FULL, ROOT, finished, script, tried, write_noise_corpus
+
+from gmp_utils import GmpError, comparison, experiments, figures, finetuning
+from gmp_utils.training import Schedule
+
+sys.path.insert(0, str(ROOT / "workflow"))
+import commit_outputs
+
+COMMITTED = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+assert len(COMMITTED) == 8
+
+LISTENER = """
+import sys
+
+ASKED = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
+
+
+def note(*words):
+    with open(%r, "a") as file:
+        print(*words, file=file)
+
+
+def heard(event, arguments):
+    if event in ASKED:
+        note(event, repr(arguments[ASKED[event]]))
+
+
+note("begun", repr(sys.orig_argv))
+sys.addaudithook(heard)
+"""
+INSIDE = r"\w+\.\w+ (b?'(/|\\x00)|\(?'(127\.0\.0\.1|::1|localhost)'|None)"
+
+
+@pytest.fixture
+def heard(tmp_path):
+    """An environment whose Pythons note every address that they connect to or ask for; those notes."""
+    site, noted = tmp_path / "site", tmp_path / "noted"
+    site.mkdir()
+    noted.touch()
+    (site / "sitecustomize.py").write_text(LISTENER % str(noted))
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+
+    def told(begun=False):
+        lines = noted.read_text().splitlines()
+        return [line for line in lines if line.startswith("begun") == begun]
+
+    return {"PYTHONPATH": path}, told
+
+
+def test_what_listens_hears(heard):
+    environment, noted = heard
+    code = (
+        "import socket, contextlib\n"
+        "with contextlib.suppress(OSError): socket.getaddrinfo('elsewhere.invalid', 443)\n"
+        "with contextlib.suppress(OSError): socket.socket().connect(('127.0.0.1', 9))\n"
+        "with contextlib.suppress(OSError): socket.socket(socket.AF_UNIX).connect('/nowhere')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=CLEAN | environment, check=True)
+    assert [bool(re.match(INSIDE, line)) for line in noted()] == [False, True, True]
+
+
+def without_network():
+    """A command that takes the network from another, where that is permitted."""
+    for command in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
+        if shutil.which("unshare") and not subprocess.run([*command, "true"]).returncode:
+            return command
+    return []
+
+
+def test_a_run_asks_no_host_and_needs_none(smoke, heard, tmp_path):
+    """01, or where FAULTS=full up to 05; in a network namespace of their own where one may."""
+    environment, noted = heard
+    run, isolated = tmp_path / "run", without_network()
+    target = "gmps/seed0/" + ("fold1/05_retrain" if FULL else "01_prepare_data")
+    command = ["snakemake", "--snakefile", "workflow/Snakefile", "--cores", "2"]
+    done = subprocess.run(
+        [*isolated, sys.executable, "-m", *command, f"{run}/{target}/headline.json"],
+        cwd=ROOT, env=CLEAN | smoke(run) | environment, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / target / "headline.json").is_file()
+    assert sum("ipykernel_launcher" in line for line in noted(begun=True)) >= 1
+    assert [line for line in noted() if not re.match(INSIDE, line)] == []
+    network = "without a network" if isolated else "with a network, for no namespace is permitted"
+    tried(f"notebooks run {network}", 4 if FULL else 1, "finished, no host asked")
+
+
+def test_the_hub_is_told_nothing_but_a_name_unless_the_user_says_so():
+    code = "import os, gmp_utils; print(*(os.environ[name] for name in %r))"
+    names = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
+    unset = {name: value for name, value in CLEAN.items() if name not in names}
+    for given, expected in (({}, "1 1"), (dict.fromkeys(names, "0"), "0 0")):
+        command = [sys.executable, "-c", code % (names,)]
+        said = subprocess.run(command, cwd=ROOT, env=unset | given, capture_output=True, text=True)
+        assert said.stdout.strip() == expected
+
+
+def test_a_name_on_the_hub_is_refused_offline_and_nobody_is_asked(heard, tmp_path):
+    environment, noted = heard
+    code = (
+        "import time\n"
+        "from gmp_utils import GmpError, encoders\n"
+        "from huggingface_hub import constants\n"
+        "assert constants.HF_HUB_DISABLE_TELEMETRY\n"
+        "began = time.monotonic()\n"
+        "try:\n    encoders.SpeechModel.load('facebook/hubert-base-ls960')\n"
+        "except GmpError as error:\n    print(error)\n"
+        "assert time.monotonic() - began < 10\n"
+    )
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=CLEAN | environment | offline,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "encoder 'facebook/hubert-base-ls960': no model could be read there" in done.stdout
+    assert noted() == []
+
+
+@pytest.mark.skipif(not figures.browser(), reason="pictures need a Chromium")
+def test_pictures_are_drawn_without_a_word_to_anybody(tmp_path):
+    """Chromium's own log: left alone it asks its maker, and Kaleido a host of MathJax."""
+    browser, log = tmp_path / "chromium", tmp_path / "net.json"
+    browser.write_text(f'#!/bin/sh\nexec "{figures.browser()}" --log-net-log="{log}" "$@"\n')
+    browser.chmod(0o755)
+    code = (
+        "import sys, time\n"
+        "from plotly import graph_objects\n"
+        "from gmp_utils import figures\n"
+        "figures.show(graph_objects.Figure(), sys.argv[1], 'empty')\n"
+        "time.sleep(2)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run")], cwd=ROOT, capture_output=True,
+        env=CLEAN | {"BROWSER_PATH": str(browser)}, check=True, timeout=120,
+    )  # fmt: skip
+    assert (tmp_path / "run" / "figures" / "empty.png").is_file()
+    first, *lines = log.read_text().split(",\n")
+    types = json.loads(first + "}")["constants"]["logEventTypes"]
+    events = [json.loads(line) for line in lines[1:] if line.startswith("{") and line.endswith("}")]
+    of = {name: [event for event in events if event["type"] == types[name]] for name in types}
+    asked = [event.get("params", {}).get("address") for event in of["TCP_CONNECT_ATTEMPT"]]
+    assert set(filter(None, asked)) == {"127.0.0.1:9"}  # its proxy, which is not there
+    assert of["UDP_BYTES_SENT"] == of["HOST_RESOLVER_MANAGER_JOB"] == []
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory, tiny_encoder):
+    """A run of noise and one classifier; speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
+    run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run")
+    head = {"use_gmps": False, "lstm_size": 8, "projection_size": 8}
+    once = Schedule(1e-3, epochs=1, batch_seconds=10, batch_size=8)
+    finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", once, **head)
+    return run
+
+
+def test_results_and_report_name_no_speaker_and_hold_no_sound(classified, heard):
+    environment, noted = heard
+    finished(script("report", environment | {"RUN": str(classified), "BROWSER_PATH": ""}))
+    assert [line for line in noted() if not re.match(INSIDE, line)] == []
+    patterns = ("07_results/table.*", "07_results/*.md", "07_results/c*.csv", "figures/07-*.html")
+    others = ("report.html", "notebooks/07_report.ipynb")
+    found = [path for pattern in (*patterns, *others) for path in classified.glob(pattern)]
+    assert len(found) >= 5 + 2 + 4 + 2
+    for path in found:
+        text = re.sub(r"(?s)<style.*?</style>", "", path.read_text())
+        assert not re.findall(r"(?<![\w.-])[123][fm]\d{0,2}(?![\w-])", text), path
+        assert "<audio" not in text and "data:audio" not in text, path
+    assert "speaker 1" in (classified / "figures" / "07-speakers.html").read_text()
+    predictions = pd.read_parquet(classified / "07_results" / "predictions.parquet")
+    assert set(predictions.speaker) == {"1f", "1m"}  # for whoever has the run
+
+
+def test_speakers_are_named_where_that_is_asked_for(tmp_path):
+    predictions = pd.DataFrame({"speaker": ["Zoë", "Ann", "Zoë"]})
+    assert comparison.speaker_labels(predictions) == {"Ann": "speaker 1", "Zoë": "speaker 2"}
+    assert comparison.speaker_labels(predictions, names=True) == {"Ann": "Ann", "Zoë": "Zoë"}
+    (tmp_path / "preset.yaml").write_text("show_speakers: true\n")
+    for experiment in ("", "smoke"):
+        run = tmp_path / f"run{experiment}"
+        given = {"RUN": str(run), "PRESET": str(tmp_path / "preset.yaml"), "EXPERIMENT": experiment}
+        experiments.write(experiments.plan(given))
+        written = yaml.safe_load((run / "parameters" / "07_results.yaml").read_text())
+        assert written["show_speakers"] is True
+
+
+def executed(name, **changes):
+    """A notebook as papermill leaves it, changed."""
+    told = {"parameters": {"run_dir": "runs/demo"}, "exception": None, "end_time": "2026-01-02"}
+    return nbformat.from_dict({"metadata": {"papermill": told | changes}, "cells": []})
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parameters": {"corpus": "emodb"}}, "corpus was 'emodb'"),
+        ({"parameters": {"run_dir": "runs/emodb"}}, "run_dir was 'runs/emodb'"),
+        ({"exception": True}, "it did not run to its end"),
+        ({"end_time": None}, "it did not run to its end"),
+        ({"end_time": "2026-01-01"}, "it is older than 01_prepare_data's"),
+    ],
+)
+def test_only_the_demos_outputs_are_committed(changes, words):
+    names = [path.stem for path in COMMITTED]
+    books = {name: executed(name) for name in names}
+    commit_outputs.refuse_others(books)
+    books["07_results"] = executed("07_results", **changes)
+    with pytest.raises(GmpError, match=f"07_results: no outputs of the demo, {words}"):
+        commit_outputs.refuse_others(books)
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
+def test_committed_outputs_are_the_demos(path):
+    text, cells = path.read_text(), nbformat.read(path, as_version=4).cells
+    assert "<audio" not in text and "data:audio" not in text
+    said = [output.text for cell in cells for output in cell.get("outputs", []) if "text" in output]
+    began = [line for one in said for line in one.splitlines() if re.search(r"\brun \S+$", line)]
+    assert [line.rsplit(maxsplit=1)[1] for line in began] == ["runs/demo"]
