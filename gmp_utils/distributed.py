@@ -69,6 +69,9 @@ if __name__ == "__main__":
     try:
         function(*arguments)
     except GmpError as error:
-        task.with_name("refused.txt").write_text(str(error), encoding="utf-8")
+        told = task.with_name(f"refused-{os.getpid()}.txt")
+        told.write_text(str(error), encoding="utf-8")
+        os.replace(told, task.with_name("refused.txt"))
+        sys.exit(1)  # the others wait for this one, and are ended by the launcher
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

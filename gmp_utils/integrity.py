@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 
 from gmp_utils.errors import GmpError
@@ -31,14 +30,12 @@ def text_digest(text: str) -> str:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """`file_digest` of every file below a folder, by its name there."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """`file_digest` of every file below a folder, by its name there; hidden ones are systems' own."""
+    files = sorted(path for path in folder.rglob("[!.]*") if path.is_file())
     return {str(path.relative_to(folder)): file_digest(path) for path in files}
 
 
-@cache
-def _digest_once(path: Path, _size: int, _modified: int) -> str:
-    return file_digest(path)
+_seen: dict[tuple, str] = {}  # digests of this process, by what a file is; hard links are one
 
 
 def damage(folder: Path, digests: dict[str, str], read: Collection[str] = ()) -> str | None:
@@ -61,7 +58,8 @@ def damage(folder: Path, digests: dict[str, str], read: Collection[str] = ()) ->
         path = folder / name
         try:
             state = path.stat()
-            found = _digest_once(path, state.st_size, state.st_mtime_ns)
+            key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+            found = _seen[key] = _seen.get(key) or file_digest(path)
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror})"
         if found != digests.get(name):
@@ -122,16 +120,17 @@ def storage(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         number = error.errno if isinstance(error, OSError) else None
-        there = next(path for path in (folder, *folder.parents) if path.exists())
+        place = Path(getattr(error, "filename", None) or folder)
+        there = next(path for path in (place, *place.parents) if os.path.exists(path))
         free = shutil.disk_usage(there).free
         if number in FULL or (number is None and free < NOTHING_LEFT):
             raise GmpError(
-                f"{folder}: no space left on its disk ({free / 2**20:.0f} MB free). Free some and run "
+                f"{place}: no space left on its disk ({free / 2**20:.0f} MB free). Free some and run "
                 "the same again: it goes on where it was, and what was finished is kept."
             ) from error
         if number in REFUSED:
             raise GmpError(
-                f"{error.filename or folder}: {error.strerror}. Change its permissions, or give another "
+                f"{place}: {error.strerror}. Change its permissions, or, if it is of the run, give another "
                 "run_dir; what was finished is kept."
             ) from error
         raise

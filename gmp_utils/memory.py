@@ -66,7 +66,8 @@ def estimate(what: str, needed: int, free: int, remedy: str) -> None:
     remedy : str
         What to do about it.
     """
-    print(f"{what}: about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    needs, has = (f"{n / 1e9:.1f} GB" if n > 1e8 else f"{n / 1e6:.1f} MB" for n in (needed, free))
+    print(f"{what}: about {needs}, {has} are free")
     if needed > free:
         print(f"WARNING: this may not fit. {remedy}")
 

@@ -142,7 +142,8 @@ def _provenance(folder: Path) -> dict:
     path = folder / "provenance.json"
     try:
         found = read_json(path)
-        if found.pop("digest") != _digest(found):
+        digest = found.pop("digest", None)  # older versions had none
+        if digest and digest != _digest(found):
             raise ValueError("is not what it was when it was made")
     except FileNotFoundError as error:
         raise missing(folder, notebook_of(folder)) from error

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rotate_checkpoints
 
 from gmp_utils import integrity, memory, runs
 from gmp_utils.batching import SecondsBatches, Utterances, collate
@@ -66,15 +66,26 @@ class Schedule:
 
 
 def keep_whole(checkpoints: Path) -> None:
-    """Remove checkpoints that were not finished, or have changed since."""
-    for checkpoint in checkpoints.glob("checkpoint-*"):
+    """Remove checkpoints that were not finished, or have changed since, or whose best one is not whole."""
+    found, whole = (
+        sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:])),
+        [],
+    )
+    for checkpoint in found:
         try:
             damage = integrity.damage(checkpoint, runs.read_json(checkpoint / HASHES))
+            best = None if damage else runs.read_json(checkpoint / "trainer_state.json")
         except (OSError, ValueError):
             damage = "was not finished"
+        if not damage:
+            best = best["best_model_checkpoint"] or str(checkpoint)
+            if best not in (str(checkpoint), *whole):
+                damage = f"the best one before it, {Path(best).name}, is not there"
         if damage:
             print(f"{checkpoint.name} is left out: {damage}")
             shutil.rmtree(checkpoint)
+        else:
+            whole.append(str(checkpoint))
 
 
 class Progress(TrainerCallback):
@@ -203,6 +214,8 @@ class SecondsTrainer(Trainer):
         if self.is_world_process_zero():
             written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
             runs.write_json(written / HASHES, integrity.file_digests(written))
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(self.args.output_dir, 1, best, use_mtime=True)
 
     def log(self, logs, start_time=None):
         """Keep a step's numbers, with the parts of the loss; refuse what is none."""

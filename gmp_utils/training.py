@@ -122,7 +122,6 @@ def _fit(
         **strategy,
         logging_strategy="steps",
         logging_steps=1,
-        save_total_limit=2,  # one may have been killed before it was whole
         load_best_model_at_end=selection != "last",
         metric_for_best_model=judge,
         seed=schedule.seed,

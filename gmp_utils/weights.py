@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gmp_utils import runs
 from gmp_utils.errors import GmpError
-from gmp_utils.integrity import alone, file_digest
+from gmp_utils.integrity import alone, file_digest, storage
 
 CONVERTED = runs.ROOT / "runs" / "encoders"  # safetensors of what came as pickles
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -98,26 +98,33 @@ def as_safetensors(source: str) -> str:
     if not folder.is_dir():
         wanted = ["config.json", "*.safetensors", "*.safetensors.index.json"]
         folder = Path(snapshot_download(source, allow_patterns=wanted))
-        if not any(folder.glob("*.safetensors")):
+        if not any(folder.glob("model*.safetensors")):
             wanted = ["config.json", "pytorch_model*.bin"]
             folder = Path(snapshot_download(source, allow_patterns=wanted))
     pickles = sorted(folder.glob("pytorch_model*.bin"))
-    if any(folder.glob("*.safetensors")) or not pickles:
+    if any(folder.glob("model*.safetensors")) or not pickles:
         return str(folder)
     digest = runs.text_digest("".join(map(file_digest, pickles)))[:12]
     copy = CONVERTED / f"{Path(source).name}-{digest}"
-    with alone(copy.with_name(f".{copy.name}.lock"), runs.shown(copy)):
+    if copy.is_dir():
+        return str(copy)
+    with storage(copy), alone(copy.with_name(f".{copy.name}.lock"), runs.shown(copy)):
         if copy.is_dir():
             return str(copy)
         tensors = {}
         for path in pickles:
             try:
-                tensors |= torch.load(path, map_location="cpu", weights_only=True)
+                read = torch.load(path, map_location="cpu", weights_only=True)
+            except (RuntimeError, EOFError) as error:
+                raise GmpError(f"{path}: is cut or damaged ({error}); fetch it again.") from error
             except (pickle.UnpicklingError, TypeError) as error:
                 raise GmpError(
                     f"{path}: holds more than numbers, and is not read: loading it could run any code. "
                     "Take weights that were published as safetensors."
                 ) from error
+            if not isinstance(read, dict) or not all(map(torch.is_tensor, read.values())):
+                raise GmpError(f"{path}: holds no weights by name; expected a state_dict alone.")
+            tensors |= read
         partial = copy.with_name(f".{copy.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()

@@ -13,7 +13,15 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils import finetuning, hardware, masked_prediction, multitask, pseudo_labels
+from gmp_utils import (
+    finetuning,
+    hardware,
+    integrity,
+    masked_prediction,
+    multitask,
+    pseudo_labels,
+    runs,
+)
 from gmp_utils.training import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +92,6 @@ def noise_corpus(tmp_path):
 
 
 def write_noise_corpus(run: Path, **rules) -> Path:
-    from gmp_utils import runs
     from gmp_utils.protocol import make_protocol
     from gmp_utils.ragged import Ragged
 
@@ -134,6 +141,14 @@ def write_noise_corpus(run: Path, **rules) -> Path:
     return run
 
 
+def seal_again(stage: Path) -> None:
+    """Take a stage's files for what was made, after a test has changed them."""
+    told = runs.read_json(stage / "provenance.json")
+    told["files"] = {name: integrity.file_digest(stage / name) for name in told["files"]}
+    del told["digest"]
+    runs.write_json(stage / "provenance.json", told)
+
+
 QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
 
 
@@ -176,42 +191,63 @@ def _started(command, environment, **options):
     )  # fmt: skip
 
 
-def kill_when(environment, moment, victim: str, delay: float = 0.0) -> bool:
-    """Start the workflow, and kill it, or a part of it, at a moment; whether that came.
+STOPPER = """
+import os, re, signal, sys, threading
+
+MOMENT, DELAY, FLAG = %r
+waiting = ["ipykernel_launcher" in " ".join(sys.orig_argv)]
+
+
+def stop():
+    open(FLAG, "w").write(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def heard(event, arguments):
+    written = event == "os.rename" or event == "open" and set("wax+") & set(str(arguments[1]))
+    if waiting[0] and written and re.search(MOMENT, str(arguments[0])):
+        waiting[0] = False
+        threading.Timer(DELAY, stop).start() if DELAY else stop()
+
+
+sys.addaudithook(heard)
+"""
+
+
+def kill_when(environment, moment: str, victim: str, folder: Path, delay: float = 0.0) -> None:
+    """Start the workflow; stop a kernel at a moment, and kill it, or what started it.
 
     Parameters
     ----------
     environment : dict of str to str
-    moment : callable
-        Of the time when this began (seconds); asked again and again, until it is true or the workflow
-        has ended.
+    moment : str
+        Regular expression of the file that the kernel is just opening to write, or renaming.
     victim : str
         "all" that was started, "papermill", its "kernel", or "snakemake" alone.
+    folder : Path
+        For notes.
     delay : float
         Seconds after the moment.
     """
-    began = time.time()
-    process = snakemake(environment, start_new_session=True)
-    while not moment(began):
-        if process.poll() is not None:
-            assert process.returncode == 0, process.communicate()[0][-4000:]
-            process.communicate()
-            return False
-        time.sleep(0.001)
-    time.sleep(delay)
-    found = psutil.Process(process.pid).children(recursive=True)
-    named = {"all": "", "papermill": "papermill", "kernel": "ipykernel_launcher"}
-    chosen = [process] if victim in ("all", "snakemake") else []
-    for one in found:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if victim in named and named[victim] in " ".join(one.cmdline()):
-                chosen.append(one)
-    for one in chosen:
+    flag, site = folder / "stopped", folder / "site"
+    site.mkdir(exist_ok=True)
+    flag.unlink(missing_ok=True)
+    (site / "sitecustomize.py").write_text(STOPPER % ((moment, delay, str(flag)),))
+    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
+    process = snakemake(environment | {"PYTHONPATH": path}, start_new_session=True)
+    while not (flag.is_file() and flag.read_text()):
+        assert process.poll() is None, f"{moment} never came: {process.communicate()[0][-4000:]}"
+        time.sleep(0.02)
+    kernel = psutil.Process(int(flag.read_text()))
+    started = [process, *psutil.Process(process.pid).children(recursive=True)]
+    chosen = {"all": started, "papermill": [kernel.parent()], "kernel": [kernel]}
+    for one in chosen.get(victim, [process]):
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        kernel.resume()
     said = process.communicate()[0]
-    assert bool(process.returncode) == bool(chosen), said[-4000:]
-    return bool(chosen)
+    assert process.returncode, said[-4000:]
 
 
 def finished(process) -> str:

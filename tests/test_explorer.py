@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import ROOT, run_series, write_noise_corpus
+from conftest import ROOT, run_series, seal_again, write_noise_corpus
 from matplotlib.colors import to_hex
 from sklearn.neighbors import NearestNeighbors
 
@@ -58,6 +58,7 @@ def test_maps_of_different_points_are_refused(run, tmp_path, tiny_encoder):
     stage = other / "fold1" / probing.STAGE / "finetuned"
     maps = pd.read_parquet(stage / "maps.parquet")
     maps[maps.layer == 3].to_parquet(stage / "maps.parquet", index=False)
+    seal_again(stage)
     with pytest.raises(GmpError, match="finetuned maps 1 of 5 layers"):
         Explored(str(other), 1, "frames")
 
@@ -137,6 +138,7 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
         maps = pd.read_parquet(path)
         maps["gender"] = maps.gender.where((maps.speaker == "2f") & (unknown == "some"), None)
         maps.to_parquet(path, index=False)
+        seal_again(path.parent)
     explored = Explored(str(other), 1, "frames")
     panel = Panel(explored, "multitask")
     panel.colour("gender")

@@ -11,8 +11,6 @@ from transformers import HubertConfig
 from gmp_utils import (
     GmpError,
     features,
-    finetuning,
-    hardware,
     kmeans,
     masked_prediction,
     memory,
@@ -298,8 +296,5 @@ def test_a_warning_where_it_may_not_fit(capsys):
     assert said == (
         "a model: about 3.0 GB, 2.0 GB are free\nWARNING: this may not fit. Take a smaller one.\n"
     )
-    memory.estimate("a model", 1_000_000_000, 2_000_000_000, "Take a smaller one.")
-    assert "WARNING" not in capsys.readouterr().out
-    assert memory.free_bytes() > 10**8
-    assert hardware.device() in ("cpu", "cuda")
-    assert finetuning.STAGE == "06_finetune"
+    memory.estimate("a model", 5_000_000, 2_000_000_000, "Take a smaller one.")
+    assert capsys.readouterr().out == "a model: about 5.0 MB, 2.0 GB are free\n"

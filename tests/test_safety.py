@@ -186,13 +186,13 @@ def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path, tiny_
     for stage, path in files:
         content, times = path.read_bytes(), path.stat()
         fault(path)
-        integrity._digest_once.cache_clear()  # as another process would see it
+        integrity._seen.clear()  # as another process would see it
         said = f"nothing of {runs.notebook_of(stage)} there yet|Remove .*{stage.name} and run"
         with pytest.raises(GmpError, match=said):
             runs.identity(stage)
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        integrity._digest_once.cache_clear()
+        integrity._seen.clear()
         runs.identity(stage)
     tried(f"artifact: {fault.__name__} a file", len(files), "named, with what to do")
 

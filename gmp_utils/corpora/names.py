@@ -20,6 +20,9 @@ def check_folder(folder: Path) -> None:
     """
 
     def refuse(error: OSError) -> None:
+        name = os.path.basename(error.filename)
+        if name == "lost+found" or name.startswith("."):  # systems' own
+            return
         raise GmpError(
             f"{error.filename!r}: cannot be listed ({error.strerror}), so recordings would be "
             "overlooked; make it readable, or give a folder without it."
