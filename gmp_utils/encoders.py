@@ -97,14 +97,13 @@ class SpeechModel(HubertPreTrainedModel):
             )
         except (OSError, SafetensorError) as error:
             raise _not_a_model(source, error) from error
-        # Read from a file they lie anywhere, and where they lie decides the last bit of MKL's results.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
         missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
             raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
         for name, parameter in model.named_parameters():
+            # Read from a file they lie anywhere, and where they lie decides the last bit of MKL's results.
+            parameter.data = parameter.data.clone()
             if not parameter.isfinite().all():
                 raise GmpError(
                     f"encoder {source!r}: its weights {name} hold values that are no numbers."

@@ -191,9 +191,8 @@ def _refuse_odd(environment: Mapping[str, str]) -> None:
 
 
 def _run(folder: str, parameters: dict, *others) -> Run:
-    """A run whose parameters have the right types, and whose paths Snakemake and papermill can have."""
+    """A run whose paths Snakemake and papermill can have; its parameters were checked."""
     parameters = parameters | {"run_dir": folder}
-    notebook.check_parameters("01_prepare_data", parameters)
     for name in ("run_dir", "corpus_dir", "test_corpus_dir", "encoder"):
         if set("{}") & set(parameters.get(name, "")):
             raise GmpError(

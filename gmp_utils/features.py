@@ -19,7 +19,6 @@ from gmp_utils.ragged import Ragged
 # In a batch; on a CPU what does not fit its caches is slow.
 CNN_SECONDS = {"cuda": 120.0, "cpu": 6.0}
 ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
-SPACE = "Free some space, or give a run_dir on another disk."
 
 
 def batches(
@@ -85,16 +84,30 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     return Ragged.open(stage / "frames")
 
 
+def _create(
+    title: str,
+    stem: Path,
+    utterances: Sequence[str],
+    lengths: Sequence[int],
+    dtype: type,
+    dim: int,
+) -> Ragged:
+    """`Ragged.create` of frames, once it is said how much of the disk they take."""
+    needed = sum(lengths) * dim * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(stem.parent).free
+    remedy = "Free some space, or give a run_dir on another disk."
+    memory.estimate(f"{title} on disk", needed, free, remedy)
+    return Ragged.create(stem, utterances, lengths, dtype, (dim,))
+
+
 def write_cnn_output(
     model: SpeechModel, waveforms: Ragged, utterances: Sequence[str], stem: Path
 ) -> None:
     """Run the CNN over utterances, and write (frames, conv_dim) float32 of each."""
     model.eval().to(hardware.device())
     lengths = [int(model.frame_lengths(waveforms.lengths[name])) for name in utterances]
-    dim = model.config.conv_dim[-1]
-    needed, free = sum(lengths) * dim * 4, shutil.disk_usage(stem.parent).free
-    memory.estimate(f"the CNN's output for {len(lengths)} utterances on disk", needed, free, SPACE)
-    store = Ragged.create(stem, utterances, lengths, np.float32, (dim,))
+    dim, title = model.config.conv_dim[-1], f"the CNN's output for {len(lengths)} utterances"
+    store = _create(title, stem, utterances, lengths, np.float32, dim)
     dataset = Utterances(waveforms, sorted(utterances, key=waveforms.lengths.get))
     with torch.inference_mode():
         for names, output in batches(dataset, "CNN", model.cnn, CNN_SECONDS):
@@ -157,10 +170,8 @@ def layer_frames(
     lengths = [inputs.lengths[name] for name in utterances]
     if inputs.values.ndim == 1:
         lengths = [int(model.frame_lengths(length)) for length in lengths]
-    dim = model.config.hidden_size
-    needed, free = sum(lengths) * dim * 2, shutil.disk_usage(stem.parent).free
-    memory.estimate(f"layer {layer} of {len(lengths)} utterances on disk", needed, free, SPACE)
-    frames = Ragged.create(stem, utterances, lengths, np.float16, (dim,))
+    dim, title = model.config.hidden_size, f"layer {layer} of {len(lengths)} utterances"
+    frames = _create(title, stem, utterances, lengths, np.float16, dim)
     for name, (states,) in layer_states(model, inputs, utterances, [layer]):
         frames[name][:] = states
     frames.flush()

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from gmp_utils import hardware
+from gmp_utils.batching import FRAMES_PER_SECOND
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
-
-FRAMES_PER_SECOND = 50
 
 
 def training_bytes(model: SpeechModel, seconds: float) -> int:

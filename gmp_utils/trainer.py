@@ -67,20 +67,20 @@ class Schedule:
 
 def keep_whole(checkpoints: Path) -> None:
     """Remove checkpoints that were not finished, or have changed since, or whose best one is not whole."""
-    found, whole = (
-        sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:])),
-        [],
-    )
-    for checkpoint in found:
+    whole: list[str] = []
+    for checkpoint in sorted(
+        checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:])
+    ):
+        best = str(checkpoint)
         try:
             damage = integrity.damage(checkpoint, runs.read_json(checkpoint / HASHES))
-            best = None if damage else runs.read_json(checkpoint / "trainer_state.json")
+            if not damage:
+                state = runs.read_json(checkpoint / "trainer_state.json")
+                best = state["best_model_checkpoint"] or best
         except (OSError, ValueError):
             damage = "was not finished"
-        if not damage:
-            best = best["best_model_checkpoint"] or str(checkpoint)
-            if best not in (str(checkpoint), *whole):
-                damage = f"the best one before it, {Path(best).name}, is not there"
+        if best not in (str(checkpoint), *whole):
+            damage = f"the best one before it, {Path(best).name}, is not there"
         if damage:
             print(f"{checkpoint.name} is left out: {damage}")
             shutil.rmtree(checkpoint)
@@ -128,6 +128,11 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+def _counted(outputs: dict, inputs: dict) -> torch.Tensor:
+    """Over how many frames, or utterances, a batch's losses are means."""
+    return outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum()
+
+
 class SecondsTrainer(Trainer):
     """Trainer with our batches, and with the parts of the loss in its log."""
 
@@ -166,7 +171,7 @@ class SecondsTrainer(Trainer):
         outputs = model(**inputs)
         if model.training:
             if self.args.world_size > 1:  # losses are means, and their gradients will be averaged
-                counted = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
+                counted = _counted(outputs, inputs).float()
                 share = counted / self.accelerator.reduce(counted, "mean")
                 outputs |= {k: share * v for k, v in outputs.items() if k.endswith("loss")}
             self._parts = {
@@ -196,7 +201,7 @@ class SecondsTrainer(Trainer):
             piece = {name: values[rows] for name, values in inputs.items()}
             with self.compute_loss_context_manager():
                 loss, outputs = self.compute_loss(model, piece, return_outputs=True)
-            counted = outputs.get("n_frames", torch.ones_like(piece["lengths"])).sum()
+            counted = _counted(outputs, piece)
             self.accelerator.backward(loss * counted)
             losses.append(loss.detach() * counted)
             counts.append(counted)
