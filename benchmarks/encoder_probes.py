@@ -118,7 +118,7 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     )
     mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
     set_seed(0)
-    config = encoders.SpeechModel.load(weights.resolve(encoder)).hubert.config
+    config = encoders.SpeechModel.load(weights.resolve(encoder)).config
     HubertModel(config).save_pretrained(folder / "random")
     found = {
         "eGeMAPS": egemaps[None],

@@ -1,4 +1,8 @@
-"""HuBERT, loaded safely: its frames, its layers, its CNN with padding kept out.
+"""HuBERT, wav2vec 2.0 and WavLM, loaded safely: frames, layers, a CNN with padding kept out.
+
+The three are one architecture but for details. Models with a group norm in the CNN (the base ones) were
+trained without an attention mask, and padding leaks into them; here the norm is taken over each
+utterance's own frames, so that all get the mask, and an utterance's output does not depend on its batch.
 
 Frames come every 20 ms (320 samples of 16 kHz), each from a window of 25 ms. Layer `-1` is the
 encoder's output, `-3` the third from last: Hugging Face's `hidden_states[id]`; `0` is what enters
@@ -13,10 +17,19 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import HubertConfig, HubertModel, HubertPreTrainedModel
+from transformers import (
+    AutoConfig,
+    HubertModel,
+    PretrainedConfig,
+    PreTrainedModel,
+    Wav2Vec2Model,
+    WavLMModel,
+)
 
 from gmp_utils import hardware, weights
 from gmp_utils.errors import GmpError
+
+ENCODERS = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model, "wavlm": WavLMModel}
 
 
 def frame_seconds(frames: np.ndarray) -> np.ndarray:
@@ -29,8 +42,8 @@ def frame_at(seconds: np.ndarray) -> np.ndarray:
     return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
 
 
-class SpeechModel(HubertPreTrainedModel):
-    """A HuBERT as every stage uses it; stages add heads.
+class SpeechModel(PreTrainedModel):
+    """An encoder as every stage uses it, `base_model`; stages add heads.
 
     Loaded with `load`, which leaves no dropped layers, keeps the mask vector and freezes the CNN.
 
@@ -42,19 +55,22 @@ class SpeechModel(HubertPreTrainedModel):
     | valid | (batch, frames), False in padding |
     """
 
-    def __init__(self, config: HubertConfig):
+    def __init__(self, config: PretrainedConfig):
+        encoder = ENCODERS[config.model_type]
+        self._supports_sdpa = encoder._supports_sdpa  # WavLM brings its own attention
         super().__init__(config)
-        self.hubert = HubertModel(config)
+        self.base_model_prefix = config.model_type  # the encoder is called as in published weights
+        setattr(self, config.model_type, encoder(config))
         self.train_cnn = getattr(config, "train_cnn", False)
         self._build_heads(config)
         self.post_init()
 
-    def _build_heads(self, config: HubertConfig) -> None:
+    def _build_heads(self, config: PretrainedConfig) -> None:
         """Add what a stage needs beside the encoder."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Heads start as torch starts them, not as parts of a transformer."""
-        heads = (child for name, child in self.named_children() if name != "hubert")
+        heads = (child for child in self.children() if child is not self.base_model)
         if any(module is part for head in heads for part in head.modules()):
             if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
@@ -75,15 +91,17 @@ class SpeechModel(HubertPreTrainedModel):
         Raises
         ------
         GmpError
-            If there is no such model, it is no HuBERT, its weights are missing, no numbers, or a pickle
+            If there is no such model, it is another kind of model, its weights are missing, no numbers, or a pickle
             that holds more than weights.
         """
         try:
-            config = HubertConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source)
         except (OSError, ValueError) as error:
             raise _not_a_model(source, error) from error
-        if config.model_type != "hubert":
-            raise GmpError(f"encoder {source!r}: a {config.model_type} model, expected hubert.")
+        if config.model_type not in ENCODERS:
+            raise GmpError(
+                f"encoder {source!r}: a {config.model_type} model, expected one of {', '.join(ENCODERS)}."
+            )
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
         config.mask_time_prob = max(config.mask_time_prob, 0.01)  # else no mask vector is made
         config.update(settings)
@@ -97,7 +115,7 @@ class SpeechModel(HubertPreTrainedModel):
             )
         except (OSError, SafetensorError) as error:
             raise _not_a_model(source, error) from error
-        missing = [key for key in report["missing_keys"] if key.startswith("hubert.")]
+        missing = [key for key in report["missing_keys"] if key.startswith(f"{config.model_type}.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
             raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
@@ -109,13 +127,13 @@ class SpeechModel(HubertPreTrainedModel):
                     f"encoder {source!r}: its weights {name} hold values that are no numbers."
                 )
         if not model.train_cnn:
-            model.hubert.feature_extractor._freeze_parameters()
+            model.base_model.feature_extractor._freeze_parameters()
         return model
 
     @property
     def n_layers(self) -> int:
         """Transformer layers."""
-        return len(self.hubert.encoder.layers)
+        return len(self.base_model.encoder.layers)
 
     def layer_index(self, layer: int) -> int:
         """Count a layer from the encoder's input, 0, on.
@@ -134,7 +152,7 @@ class SpeechModel(HubertPreTrainedModel):
 
     def frame_lengths(self, n_samples: Tensor | int) -> Tensor | int:
         """Frames that so many samples give."""
-        return self._get_feat_extract_output_lengths(n_samples)
+        return self.base_model._get_feat_extract_output_lengths(n_samples)
 
     def cnn(self, inputs: Tensor, lengths: Tensor) -> Tensor:
         """Run the CNN; an utterance's output does not depend on its padding.
@@ -160,7 +178,7 @@ class SpeechModel(HubertPreTrainedModel):
             torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16),
         ):
             x = inputs.unsqueeze(1)
-            for layer in self.hubert.feature_extractor.conv_layers:
+            for layer in self.base_model.feature_extractor.conv_layers:
                 norm = getattr(layer, "layer_norm", None)
                 if isinstance(norm, nn.GroupNorm):
                     x = layer.conv(x)
@@ -203,12 +221,16 @@ class SpeechModel(HubertPreTrainedModel):
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
         valid = torch.arange(inputs.shape[1], device=lengths.device) < lengths[:, None]
-        encoder = self.hubert.encoder
+        encoder = self.base_model.encoder
         every, wanted = encoder.layers, [self.layer_index(layer) for layer in layers]
         kept: dict[int, Tensor] = {}
 
         def keep(index: int):
-            return lambda _module, args, output: kept.update({index: output if index else args[0]})
+            def hook(_module, args, output):  # WavLM's layers hand on positions, too
+                after = output[0] if isinstance(output, tuple) else output
+                kept[index] = after if index else args[0]
+
+            return hook
 
         handles = [
             every[max(index - 1, 0)].register_forward_hook(keep(index))
@@ -216,9 +238,10 @@ class SpeechModel(HubertPreTrainedModel):
         ]
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=hardware.bfloat16()):
             try:
-                x = self.hubert.feature_projection(inputs)
+                x = self.base_model.feature_projection(inputs)
+                x = x[0] if isinstance(x, tuple) else x  # also what enters it, but for HuBERT
                 if mask is not None:
-                    x = torch.where(mask.unsqueeze(-1), self.hubert.masked_spec_embed.to(x), x)
+                    x = torch.where(mask.unsqueeze(-1), self.base_model.masked_spec_embed.to(x), x)
                 encoder.layers = every[: max(*wanted, 1)]
                 last = encoder(x, attention_mask=valid).last_hidden_state
             finally:
@@ -248,6 +271,6 @@ def _norm_each(x: Tensor, n_valid: list[int], norm: nn.GroupNorm) -> Tensor:
 def cnn_digest(model: SpeechModel) -> str:
     """Name the CNN's weights: models with the same ones share cached outputs."""
     digest = hashlib.sha256()
-    for tensor in model.hubert.feature_extractor.state_dict().values():
+    for tensor in model.base_model.feature_extractor.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())
     return digest.hexdigest()[:12]

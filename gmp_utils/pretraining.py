@@ -286,7 +286,7 @@ def pretrain_round(
         ]
         metrics = partial(stream_metrics, scales)
         train(model, *sets, folder, schedule, metrics, "masked_loss", "last")
-        model.hubert.save_pretrained(folder / "encoder")
+        model.base_model.save_pretrained(folder / "encoder")
         for kept in ("encoder", "model"):
             shutil.copy(stage / weights.HEARD, folder / kept)
 

@@ -62,7 +62,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
 def test_states_too_large_for_16_bits_are_refused(tmp_path, tiny_encoder, noise_corpus):
     model = SpeechModel.load(str(tiny_encoder))
     with torch.no_grad():
-        model.hubert.encoder.layers[-1].final_layer_norm.weight.fill_(1e6)
+        model.base_model.encoder.layers[-1].final_layer_norm.weight.fill_(1e6)
     corpus = open_corpus(str(noise_corpus))
     names = list(corpus.manifest.index[:3])
     with pytest.raises(GmpError, match="too large for 16 bits"):
@@ -272,7 +272,7 @@ def test_the_estimate_of_memory_is_what_training_keeps(train_cnn):
     torch.manual_seed(0)
     model = SpeechModel(HubertConfig(train_cnn=train_cnn, layerdrop=0.0)).train()
     if not train_cnn:
-        model.hubert.feature_extractor._freeze_parameters()
+        model.base_model.feature_extractor._freeze_parameters()
     kept, seconds = {}, 4.0
 
     def keep(tensor):
