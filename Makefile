@@ -11,6 +11,7 @@ FOLDS           ?=
 SEEDS           ?=
 GMPS            ?=
 PRESET          ?=
+RECIPE          ?=
 RUN             ?=
 TENSORBOARD     ?=
 NAME            ?=
@@ -19,7 +20,8 @@ comma           := ,
 GPUS            ?= $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES))),$(shell \
 	nvidia-smi -L 2>/dev/null | wc -l))
 experiments     := $(notdir $(basename $(wildcard workflow/config/*.yaml)))
-settings := CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RUN \
+recipes         := $(notdir $(basename $(wildcard presets/recipes/*.yaml)))
+settings := CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RECIPE RUN \
 	TENSORBOARD CORES GPUS
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -44,7 +46,8 @@ SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores "$$CORES" --
 help:
 	@sed -n '1,3p' Makefile
 	@printf '%s\n' "Variables of make run: $(foreach name,$(settings),$(name)='$$$(name)')" \
-		"Of make experiment: NAME='$$NAME', of $(experiments), and the same but GMPS; of make run not SEEDS"
+		"Of make experiment: NAME='$$NAME', of $(experiments), and the same but GMPS; of make run not SEEDS" \
+		"RECIPE is one of $(recipes)"
 
 .venv/installed: pyproject.toml constraints.txt
 	"$$PYTHON" -m venv .venv

@@ -33,12 +33,12 @@ from transformers import HubertModel, set_seed
 
 from gmp_utils import (
     audio,
+    classifiers,
     comparison,
     corpora,
     encoders,
     features,
     figures,
-    results,
     runs,
     weights,
 )
@@ -175,7 +175,7 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
     """Paired differences between the classifiers of a run and each floor, by speaker."""
     floors = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
-    for (variant, loss), predictions in results.collect(run).groupby(results.SYSTEM):
+    for (variant, loss), predictions in classifiers.collect(run).groupby(classifiers.SYSTEM):
         own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
         for floor, scores in floors.groupby("system"):
             gains = (own - scores.set_index("speaker").uar).dropna().to_numpy()

@@ -32,6 +32,7 @@ from gmp_utils import (
     runs,
 )
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.heads import Network
 from gmp_utils.notebook import series_parameters
 from gmp_utils.training import Schedule
 
@@ -40,7 +41,6 @@ SPEAKERS, COPIES = 10, 4  # each speaker's recordings are repeated so often
 MEAN = 4.6  # seconds, IEMOCAP's
 UPDATES = 20
 FOLD = "a fold of the paper, seconds, worked out, without evaluations and checkpoints"
-HEAD = {"lstm_size": 256, "projection_size": 256}
 
 
 def corpus(folder: Path, hours: float) -> Path:
@@ -130,19 +130,18 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         return Schedule(1e-5, batch_seconds=seconds, batch_size=size, **lasting)
 
     where = (run, 1, encoder)
+    settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, **vars(Network())}
     model = finetuning.EmotionClassifier.load(
-        encoder, emotions=EMOTIONS, loss="ams", scale=30.0, margin=0.2, head_layer=-1, **HEAD
+        encoder, emotions=EMOTIONS, emotion_weights=[], **settings
     )
     timed("CNN", lambda: features.model_inputs(model, data))
-    timed(
-        "multitask, one pass", lambda: multitask.train_multitask(*where, schedule(epochs=1), **HEAD)
-    )
+    timed("multitask, one pass", lambda: multitask.train_multitask(*where, schedule(epochs=1)))
     timed("pseudo-labels", lambda: pseudo_labels.generate_gmps(run, 1, -3, scales))
     updating = schedule(updates=UPDATES)
     timed(f"retraining, {UPDATES} updates", lambda: masked_prediction.retrain(*where, updating))
     timed(
         "fine-tuning, one pass",
-        lambda: finetuning.finetune(*where, "ams", schedule(epochs=1), **HEAD),
+        lambda: finetuning.finetune(*where, "ams", schedule(epochs=1)),
     )
 
     training, top = data.split(1)["train"], peak()
@@ -150,7 +149,12 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     inputs["waveforms"] = data.waveforms
     labels, _ = pseudo_labels.open_labels(Path(run) / "fold1" / pseudo_labels.STAGE)
     predictor = masked_prediction.MaskedPredictionModel.load(
-        encoder, scales=scales, projection_size=256, loss_on="masked", combine="sum"
+        encoder,
+        scales=scales,
+        projection_size=256,
+        loss_on="masked",
+        combine="sum",
+        activation="relu",
     )
     targets = {"emotion": data.labels(training, "emotion")}
     for name, source in inputs.items():

@@ -40,7 +40,7 @@ from gmp_utils import audio, features, hardware, kmeans, runs
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.finetuning import EmotionClassifier
-from gmp_utils.heads import StreamHeads
+from gmp_utils.heads import Network, StreamHeads
 from gmp_utils.masked_prediction import MaskedPredictionModel
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
@@ -352,6 +352,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     masking, rng = Masking(0.8, 10), np.random.default_rng(0)
     plain = in_bfloat16(PlainMaskedPrediction(data.encoder))
     settings = {"scales": SCALES, "projection_size": 256, "loss_on": "masked", "combine": "sum"}
+    settings["activation"] = "relu"
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))
     lengths = list(inputs.lengths.values())
@@ -411,14 +412,9 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         return model
 
     def our_model() -> EmotionClassifier:
-        settings = {
-            "loss": "ce",
-            "scale": 30.0,
-            "margin": 0.2,
-            "emotions": EMOTIONS,
-            "head_layer": -1,
-        }
-        return EmotionClassifier.load(data.encoder, lstm_size=0, projection_size=256, **settings)
+        settings = {"loss": "ce", "scale": 30.0, "margin": 0.2, **vars(Network(lstm_size=0))}
+        own = {"emotions": EMOTIONS, "emotion_weights": []}
+        return EmotionClassifier.load(data.encoder, **settings, **own)
 
     def utterances(names: list[str]) -> Utterances:
         frames = data.cnn_output(SpeechModel.load(data.encoder))

@@ -63,6 +63,10 @@ class Masking:
         return mask
 
 
+# What V-FT masks of frames, and of features (github.com/b04901014/FT-w2v2-ser).
+SPEC_AUGMENT = Masking(0.08, 15, 2), Masking(0.05, 64, 1)
+
+
 class Utterances(Dataset):
     """What a model is trained on or asked about.
 
@@ -76,9 +80,11 @@ class Utterances(Dataset):
     frame_labels : Ragged, optional
         (frames, streams) of pseudo-labels.
     masking : Masking, optional
-        For the frames of `frame_labels`.
+        Of frames.
     seed : int
         Of the masks: they depend on it, the epoch and the utterance, on nothing else.
+    hidden_size : int
+        Of the model, whose features are masked, too; 0 for no such masks.
     """
 
     def __init__(
@@ -89,8 +95,9 @@ class Utterances(Dataset):
         frame_labels: Ragged | None = None,
         masking: Masking | None = None,
         seed: int = 0,
+        hidden_size: int = 0,
     ):
-        self.inputs, self.utterances = inputs, list(utterances)
+        self.inputs, self.utterances, self.hidden_size = inputs, list(utterances), hidden_size
         self.targets, self.frame_labels = targets or {}, frame_labels
         self.masking, self.seed, self.epoch = masking, seed, 0
         rate = SAMPLE_RATE if inputs.values.ndim == 1 else FRAMES_PER_SECOND
@@ -103,15 +110,17 @@ class Utterances(Dataset):
         name = self.utterances[index]
         values = self.inputs[name]
         if values.ndim == 1:
-            values = normalise(values)
+            values = normalise(values)  # of 16 kHz; a frame is 400 samples, and 320 from the next
         item = {"inputs": values if torch.is_tensor(values) else np.array(values)}
         item.update({task: labels[index] for task, labels in self.targets.items()})
         if self.frame_labels is not None:
             item["frame_labels"] = np.array(self.frame_labels[name], dtype=np.int64)
         if self.masking is not None:
-            n_frames = len(item["frame_labels"])
+            n_frames = len(values) if values.ndim == 2 else (len(values) - 80) // 320
             rng = np.random.default_rng([self.seed, self.epoch, index])
             item["mask"] = self.masking.draw(n_frames, rng)
+            if self.hidden_size:
+                item["feature_mask"] = SPEC_AUGMENT[1].draw(self.hidden_size, rng)
         return item
 
 

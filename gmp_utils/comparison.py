@@ -151,7 +151,7 @@ def comparisons(
     Parameters
     ----------
     predictions : DataFrame
-        As `gmp_utils.results.collect` returns them.
+        As `gmp_utils.classifiers.collect` returns them.
     metric : callable
         See `speaker_scores`.
     against : str, optional

@@ -62,11 +62,22 @@ class SpeechModel(PreTrainedModel):
         self.base_model_prefix = config.model_type  # the encoder is called as in published weights
         setattr(self, config.model_type, encoder(config))
         self.train_cnn = getattr(config, "train_cnn", False)
+        self.train_encoder = getattr(config, "train_encoder", True)
         self._build_heads(config)
         self.post_init()
 
     def _build_heads(self, config: PretrainedConfig) -> None:
         """Add what a stage needs beside the encoder."""
+
+    def train(self, mode: bool = True) -> "SpeechModel":
+        """As torch's; an encoder that is not trained has no dropout either."""
+        super().train(mode)
+        if not self.train_encoder:
+            self.base_model.eval()
+        return self
+
+    def begin_update(self, share: float) -> None:
+        """What changes with the share of a training that is behind it, 0 to 1: nothing, here."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Heads start as torch starts them, not as parts of a transformer."""
@@ -91,8 +102,8 @@ class SpeechModel(PreTrainedModel):
         Raises
         ------
         GmpError
-            If there is no such model, it is another kind of model, its weights are missing, no numbers, or a pickle
-            that holds more than weights.
+            If there is no such model, it is of another kind, its weights are missing, no numbers, or a
+            pickle that holds more than weights.
         """
         try:
             config = AutoConfig.from_pretrained(source)
@@ -126,6 +137,8 @@ class SpeechModel(PreTrainedModel):
                 raise GmpError(
                     f"encoder {source!r}: its weights {name} hold values that are no numbers."
                 )
+        if not model.train_encoder:
+            model.base_model.requires_grad_(False)
         if not model.train_cnn:
             model.base_model.feature_extractor._freeze_parameters()
         return model
@@ -194,6 +207,7 @@ class SpeechModel(PreTrainedModel):
         lengths: Tensor,
         mask: Tensor | None = None,
         layers: Sequence[int] = (-1,),
+        feature_mask: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Run the encoder, as far up as is asked for; in bfloat16 where that is faster.
 
@@ -207,6 +221,8 @@ class SpeechModel(PreTrainedModel):
             Frames whose content is replaced by the mask vector.
         layers : sequence of int
             Which hidden states to return.
+        feature_mask : (batch, hidden_size) bool, optional
+            Features that are zero in every frame that enters the encoder.
 
         Returns
         -------
@@ -236,12 +252,17 @@ class SpeechModel(PreTrainedModel):
             every[max(index - 1, 0)].register_forward_hook(keep(index))
             for index in set(wanted) - {self.n_layers}
         ]
-        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=hardware.bfloat16()):
+        with (
+            torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()),
+            torch.autocast(inputs.device.type, torch.bfloat16, enabled=hardware.bfloat16()),
+        ):
             try:
                 x = self.base_model.feature_projection(inputs)
                 x = x[0] if isinstance(x, tuple) else x  # also what enters it, but for HuBERT
                 if mask is not None:
                     x = torch.where(mask.unsqueeze(-1), self.base_model.masked_spec_embed.to(x), x)
+                if feature_mask is not None:
+                    x = x.masked_fill(feature_mask.unsqueeze(1), 0.0)
                 encoder.layers = every[: max(*wanted, 1)]
                 last = encoder(x, attention_mask=valid).last_hidden_state
             finally:

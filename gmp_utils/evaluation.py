@@ -7,7 +7,13 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import recall_score
 
-LOSS_NAMES = {"ce": "CE", "ams": "AMS", "ce-then-ams": "CE then AMS"}
+LOSS_NAMES = {
+    "ce": "CE",
+    "ams": "AMS",
+    "ce-then-ams": "CE then AMS",
+    "egemaps": "SVM on eGeMAPS",
+    "majority": "majority",
+}
 
 
 def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:

@@ -21,6 +21,7 @@ from gmp_utils.integrity import alone, storage
 
 CONFIG = runs.ROOT / "workflow" / "config"
 FILE = "experiment.json"
+RECIPES = runs.ROOT / "presets" / "recipes"
 TAKEN = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
 STARTS = {True: "gmps", False: "no-gmps"}
 
@@ -136,6 +137,32 @@ def declared(name: str) -> dict:
     return found
 
 
+def recipe(name: str) -> dict:
+    """The parameters of a system of the family: what it changes of the series.
+
+    Parameters
+    ----------
+    name : str
+        Of a file in presets/recipes.
+
+    Raises
+    ------
+    GmpError
+        For another name.
+    """
+    path = RECIPES / f"{name}.yaml"
+    if not os.path.isfile(path):
+        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
+        raise GmpError(f"recipe {name!r}: expected one of {known}.")
+    return _yaml(path)
+
+
+def _cooked(parameters: dict) -> dict:
+    """Parameters with those of the recipe that they name, over which they go."""
+    rest = {name: value for name, value in parameters.items() if name != "recipe"}
+    return recipe(parameters["recipe"]) | rest if "recipe" in parameters else rest
+
+
 def one_number(variants: dict[str, dict]) -> bool:
     """Whether variants are steps of a single number, as layers are."""
     changed = {name for own in variants.values() for name in own}
@@ -181,7 +208,7 @@ def _presets(given: str) -> list[Path]:
 
 def _refuse_odd(environment: Mapping[str, str]) -> None:
     """Refuse what some part of the workflow could not hand on; quotes, spaces and `$` all can."""
-    for name in ("RUN", "PRESET", "EXPERIMENT", *map(str.upper, TAKEN)):
+    for name in ("RUN", "PRESET", "RECIPE", "EXPERIMENT", *map(str.upper, TAKEN)):
         for one in environment.get(name) or "":
             if unicodedata.category(one) in ("Cc", "Cs"):
                 raise GmpError(
@@ -216,9 +243,9 @@ def plan(environment: Mapping[str, str]) -> Plan:
     ----------
     environment : mapping of str to str
         EXPERIMENT, CORPUS, CORPUS_DIR, TEST_CORPUS, TEST_CORPUS_DIR, ENCODER, FOLDS, SEEDS, GMPS,
-        PRESET and RUN, as the Makefile has them. What is named here goes before a variant, that before
-        the presets, those before the experiment's own parameters, and those before the notebooks'
-        defaults.
+        PRESET, RECIPE and RUN, as the Makefile has them. What is named here goes before a variant, that
+        before its recipe, that before the presets, those before the experiment's own parameters, and
+        those before the notebooks' defaults.
 
     Raises
     ------
@@ -230,9 +257,11 @@ def plan(environment: Mapping[str, str]) -> Plan:
     presets = _presets(environment.get("PRESET") or "")
     experiment = environment.get("EXPERIMENT") or ""
     declaration = declared(experiment) if experiment else None
-    given = dict(declaration["parameters"]) if declaration else {}
+    given = _cooked(declaration["parameters"]) if declaration else {}
     for preset in presets:
         given |= _yaml(preset)
+    if environment.get("RECIPE"):
+        given |= recipe(environment["RECIPE"])
     asked = {name: environment[name.upper()] for name in TAKEN if environment.get(name.upper())}
     given |= asked
     notebook.check_parameters("01_prepare_data", given)
@@ -242,12 +271,14 @@ def plan(environment: Mapping[str, str]) -> Plan:
     corpora = [given.get("corpus", "synthetic"), given.get("test_corpus")]
     encoder = given.get("encoder", "embedded")
     named = ["-on-".join(filter(None, corpora)), os.path.basename(encoder.rstrip("/"))]
-    named += [preset.stem for preset in presets]
+    named += [preset.stem for preset in presets] + [environment.get("RECIPE") or ""]
+    named = list(filter(None, named))
     asked_folder = os.path.expanduser(environment.get("RUN") or "")
     if not declaration:
         name = "demo" if named == ["synthetic", "embedded"] else "-".join(named)
         folder = os.path.normpath(asked_folder or f"runs/{_file_name(name)}")
-        words = (environment.get("GMPS") or "yes").split()
+        default = "yes" if given.get("use_gmps", True) else "no"
+        words = (environment.get("GMPS") or default).split()
         if not set(words) <= {"yes", "no"}:
             raise GmpError(f"GMPS: found {' '.join(words)!r}, expected 'yes', 'no' or 'yes no'.")
         starts = [STARTS[word == "yes"] for word in words]
@@ -259,7 +290,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
     seeds = _numbers(environment, "SEEDS", declaration["seeds"])
     found, impossible = [], {}
     for variant, changes in declaration["variants"].items():
-        own = given | changes | asked
+        own = given | _cooked(changes) | asked
         notebook.check_parameters("01_prepare_data", own)
         deepest = -1 - weights.n_layers(own.get("encoder", "embedded"))
         if own.get("layer", -1) < deepest:
@@ -269,13 +300,23 @@ def plan(environment: Mapping[str, str]) -> Plan:
             at = f"{folder}/{slug(variant)}/seed{seed}"
             starts = [STARTS[own.get("use_gmps", True)]]
             found.append(_run(at, own | {"seed": seed}, folds, starts, variant, seed))
+    defaults = notebook.series_parameters()["06_finetune"]
     members = [
-        {"variant": run.variant, "seed": run.seed, "run_dir": run.folder, "starts": run.starts}
+        {
+            "variant": run.variant,
+            "seed": run.seed,
+            "run_dir": run.folder,
+            "starts": run.starts,
+            "losses": [
+                loss
+                for name in ("losses", "baselines")
+                for loss in run.parameters.get(name, defaults[name])
+            ],
+        }
         for run in found
     ]
     kept = {name: declaration[name] for name in ("question", "variants", "against", "paper")}
     kept |= {"runs": members, "folds": folds, "impossible": impossible}
-    kept["losses"] = given.get("losses", notebook.series_parameters()["06_finetune"]["losses"])
     return Plan(folder, found, kept)
 
 
@@ -345,15 +386,15 @@ def told(run_dir: str) -> dict:
     Returns
     -------
     told : dict
-        `question`, `variants`, `against`, `paper`, `losses` as declared; `runs`, each with its
-        `variant`, `seed`, `run_dir` and `starts`; `folds`; `impossible`: variants with the reason. A
-        plain run declares no variants, and its folds and losses are those that are there.
+        `question`, `variants`, `against`, `paper` as declared; `runs`, each with its `variant`, `seed`,
+        `run_dir`, `starts` and `losses`; `folds`; `impossible`: variants with the reason. A plain run
+        declares no variants, and its folds and losses are those that are there.
     """
     try:
         return runs.read_json(runs.run_folder(run_dir) / FILE)
     except FileNotFoundError:
-        plain = {"variants": {}, "folds": [], "losses": [], "impossible": {}}
-        only = {"variant": None, "run_dir": run_dir, "starts": list(STARTS.values())}
+        plain = {"variants": {}, "folds": [], "impossible": {}}
+        only = {"variant": None, "run_dir": run_dir, "starts": list(STARTS.values()), "losses": []}
         return declared("table3") | plain | {"runs": [only]}
 
 

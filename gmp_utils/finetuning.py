@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import set_seed
 
 from gmp_utils import evaluation, features, hardware, masked_prediction, runs, weights
 from gmp_utils.errors import GmpError
-from gmp_utils.heads import CosineClassifier
+from gmp_utils.heads import CosineClassifier, Network
 from gmp_utils.losses import am_softmax
-from gmp_utils.multitask import UtteranceModel, labelled, task_metrics
+from gmp_utils.multitask import UtteranceModel, labelled, load, task_metrics
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
@@ -27,14 +26,16 @@ class EmotionClassifier(UtteranceModel):
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
         classifier = nn.Linear if config.loss == "ce" else CosineClassifier
-        self.classifier = classifier(config.projection_size, len(config.emotions))
+        self.classifier = classifier(self.head.size, len(config.emotions))
 
-    def forward(self, inputs: Tensor, lengths: Tensor, emotion: Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Tensor, lengths: Tensor, emotion: Tensor, **masks: Tensor
+    ) -> dict[str, Tensor]:
         """Classify utterances, and compare with their labels.
 
         Parameters
         ----------
-        inputs, lengths
+        inputs, lengths, **masks
             See `SpeechModel.hidden_states`.
         emotion : (batch,) int64
 
@@ -44,10 +45,10 @@ class EmotionClassifier(UtteranceModel):
             `loss`, with the margin while training only, and `logits` (batch, emotions): for
             AM-Softmax the scaled cosines.
         """
-        scores = self.classifier(self.embed(inputs, lengths))
+        scores = self.classifier(self.embed(inputs, lengths, **masks))
         config = self.config
         if config.loss == "ce":
-            return {"loss": F.cross_entropy(scores.float(), emotion), "logits": scores}
+            return {"loss": self.emotion_loss(scores, emotion), "logits": scores}
         margin = config.margin if self.training else 0.0
         loss = am_softmax(scores, emotion, config.scale, margin)
         return {"loss": loss, "logits": config.scale * scores}
@@ -84,7 +85,7 @@ def apply(
 
     Returns
     -------
-    vectors : (n_utterances, projection_size) float32
+    vectors : (n_utterances, head.size) float32
     logits : (n_utterances, emotions) float32
     """
     dataset = labelled(corpus, inputs, utterances, ())
@@ -108,10 +109,7 @@ def finetune(
     use_gmps: bool = True,
     scale: float = 30.0,
     margin: float = 0.2,
-    head_layer: int = -1,
-    lstm_size: int = 256,
-    projection_size: int = 256,
-    train_cnn: bool = False,
+    network: Network = Network(),
 ) -> Path:
     """Fine-tune on a fold's training speakers, and classify its validation and test speakers.
 
@@ -127,12 +125,8 @@ def finetune(
     use_gmps : bool
         True starts from the model of stage 05, False from the initial encoder.
     scale, margin : float
-        Of AM-Softmax.
-    head_layer : int
-        Hidden state that the head reads.
-    lstm_size, projection_size : int
-        See `UtteranceHead`.
-    train_cnn : bool
+        Of AM-Softmax, which knows no class weights.
+    network : Network
 
     Returns
     -------
@@ -158,25 +152,19 @@ def finetune(
         source, made_from = str(before / "model"), [corpus.stage, before]
     corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
-    settings = {
-        "loss": "ce" if loss == "ce" else "ams",
-        "scale": scale,
-        "margin": margin,
-        "head_layer": head_layer,
-        "lstm_size": lstm_size,
-        "projection_size": projection_size,
-        "train_cnn": train_cnn,
-    }
+    settings = {"loss": "ce" if loss == "ce" else "ams", "scale": scale, "margin": margin}
 
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
-        model = EmotionClassifier.load(source, emotions=corpus.emotions, **settings)
+        model = load(EmotionClassifier, source, corpus, parts["train"], network, **settings)
         inputs = features.model_inputs(model, corpus)
         part, selection = corpus.protocol.compared_on, corpus.protocol.selection
         emotions = corpus.labels(parts[part], "emotion")
         before = apply(model, corpus, inputs, parts[part])[0]
+        masks = (model.config.hidden_size if network.spec_augment else 0, schedule.seed)
         sets = [
-            labelled(corpus, inputs, names, ("emotion",)) for names in (parts["train"], parts[part])
+            labelled(corpus, inputs, names, ("emotion",), *own)
+            for names, own in ((parts["train"], masks), (parts[part], ()))
         ]
         train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
         after = {
@@ -203,6 +191,7 @@ def finetune(
             "encoder": encoder,
             "use_gmps": use_gmps,
             **settings,
+            **vars(network),
             "loss": loss,
             "schedule": vars(schedule),
         },

@@ -1,4 +1,4 @@
-"""AM-Softmax and the loss of masked prediction."""
+"""AM-Softmax, the loss of masked prediction, and how losses of frames are summed."""
 
 from collections.abc import Sequence
 
@@ -57,3 +57,19 @@ def stream_loss(
     )
     total = total / max(len(targets), 1)
     return total / len(logits) if combine == "mean" else total
+
+
+def sum_by_utterance(values: Tensor, chosen: Tensor) -> Tensor:
+    """Sum what was computed of chosen frames over each utterance.
+
+    Parameters
+    ----------
+    values : (n_chosen, n) float32
+    chosen : (batch, frames) bool
+
+    Returns
+    -------
+    sums : (batch, n) float32
+    """
+    rows = chosen.nonzero()[:, 0]
+    return values.new_zeros(len(chosen), values.shape[1]).index_add_(0, rows, values)

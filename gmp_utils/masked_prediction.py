@@ -1,9 +1,10 @@
-"""Stage 05: HuBERT learns to predict the pseudo-labels of masked frames (stage 2 of the paper)."""
+"""Stage 05: an encoder learns to predict the pseudo-labels of masked frames (stage 2 of the paper)."""
 
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,9 +12,10 @@ from transformers import EvalPrediction, set_seed
 
 from gmp_utils import encoders, features, multitask, pseudo_labels, runs, weights
 from gmp_utils.batching import Masking, Utterances
+from gmp_utils.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.errors import GmpError
 from gmp_utils.heads import StreamHeads
-from gmp_utils.losses import stream_loss
+from gmp_utils.losses import stream_loss, sum_by_utterance
 from gmp_utils.preparation import open_corpus
 from gmp_utils.training import Schedule, train
 
@@ -24,7 +26,8 @@ class MaskedPredictionModel(encoders.SpeechModel):
     """HuBERT with span masks, and a projection to the clusters of each scale."""
 
     def _build_heads(self, config) -> None:
-        self.streams = StreamHeads(config.hidden_size, config.scales, config.projection_size)
+        sizes = config.scales, config.projection_size
+        self.streams = StreamHeads(config.hidden_size, *sizes, config.activation)
 
     def forward(
         self, inputs: Tensor, lengths: Tensor, frame_labels: Tensor, mask: Tensor
@@ -51,17 +54,13 @@ class MaskedPredictionModel(encoders.SpeechModel):
         outputs = {"loss": loss, "n_frames": chosen.sum(dim=1)}
         if self.training:
             return outputs
-        rows = chosen.nonzero()[:, 0]
-        targets = frame_labels[chosen]
-
-        def per_utterance(values: list[Tensor]) -> Tensor:
-            stacked = torch.stack(values, dim=1).float()
-            return stacked.new_zeros(len(chosen), stacked.shape[1]).index_add_(0, rows, stacked)
-
-        pairs = list(zip(logits, targets.unbind(dim=1)))
+        pairs = list(zip(logits, frame_labels[chosen].unbind(dim=1)))
         losses = [F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs]
-        correct = [x.argmax(dim=-1) == y for x, y in pairs]
-        return outputs | {"ce": per_utterance(losses), "correct": per_utterance(correct)}
+        correct = [(x.argmax(dim=-1) == y).float() for x, y in pairs]
+        ce, correct = (
+            sum_by_utterance(torch.stack(each, dim=1), chosen) for each in (losses, correct)
+        )
+        return outputs | {"ce": ce, "correct": correct}
 
 
 def stream_metrics(scales: list[int], prediction: EvalPrediction) -> dict[str, float]:
@@ -85,8 +84,10 @@ def retrain(
     projection_size: int = 256,
     train_cnn: bool = False,
     combine: str = "sum",
+    activation: str = "relu",
+    objective: str = "clusters",
 ) -> Path:
-    """Retrain on the pseudo-labels of a fold's training speakers.
+    """Retrain on a fold's training speakers: on their pseudo-labels, or by an encoder's own objective.
 
     Parameters
     ----------
@@ -104,6 +105,12 @@ def retrain(
     train_cnn : bool
     combine : str
         Of the streams' losses, see `stream_loss`.
+    activation : str
+        Of the streams' projections, see `StreamHeads`.
+    objective : str
+        "clusters" are those of stage 04; "contrastive" is wav2vec 2.0's, see
+        `gmp_utils.contrastive`, which needs no stage 04; "own" is the one of the two that the encoder was
+        made with.
 
     Returns
     -------
@@ -113,8 +120,16 @@ def retrain(
     Raises
     ------
     GmpError
-        For another `retrain_from`, `loss_on` or `combine`, or if stage 04 is not there.
+        For another `retrain_from`, `loss_on`, `combine`, `activation` or `objective`, an objective that the
+        encoder does not have, or if stage 04 is needed and not there.
     """
+    objective = weights.own_objective(encoder) if objective == "own" else objective
+    if objective not in ("clusters", "contrastive"):
+        raise GmpError(f'objective {objective!r}: expected "clusters", "contrastive" or "own".')
+    if objective == "contrastive" and not masking.probability:
+        raise GmpError('objective "contrastive" is about masked frames: mask_probability above 0.')
+    if activation not in ("relu", "tanh"):
+        raise GmpError(f'activation {activation!r}: expected "relu" or "tanh".')
     if retrain_from not in ("encoder", "multitask"):
         raise GmpError(f'retrain_from {retrain_from!r}: expected "encoder" or "multitask".')
     if loss_on not in ("masked", "all"):
@@ -123,32 +138,35 @@ def retrain(
         raise GmpError(f'combine {combine!r}: expected "sum" or "mean".')
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
-    labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
+    labels, scales = None, []
+    source, made_from = weights.resolve(encoder), [corpus.stage]
+    if objective == "clusters":
+        labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
+        made_from.append(stages / pseudo_labels.STAGE)
     corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     compared = parts[corpus.protocol.compared_on]
-    source, made_from = weights.resolve(encoder), [corpus.stage, stages / pseudo_labels.STAGE]
     if retrain_from == "multitask":
         source = str(stages / multitask.STAGE / "model")
         made_from.append(stages / multitask.STAGE)
 
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
-        model = MaskedPredictionModel.load(
-            source,
-            scales=scales,
-            projection_size=projection_size,
-            loss_on=loss_on,
-            train_cnn=train_cnn,
-            combine=combine,
-        )
+        if objective == "clusters":
+            settings = {"scales": scales, "projection_size": projection_size, "loss_on": loss_on}
+            settings |= {"combine": combine, "activation": activation, "train_cnn": train_cnn}
+            model = MaskedPredictionModel.load(source, **settings)
+        else:
+            model = ContrastiveModel.load(source, train_cnn=train_cnn)
         inputs = features.model_inputs(model, corpus)
         sets = [
             Utterances(inputs, names, None, labels, masking, schedule.seed)
             for names in (sorted(heard, key=inputs.lengths.get), compared)
         ]
-        selection, metrics = corpus.protocol.selection, partial(stream_metrics, scales)
+        selection, metrics = corpus.protocol.selection, contrastive_metrics
+        if objective == "clusters":
+            metrics = partial(stream_metrics, scales)
         train(model, *sets, folder, schedule, metrics, "masked_loss", selection)
 
     return runs.make_stage(
@@ -163,6 +181,8 @@ def retrain(
             "projection_size": projection_size,
             "train_cnn": train_cnn,
             "combine": combine,
+            "activation": activation,
+            "objective": objective,
             "schedule": vars(schedule),
         },
         stages=made_from,
@@ -170,6 +190,36 @@ def retrain(
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
+
+
+def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
+    """How well a finished stage foretells masked frames of the speakers that it was compared on.
+
+    Parameters
+    ----------
+    run_dir : str
+    fold : int
+
+    Returns
+    -------
+    found : DataFrame
+        A row per stream, or one for the contrastive objective: `accuracy`, that `chance` would have, and
+        the `column` of history.csv.
+    """
+    stages = runs.run_folder(run_dir) / f"fold{fold}"
+    runs.identity(stages / STAGE, "metrics.json", "params.json")
+    selected = runs.read_json(stages / STAGE / "metrics.json")
+    if runs.read_json(stages / STAGE / "params.json")["objective"] == "contrastive":
+        among = 1 + runs.read_json(stages / STAGE / "model" / "config.json")["num_negatives"]
+        rows = {f"one of {among} frames": ("accuracy", 1 / among)}
+    else:
+        labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
+        corpus = open_corpus(run_dir)
+        held_out = corpus.split(fold)[corpus.protocol.compared_on]
+        by_chance = chance(labels.rows(held_out))
+        rows = {f"K = {k}": (f"accuracy_{k}", share) for k, share in zip(scales, by_chance)}
+    found = pd.DataFrame.from_dict(rows, orient="index", columns=["column", "chance"])
+    return found.assign(accuracy=found.column.map(selected))
 
 
 def chance(labels: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ def training_bytes(model: SpeechModel, seconds: float) -> int:
         for parameter in model.parameters()
     )
     per_frame = 34 * (1 if in_16_bits else 2) * config.hidden_size * config.num_hidden_layers
-    activations = seconds * FRAMES_PER_SECOND * per_frame
+    activations = seconds * FRAMES_PER_SECOND * per_frame * model.train_encoder
     if model.train_cnn:
         rate, steps = 16000.0, 0.0
         for stride, channels in zip(config.conv_stride, config.conv_dim):

@@ -9,70 +9,162 @@ from torch.nn import functional as F
 from transformers import set_seed
 
 from gmp_utils import encoders, evaluation, features, runs, weights
-from gmp_utils.batching import Utterances
+from gmp_utils.batching import SPEC_AUGMENT, Utterances
 from gmp_utils.errors import GmpError
-from gmp_utils.heads import UtteranceHead
+from gmp_utils.heads import LayerMix, Network, UtteranceHead, mean_over_time, projection
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
 
 STAGE = "02_train_multitask"
-SETTINGS = ("alpha", "head_layer", "lstm_size", "projection_size", "train_cnn")
+FRAME_HEAD = 128  # hidden units of the frames' classifier, as in P-TAPT's published code
 
 
 class UtteranceModel(encoders.SpeechModel):
-    """HuBERT and `UtteranceHead`: what stages 02 and 06 add their classifiers to."""
+    """An encoder and `UtteranceHead`: what stages 02 and 06 add their classifiers to."""
 
     def _build_heads(self, config) -> None:
-        self.head = UtteranceHead(config.hidden_size, config.lstm_size, config.projection_size)
+        if config.mix_layers:
+            self.mix = LayerMix(config.num_hidden_layers)
+        sizes = config.lstm_size, config.projection_size
+        self.head = UtteranceHead(config.hidden_size, *sizes, config.head)
 
-    def embed(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """Feature of each utterance, (batch, projection_size); see `SpeechModel.hidden_states`."""
-        (frames,), valid = self.hidden_states(inputs, lengths, layers=(self.config.head_layer,))
-        return self.head(frames, valid)
+    def frames(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
+        """What the head reads of each utterance, and where it is valid; see `SpeechModel.hidden_states`."""
+        if self.config.mix_layers:
+            layers = range(self.n_layers + 1)
+            states, valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
+            return self.mix(states), valid
+        layers = (self.config.head_layer,)
+        (frames,), valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
+        return frames, valid
+
+    def embed(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> Tensor:
+        """Feature of each utterance, (batch, head.size)."""
+        return self.head(*self.frames(inputs, lengths, **masks))
+
+    def emotion_loss(self, logits: Tensor, emotion: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Cross-entropy, averaged over utterances with the weights of their classes, if there are any.
+
+        Parameters
+        ----------
+        logits : (batch, emotions) or (batch, frames, emotions) float32
+            An utterance's frames are averaged first.
+        emotion : (batch,) int64
+        valid : (batch, frames) bool, optional
+            With logits of frames.
+
+        Returns
+        -------
+        loss : () float32
+        """
+        each = emotion if valid is None else emotion.unsqueeze(1).expand(valid.shape)
+        losses = F.cross_entropy(logits.float().movedim(-1, 1), each, reduction="none")
+        if valid is not None:
+            losses = mean_over_time(losses.unsqueeze(-1), valid).squeeze(-1)
+        if self.config.emotion_weights:
+            losses = losses * losses.new_tensor(self.config.emotion_weights)[emotion]
+        return losses.mean()
 
 
 class MultitaskModel(UtteranceModel):
-    """A linear classifier each for emotion and gender."""
+    """A linear classifier each for emotion and gender; and one for the frames, if they have a loss."""
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
-        self.emotion = nn.Linear(config.projection_size, len(config.emotions))
-        self.gender = nn.Linear(config.projection_size, 2)
+        self.emotion = nn.Linear(self.head.size, len(config.emotions))
+        self.gender = nn.Linear(self.head.size, 2)
+        if config.frame_weight:
+            sizes = config.hidden_size, FRAME_HEAD, len(config.emotions)
+            self.frame_emotion = projection(*sizes, nn.Tanh)
 
     def forward(
-        self, inputs: Tensor, lengths: Tensor, emotion: Tensor, gender: Tensor
+        self, inputs: Tensor, lengths: Tensor, emotion: Tensor, gender: Tensor, **masks: Tensor
     ) -> dict[str, Tensor]:
         """Classify utterances, and compare with their labels.
 
         Parameters
         ----------
-        inputs, lengths
+        inputs, lengths, **masks
             See `SpeechModel.hidden_states`.
         emotion, gender : (batch,) int64
 
         Returns
         -------
         outputs : dict
-            `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1; `emotion_logits`
-            (batch, emotions) and `gender_logits` (batch, 2); while training each task's loss.
+            `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1, + the weight of frames ·
+            the mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
+            `emotion_logits` (batch, emotions) and `gender_logits` (batch, 2); while training each
+            part's loss.
         """
-        feature = self.embed(inputs, lengths)
+        frames, valid = self.frames(inputs, lengths, **masks)
+        feature = self.head(frames, valid)
         outputs = {"emotion_logits": self.emotion(feature), "gender_logits": self.gender(feature)}
-        emotion_loss = F.cross_entropy(outputs["emotion_logits"].float(), emotion)
-        gender_loss = F.cross_entropy(outputs["gender_logits"].float(), gender)
-        if self.training:
-            outputs |= {"emotion_loss": emotion_loss, "gender_loss": gender_loss}
-        alpha = self.config.alpha
-        return {"loss": alpha * emotion_loss + (1 - alpha) * gender_loss, **outputs}
+        alpha, frame_weight = self.config.alpha, self.config.frame_weight
+        losses = {
+            "emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion),
+            "gender_loss": F.cross_entropy(outputs["gender_logits"].float(), gender),
+        }
+        loss = alpha * losses["emotion_loss"] + (1 - alpha) * losses["gender_loss"]
+        if frame_weight:
+            losses["frame_loss"] = self.emotion_loss(self.frame_emotion(frames), emotion, valid)
+            loss = loss + frame_weight * losses["frame_loss"]
+        return {"loss": loss, **outputs, **(losses if self.training else {})}
 
 
 def labelled(
-    corpus: Corpus, inputs: Ragged, utterances: list[str], tasks: tuple[str, ...]
+    corpus: Corpus,
+    inputs: Ragged,
+    utterances: list[str],
+    tasks: tuple[str, ...],
+    masked_size: int = 0,
+    seed: int = 0,
 ) -> Utterances:
-    """Utterances with their labels for some tasks ("emotion", "gender")."""
+    """Utterances with their labels for some tasks ("emotion", "gender").
+
+    Parameters
+    ----------
+    corpus : Corpus
+    inputs : Ragged
+    utterances : list of str
+    tasks : tuple of str
+    masked_size : int
+        The model's hidden size, where frames and features are masked by `SPEC_AUGMENT`; else 0.
+    seed : int
+        Of the masks.
+    """
     targets = {task: corpus.labels(utterances, task) for task in tasks}
-    return Utterances(inputs, utterances, targets)
+    masking = SPEC_AUGMENT[0] if masked_size else None
+    return Utterances(inputs, utterances, targets, None, masking, seed, masked_size)
+
+
+def load(
+    kind: type[UtteranceModel],
+    source: str,
+    corpus: Corpus,
+    train: list[str],
+    network: Network,
+    **own,
+) -> UtteranceModel:
+    """A classifier of a corpus's emotions, see `SpeechModel.load`.
+
+    Parameters
+    ----------
+    kind : type
+    source : str
+    corpus : Corpus
+    train : list of str
+        Utterances that classes are counted in.
+    network : Network
+    **own
+        Further settings that `kind` reads.
+    """
+    labels = corpus.labels(train, "emotion")
+    counts = np.bincount(labels, minlength=len(corpus.emotions))
+    rarity = len(labels) / (len(counts) * np.maximum(counts, 1))
+    weights = rarity.tolist() if network.class_weights else []
+    settings = vars(network) | {"emotions": corpus.emotions, "emotion_weights": weights}
+    return kind.load(source, **settings, **own)
 
 
 def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
@@ -100,10 +192,8 @@ def train_multitask(
     encoder: str,
     schedule: Schedule,
     alpha: float = 0.9,
-    head_layer: int = -1,
-    lstm_size: int = 256,
-    projection_size: int = 256,
-    train_cnn: bool = False,
+    network: Network = Network(),
+    frame_weight: float = 0.0,
 ) -> Path:
     """Train on a fold's training speakers.
 
@@ -117,11 +207,9 @@ def train_multitask(
     schedule : Schedule
     alpha : float
         Weight of emotion, 0 to 1; 1 leaves gender out.
-    head_layer : int
-        Hidden state that the head reads.
-    lstm_size, projection_size : int
-        See `UtteranceHead`.
-    train_cnn : bool
+    network : Network
+    frame_weight : float
+        Of the frames' own cross-entropy, beside the utterances'; see `MultitaskModel.forward`.
 
     Returns
     -------
@@ -131,10 +219,12 @@ def train_multitask(
     Raises
     ------
     GmpError
-        For an `alpha` outside 0 to 1, or if stage 01 is not there.
+        For an `alpha` outside 0 to 1, a `frame_weight` below 0, or if stage 01 is not there.
     """
     if not 0 <= alpha <= 1:
         raise GmpError(f"alpha: found {alpha}, expected 0 to 1.")
+    if frame_weight < 0:
+        raise GmpError(f"frame_weight: found {frame_weight}, expected 0 or more.")
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     corpus.check_encoder(encoder, fold)
     parts = corpus.split(fold)
@@ -142,24 +232,23 @@ def train_multitask(
         "fold": fold,
         "encoder": encoder,
         "alpha": alpha,
-        "head_layer": head_layer,
-        "lstm_size": lstm_size,
-        "projection_size": projection_size,
-        "train_cnn": train_cnn,
+        **vars(network),
+        "frame_weight": frame_weight,
         "schedule": vars(schedule),
     }
 
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
-        model = MultitaskModel.load(
-            weights.resolve(encoder),
-            emotions=corpus.emotions,
-            **{name: parameters[name] for name in SETTINGS},
-        )
+        source, own = weights.resolve(encoder), {"alpha": alpha, "frame_weight": frame_weight}
+        model = load(MultitaskModel, source, corpus, parts["train"], network, **own)
         inputs = features.model_inputs(model, corpus)
+        masked_size = model.config.hidden_size if network.spec_augment else 0
         sets = [
-            labelled(corpus, inputs, parts[part], ("emotion", "gender"))
-            for part in ("train", corpus.protocol.compared_on)
+            labelled(corpus, inputs, parts[part], ("emotion", "gender"), *masks)
+            for part, masks in (
+                ("train", (masked_size, schedule.seed)),
+                (corpus.protocol.compared_on, ()),
+            )
         ]
         selection = corpus.protocol.selection
         train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)

@@ -263,7 +263,7 @@ def pretrain_round(
         pieces = Ragged.open(stage / "pieces")
         training, held_out = split(pieces.utterances, schedule.seed)
         settings = {"scales": scales, "projection_size": 256, "loss_on": loss_on}
-        settings |= {"combine": "sum", "train_cnn": True}
+        settings |= {"combine": "sum", "activation": "relu", "train_cnn": True}
         if number == 1:
             found = [mfcc_frames(pieces[name]) for name in pieces.utterances]
             frames = Ragged(np.concatenate(found), pieces.utterances, list(map(len, found)))

@@ -57,7 +57,8 @@ def train(
     Returns
     -------
     selected : dict
-        The selected epoch's row of history.csv: epoch, step, training losses, metrics.
+        The selected epoch's row of history.csv: epoch, step, training losses, metrics; and how many
+        `parameters` were trained.
 
     Raises
     ------
@@ -169,6 +170,8 @@ def _fit(
     history.to_csv(folder / "history.csv", index=False)
     trainer.model.save_pretrained(folder / "model")
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    selected["parameters"] = sum(parameter.numel() for parameter in trained)
     if trainer.pieces > 1:
         selected["pieces per batch"] = trainer.pieces
     runs.write_json(folder / "metrics.json", selected)

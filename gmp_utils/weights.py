@@ -54,6 +54,16 @@ def n_layers(encoder: str) -> int:
     return runs.read_json(file)["num_hidden_layers"] if file.is_file() else 24
 
 
+def own_objective(encoder: str) -> str:
+    """What an encoder was pre-trained with: "contrastive" for wav2vec 2.0, "clusters" for HuBERT and WavLM.
+
+    Of a name on the hub, where nothing is fetched for a question, the name tells.
+    """
+    file = Path(resolve(encoder)) / "config.json"
+    kind = runs.read_json(file)["model_type"] if file.is_file() else encoder.lower()
+    return "contrastive" if "wav2vec2" in kind else "clusters"
+
+
 def heard(encoder: str) -> set[str]:
     """Digests of the recordings that an encoder of notebook 00 was pre-trained on.
 

@@ -22,6 +22,7 @@ from gmp_utils import (
     pseudo_labels,
     runs,
 )
+from gmp_utils.heads import Network
 from gmp_utils.training import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -151,25 +152,29 @@ def seal_again(stage: Path) -> None:
 
 
 QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
+SMALL = Network(lstm_size=8, projection_size=8)
+CLASSIFIER = vars(SMALL) | {"emotions": ["a", "b", "c"], "emotion_weights": []}
+MULTITASK = CLASSIFIER | {"alpha": 0.9, "frame_weight": 0.0}
+FINETUNED = CLASSIFIER | {"loss": "ams", "scale": 30.0, "margin": 0.2}
+PREDICTOR = {"projection_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
 
 
 def run_series(run: Path, encoder: Path, schedule=QUICK, updates=4, scales=(4, 8)) -> Path:
     """Every stage of fold 1, and every loss."""
     where = (str(run), 1, str(encoder))
-    head = {"lstm_size": 8, "projection_size": 8}
-    multitask.train_multitask(*where, schedule, **head)
+    multitask.train_multitask(*where, schedule, network=SMALL)
     pseudo_labels.generate_gmps(str(run), 1, -3, list(scales))
     retraining = Schedule(1e-3, updates=updates, batch_seconds=10)
     masked_prediction.retrain(*where, retraining, projection_size=8)
     for loss in ("ce", "ams", "ce-then-ams"):
-        finetuning.finetune(*where, loss, schedule, **head)
-    finetuning.finetune(*where, "ams", schedule, use_gmps=False, **head)
+        finetuning.finetune(*where, loss, schedule, network=SMALL)
+    finetuning.finetune(*where, "ams", schedule, use_gmps=False, network=SMALL)
     return run / "fold1"
 
 
 SETTINGS = {
     "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS", "GMPS",
-    "PRESET", "RUN", "TENSORBOARD", "CORES", "GPUS", "EXPERIMENT",
+    "PRESET", "RECIPE", "RUN", "TENSORBOARD", "CORES", "GPUS", "EXPERIMENT",
 }  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
 

@@ -6,6 +6,7 @@ import torch
 
 from gmp_utils import hardware
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.preparation import open_corpus
 from gmp_utils.ragged import Ragged
 
 
@@ -16,6 +17,20 @@ def test_masks_stay_inside_and_exist(n_frames):
         mask = masking.draw(n_frames, np.random.default_rng(seed))
         assert mask.shape == (n_frames,)
         assert mask.any()
+
+
+def test_masks_need_no_pseudo_labels(noise_corpus):
+    """As many frames as the CNN makes of so many samples, and features of the model's size."""
+    corpus = open_corpus(str(noise_corpus))
+    names = corpus.waveforms.utterances[:4]
+    dataset = Utterances(corpus.waveforms, names, None, None, Masking(0.5, 5), hidden_size=100)
+    for index, name in enumerate(names):
+        item = dataset[index]
+        assert len(item["mask"]) == (corpus.waveforms.lengths[name] - 400) // 320 + 1
+        assert item["feature_mask"].shape == (100,)
+        assert item["feature_mask"].sum() == 64  # one span
+    plain = Utterances(corpus.waveforms, names, None, None, Masking(0.5, 5))
+    assert set(plain[0]) == {"inputs", "mask"}
 
 
 def test_masked_share_is_huberts():

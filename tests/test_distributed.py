@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_noise_corpus
+from conftest import MULTITASK, PREDICTOR, SMALL, write_noise_corpus
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
@@ -71,13 +71,12 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     cnn = store(tmp_path / "cnn", frames, np.float32, rng.normal(size=(sum(frames), 16)))
     labels = store(tmp_path / "labels", frames, np.int32, rng.integers(4, size=(sum(frames), 2)))
     targets = {"emotion": np.array([0, 1, 2, 0, 1]), "gender": np.array([0, 1, 0, 1, 1])}
-    head = {"projection_size": 8, "train_cnn": True}
     torch.manual_seed(0)
     classifier = multitask.MultitaskModel.load(
-        str(tiny_encoder), emotions=["a", "b", "c"], alpha=0.9, head_layer=-2, lstm_size=8, **head
+        str(tiny_encoder), **MULTITASK | {"head_layer": -2, "train_cnn": True}
     )
     predictor = masked_prediction.MaskedPredictionModel.load(
-        str(tiny_encoder), scales=[4, 4], loss_on="masked", combine="sum", **head
+        str(tiny_encoder), scales=[4, 4], train_cnn=True, **PREDICTOR
     )
     classifier.save_pretrained(tmp_path / "classifier")
     predictor.save_pretrained(tmp_path / "predictor")
@@ -160,9 +159,9 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
             with monkeypatch.context() as patch:
                 patch.setattr(finetuning, "_metrics", partial(stop_after_a_checkpoint, run))
                 with pytest.raises(GmpError, match=r"^stopped by the test$"):
-                    stage(lstm_size=8)
+                    stage(network=SMALL)
             assert "epoch 1/3: training loss" in capsys.readouterr().out
-        stages.append(stage(lstm_size=8))
+        stages.append(stage(network=SMALL))
     printed = capsys.readouterr().out
     assert printed.count("epoch 2/3: training loss") == printed.count("epoch 3/3") == 1
     assert "epoch 1/3" not in printed

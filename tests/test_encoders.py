@@ -4,7 +4,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import FINETUNED, MULTITASK, TINY
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -29,14 +29,6 @@ LARGE = dict(
     do_stable_layer_norm=True,
     conv_bias=True,
 )
-HEADS = dict(
-    emotions=["a", "b"],
-    alpha=0.9,
-    head_layer=-1,
-    lstm_size=8,
-    projection_size=8,
-    train_cnn=False,
-)
 
 
 def padded_batch(lengths):
@@ -56,7 +48,7 @@ def test_padding_changes_nothing(tmp_path, norm, kind):
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     torch.manual_seed(0)
-    model = MultitaskModel.load(str(tmp_path), **HEADS).eval()
+    model = MultitaskModel.load(str(tmp_path), **MULTITASK).eval()
     lengths = [16000, 12345, 9000, 801]
     waveforms, n_samples = padded_batch(lengths)
     labels = torch.zeros(1, dtype=torch.int64)
@@ -240,7 +232,7 @@ def test_heads_start_as_torch_starts_them(tiny_encoder):
     """transformers leaves what it does not know uninitialised, and starts linear layers at 0.02."""
     from gmp_utils.finetuning import EmotionClassifier
 
-    settings = HEADS | dict(loss="ams", scale=30.0, margin=0.2, projection_size=200)
+    settings = FINETUNED | {"projection_size": 200}
     model = EmotionClassifier.load(str(tiny_encoder), **settings)
     bounds = {
         "classifier.weight": np.sqrt(6 / 202),  # Xavier

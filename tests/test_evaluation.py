@@ -62,7 +62,12 @@ def test_interval_is_by_speaker_not_by_utterance():
 
 
 def table_of(predictions, **told):
-    plain = {"variants": {}, "losses": [], "paper": experiments.declared("table3")["paper"]}
+    plain = {
+        "variants": {},
+        "runs": [],
+        "impossible": {},
+        "paper": experiments.declared("table3")["paper"],
+    }
     scored = results.scores(predictions)
     return results.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])
 
@@ -82,11 +87,37 @@ def test_table_has_the_papers_numbers_beside_ours():
 
 
 def test_what_was_declared_and_not_run_stays_in_the_table():
-    table = table_of(predictions(4), variants={"GMPs": {}, "other": {}}, losses=["ce"], paper={})
+    members = [{"variant": name, "losses": ["ce"]} for name in ("GMPs", "other")]
+    table = table_of(predictions(4), variants={"GMPs": {}, "other": {}}, runs=members, paper={})
     assert table.index.tolist() == [("GMPs", "CE"), ("other", "CE")]
     assert table["UAR"]["other", "CE"] == "not run"
     assert table["folds"].tolist() == [2, 0]
     assert not set(results.PAPER) & set(table)
+
+
+def test_folds_stand_beside_each_other_with_their_deviation_over_seeds():
+    """On one fold all right, then half of them: 100 and 50, so 75 ± 35.4; the other fold has one seed."""
+    first, second = predictions(4, right=1.0), predictions(4, right=1.0, seed=1)
+    half = second.index % 2 == 0
+    second.loc[half, "predicted"] = "none"
+    second = second[second.fold == first.fold.min()]
+    table = results.by_fold(pd.concat([first, second]))
+    seeds = [100 * evaluation.uar(own.true, own.predicted) for own in (first, second)]
+    mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
+    low, high = sorted(first.fold.unique())
+    assert spread > 10
+    assert table[f"fold {low}"]["GMPs, CE"] == f"{mean:.1f} ± {spread:.1f}"
+    assert table[f"fold {high}"]["GMPs, CE"] == "100.0"
+    assert table["UAR"]["GMPs, CE"] == f"{(mean + 100) / 2:.1f}"
+
+
+def test_published_results_are_those_of_the_papers():
+    table = results.published()
+    assert table.UAR["GMP-TL"] == 82.0
+    assert table.loc["P-TAPT", "session 2"] == "80.2 ± 0.9"
+    sessions = table.loc[["V-FT", "TAPT", "P-TAPT"]].filter(like="session")
+    means = sessions.map(lambda text: float(text.split()[0])).mean(axis=1)
+    assert ((means - table.UAR[means.index].astype(float)).abs() < 0.06).all()  # rounded to a tenth
 
 
 def test_recall_by_gender():

@@ -3,13 +3,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import CLASSIFIER, FINETUNED, MULTITASK
 from pytorch_metric_learning.losses import CosFaceLoss
 from torch import nn
 from torch.nn import functional as F
 
-from gmp_utils import finetuning, hardware
+from gmp_utils import GmpError, finetuning, hardware, multitask
 from gmp_utils.finetuning import separation
-from gmp_utils.heads import CosineClassifier, StreamHeads, UtteranceHead, mean_over_time
+from gmp_utils.heads import (
+    CosineClassifier,
+    LayerMix,
+    Network,
+    StreamHeads,
+    UtteranceHead,
+    mean_over_time,
+)
 from gmp_utils.losses import am_softmax, stream_loss
 
 
@@ -105,6 +113,70 @@ def test_head_without_lstm_is_the_projected_mean():
     torch.testing.assert_close(head(frames, torch.ones(2, 4, dtype=torch.bool)), expected)
 
 
+def test_plain_heads_by_hand():
+    """V-FT's is a ReLU behind the mean, SUPERB's a linear layer; padding takes no part."""
+    frames = torch.tensor([[[1.0, -4.0], [3.0, 2.0], [100.0, 100.0]]])
+    valid = torch.tensor([[True, True, False]])
+    relu = UtteranceHead(2, head="relu")
+    assert relu.size == 2
+    assert relu(frames, valid).tolist() == [[2.0, 0.0]]
+    linear = UtteranceHead(2, projection_size=1, head="linear")
+    nn.init.constant_(linear.projection.weight, 1.0)
+    nn.init.zeros_(linear.projection.bias)
+    assert linear(frames, valid).tolist() == [[1.0]]
+
+
+def test_layers_are_mixed_as_s3prl_does():
+    """A softmax over weights, which start equal: s3prl's Featurizer, `_weighted_sum`."""
+    mix = LayerMix(2)
+    states = [torch.full((1, 2, 3), value) for value in (1.0, 2.0, 6.0)]
+    torch.testing.assert_close(mix(states), torch.full((1, 2, 3), 3.0))
+    mix.weight.data = torch.log(torch.tensor([1.0, 2.0, 5.0]))
+    assert mix.weight.softmax(dim=0).sum().item() == pytest.approx(1)
+    torch.testing.assert_close(mix(states), torch.full((1, 2, 3), (1 + 4 + 30) / 8))
+
+
+def test_unknown_heads_and_half_frozen_encoders_are_refused():
+    with pytest.raises(GmpError, match="head 'attention': expected one of bilstm, relu, linear"):
+        Network(head="attention")
+    with pytest.raises(GmpError, match="the CNN is part of the encoder"):
+        Network(train_encoder=False, train_cnn=True)
+
+
+def test_class_weights_by_hand(tiny_encoder):
+    """Uniform scores cost log 3 each: classes of weights 3, 1 and 0.5, seen once, once and twice."""
+    settings = FINETUNED | {"loss": "ce", "emotion_weights": [3.0, 1.0, 0.5]}
+    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings)
+    loss = model.emotion_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 2]))
+    assert loss.item() == pytest.approx(math.log(3) * (3 + 1 + 0.5 + 0.5) / 4)
+
+
+def test_frames_have_their_utterances_emotion(tiny_encoder):
+    """Each utterance's frames are averaged, then utterances are, however long: log 3, and 0 of a sure one."""
+    settings = MULTITASK | {"frame_weight": 0.5, "alpha": 1.0}
+    model = multitask.MultitaskModel.load(str(tiny_encoder), **settings).train()
+    logits = torch.zeros(2, 3, 3)
+    logits[1, 0] = torch.tensor([0.0, 100.0, 0.0])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    emotion = torch.tensor([2, 1])
+    assert model.emotion_loss(logits, emotion, valid).item() == pytest.approx(math.log(3) / 2)
+    outputs = model(torch.randn(2, 8000), torch.tensor([8000, 8000]), emotion, torch.tensor([0, 1]))
+    parts = outputs["emotion_loss"] + 0.5 * outputs["frame_loss"]
+    torch.testing.assert_close(outputs["loss"], parts)
+
+
+def test_a_frozen_encoder_learns_nothing_and_drops_nothing(tiny_encoder):
+    settings = CLASSIFIER | {"train_encoder": False, "mix_layers": True, "head": "linear"}
+    settings |= {"loss": "ce", "hidden_dropout": 0.5}
+    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings).train()
+    batch = torch.randn(1, 8000), torch.tensor([8000]), torch.tensor([0])
+    first = model(*batch)
+    assert torch.equal(first["logits"], model(*batch)["logits"])
+    first["loss"].backward()
+    learning = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert learning == {"mix", "head", "classifier"}
+
+
 def test_cosines_ignore_length():
     classifier = CosineClassifier(6, 3)
     features = torch.randn(4, 6)
@@ -127,9 +199,7 @@ def test_separation_by_hand():
 def test_heads_and_losses_are_single_precision(tiny_encoder, monkeypatch):
     """Encoders run in bfloat16, whose eight bits in a cosine times a scale of 30 would be off by 0.1."""
     monkeypatch.setattr(hardware, "bfloat16", lambda: True)
-    settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, "emotions": list("abcd")}
-    head = {"lstm_size": 8, "projection_size": 8, "head_layer": -1}
-    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings, **head)
+    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **FINETUNED)
     computed = []
     for part in (model.head, model.classifier):
         part.register_forward_hook(lambda _module, args, output: computed.extend([args[0], output]))

@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import QUICK, run_series, tried, write_noise_corpus
+from conftest import PREDICTOR, QUICK, run_series, tried, write_noise_corpus
 from transformers import HubertConfig
 
 from gmp_utils import (
     GmpError,
+    classifiers,
     features,
     kmeans,
     masked_prediction,
@@ -24,8 +25,6 @@ from gmp_utils.batching import Masking
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.preparation import open_corpus
 from gmp_utils.training import Schedule
-
-HEAD = {"lstm_size": 8, "projection_size": 8}
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -52,7 +51,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
     told = rf"the {where} is nan at step \d+, of the utterances .*\b{poison}\b.*; {kept}"
     with pytest.raises(GmpError, match=told) as caught:
         schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
-        multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, **HEAD)
+        multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     named = str(caught.value).split("utterances ")[1].split(";")[0].split(", ")
     assert len(named) == met[-1] < 9
     assert not (run / "fold1" / "02_train_multitask").exists()
@@ -105,7 +104,7 @@ def corpus_of(folder, encoder, rows, seconds, **rules):
 def every_stage(run, encoder, scales=(2,)):
     fold = run_series(runs.run_folder(run), encoder, scales=scales)
     probing.probe_layers(run, 1, "multitask", str(encoder), list(scales), 20)
-    predictions = results.collect(run)
+    predictions = classifiers.collect(run)
     assert np.isfinite(results.scores(predictions)[["UAR", "WAR"]]).all(axis=None)
     return fold
 
@@ -217,7 +216,7 @@ def test_gradients_of_pieces_are_those_of_the_batch(tmp_path, tiny_encoder, monk
     gradients = {}
     for pieces in (1, 4):
         model = masked_prediction.MaskedPredictionModel.load(
-            str(tiny_encoder), scales=[4], projection_size=8, loss_on="masked", combine="sum"
+            str(tiny_encoder), scales=[4], **PREDICTOR
         )
         torch.manual_seed(0)
         for parameter in model.streams.parameters():
@@ -246,7 +245,7 @@ def test_one_utterance_too_large_for_the_memory_is_said(tmp_path, tiny_encoder, 
     with pytest.raises(
         GmpError, match=r"does not suffice for batches of 10 s; lower batch_seconds"
     ):
-        multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, **HEAD)
+        multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
 
 
 def test_batches_too_large_for_the_memory_are_computed_in_halves(

@@ -11,7 +11,7 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import CLEAN, FULL, ROOT, finished, script, tried, write_noise_corpus
+from conftest import CLEAN, FULL, ROOT, SMALL, finished, script, tried, write_noise_corpus
 
 from gmp_utils import GmpError, comparison, experiments, figures, finetuning
 from gmp_utils.training import Schedule
@@ -161,9 +161,9 @@ def test_pictures_are_drawn_without_a_word_to_anybody(tmp_path):
 def classified(tmp_path_factory, tiny_encoder):
     """A run of noise and one classifier; speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
     run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run")
-    head = {"use_gmps": False, "lstm_size": 8, "projection_size": 8}
+    start = {"use_gmps": False, "network": SMALL}
     once = Schedule(1e-3, epochs=1, batch_seconds=10, batch_size=8)
-    finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", once, **head)
+    finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", once, **start)
     return run
 
 

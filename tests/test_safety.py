@@ -11,17 +11,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, run_series, tried, write_noise_corpus
+from conftest import QUICK, SMALL, run_series, tried, write_noise_corpus
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
 from gmp_utils import GmpError, finetuning, integrity, multitask, runs, trainer, weights
 from gmp_utils.encoders import SpeechModel
+from gmp_utils.heads import Network
 from gmp_utils.preparation import open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule
 
-HEAD = {"lstm_size": 8, "projection_size": 8}
 THREE = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
 
 
@@ -50,7 +50,7 @@ def dropping(tmp_path_factory):
 def whole(dropping, tmp_path_factory):
     """A training that nothing happened to."""
     run = write_noise_corpus(tmp_path_factory.mktemp("whole") / "run")
-    return multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+    return multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
 
 
 def truncate(path):
@@ -104,7 +104,7 @@ def test_only_whole_checkpoints_of_numbers_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+            multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
     checkpoints = run / "fold1" / ".02_train_multitask.partial" / "checkpoints"
     first, second = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     name, damage = CHECKPOINTS[fault]
@@ -112,9 +112,9 @@ def test_only_whole_checkpoints_of_numbers_are_read(
     monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
     if damage is plant_sealed:
         with pytest.raises(GmpError, match="holds more than numbers"):
-            multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+            multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
     else:
-        stage = multitask.train_multitask(str(run), 1, str(dropping), THREE, **HEAD)
+        stage = multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
         assert steps == [int(first.name[11:])]
         assert f"{second.name} is left out" in capsys.readouterr().out
         for file in ("history.csv", "model/model.safetensors"):
@@ -261,7 +261,7 @@ def test_a_run_that_may_only_be_read_says_so(small_disk, series, tiny_encoder):
     shutil.copytree(series / "01_prepare_data", folder / "run" / "01_prepare_data")
     remount("ro")
     with pytest.raises(GmpError, match=r"Read-only file system\. Change its permissions"):
-        multitask.train_multitask(str(folder / "run"), 1, str(tiny_encoder), QUICK, **HEAD)
+        multitask.train_multitask(str(folder / "run"), 1, str(tiny_encoder), QUICK, network=SMALL)
     assert len(open_corpus(str(folder / "run")).manifest) == 72
     tried("disk: read-only", 1, "said so; what is there can be read")
 
@@ -269,8 +269,8 @@ def test_a_run_that_may_only_be_read_says_so(small_disk, series, tiny_encoder):
 def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     code = (
-        "from conftest import QUICK; from gmp_utils import multitask; "
-        f"multitask.train_multitask({str(run)!r}, 1, {str(tiny_encoder)!r}, QUICK, lstm_size=8)"
+        "from conftest import QUICK, SMALL; from gmp_utils import multitask; "
+        f"multitask.train_multitask({str(run)!r}, 1, {str(tiny_encoder)!r}, QUICK, network=SMALL)"
     )
     command = [sys.executable, "-c", code]
     options = {"cwd": os.path.dirname(__file__), "text": True, "stdout": subprocess.PIPE}
@@ -333,6 +333,8 @@ def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
     flip(run / "fold1" / "05_retrain" / "model" / "model.safetensors")
     before = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
     with pytest.raises(GmpError, match=r"05_retrain/model/model\.safetensors: is not what it was"):
-        finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", QUICK, head_layer=-2, **HEAD)
+        finetuning.finetune(
+            str(run), 1, str(tiny_encoder), "ams", QUICK, network=Network(head_layer=-2)
+        )
     after = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
     pd.testing.assert_frame_equal(before, after)

@@ -7,12 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, run_series, seal_again, write_noise_corpus
+from conftest import FINETUNED, MULTITASK, QUICK, SMALL, run_series, seal_again, write_noise_corpus
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, set_seed
 
 from gmp_utils import (
     GmpError,
+    classifiers,
+    costs,
     encoders,
     experiments,
     features,
@@ -61,7 +63,7 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
         told = [runs.read_json(finished / stage / "provenance.json") for stage in stages]
         return sum(one["wall_seconds"] for one in told)
 
-    table = results.costs(str(finished.parent)).set_index(["variant", "loss"])
+    table = costs.costs(str(finished.parent)).set_index(["variant", "loss"])
     own = "06_finetune/gmps/"
     before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
     plain = seconds("06_finetune/no-gmps/ams")
@@ -74,7 +76,7 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
     corpus = open_corpus(str(finished.parent))
     heard = QUICK.epochs * corpus.manifest.duration[corpus.split(1)["train"]].sum()
     assert table["audio s per s"]["no GMPs", "AMS"] == pytest.approx(heard / plain)
-    assert results.inference_speed(finished / "06_finetune/no-gmps/ams", 1) > 0
+    assert costs.inference_speed(str(finished.parent)) > 0
 
 
 def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
@@ -95,11 +97,8 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
 
 
 def test_multitask_loss_is_weighted(tiny_encoder):
-    settings = dict(
-        emotions=["a", "b", "c"], head_layer=-1, lstm_size=0, projection_size=8, train_cnn=False
-    )
     set_seed(0)
-    model = multitask.MultitaskModel.load(str(tiny_encoder), alpha=0.9, **settings).train()
+    model = multitask.MultitaskModel.load(str(tiny_encoder), **MULTITASK).train()
     labels = torch.tensor([2]), torch.tensor([1])
     outputs = model(torch.randn(1, 8000), torch.tensor([8000]), *labels)
     expected = 0.9 * outputs["emotion_loss"] + 0.1 * outputs["gender_loss"]
@@ -138,8 +137,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
     """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
     schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
-    head = {"lstm_size": 8, "projection_size": 8}
-    whole = multitask.train_multitask(str(plain), 1, str(tiny_encoder), schedule, **head)
+    whole = multitask.train_multitask(str(plain), 1, str(tiny_encoder), schedule, network=SMALL)
 
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
@@ -147,7 +145,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
+            multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, network=SMALL)
     assert not (stopped / "fold1" / "02_train_multitask").exists()
     steps = []
     begin = trainer.Progress.on_train_begin
@@ -157,7 +155,7 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         begin(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
-    resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, **head)
+    resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, network=SMALL)
     assert steps[0] > 0
     for name in ("history.csv", "model/model.safetensors"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
@@ -170,9 +168,7 @@ def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
 
     run = str(write_noise_corpus(tmp_path / "run"))
     monkeypatch.setenv("TENSORBOARD", "yes")
-    stage = multitask.train_multitask(
-        run, 1, str(tiny_encoder), QUICK, lstm_size=8, projection_size=8
-    )
+    stage = multitask.train_multitask(run, 1, str(tiny_encoder), QUICK, network=SMALL)
     events = EventAccumulator(str(stage / "tensorboard")).Reload()
     history = pd.read_csv(stage / "history.csv")
     kept = [event.value for event in events.Scalars("eval/emotion_uar")]
@@ -183,14 +179,14 @@ def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
 def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
-    assert len(results.collect(str(run))) == 4 * 24
+    assert len(classifiers.collect(str(run))) == 4 * 24
     path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
     runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
     seal_again(path.parent)
     with pytest.raises(
         GmpError, match="differ in head_layer of 06_finetune and cannot be compared"
     ):
-        results.collect(str(run))
+        classifiers.collect(str(run))
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):
@@ -207,9 +203,8 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
 def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     with pytest.raises(GmpError, match=r"the loss is .* at step .*lower learning_rate"):
-        multitask.train_multitask(
-            str(run), 1, str(tiny_encoder), Schedule(1e30, epochs=5), lstm_size=0
-        )
+        schedule = Schedule(1e30, epochs=5)
+        multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     assert not (run / "fold1" / "02_train_multitask").exists()
 
 
@@ -265,7 +260,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
 @pytest.mark.parametrize("transductive", [False, True])
 def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
     run = write_noise_corpus(tmp_path / "run", transductive=transductive)
-    multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, lstm_size=0)
+    multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
     stage = pseudo_labels.generate_gmps(str(run), 1, -3, [5])
     corpus = open_corpus(str(run))
     parts = corpus.split(1)
@@ -309,7 +304,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
         history = pd.read_csv(stage / "history.csv")
         if rules.get("selection") == "last":
             assert history.selected.tolist() == [False, True]
-    assert set(results.collect(str(run)).speaker.unique()) == set(
+    assert set(classifiers.collect(str(run)).speaker.unique()) == set(
         open_corpus(str(run)).protocol.folds[0]
     )
 
@@ -324,9 +319,10 @@ def experiment(tmp_path, finished):
     told = {
         "question": "?", "against": None, "paper": {}, "impossible": {"third": "no such layer"},
         "variants": {"first": {}, "second": {"layer": -1}, "third": {"layer": -9}},
-        "folds": [1, 2], "losses": ["ams"],
+        "folds": [1, 2],
         "runs": [
-            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["gmps"]}
+            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["gmps"],
+             "losses": ["ams"]}
             for name, folder in folders.items()
         ],
     }  # fmt: skip
@@ -342,12 +338,12 @@ def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(
     shutil.copytree(
         run / "gmps" / "ams", run / "gmps" / ".ams.partial"
     )  # killed before its renaming
-    predictions = results.collect(str(experiment))
+    predictions = classifiers.collect(str(experiment))
     assert len(predictions) == 2 * 24
     assert predictions.groupby("variant").loss.unique().map(list).to_dict() == {
         "first": ["AMS"], "second": ["AMS"],
     }  # fmt: skip
-    assert results.missing(str(experiment)) == [
+    assert classifiers.missing(str(experiment)) == [
         "first, AMS, fold 2, seed 0", "second, AMS, fold 2, seed 0", "third: no such layer",
     ]  # fmt: skip
     table = results.results_table(predictions, told, results.scores(predictions))
@@ -369,13 +365,13 @@ def test_variants_that_were_tested_on_other_utterances_are_not_compared(experime
     predictions[1:].to_parquet(stage / "predictions.parquet")
     seal_again(stage)
     assert predictions.part[0] == "validation"
-    results.collect(str(experiment))
+    classifiers.collect(str(experiment))
     predictions[:-1].to_parquet(stage / "predictions.parquet")
     seal_again(stage)
     with pytest.raises(
         GmpError, match="differ in test utterances of fold 1 and cannot be compared"
     ):
-        results.collect(str(experiment))
+        classifiers.collect(str(experiment))
 
 
 def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder):
@@ -445,7 +441,7 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
     with pytest.raises(GmpError, match=r"05_retrain\.ipynb"):
         finetuning.finetune(run, 1, str(tiny_encoder), "ce", QUICK)
     with pytest.raises(GmpError, match=r"06_finetune\.ipynb"):
-        results.collect(run)
+        classifiers.collect(run)
 
 
 def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
@@ -477,10 +473,7 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
 
 def test_masks_never_occur_in_evaluation(tiny_encoder):
     """Nothing at random is left in evaluation: no masks, no dropout."""
-    settings = dict(
-        emotions=["a", "b"], loss="ce", scale=30.0, margin=0.2, head_layer=-1, lstm_size=8,
-        projection_size=8, train_cnn=False, hidden_dropout=0.5,
-    )  # fmt: skip
+    settings = FINETUNED | {"hidden_dropout": 0.5}
     model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings).eval()
     inputs = torch.randn(1, 16000), torch.tensor([16000]), torch.tensor([0])
     first = model(*inputs)["logits"]
