@@ -122,7 +122,7 @@ def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     scored = points(predictions).assign(system=lambda table: table.variant + ", " + table.loss)
     grouped = scored.groupby(["system", "fold"], sort=False).UAR.agg(["mean", "std"])
     text = grouped["mean"].map("{:.1f}".format)
-    spread = grouped["std"].map(" ± {:.1f}".format, na_action="ignore").fillna("")
+    spread = grouped["std"].map(lambda value: "" if np.isnan(value) else f" ± {value:.1f}")
     table = (text + spread).unstack("fold", fill_value="not run").add_prefix("fold ")
     average = grouped["mean"].groupby("system", sort=False).mean().map("{:.1f}".format)
     return table.assign(UAR=average).loc[scored.system.unique()].rename_axis(None, axis=1)
