@@ -13,6 +13,9 @@ LOSS_NAMES = {
     "ce-then-ams": "CE then AMS",
     "egemaps": "SVM on eGeMAPS",
     "majority": "majority",
+    "text": "text alone",
+    "late-fusion": "with text, late",
+    "embedding-fusion": "with text, embeddings",
 }
 
 

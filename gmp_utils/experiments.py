@@ -309,7 +309,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
             "starts": run.starts,
             "losses": [
                 loss
-                for name in ("losses", "baselines")
+                for name in ("losses", "baselines", "text")
                 for loss in run.parameters.get(name, defaults[name])
             ],
         }

@@ -181,7 +181,7 @@ class SecondsTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Make a step; where the GPU's memory does not suffice, piece by piece, with the same gradient."""
-        self.model.begin_update(self.state.global_step / self.state.max_steps)
+        self.model.begin_update(self.state.global_step / max(self.state.max_steps, 1))
         while True:
             try:
                 if self.pieces == 1:

@@ -4,6 +4,8 @@ Only where FAULTS=full (make test-faults); tests/test_experiments.py has a short
 """
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from conftest import FULL, finished, kill_when, snakemake, tried
 from gmp_utils import runs
 
 # What is killed alone leaves others that go on for a while, and may finish the stage: it comes last.
-LAST = {
+ALONE = {
     "decoded, not yet said so": "papermill",
     "multi-task training": "papermill",
     "clustering": "papermill",
@@ -54,34 +56,47 @@ def stamps(run):
     return {path: path.read_bytes() for path in run.rglob("provenance.json")}
 
 
-@pytest.mark.skipif(not FULL, reason="takes ten minutes; make test-faults, or FAULTS=full")
+@pytest.mark.skipif(not FULL, reason="takes minutes; make test-faults, or FAULTS=full")
 def test_thirty_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
-    plain, run = tmp_path / "plain", tmp_path / "killed"
-    finished(snakemake(series(plain)))
-    rng, kills, done = random.Random(0), [], {}
-    for name, (moment, longest) in MOMENTS.items():
-        for victim in filter(None, ("all", "kernel", LAST.get(name))):
-            kill_when(series(run), moment, victim, tmp_path, longest * rng.random())
-            kills.append(name)
-            now = {path: text for path, text in stamps(run).items() if ".partial" not in str(path)}
-            assert done.items() <= now.items(), f"{victim} killed while {name}"
-            done = now
-    finished(snakemake(series(run)))
-    assert done.items() <= stamps(run).items()
-    assert not list(run.rglob("*.partial"))
-    for name in ("table.csv", "summary.md"):
-        assert (run / "07_results" / name).read_text() == (plain / "07_results" / name).read_text()
+    plain, rng, kills = tmp_path / "plain", random.Random(0), []
+    victims = [{name: [one] for name in MOMENTS} for one in ("all", "kernel")]
+    for name, victim in ALONE.items():
+        victims[1][name].append(victim)
+
+    def killed(number: int) -> Path:
+        """A series of its own; the two go on beside each other, for the sake of time."""
+        folder, done = tmp_path / str(number), {}
+        run = folder / "killed"
+        folder.mkdir()
+        for name, (moment, longest) in MOMENTS.items():
+            for victim in victims[number][name]:
+                kill_when(series(run), moment, victim, folder, longest * rng.random())
+                kills.append(name)
+                now = {
+                    path: text for path, text in stamps(run).items() if ".partial" not in str(path)
+                }
+                assert done.items() <= now.items(), f"{victim} killed while {name}"
+                done = now
+        finished(snakemake(series(run)))
+        assert done.items() <= stamps(run).items()
+        assert not list(run.rglob("*.partial"))
+        return run
+
+    with ThreadPoolExecutor(2) as beside:
+        both = beside.map(killed, range(2))
+        finished(snakemake(series(plain)))
     files = sorted(path.relative_to(plain) for path in plain.rglob("*.safetensors"))
     files += sorted(path.relative_to(plain) for path in plain.rglob("labels.npy"))
     files += sorted(path.relative_to(plain) for path in plain.rglob("history.csv"))
     assert len(files) == 4 + 1 + 4
-    for name in files:
-        assert runs.file_digest(run / name) == runs.file_digest(plain / name), name
-    predictions = [
-        pd.read_parquet(where / "fold1/06_finetune/gmps/ams/predictions.parquet")
-        for where in (run, plain)
-    ]
-    pd.testing.assert_frame_equal(*predictions, check_exact=True)
+    last = "fold1/06_finetune/gmps/ams/predictions.parquet"
+    for run in both:
+        for name in ("07_results/table.csv", "07_results/summary.md"):
+            assert (run / name).read_text() == (plain / name).read_text()
+        for name in files:
+            assert runs.file_digest(run / name) == runs.file_digest(plain / name), name
+        predictions = [pd.read_parquet(where / last) for where in (run, plain)]
+        pd.testing.assert_frame_equal(*predictions, check_exact=True)
     assert len(kills) >= 30
     for name in MOMENTS:
         said = "nothing finished was repeated, the end is the same, bit for bit"

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import PREDICTOR, QUICK, run_series, tried, write_noise_corpus
+from conftest import PREDICTOR, QUICK, SMALL, run_series, tried, write_noise_corpus
 from transformers import HubertConfig
 
 from gmp_utils import (
@@ -110,7 +110,7 @@ def every_stage(run, encoder, scales=(2,)):
 
 
 PEOPLE = [("a", "female"), ("b", "male"), ("c", "female"), ("d", "male")]
-SMALL = {
+EDGES = {
     "three utterances of three": (
         [("a", "female", "sad"), ("b", "male", "angry"), ("c", "female", "sad")],
         0.5,
@@ -146,9 +146,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", SMALL)
+@pytest.mark.parametrize("case", EDGES)
 def test_corpora_at_the_edge_end_in_a_table_or_in_words(case, tmp_path, tiny_encoder):
-    rows, seconds, rules = SMALL[case]
+    rows, seconds, rules = EDGES[case]
     if case in REFUSED:
         with pytest.raises(GmpError, match=REFUSED[case]):
             every_stage(corpus_of(tmp_path, tiny_encoder, rows, seconds, **rules), tiny_encoder)

@@ -1,0 +1,224 @@
+"""Text beside speech, in stage 06: a classifier of transcripts, and two ways to join it with a network.
+
+Late fusion weighs the two classifiers' probabilities; the other fusion gives both models' embeddings to a
+small multi-layer perceptron.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.special import softmax
+from sklearn.decomposition import TruncatedSVD
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from tqdm import tqdm
+from transformers import AutoModel, AutoTokenizer
+
+from gmp_utils import evaluation, features, finetuning, hardware, runs, weights
+from gmp_utils.errors import GmpError
+from gmp_utils.preparation import Corpus, open_corpus
+
+KINDS = ("text", "late-fusion", "embedding-fusion")
+WEIGHTS = np.linspace(0, 1, 21)  # of speech, in late fusion
+ALPHAS = (1e-3, 1e-1, 10.0)  # the perceptron's penalties
+PASSES = 300  # of the perceptron over the training speakers, at most
+TOPICS = 100  # dimensions of TF-IDF that the perceptron is given
+
+
+def embed(texts: list[str], heard: list[int], encoder: str, seed: int) -> np.ndarray:
+    """Represent transcripts.
+
+    Parameters
+    ----------
+    texts : list of str
+    heard : list of int
+        Those that TF-IDF may learn from.
+    encoder : str
+        "tf-idf", with its `TOPICS` strongest directions (latent semantic analysis), or a text encoder of
+        transformers: a folder, or a name on the hub, whose last layer is averaged over tokens.
+    seed : int
+
+    Returns
+    -------
+    vectors : (n_texts, dim) float32
+    """
+    if encoder == "tf-idf":
+        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+        learnt = tfidf.fit_transform([texts[index] for index in heard])
+        topics = TruncatedSVD(min(TOPICS, min(learnt.shape) - 1), random_state=seed).fit(learnt)
+        return topics.transform(tfidf.transform(texts)).astype(np.float32)
+    source = weights.resolve(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    model = AutoModel.from_pretrained(weights.as_safetensors(source), use_safetensors=True)
+    model.eval().to(hardware.device())
+    vectors = []
+    with torch.inference_mode():
+        for start in tqdm(range(0, len(texts), 32), "text", disable=None):
+            batch = texts[start : start + 32]
+            tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
+            states = model(**tokens.to(hardware.device())).last_hidden_state.float()
+            valid = tokens["attention_mask"].unsqueeze(-1)
+            vectors.append((states * valid).sum(dim=1) / valid.sum(dim=1))
+    return torch.cat(vectors).cpu().numpy()
+
+
+def _transcripts(corpus: Corpus) -> list[str]:
+    """One per utterance of the manifest.
+
+    Raises
+    ------
+    GmpError
+        If some have none.
+    """
+    said = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
+    without = said.index[said.isna()]
+    if len(without):
+        raise GmpError(
+            f"{without[0]} has no text ({len(without)} such of {len(said)}): fusion needs a transcript of "
+            "every utterance; complete the corpus, or leave text out of notebook 06."
+        )
+    return said.tolist()
+
+
+def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
+    """Of all emotions, (n, n_classes), also of those that a classifier never met."""
+    found = np.zeros((len(x), n_classes))
+    found[:, model.classes_] = model.predict_proba(x)
+    return found
+
+
+def weight_of_speech(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
+    """The weight that recognises most; of equals the one that is nearest to a half.
+
+    Parameters
+    ----------
+    speech, text : (n_utterances, n_classes) float
+        Probabilities of utterances that neither model learnt from.
+    true : (n_utterances,) int64
+
+    Returns
+    -------
+    weight : float
+        0 to 1, of `WEIGHTS`.
+    """
+    scores = [evaluation.uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in WEIGHTS]
+    best = WEIGHTS[np.isclose(scores, max(scores))]
+    return float(best[np.abs(best - 0.5).argmin()])
+
+
+def fuse(
+    run_dir: str, fold: int, kind: str, speech: Path, text_encoder: str = "tf-idf", seed: int = 0
+) -> Path:
+    """Classify transcripts, or transcripts and speech together.
+
+    Parameters
+    ----------
+    run_dir : str
+    fold : int
+    kind : str
+        "text" alone; "late-fusion", whose weight is the best on what the protocol selects on (a half
+        where it selects on nothing); or "embedding-fusion", whose perceptron learns from the training
+        speakers' embeddings, which the network knows better than any others.
+    speech : Path
+        A stage of `gmp_utils.finetuning.finetune`.
+    text_encoder : str
+        See `embed`.
+    seed : int
+        Of the perceptron, and of TF-IDF's directions.
+
+    Returns
+    -------
+    stage : Path
+        Beside `speech`, with predictions.parquet and metrics.json.
+
+    Raises
+    ------
+    GmpError
+        For another kind, or where transcripts are missing.
+    """
+    if kind not in KINDS:
+        raise GmpError(f"text: found {kind!r}, expected some of {', '.join(KINDS)}.")
+    corpus = open_corpus(run_dir)
+    parts, names = corpus.split(fold), list(corpus.manifest.index)
+    transcripts = _transcripts(corpus)
+    place = {name: index for index, name in enumerate(names)}
+    rows = {part: [place[name] for name in own] for part, own in parts.items() if own}
+    y = {part: corpus.labels(parts[part], "emotion") for part in rows}
+    judged, held_out = corpus.protocol.compared_on, [part for part in rows if part != "train"]
+    choose, n = corpus.protocol.selection != "last", len(corpus.emotions)
+
+    def by_text(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
+        model = make_pipeline(
+            StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced")
+        )
+        model.fit(words[rows["train"]], y["train"])
+        found = {part: _probabilities(model, words[rows[part]], n) for part in held_out}
+        return found, {"parameters": n * (words.shape[1] + 1)}
+
+    def late(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
+        texts, metrics = by_text(words)
+        table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
+        heard = {
+            part: softmax(table.loc[parts[part], corpus.emotions].to_numpy(), axis=1)
+            for part in held_out
+        }
+        w = weight_of_speech(heard[judged], texts[judged], y[judged]) if choose else 0.5
+        found = {part: w * heard[part] + (1 - w) * texts[part] for part in held_out}
+        return found, {"weight of speech": w, "parameters": metrics["parameters"] + 1}
+
+    def joint(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
+        network = finetuning.EmotionClassifier.load(str(speech / "model"))
+        inputs = features.model_inputs(network, corpus)
+        vectors = {part: finetuning.apply(network, corpus, inputs, parts[part])[0] for part in rows}
+        x = {part: np.hstack([vectors[part], words[rows[part]]]) for part in rows}
+        fitted = []
+        for alpha in ALPHAS if choose else ALPHAS[1:2]:
+            mlp = MLPClassifier((64,), alpha=alpha, max_iter=PASSES, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are meant
+                model = make_pipeline(StandardScaler(), mlp).fit(x["train"], y["train"])
+            found = {part: _probabilities(model, x[part], n) for part in held_out}
+            uar = evaluation.uar(y[judged], found[judged].argmax(axis=1))
+            fitted.append((uar, alpha, found))
+        _, alpha, found = max(fitted, key=lambda one: one[:2])  # of equals the simplest
+        size = x["train"].shape[1]
+        return found, {"alpha": alpha, "parameters": (size + 1) * 64 + 65 * n}
+
+    def build(folder: Path) -> None:
+        words = embed(transcripts, rows["train"], text_encoder, seed)
+        found, metrics = {"text": by_text, "late-fusion": late, "embedding-fusion": joint}[kind](
+            words
+        )
+        metrics["emotion_uar"] = evaluation.uar(y[judged], found[judged].argmax(axis=1))
+        tables = {
+            part: evaluation.predictions_table(corpus.manifest, parts[part], own, corpus.emotions)
+            for part, own in found.items()
+        }
+        evaluation.write_predictions(folder, tables)
+        runs.write_json(folder / "metrics.json", metrics)
+
+    given = runs.read_json(speech / "params.json")
+    known = [] if text_encoder == "tf-idf" else [weights.identity(text_encoder)]
+    return runs.make_stage(
+        speech.with_name(kind),
+        build,
+        parameters={
+            "fold": fold,
+            "loss": kind,
+            "speech": given["loss"],
+            "use_gmps": given["use_gmps"],
+            "text_encoder": text_encoder,
+            "seed": seed,
+        },
+        stages=[corpus.stage, speech],
+        inputs=known,
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )
