@@ -11,7 +11,7 @@ from sklearn.svm import SVC
 from tqdm import tqdm
 
 from gmp_utils import audio, evaluation, runs
-from gmp_utils.errors import GmpError
+from gmp_utils.errors import OPENSMILE, GmpError
 from gmp_utils.preparation import Corpus, open_corpus
 
 STAGE = "06_finetune"
@@ -20,7 +20,7 @@ GRID = (1e-3, 1e-2, 1e-1, 1.0)  # of the SVM's C
 C = 1e-2  # where a protocol does not choose on anything
 
 
-def functionals(corpus: Corpus) -> pd.DataFrame:
+def functionals(corpus: Corpus) -> Path:
     """88 functionals of every utterance; computed once for a run.
 
     Eyben et al., "The Geneva Minimalistic Acoustic Parameter Set", 2016; the extended set, version 2.
@@ -31,19 +31,15 @@ def functionals(corpus: Corpus) -> pd.DataFrame:
 
     Returns
     -------
-    found : (n_utterances, 88) DataFrame
-        Indexed by utterance.
+    stage : Path
+        With functionals.parquet, (n_utterances, 88), indexed by utterance.
 
     Raises
     ------
     GmpError
         Without openSMILE.
     """
-    if find_spec("opensmile") is None:
-        raise GmpError(
-            "eGeMAPS needs openSMILE, whose licence allows research and private use only: run "
-            "`.venv/bin/python -m pip install opensmile`, or leave egemaps out of baselines."
-        )
+    check(["egemaps"])
 
     def build(folder: Path) -> None:
         import opensmile
@@ -56,19 +52,20 @@ def functionals(corpus: Corpus) -> pd.DataFrame:
         table = pd.DataFrame(rows).set_index(corpus.manifest.index)
         table.to_parquet(folder / "functionals.parquet")
 
-    stage = runs.make_stage(
+    return runs.make_stage(
         corpus.stage.parent / "egemaps",
         build,
         parameters={},
         stages=[corpus.stage],
         module=__name__,
     )
-    return pd.read_parquet(stage / "functionals.parquet")
 
 
-def _svm(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np.ndarray], dict]:
+def _svm(
+    corpus: Corpus, parts: dict[str, list[str]], x: pd.DataFrame
+) -> tuple[dict[str, np.ndarray], dict]:
     """Scores of the held-out parts by the C that the protocol selects, and what was selected."""
-    x, judged = functionals(corpus), corpus.protocol.compared_on
+    judged, n = corpus.protocol.compared_on, len(corpus.emotions)
     y = {part: corpus.labels(names, "emotion") for part, names in parts.items()}
     grid = (C,) if corpus.protocol.selection == "last" else GRID
     fitted = []
@@ -82,7 +79,7 @@ def _svm(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np.ndar
                 scores[part] = own if own.ndim == 2 else np.stack([-own, own], axis=1)
         fitted.append((evaluation.uar(y[judged], scores[judged].argmax(axis=1)), c, scores))
     uar, c, scores = max(fitted, key=lambda one: one[0])  # of equals the smallest C
-    return scores, {"C": c, "emotion_uar": uar, "parameters": x.shape[1] * len(corpus.emotions)}
+    return scores, {"C": c, "emotion_uar": uar, "parameters": n * (n - 1) // 2 * (x.shape[1] + 1)}
 
 
 def _majority(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np.ndarray], dict]:
@@ -96,7 +93,16 @@ def _majority(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np
     return found, {"parameters": 0}
 
 
-def classify(run_dir: str, fold: int, baseline: str, seed: int = 0) -> Path:
+def check(baselines: list[str]) -> None:
+    """Refuse unknown baselines, and those that cannot be, before any work is done."""
+    for name in baselines:
+        if name not in BASELINES:
+            raise GmpError(f"baseline {name!r}: expected one of {', '.join(BASELINES)}.")
+    if "egemaps" in baselines and find_spec("opensmile") is None:
+        raise GmpError(OPENSMILE)
+
+
+def classify(run_dir: str, fold: int, baseline: str, use_gmps: bool = False, seed: int = 0) -> Path:
     """Learn a baseline from a fold's training speakers, and classify its validation and test speakers.
 
     Parameters
@@ -105,8 +111,9 @@ def classify(run_dir: str, fold: int, baseline: str, seed: int = 0) -> Path:
     fold : int
     baseline : str
         Of `BASELINES`.
+    use_gmps : bool
+        Which networks it stands beside; like the seed it changes nothing, and is kept for tables.
     seed : int
-        Changes nothing; kept, so that tables can tell runs apart.
 
     Returns
     -------
@@ -118,13 +125,18 @@ def classify(run_dir: str, fold: int, baseline: str, seed: int = 0) -> Path:
     GmpError
         For another baseline, for eGeMAPS without openSMILE, or if stage 01 is not there.
     """
-    if baseline not in BASELINES:
-        raise GmpError(f"baseline {baseline!r}: expected one of {', '.join(BASELINES)}.")
+    check([baseline])
     corpus = open_corpus(run_dir)
-    parts = corpus.split(fold)
+    parts, made_from = corpus.split(fold), [corpus.stage]
+    if baseline == "egemaps":
+        made_from.append(functionals(corpus))
 
     def build(folder: Path) -> None:
-        scores, metrics = (_svm if baseline == "egemaps" else _majority)(corpus, parts)
+        if baseline == "egemaps":
+            x = pd.read_parquet(made_from[-1] / "functionals.parquet")
+            scores, metrics = _svm(corpus, parts, x)
+        else:
+            scores, metrics = _majority(corpus, parts)
         tables = {
             part: evaluation.predictions_table(corpus.manifest, parts[part], own, corpus.emotions)
             for part, own in scores.items()
@@ -133,10 +145,10 @@ def classify(run_dir: str, fold: int, baseline: str, seed: int = 0) -> Path:
         runs.write_json(folder / "metrics.json", metrics)
 
     return runs.make_stage(
-        runs.run_folder(run_dir) / f"fold{fold}" / STAGE / "no-gmps" / baseline,
+        runs.run_folder(run_dir) / f"fold{fold}" / STAGE / runs.STARTS[use_gmps] / baseline,
         build,
-        parameters={"fold": fold, "loss": baseline, "use_gmps": False, "seed": seed},
-        stages=[corpus.stage],
+        parameters={"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed},
+        stages=made_from,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

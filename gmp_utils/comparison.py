@@ -148,6 +148,8 @@ def comparisons(
 ) -> pd.DataFrame:
     """Compare systems that differ in one thing, the variant or the loss.
 
+    Variants that have no loss in common, as other systems of the family, are compared by the first of each.
+
     Parameters
     ----------
     predictions : DataFrame
@@ -170,10 +172,16 @@ def comparisons(
         system: speaker_scores(own, metric)
         for system, own in predictions.groupby(["variant", "loss"], sort=False)
     }
+    losses: dict[str, list[str]] = {}
+    for variant, loss in systems:
+        losses.setdefault(variant, []).append(loss)
     rows = []
     for first, second in combinations(sorted(systems, key=lambda one: one[0] != against), 2):
         same_variant, same_loss = first[0] == second[0], first[1] == second[1]
-        if same_variant == same_loss or not (same_variant or against in (None, first[0])):
+        apart = set(losses[first[0]]).isdisjoint(losses[second[0]])
+        leading = all(loss == losses[variant][0] for variant, loss in (first, second))
+        comparable = same_variant != same_loss or (apart and leading)
+        if not comparable or not (same_variant or against in (None, first[0])):
             continue
         gains = (systems[second] - systems[first]).dropna().groupby("speaker").mean().to_numpy()
         row = {"compared": f"{', '.join(first)} → {', '.join(second)}", "speakers": len(gains)}

@@ -5,6 +5,8 @@ Baevski et al., "wav2vec 2.0", 2020, equations 2 to 4, without the penalty on th
 is frozen.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -92,9 +94,9 @@ class ContrastiveModel(encoders.SpeechModel):
         -------
         outputs : dict
             `loss`, per masked frame: the contrastive loss and a tenth (as configured) of the share of
-            codes that go unused; each of them while training. `n_frames` (batch,) that it counts; at
-            evaluation, by utterance, `ce` and `correct` (batch, 1), summed over frames, and `codes`
-            (batch,) in use.
+            codes that go unused; each of them while training. `n_frames` (batch,) that it counts. At
+            evaluation these are frames that there is another to tell from; for each utterance, summed
+            over them, `ce`, `correct` and `chance` (batch, 1); and `codes` (batch,) in use.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
@@ -121,16 +123,28 @@ class ContrastiveModel(encoders.SpeechModel):
         outputs = {"loss": loss, "n_frames": mask.sum(dim=1)}
         if self.training:
             return outputs | losses
-        correct = (logits.argmax(dim=1) == 0).float()
-        ce, correct = (sum_by_utterance(value.unsqueeze(1), mask) for value in (each, correct))
-        return outputs | {"ce": ce, "correct": correct, "codes": used.expand(len(mask))}
+        n = len(logits)
+        different = torch.zeros(n, n, dtype=torch.bool, device=mask.device)
+        n_others = different.scatter_(1, negatives, ~same).sum(dim=1)
+        found = n_others > 0
+        correct = logits.argmax(dim=1) == 0
+        values = torch.stack([found, each, correct, 1 / (1 + n_others)], dim=1).float()
+        sums = sum_by_utterance(values * found.unsqueeze(1), mask)
+        outputs["n_frames"] = sums[:, 0]
+        kept = dict(zip(("ce", "correct", "chance"), sums[:, 1:].split(1, dim=1)))
+        return outputs | kept | {"codes": used.expand(len(mask))}
 
 
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`masked_loss` and `accuracy` of telling frames apart; `codes`, in how many ways frames are heard."""
-    n_frames, ce, correct, codes = prediction.predictions
-    return {
-        "masked_loss": float(ce.sum() / n_frames.sum()),
-        "accuracy": float(correct.sum() / n_frames.sum()),
-        "codes": float((codes * n_frames).sum() / n_frames.sum()),
-    }
+    """`masked_loss` and `accuracy` of telling frames apart, and what `chance` would; `codes` in use.
+
+    Where the CNN's output has become the same code everywhere, nothing can be told apart: the loss is
+    that of choosing among a hundred at random, not zero.
+    """
+    n_frames, ce, correct, chance, codes = prediction.predictions
+    n = n_frames.sum()
+    if not n:
+        return {"masked_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "codes": 1.0}
+    means = {"masked_loss": ce, "accuracy": correct, "chance": chance}
+    found = {name: float(values.sum() / n) for name, values in means.items()}
+    return found | {"codes": float((codes * n_frames).sum() / n)}

@@ -106,7 +106,7 @@ class SpeechModel(PreTrainedModel):
             pickle that holds more than weights.
         """
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise _not_a_model(source, error) from error
         if config.model_type not in ENCODERS:

@@ -5,25 +5,21 @@ every fold. `make run` is the case of one run. What runs share is made once, see
 """
 
 import os
-import re
 import shlex
 import unicodedata
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-import yaml
-
 from gmp_utils import notebook, runs, weights
-from gmp_utils.errors import GmpError
+from gmp_utils.declarations import cooked, declared, file_name, read_yaml, recipe, slug
+from gmp_utils.errors import OPENSMILE, GmpError
 from gmp_utils.integrity import alone, storage
 
-CONFIG = runs.ROOT / "workflow" / "config"
 FILE = "experiment.json"
-RECIPES = runs.ROOT / "presets" / "recipes"
 TAKEN = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
-STARTS = {True: "gmps", False: "no-gmps"}
 
 
 @dataclass(frozen=True)
@@ -76,121 +72,6 @@ class Plan:
     experiment: dict | None
 
 
-def declared(name: str) -> dict:
-    """Read an experiment's declaration.
-
-    Parameters
-    ----------
-    name : str
-        Of a file in workflow/config, or the path of another.
-
-    Returns
-    -------
-    declaration : dict
-        `question`, `variants` (parameters by name), `folds`, `seeds`, and, where they are given,
-        `parameters` of all variants, `against` (the variant that the others are compared with,
-        without it every two) and `paper` (by variant and loss: UAR and WAR in percent).
-
-    Raises
-    ------
-    GmpError
-        For a name that no file has, or entries that no declaration has or that are of another kind.
-    """
-    path = Path(name) if name.endswith(".yaml") else CONFIG / f"{name}.yaml"
-    if not os.path.isfile(path):
-        known = ", ".join(sorted(file.stem for file in CONFIG.glob("*.yaml")))
-        raise GmpError(
-            f"experiment {name!r}: expected one of {known}, or a file that ends in .yaml."
-        )
-    optional = {"parameters": {}, "against": None, "paper": {}}
-    found = optional | _yaml(path)
-    required = ("question", "variants", "folds", "seeds")
-    expected = {*required, *optional}
-    if set(found) != expected:
-        odd = ", ".join(sorted(set(found) ^ expected))
-        raise GmpError(
-            f"{path.name}: {odd}; expected {', '.join(required)}, and maybe {', '.join(optional)}."
-        )
-    kinds = {"question": str, "variants": dict, "folds": list, "seeds": list, "parameters": dict}
-    for name, kind in kinds.items():
-        if not isinstance(found[name], kind) or not (found[name] or name == "parameters"):
-            raise GmpError(
-                f"{path.name}: {name}: found {found[name]!r}, expected a filled {kind.__name__}."
-            )
-    numbers = [*found["folds"], *found["seeds"]]
-    if not all(type(one) is int and one >= 0 for one in numbers):
-        raise GmpError(
-            f"{path.name}: folds and seeds: found {numbers!r}, expected numbers from 0 on."
-        )
-    for name, changes in found["variants"].items():
-        if not (isinstance(name, str) and slug(name) and isinstance(changes, dict)):
-            raise GmpError(
-                f"{path.name}: variant {name!r}: found {changes!r}, expected a name (yes, no and numbers "
-                "in quotes) and the parameters that it changes, or {}."
-            )
-    if found["against"] is not None and found["against"] not in found["variants"]:
-        raise GmpError(f"{path.name}: against {found['against']!r} is none of the variants.")
-    if len(set(map(slug, found["variants"]))) < len(found["variants"]):
-        raise GmpError(
-            f"{path.name}: two variants would have the same folder; name them otherwise."
-        )
-    return found
-
-
-def recipe(name: str) -> dict:
-    """The parameters of a system of the family: what it changes of the series.
-
-    Parameters
-    ----------
-    name : str
-        Of a file in presets/recipes.
-
-    Raises
-    ------
-    GmpError
-        For another name.
-    """
-    path = RECIPES / f"{name}.yaml"
-    if not os.path.isfile(path):
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise GmpError(f"recipe {name!r}: expected one of {known}.")
-    return _yaml(path)
-
-
-def _cooked(parameters: dict) -> dict:
-    """Parameters with those of the recipe that they name, over which they go."""
-    rest = {name: value for name, value in parameters.items() if name != "recipe"}
-    return recipe(parameters["recipe"]) | rest if "recipe" in parameters else rest
-
-
-def one_number(variants: dict[str, dict]) -> bool:
-    """Whether variants are steps of a single number, as layers are."""
-    changed = {name for own in variants.values() for name in own}
-    values = [value for own in variants.values() for value in own.values()]
-    numbers = all(type(value) in (int, float) for value in values)
-    return len(changed) == 1 and len(values) == len(variants) > 2 and numbers
-
-
-def slug(name: str) -> str:
-    """A name as a folder or a file may have it, in small letters."""
-    return _file_name(name.lower())
-
-
-def _file_name(text: str) -> str:
-    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
-
-
-def _yaml(path: Path) -> dict:
-    """Names and values of a file of ours or the user's."""
-    try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise GmpError(f"{path}: found no YAML that can be read ({error}).") from error
-    if not isinstance(found, dict | None):
-        raise GmpError(f"{path}: found {found!r:.80}, expected lines of `name: value`.")
-    return found or {}
-
-
 def _presets(given: str) -> list[Path]:
     """The file that PRESET names, or several, between spaces and in a shell's quotes if need be."""
     try:
@@ -236,6 +117,10 @@ def _numbers(environment: Mapping[str, str], name: str, default: list[int]) -> l
     return [int(word) for word in words] or default
 
 
+def _lacks_opensmile(parameters: dict) -> bool:
+    return "egemaps" in parameters.get("baselines", []) and find_spec("opensmile") is None
+
+
 def plan(environment: Mapping[str, str]) -> Plan:
     """Lay out what the environment asks for.
 
@@ -243,9 +128,9 @@ def plan(environment: Mapping[str, str]) -> Plan:
     ----------
     environment : mapping of str to str
         EXPERIMENT, CORPUS, CORPUS_DIR, TEST_CORPUS, TEST_CORPUS_DIR, ENCODER, FOLDS, SEEDS, GMPS,
-        PRESET, RECIPE and RUN, as the Makefile has them. What is named here goes before a variant, that
-        before its recipe, that before the presets, those before the experiment's own parameters, and
-        those before the notebooks' defaults.
+        PRESET, RECIPE and RUN, as the Makefile has them. Corpora and encoder that are named here go before
+        a variant, that before its recipe, or RECIPE, that before the presets, those before the
+        experiment's own parameters, and those before the notebooks' defaults.
 
     Raises
     ------
@@ -254,12 +139,16 @@ def plan(environment: Mapping[str, str]) -> Plan:
         that cannot be used; see also `declared`.
     """
     _refuse_odd(environment)
+    if environment.get("RECIPE") and environment.get("EXPERIMENT"):
+        raise GmpError(
+            f"RECIPE {environment['RECIPE']!r} with an experiment: its variants name recipes of their own."
+        )
     presets = _presets(environment.get("PRESET") or "")
     experiment = environment.get("EXPERIMENT") or ""
     declaration = declared(experiment) if experiment else None
-    given = _cooked(declaration["parameters"]) if declaration else {}
+    given = cooked(declaration["parameters"]) if declaration else {}
     for preset in presets:
-        given |= _yaml(preset)
+        given |= read_yaml(preset)
     if environment.get("RECIPE"):
         given |= recipe(environment["RECIPE"])
     asked = {name: environment[name.upper()] for name in TAKEN if environment.get(name.upper())}
@@ -276,29 +165,34 @@ def plan(environment: Mapping[str, str]) -> Plan:
     asked_folder = os.path.expanduser(environment.get("RUN") or "")
     if not declaration:
         name = "demo" if named == ["synthetic", "embedded"] else "-".join(named)
-        folder = os.path.normpath(asked_folder or f"runs/{_file_name(name)}")
+        folder = os.path.normpath(asked_folder or f"runs/{file_name(name)}")
         default = "yes" if given.get("use_gmps", True) else "no"
         words = (environment.get("GMPS") or default).split()
         if not set(words) <= {"yes", "no"}:
             raise GmpError(f"GMPS: found {' '.join(words)!r}, expected 'yes', 'no' or 'yes no'.")
-        starts = [STARTS[word == "yes"] for word in words]
-        folds = _numbers(environment, "FOLDS", [1])
-        return Plan(folder, [_run(folder, given, folds, starts)], None)
+        starts = [runs.STARTS[word == "yes"] for word in words]
+        folds, variant = _numbers(environment, "FOLDS", [1]), environment.get("RECIPE") or ""
+        if _lacks_opensmile(given):
+            raise GmpError(OPENSMILE)
+        return Plan(folder, [_run(folder, given, folds, starts, variant)], None)
     name = "-".join([Path(experiment).stem, *named])
-    folder = os.path.normpath(asked_folder or f"runs/experiments/{_file_name(name)}")
+    folder = os.path.normpath(asked_folder or f"runs/experiments/{file_name(name)}")
     folds = _numbers(environment, "FOLDS", declaration["folds"])
     seeds = _numbers(environment, "SEEDS", declaration["seeds"])
     found, impossible = [], {}
     for variant, changes in declaration["variants"].items():
-        own = given | _cooked(changes) | asked
+        own = given | cooked(changes) | asked
         notebook.check_parameters("01_prepare_data", own)
         deepest = -1 - weights.n_layers(own.get("encoder", "embedded"))
         if own.get("layer", -1) < deepest:
             impossible[variant] = f"the encoder's layers end with {deepest}"
             continue
+        if _lacks_opensmile(own):
+            impossible[variant] = "openSMILE is not installed"
+            continue
         for seed in seeds:
             at = f"{folder}/{slug(variant)}/seed{seed}"
-            starts = [STARTS[own.get("use_gmps", True)]]
+            starts = [runs.STARTS[own.get("use_gmps", True)]]
             found.append(_run(at, own | {"seed": seed}, folds, starts, variant, seed))
     defaults = notebook.series_parameters()["06_finetune"]
     members = [
@@ -321,7 +215,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
 
 
 def write(planned: Plan) -> None:
-    """Check all parameters, and write them where papermill and notebook 07 read them.
+    """Check all parameters, and write them, and what a run is, where papermill and notebook 07 read them.
 
     Raises
     ------
@@ -330,7 +224,12 @@ def write(planned: Plan) -> None:
     """
     for run in planned.runs:
         notebook.write_parameters(run.folder, run.parameters)
-    if planned.experiment:
+    if not planned.experiment:
+        file, recipe = runs.run_folder(planned.folder) / FILE, planned.runs[0].variant
+        file.unlink(missing_ok=True)
+        if recipe:
+            runs.write_json(file, {"recipe": recipe})
+    else:
         folder = runs.run_folder(planned.folder)
         named = any(run.parameters.get("show_speakers") for run in planned.runs)
         own = {"run_dir": planned.folder, "show_speakers": named}
@@ -391,11 +290,20 @@ def told(run_dir: str) -> dict:
         declares no variants, and its folds and losses are those that are there.
     """
     try:
-        return runs.read_json(runs.run_folder(run_dir) / FILE)
+        found = runs.read_json(runs.run_folder(run_dir) / FILE)
     except FileNotFoundError:
-        plain = {"variants": {}, "folds": [], "impossible": {}}
-        only = {"variant": None, "run_dir": run_dir, "starts": list(STARTS.values()), "losses": []}
-        return declared("table3") | plain | {"runs": [only]}
+        return _told_of_one(run_dir)
+    return _told_of_one(run_dir, found["recipe"]) if "recipe" in found else found
+
+
+def _told_of_one(run_dir: str, recipe: str = "") -> dict:
+    """A plain run in an experiment's words; other recipes than GMP-TL's have no place in its Table 3."""
+    only = {"run_dir": run_dir, "starts": list(runs.STARTS.values()), "losses": []}
+    told = {"variants": {}, "folds": [], "impossible": {}, "runs": [only | {"variant": None}]}
+    if recipe in ("", "gmp-tl"):
+        return declared("table3") | told
+    told["runs"] = [only | {"variant": recipe}]
+    return told | {"question": f"How well does {recipe} do?", "against": None, "paper": {}}
 
 
 def report(run_dir: str) -> str:

@@ -143,7 +143,7 @@ def finetune(
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
     corpus, run = open_corpus(run_dir), runs.run_folder(run_dir)
     stages = run / f"fold{fold}"
-    own = stages / STAGE / ("gmps" if use_gmps else "no-gmps")
+    own = stages / STAGE / runs.STARTS[use_gmps]
     source, made_from = weights.resolve(encoder), [corpus.stage]
     if loss == "ce-then-ams" and not (own / "ce").is_dir():
         raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')

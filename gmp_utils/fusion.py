@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_matrix
 from scipy.special import softmax
 from sklearn.decomposition import TruncatedSVD
 from sklearn.exceptions import ConvergenceWarning
@@ -19,10 +20,11 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gmp_utils import evaluation, features, finetuning, hardware, runs, weights
 from gmp_utils.errors import GmpError
+from gmp_utils.heads import mean_over_time
 from gmp_utils.preparation import Corpus, open_corpus
 
 KINDS = ("text", "late-fusion", "embedding-fusion")
@@ -32,41 +34,62 @@ PASSES = 300  # of the perceptron over the training speakers, at most
 TOPICS = 100  # dimensions of TF-IDF that the perceptron is given
 
 
-def embed(texts: list[str], heard: list[int], encoder: str, seed: int) -> np.ndarray:
-    """Represent transcripts.
+def _tfidf(texts: list[str], heard: list[int]) -> csr_matrix:
+    """TF-IDF of words and pairs of words, of a vocabulary that only some texts shape."""
+    tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    try:
+        tfidf.fit([texts[index] for index in heard])
+    except ValueError as error:
+        raise GmpError(
+            f"text: no words in the training speakers' transcripts ({error})."
+        ) from error
+    return tfidf.transform(texts)
+
+
+def _topics(words: csr_matrix, heard: list[int], seed: int) -> np.ndarray:
+    """Their `TOPICS` strongest directions in some texts (latent semantic analysis)."""
+    svd = TruncatedSVD(min(TOPICS, words.shape[1], len(heard)), random_state=seed)
+    return svd.fit(words[heard]).transform(words)
+
+
+def embed(texts: list[str], encoder: str) -> np.ndarray:
+    """Represent transcripts by a text encoder of transformers, its last layer averaged over tokens.
 
     Parameters
     ----------
     texts : list of str
-    heard : list of int
-        Those that TF-IDF may learn from.
     encoder : str
-        "tf-idf", with its `TOPICS` strongest directions (latent semantic analysis), or a text encoder of
-        transformers: a folder, or a name on the hub, whose last layer is averaged over tokens.
-    seed : int
+        A folder, or a name on the hub.
 
     Returns
     -------
     vectors : (n_texts, dim) float32
     """
-    if encoder == "tf-idf":
-        tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        learnt = tfidf.fit_transform([texts[index] for index in heard])
-        topics = TruncatedSVD(min(TOPICS, min(learnt.shape) - 1), random_state=seed).fit(learnt)
-        return topics.transform(tfidf.transform(texts)).astype(np.float32)
     source = weights.resolve(encoder)
-    tokenizer = AutoTokenizer.from_pretrained(source)
-    model = AutoModel.from_pretrained(weights.as_safetensors(source), use_safetensors=True)
+    tokenizer = _tokenizer(encoder)
+    model = AutoModel.from_pretrained(
+        weights.as_safetensors(source), use_safetensors=True, trust_remote_code=False
+    )
     model.eval().to(hardware.device())
     vectors = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(texts), 32), "text", disable=None):
             batch = texts[start : start + 32]
             tokens = tokenizer(batch, padding=True, truncation=True, return_tensors="pt")
-            states = model(**tokens.to(hardware.device())).last_hidden_state.float()
-            valid = tokens["attention_mask"].unsqueeze(-1)
-            vectors.append((states * valid).sum(dim=1) / valid.sum(dim=1))
+            tokens = tokens.to(hardware.device())
+            states = model(**tokens).last_hidden_state.float()
+            vectors.append(mean_over_time(states, tokens["attention_mask"].bool()))
     return torch.cat(vectors).cpu().numpy()
+
+
+def _tokenizer(encoder: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(weights.resolve(encoder), trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise GmpError(
+            f"text_encoder {encoder!r}: no tokenizer could be read there ({str(error).splitlines()[0]}). "
+            'Expected "tf-idf", a folder, or a name on the hub and a network to reach it.'
+        ) from error
 
 
 def _transcripts(corpus: Corpus) -> list[str]:
@@ -87,9 +110,37 @@ def _transcripts(corpus: Corpus) -> list[str]:
     return said.tolist()
 
 
+def check(run_dir: str, text: list[str], text_encoder: str, losses: list[str]) -> None:
+    """Refuse what cannot be fused, before networks are trained for it.
+
+    Parameters
+    ----------
+    run_dir : str
+    text : list of str
+        Of `KINDS`; with none there is nothing to refuse.
+    text_encoder : str
+    losses : list of str
+        Of the networks; the first is joined with the text.
+
+    Raises
+    ------
+    GmpError
+    """
+    if not text:
+        return
+    for kind in text:
+        if kind not in KINDS:
+            raise GmpError(f"text: found {kind!r}, expected some of {', '.join(KINDS)}.")
+    if not losses:
+        raise GmpError("text with losses []: there is no network to join it with; name a loss.")
+    _transcripts(open_corpus(run_dir))
+    if text_encoder != "tf-idf":
+        _tokenizer(text_encoder)
+
+
 def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
     """Of all emotions, (n, n_classes), also of those that a classifier never met."""
-    found = np.zeros((len(x), n_classes))
+    found = np.zeros((x.shape[0], n_classes))
     found[:, model.classes_] = model.predict_proba(x)
     return found
 
@@ -123,15 +174,15 @@ def fuse(
     run_dir : str
     fold : int
     kind : str
-        "text" alone; "late-fusion", whose weight is the best on what the protocol selects on (a half
-        where it selects on nothing); or "embedding-fusion", whose perceptron learns from the training
-        speakers' embeddings, which the network knows better than any others.
+        "text" alone (logistic regression); "late-fusion", whose weight is the best on what the protocol
+        selects on (a half where it selects on nothing); or "embedding-fusion", whose perceptron learns
+        from the training speakers' embeddings, which the network knows better than any others.
     speech : Path
         A stage of `gmp_utils.finetuning.finetune`.
     text_encoder : str
-        See `embed`.
+        "tf-idf", or see `embed`. The perceptron is given TF-IDF's strongest directions.
     seed : int
-        Of the perceptron, and of TF-IDF's directions.
+        Of the perceptron, and of these.
 
     Returns
     -------
@@ -154,15 +205,15 @@ def fuse(
     judged, held_out = corpus.protocol.compared_on, [part for part in rows if part != "train"]
     choose, n = corpus.protocol.selection != "last", len(corpus.emotions)
 
-    def by_text(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
-        model = make_pipeline(
-            StandardScaler(), LogisticRegression(max_iter=1000, class_weight="balanced")
-        )
+    def by_text(words) -> tuple[dict[str, np.ndarray], dict]:
+        model = LogisticRegression(max_iter=1000, class_weight="balanced")
+        if text_encoder != "tf-idf":
+            model = make_pipeline(StandardScaler(), model)
         model.fit(words[rows["train"]], y["train"])
         found = {part: _probabilities(model, words[rows[part]], n) for part in held_out}
         return found, {"parameters": n * (words.shape[1] + 1)}
 
-    def late(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
+    def late(words) -> tuple[dict[str, np.ndarray], dict]:
         texts, metrics = by_text(words)
         table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
         heard = {
@@ -173,7 +224,9 @@ def fuse(
         found = {part: w * heard[part] + (1 - w) * texts[part] for part in held_out}
         return found, {"weight of speech": w, "parameters": metrics["parameters"] + 1}
 
-    def joint(words: np.ndarray) -> tuple[dict[str, np.ndarray], dict]:
+    def joint(words) -> tuple[dict[str, np.ndarray], dict]:
+        if text_encoder == "tf-idf":
+            words = _topics(words, rows["train"], seed)
         network = finetuning.EmotionClassifier.load(str(speech / "model"))
         inputs = features.model_inputs(network, corpus)
         vectors = {part: finetuning.apply(network, corpus, inputs, parts[part])[0] for part in rows}
@@ -192,7 +245,10 @@ def fuse(
         return found, {"alpha": alpha, "parameters": (size + 1) * 64 + 65 * n}
 
     def build(folder: Path) -> None:
-        words = embed(transcripts, rows["train"], text_encoder, seed)
+        if text_encoder == "tf-idf":
+            words = _tfidf(transcripts, rows["train"])
+        else:
+            words = embed(transcripts, text_encoder)
         found, metrics = {"text": by_text, "late-fusion": late, "embedding-fusion": joint}[kind](
             words
         )
@@ -205,6 +261,7 @@ def fuse(
         runs.write_json(folder / "metrics.json", metrics)
 
     given = runs.read_json(speech / "params.json")
+    joined = {} if kind == "text" else {"speech": given["loss"]}
     known = [] if text_encoder == "tf-idf" else [weights.identity(text_encoder)]
     return runs.make_stage(
         speech.with_name(kind),
@@ -212,12 +269,12 @@ def fuse(
         parameters={
             "fold": fold,
             "loss": kind,
-            "speech": given["loss"],
+            **joined,
             "use_gmps": given["use_gmps"],
             "text_encoder": text_encoder,
             "seed": seed,
         },
-        stages=[corpus.stage, speech],
+        stages=[corpus.stage, *([speech] if joined else [])],
         inputs=known,
         module=__name__,
         protocol=corpus.protocol.to_dict(),

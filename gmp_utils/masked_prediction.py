@@ -110,7 +110,8 @@ def retrain(
     objective : str
         "clusters" are those of stage 04; "contrastive" is wav2vec 2.0's, see
         `gmp_utils.contrastive`, which needs no stage 04; "own" is the one of the two that the encoder was
-        made with.
+        made with. In several processes, or pieces, the contrastive objective's codes are counted in each,
+        which is not quite the same.
 
     Returns
     -------
@@ -128,6 +129,8 @@ def retrain(
         raise GmpError(f'objective {objective!r}: expected "clusters", "contrastive" or "own".')
     if objective == "contrastive" and not masking.probability:
         raise GmpError('objective "contrastive" is about masked frames: mask_probability above 0.')
+    if objective == "contrastive" and train_cnn:
+        raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn false.')
     if activation not in ("relu", "tanh"):
         raise GmpError(f'activation {activation!r}: expected "relu" or "tanh".')
     if retrain_from not in ("encoder", "multitask"):
@@ -156,9 +159,9 @@ def retrain(
         if objective == "clusters":
             settings = {"scales": scales, "projection_size": projection_size, "loss_on": loss_on}
             settings |= {"combine": combine, "activation": activation, "train_cnn": train_cnn}
-            model = MaskedPredictionModel.load(source, **settings)
+            model = MaskedPredictionModel.load(source, train_encoder=True, **settings)
         else:
-            model = ContrastiveModel.load(source, train_cnn=train_cnn)
+            model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
         inputs = features.model_inputs(model, corpus)
         sets = [
             Utterances(inputs, names, None, labels, masking, schedule.seed)
@@ -210,8 +213,7 @@ def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
     runs.identity(stages / STAGE, "metrics.json", "params.json")
     selected = runs.read_json(stages / STAGE / "metrics.json")
     if runs.read_json(stages / STAGE / "params.json")["objective"] == "contrastive":
-        among = 1 + runs.read_json(stages / STAGE / "model" / "config.json")["num_negatives"]
-        rows = {f"one of {among} frames": ("accuracy", 1 / among)}
+        rows = {"among frames": ("accuracy", selected["chance"])}
     else:
         labels, scales = pseudo_labels.open_labels(stages / pseudo_labels.STAGE)
         corpus = open_corpus(run_dir)

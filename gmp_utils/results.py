@@ -130,7 +130,8 @@ def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
 
 def published() -> pd.DataFrame:
     """Published results on IEMOCAP's four emotions, their authors', by other protocols than ours."""
-    return pd.read_csv(runs.ROOT / "workflow" / "published.csv").set_index("system").fillna("")
+    table = pd.read_csv(runs.ROOT / "workflow" / "published.csv").set_index("system")
+    return table.astype(object).fillna("")
 
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:

@@ -32,6 +32,10 @@ MODELS = {  # what may be looked at, and the stage that makes it
     "retrained": "fold{fold}/05_retrain",
     "finetuned": "fold{fold}/06_finetune/gmps/ams",
 }
+STARTS = {
+    True: "gmps",
+    False: "no-gmps",
+}  # of fine-tuning: from the retrained model, or the encoder
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
 
 

@@ -84,6 +84,21 @@ def test_systems_that_differ_in_one_thing_are_compared_speaker_by_speaker():
     assert comparison.comparisons(worse, evaluation.war).finding.tolist() == ["30.0 points less"]
 
 
+def test_systems_without_a_loss_in_common_are_compared_by_the_first_of_each():
+    """A family: against one of them, and nothing is said of the others' further losses."""
+    right = {
+        ("V-FT", "CE"): [1, 2, 3, 4], ("GMP-TL", "AMS"): [2, 3, 4, 5],
+        ("GMP-TL", "CE then AMS"): [9, 9, 9, 9], ("majority", "majority"): [1, 1, 1, 1],
+    }  # fmt: skip
+    table = comparison.comparisons(predictions("stuv", right), evaluation.war, "V-FT")
+    assert table.compared.tolist() == [
+        "V-FT, CE → GMP-TL, AMS",
+        "V-FT, CE → majority, majority",
+        "GMP-TL, AMS → GMP-TL, CE then AMS",
+    ]
+    assert table.difference[0] == pytest.approx(10)
+
+
 def test_what_could_have_been_shown_gets_larger_with_every_comparison():
     """Ten speakers: p is 1/512 at least, so 25 questions may be asked of them and 26 may not."""
     first, second = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], [2, 1, 4, 3, 6, 5, 8, 7, 3, 1]

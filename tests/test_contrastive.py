@@ -93,7 +93,9 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, published, tiny_
     assert runs.read_json(stage / "params.json")["objective"] == "contrastive"
     metrics = runs.read_json(stage / "metrics.json")
     assert 0 < metrics["masked_loss"] < 2 * np.log(21)
-    assert {"contrastive_loss", "diversity_loss", "accuracy", "codes"} < set(metrics)
+    assert {"contrastive_loss", "diversity_loss", "accuracy", "chance", "codes"} < set(metrics)
+    foretold = masked_prediction.accuracies(run, 1)
+    assert 0 < foretold.chance.item() < 1
     network = Network(head="relu", spec_augment=True, class_weights=True)
     quick = Schedule(1e-3, epochs=1, batch_seconds=10)
     found = finetuning.finetune(run, 1, str(published), "ce", quick, network=network)

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmp_utils import comparison, evaluation, experiments, figures, results
+from gmp_utils import comparison, declarations, evaluation, figures, results
 
 
 def test_recalls_by_hand():
@@ -66,7 +66,7 @@ def table_of(predictions, **told):
         "variants": {},
         "runs": [],
         "impossible": {},
-        "paper": experiments.declared("table3")["paper"],
+        "paper": declarations.declared("table3")["paper"],
     }
     scored = results.scores(predictions)
     return results.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])

@@ -11,11 +11,11 @@ import pytest
 import yaml
 from conftest import ROOT, finished, kill_when, script, snakemake, tried
 
-from gmp_utils import GmpError, experiments, figures, runs
+from gmp_utils import GmpError, declarations, experiments, figures, runs
 
 BROWSER = figures.browser() or ""
 needs_browser = pytest.mark.skipif(not BROWSER, reason="pictures need a Chromium")
-DECLARED = sorted(path.stem for path in experiments.CONFIG.glob("*.yaml"))
+DECLARED = sorted(path.stem for path in declarations.CONFIG.glob("*.yaml"))
 assert len(DECLARED) >= 10
 
 
@@ -39,7 +39,7 @@ def test_every_declaration_can_be_laid_out_with_parameters_that_notebooks_have(n
 
 
 def test_the_papers_numbers_are_the_papers():
-    table3, table4 = (experiments.declared(name)["paper"] for name in ("table3", "table4"))
+    table3, table4 = (declarations.declared(name)["paper"] for name in ("table3", "table4"))
     assert table3["GMPs"] == {"CE": [80.2, 78.4], "AMS": [82.0, 80.0]}
     assert table3["no GMPs"] == {"CE": [78.0, 75.8], "AMS": [79.8, 77.6]}
     assert table4["layer -3"]["AMS"] == table3["GMPs"]["AMS"]
@@ -91,10 +91,10 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
     planned = laid_out(experiment="table4", folds="1")
     assert planned.experiment["impossible"] == {"layer -8": "the encoder's layers end with -7"}
     assert [run.variant for run in planned.runs] == [f"layer -{n}" for n in range(7, 0, -1)]
-    assert experiments.one_number(experiments.declared("table4")["variants"])
-    assert not experiments.one_number(experiments.declared("table3")["variants"])
-    assert experiments.one_number(experiments.declared("gender_balance")["variants"])
-    assert not experiments.one_number({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
+    assert declarations.one_number(declarations.declared("table4")["variants"])
+    assert not declarations.one_number(declarations.declared("table3")["variants"])
+    assert declarations.one_number(declarations.declared("gender_balance")["variants"])
+    assert not declarations.one_number({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
 def test_declarations_that_cannot_be_meant_are_refused(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(GmpError, match=message):
-        experiments.declared(str(tmp_path / "mine.yaml"))
+        declarations.declared(str(tmp_path / "mine.yaml"))
 
 
 def test_wrong_settings_are_named(tmp_path):

@@ -66,15 +66,28 @@ def test_what_cannot_be_fused_is_said(tmp_path, spoken):
         fusion.fuse(str(run), 1, "text", spoken[1])
     with pytest.raises(GmpError, match="text: found 'early', expected some of text, late-fusion"):
         fusion.fuse(str(spoken[0]), 1, "early", spoken[1])
+    with pytest.raises(GmpError, match="found 'early'"):
+        fusion.check(str(spoken[0]), ["early"], "tf-idf", ["ce"])
+    with pytest.raises(GmpError, match="there is no network to join it with"):
+        fusion.check(str(spoken[0]), ["text"], "tf-idf", [])
+    with pytest.raises(GmpError, match="has no text"):
+        fusion.check(str(run), ["text"], "tf-idf", ["ce"])
+    with pytest.raises(GmpError, match=r"encoder '\./nowhere': no such folder"):
+        fusion.check(str(spoken[0]), ["text"], "./nowhere", ["ce"])
+    fusion.check(str(run), [], "tf-idf", [])
 
 
 def test_words_of_held_out_speakers_shape_nothing():
-    texts = ["one two", "two three", "three one", "four five"]
-    known = fusion.embed(texts, [0, 1, 2], "tf-idf", 0)
-    other = fusion.embed([*texts[:3], "six one"], [0, 1, 2], "tf-idf", 0)
-    np.testing.assert_array_equal(known[:3], other[:3])
-    assert not known[3].any()
-    assert other[3].any()
+    texts, heard = ["one two", "two three", "three one", "four five"], [0, 1, 2]
+    known = fusion._tfidf(texts, heard)
+    other = fusion._tfidf([*texts[:3], "six one"], heard)
+    assert (known[heard] != other[heard]).nnz == 0
+    assert known[3].nnz == 0
+    assert other[3].nnz == 1
+    topics = [fusion._topics(words, heard, 0)[heard] for words in (known, other)]
+    np.testing.assert_array_equal(*topics)
+    with pytest.raises(GmpError, match="no words in the training speakers' transcripts"):
+        fusion._tfidf(["", "", "", "what"], heard)
 
 
 def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):
@@ -90,7 +103,7 @@ def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path)
     texts = ["go away now", "what"]
-    found = fusion.embed(texts, [], str(tmp_path), 0)
+    found = fusion.embed(texts, str(tmp_path))
     assert found.shape == (2, 16)
     with torch.no_grad():
         states = model(torch.tensor([[2, 8, 3]])).last_hidden_state

@@ -13,6 +13,7 @@ from gmp_utils import (
     baselines,
     classifiers,
     costs,
+    declarations,
     experiments,
     finetuning,
     masked_prediction,
@@ -26,7 +27,7 @@ from gmp_utils.heads import Network
 from gmp_utils.preparation import open_corpus
 from gmp_utils.training import Schedule
 
-RECIPES = sorted(path.stem for path in experiments.RECIPES.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in declarations.RECIPES.glob("*.yaml"))
 needs_opensmile = pytest.mark.skipif(
     find_spec("opensmile") is None, reason="openSMILE is not installed (its licence is not for all)"
 )
@@ -35,22 +36,23 @@ needs_opensmile = pytest.mark.skipif(
 def test_recipes_are_the_family():
     assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "tapt", "v-ft"]
     with pytest.raises(GmpError, match="recipe 'tap': expected one of egemaps, frozen, gmp-tl, "):
-        experiments.recipe("tap")
+        declarations.recipe("tap")
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path):
+def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "find_spec", lambda name: True)
     planned = experiments.plan({"RECIPE": name, "RUN": str(tmp_path / "run")})
     experiments.write(planned)
     (run,) = planned.runs
-    assert run.starts == ["gmps" if experiments.recipe(name)["use_gmps"] else "no-gmps"]
+    assert run.starts == ["gmps" if declarations.recipe(name)["use_gmps"] else "no-gmps"]
 
 
 def test_a_recipe_goes_over_presets_and_under_what_a_variant_says_itself(tmp_path):
     declaration = tmp_path / "mine.yaml"
     declaration.write_text(
         "question: Which\nfolds: [1]\nseeds: [0]\n"
-        "variants: {a: {recipe: v-ft, class_weights: false}, b: {recipe: egemaps}}\n"
+        "variants: {a: {recipe: v-ft, class_weights: false}, b: {recipe: frozen}}\n"
     )
     (tmp_path / "preset.yaml").write_text("head: linear\nfinetune_epochs: 9\n")
     planned = experiments.plan(
@@ -60,8 +62,8 @@ def test_a_recipe_goes_over_presets_and_under_what_a_variant_says_itself(tmp_pat
     assert (first.parameters["head"], first.parameters["class_weights"]) == ("relu", False)
     assert first.parameters["finetune_epochs"] == 9
     losses = [member["losses"] for member in planned.experiment["runs"]]
-    assert losses == [["ce"], ["egemaps", "majority"]]
-    assert planned.experiment["variants"]["b"] == {"recipe": "egemaps"}
+    assert losses == [["ce"], ["ce"]]
+    assert planned.experiment["variants"]["b"] == {"recipe": "frozen"}
 
 
 def notebooks_of(process) -> set[str]:
@@ -87,8 +89,6 @@ def test_a_recipe_chooses_the_stages(name, encoder, expected, tmp_path):
         (tmp_path / "wav2vec2" / "model.safetensors").touch()
         encoder = str(tmp_path / "wav2vec2")
     settings = {"RECIPE": name, "ENCODER": encoder, "RUN": str(tmp_path / "run")}
-    settings["PRESET"] = str(tmp_path / "preset.yaml")
-    (tmp_path / "preset.yaml").write_text("model: encoder\n")  # that notebook 03 looks at
     found = notebooks_of(snakemake(settings, "--cores", "1", "--dry-run", "--quiet", "rules"))
     assert found == {"prepare_data", "probe_layers", "finetune", "results"} | expected
 
@@ -105,6 +105,7 @@ def test_majority_by_hand(tmp_path):
         baselines.classify(str(run), 1, "svm")
 
 
+@needs_opensmile
 def test_the_svm_is_learnt_and_chosen_without_the_test_speakers(tmp_path, monkeypatch):
     """Features that tell the emotion; those of the test speakers are spoilt, and nothing else changes."""
     run = write_noise_corpus(tmp_path / "run")
@@ -112,12 +113,13 @@ def test_the_svm_is_learnt_and_chosen_without_the_test_speakers(tmp_path, monkey
     parts = corpus.split(1)
     rng, names = np.random.default_rng(0), corpus.manifest.index
     table = pd.DataFrame(rng.normal(size=(len(names), 8)), names)
+    heard = baselines._svm
     table[[0, 1, 2, 3]] += 5 * np.eye(4)[corpus.labels(list(names), "emotion")]
     found, metrics = {}, {}
     for case in ("whole", "spoilt"):
         if case == "spoilt":
             table.loc[parts["test"]] = 0.0
-        monkeypatch.setattr(baselines, "functionals", lambda corpus: table)
+        monkeypatch.setattr(baselines, "_svm", lambda corpus, parts, _: heard(corpus, parts, table))
         shutil.rmtree(run / "fold1", ignore_errors=True)
         stage = baselines.classify(str(run), 1, "egemaps")
         predictions = pd.read_parquet(stage / "predictions.parquet")
@@ -135,7 +137,7 @@ def test_functionals_are_opensmiles(tmp_path):
     import opensmile
 
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
-    found = baselines.functionals(corpus)
+    found = pd.read_parquet(baselines.functionals(corpus) / "functionals.parquet")
     assert found.shape == (72, 88)
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     name = corpus.manifest.index[5]
@@ -144,16 +146,37 @@ def test_functionals_are_opensmiles(tmp_path):
 
 
 def test_egemaps_without_opensmile_is_an_error_in_words(tmp_path, monkeypatch):
-    run = write_noise_corpus(tmp_path / "run")
-    monkeypatch.setattr(baselines, "find_spec", lambda name: None)
+    for module in (baselines, experiments):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
-        baselines.classify(str(run), 1, "egemaps")
+        baselines.check(["majority", "egemaps"])
+    with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
+        experiments.plan({"RECIPE": "egemaps"})
+    planned = experiments.plan({"EXPERIMENT": "family"})
+    assert planned.experiment["impossible"] == {"eGeMAPS": "openSMILE is not installed"}
+    assert "majority" in {run.variant for run in planned.runs}
+
+
+def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
+    """GMP-TL's stands beside Table 3, the others do not."""
+    found = {}
+    for name in ("", "gmp-tl", "v-ft"):
+        run = str(tmp_path / (name or "plain"))
+        experiments.write(experiments.plan({"RECIPE": name, "RUN": run}))
+        found[name] = experiments.told(run)
+    for name in ("", "gmp-tl"):
+        assert found[name]["runs"][0]["variant"] is None
+        assert "GMPs" in found[name]["paper"]
+    assert found["v-ft"]["runs"][0]["variant"] == "v-ft"
+    assert found["v-ft"]["paper"] == {}
+    with pytest.raises(GmpError, match="RECIPE 'v-ft' with an experiment"):
+        experiments.plan({"RECIPE": "v-ft", "EXPERIMENT": "family"})
 
 
 def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
     """With its own losses, masks, heads and activation; clips shorter than a mask among them."""
     run, encoder = str(write_noise_corpus(tmp_path / "run")), str(tiny_encoder)
-    given = experiments.recipe("p-tapt")
+    given = declarations.recipe("p-tapt")
     trained = Network(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
     stage = multitask.train_multitask(
         run, 1, encoder, QUICK, given["alpha"], trained, given["frame_weight"]
