@@ -30,8 +30,12 @@ WORDS = [*(b"1.2.3", b"nan", b"-inf", b"1e999", b"9" * 400, b"../up.wav", b"/etc
 
 @pytest.fixture(scope="module", autouse=True)
 def elsewhere(tmp_path_factory):
-    """Hypothesis keeps files in the current folder, even without a database."""
-    set_hypothesis_home_dir(tmp_path_factory.mktemp("hypothesis"))
+    """Hypothesis keeps files in the current folder, even without a database; libsndfile one of SD2's."""
+    folder = tmp_path_factory.mktemp("hypothesis")
+    set_hypothesis_home_dir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
 
 
 def examples(full, short):
