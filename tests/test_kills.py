@@ -25,10 +25,14 @@ ALONE = {
 
 @pytest.fixture
 def series(smoke, tmp_path):
-    """Settings of a run with the embedded encoder, whose checkpoints take long enough to be met."""
-    given = smoke(tmp_path / "x") | {"EXPERIMENT": "", "ENCODER": "embedded"}
+    """Settings of a run with the embedded encoder, whose checkpoints take long enough to be met.
+
+    Two of them, as for two GPUs, leave each other a core: threads of both on the same cores wait for
+    each other most of the time.
+    """
+    given = smoke(tmp_path / "x") | {"EXPERIMENT": "", "ENCODER": "embedded", "GPUS": "2"}
     (tmp_path / "preset.yaml").write_text(
-        "n_folds: 3\nscales: [8, 64]\nmultitask_epochs: 6\nretrain_updates: 60\nfinetune_epochs: 6\n"
+        "n_folds: 3\nscales: [8, 64]\nmultitask_epochs: 4\nretrain_updates: 40\nfinetune_epochs: 4\n"
         "losses: [ce, ams]\n"
     )
     return lambda run: given | {"RUN": str(run), "PRESET": str(tmp_path / "preset.yaml")}
