@@ -137,11 +137,7 @@ def classify(run_dir: str, fold: int, baseline: str, use_gmps: bool = False, see
             scores, metrics = _svm(corpus, parts, x)
         else:
             scores, metrics = _majority(corpus, parts)
-        tables = {
-            part: evaluation.predictions_table(corpus.manifest, parts[part], own, corpus.emotions)
-            for part, own in scores.items()
-        }
-        evaluation.write_predictions(folder, tables)
+        evaluation.write_predictions(folder, corpus.manifest, parts, scores, corpus.emotions)
         runs.write_json(folder / "metrics.json", metrics)
 
     return runs.make_stage(

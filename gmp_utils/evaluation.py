@@ -86,7 +86,16 @@ def predictions_table(
     return pd.concat([rows, pd.DataFrame(scores, columns=emotions)], axis=1)
 
 
-def write_predictions(folder: Path, parts: dict[str, pd.DataFrame]) -> None:
-    """Keep predictions of several parts of a fold in `folder/predictions.parquet`."""
-    tables = [table.assign(part=part) for part, table in parts.items()]
+def write_predictions(
+    folder: Path,
+    manifest: pd.DataFrame,
+    parts: dict[str, list[str]],
+    scores: dict[str, np.ndarray],
+    emotions: list[str],
+) -> None:
+    """Keep the predictions of those parts of a fold that have scores in `folder/predictions.parquet`."""
+    tables = [
+        predictions_table(manifest, parts[part], own, emotions).assign(part=part)
+        for part, own in scores.items()
+    ]
     pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)

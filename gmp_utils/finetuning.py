@@ -175,13 +175,8 @@ def finetune(
         spread = {"before": before, "after": after[part][0]}
         spread = {when: separation(vectors, emotions) for when, vectors in spread.items()}
         runs.write_json(folder / "separation.json", spread)
-        tables = {
-            held_out: evaluation.predictions_table(
-                corpus.manifest, parts[held_out], logits, corpus.emotions
-            )
-            for held_out, (_, logits) in after.items()
-        }
-        evaluation.write_predictions(folder, tables)
+        logits = {held_out: own for held_out, (_, own) in after.items()}
+        evaluation.write_predictions(folder, corpus.manifest, parts, logits, corpus.emotions)
 
     return runs.make_stage(
         own / loss,

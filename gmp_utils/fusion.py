@@ -253,11 +253,7 @@ def fuse(
             words
         )
         metrics["emotion_uar"] = evaluation.uar(y[judged], found[judged].argmax(axis=1))
-        tables = {
-            part: evaluation.predictions_table(corpus.manifest, parts[part], own, corpus.emotions)
-            for part, own in found.items()
-        }
-        evaluation.write_predictions(folder, tables)
+        evaluation.write_predictions(folder, corpus.manifest, parts, found, corpus.emotions)
         runs.write_json(folder / "metrics.json", metrics)
 
     given = runs.read_json(speech / "params.json")
