@@ -1,12 +1,13 @@
-"""Stage 02: HuBERT learns emotion and gender together (stage 1a of the paper)."""
+"""Stage 02: an encoder learns emotion and gender together (stage 1a of the paper)."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import set_seed
+from transformers import EvalPrediction, set_seed
 
 from gmp_utils import encoders, evaluation, features, runs, weights
 from gmp_utils.batching import SPEC_AUGMENT, Utterances
@@ -18,6 +19,11 @@ from gmp_utils.training import Schedule, train
 
 STAGE = "02_train_multitask"
 FRAME_HEAD = 128  # hidden units of the frames' classifier, as in P-TAPT's published code
+
+
+def tasks(alpha: float) -> tuple[str, ...]:
+    """What is learnt of an utterance: its gender too, unless emotion has all the weight."""
+    return ("emotion",) if alpha == 1 else ("emotion", "gender")
 
 
 class UtteranceModel(encoders.SpeechModel):
@@ -68,18 +74,24 @@ class UtteranceModel(encoders.SpeechModel):
 
 
 class MultitaskModel(UtteranceModel):
-    """A linear classifier each for emotion and gender; and one for the frames, if they have a loss."""
+    """A linear classifier for emotion; one for gender, unless α is 1; one for frames, if they have a loss."""
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
         self.emotion = nn.Linear(self.head.size, len(config.emotions))
-        self.gender = nn.Linear(self.head.size, 2)
+        if "gender" in tasks(config.alpha):
+            self.gender = nn.Linear(self.head.size, 2)
         if config.frame_weight:
             sizes = config.hidden_size, FRAME_HEAD, len(config.emotions)
             self.frame_emotion = projection(*sizes, nn.Tanh)
 
     def forward(
-        self, inputs: Tensor, lengths: Tensor, emotion: Tensor, gender: Tensor, **masks: Tensor
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        emotion: Tensor,
+        gender: Tensor | None = None,
+        **masks: Tensor,
     ) -> dict[str, Tensor]:
         """Classify utterances, and compare with their labels.
 
@@ -88,24 +100,26 @@ class MultitaskModel(UtteranceModel):
         inputs, lengths, **masks
             See `SpeechModel.hidden_states`.
         emotion, gender : (batch,) int64
+            No gender where α is 1.
 
         Returns
         -------
         outputs : dict
             `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1, + the weight of frames ·
             the mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
-            `emotion_logits` (batch, emotions) and `gender_logits` (batch, 2); while training each
-            part's loss.
+            `emotion_logits` (batch, emotions) and, with gender, `gender_logits` (batch, 2); while
+            training each part's loss.
         """
         frames, valid = self.frames(inputs, lengths, **masks)
         feature = self.head(frames, valid)
-        outputs = {"emotion_logits": self.emotion(feature), "gender_logits": self.gender(feature)}
         alpha, frame_weight = self.config.alpha, self.config.frame_weight
-        losses = {
-            "emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion),
-            "gender_loss": F.cross_entropy(outputs["gender_logits"].float(), gender),
-        }
-        loss = alpha * losses["emotion_loss"] + (1 - alpha) * losses["gender_loss"]
+        outputs = {"emotion_logits": self.emotion(feature)}
+        losses = {"emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion)}
+        loss = alpha * losses["emotion_loss"]
+        if "gender" in tasks(alpha):
+            outputs["gender_logits"] = self.gender(feature)
+            losses["gender_loss"] = F.cross_entropy(outputs["gender_logits"].float(), gender)
+            loss = loss + (1 - alpha) * losses["gender_loss"]
         if frame_weight:
             losses["frame_loss"] = self.emotion_loss(self.frame_emotion(frames), emotion, valid)
             loss = loss + frame_weight * losses["frame_loss"]
@@ -181,9 +195,13 @@ def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
     return {f"{task}_ce": float(loss), f"{task}_uar": evaluation.uar(labels, logits.argmax(axis=1))}
 
 
-def _metrics(prediction) -> dict[str, float]:
-    emotion = task_metrics(prediction.predictions[0], prediction.label_ids[0], "emotion")
-    return emotion | task_metrics(prediction.predictions[1], prediction.label_ids[1], "gender")
+def _metrics(learnt: tuple[str, ...], prediction: EvalPrediction) -> dict[str, float]:
+    logits, labels = prediction.predictions, prediction.label_ids
+    if len(learnt) == 1:  # Trainer gives a single array as it is
+        return task_metrics(logits, labels, *learnt)
+    return task_metrics(logits[0], labels[0], "emotion") | task_metrics(
+        logits[1], labels[1], "gender"
+    )
 
 
 def train_multitask(
@@ -206,7 +224,7 @@ def train_multitask(
         See `gmp_utils.weights.resolve`.
     schedule : Schedule
     alpha : float
-        Weight of emotion, 0 to 1; 1 leaves gender out.
+        Weight of emotion, 0 to 1; 1 leaves gender out, which nobody needs to know then.
     network : Network
     frame_weight : float
         Of the frames' own cross-entropy, beside the utterances'; see `MultitaskModel.forward`.
@@ -244,14 +262,15 @@ def train_multitask(
         inputs = features.model_inputs(model, corpus)
         masked_size = model.config.hidden_size if network.spec_augment else 0
         sets = [
-            labelled(corpus, inputs, parts[part], ("emotion", "gender"), *masks)
+            labelled(corpus, inputs, parts[part], tasks(alpha), *masks)
             for part, masks in (
                 ("train", (masked_size, schedule.seed)),
                 (corpus.protocol.compared_on, ()),
             )
         ]
         selection = corpus.protocol.selection
-        train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
+        metrics = partial(_metrics, tasks(alpha))
+        train(model, *sets, folder, schedule, metrics, "emotion_uar", selection)
 
     return runs.make_stage(
         run / f"fold{fold}" / STAGE,

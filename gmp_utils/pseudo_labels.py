@@ -192,10 +192,11 @@ def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
     Returns
     -------
     nmi : DataFrame
-        Streams × (streams, emotion, gender, speaker), 0 to 1.
+        Streams × (streams, emotion, gender, speaker), 0 to 1; of the last three those that are known
+        of every frame.
     """
     streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
-    known = {name: table[name] for name in ("emotion", "gender", "speaker")}
+    known = table[["emotion", "gender", "speaker"]].dropna(axis=1)
     return pd.DataFrame(
         {
             other: {

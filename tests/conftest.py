@@ -92,7 +92,7 @@ def noise_corpus(tmp_path):
     return write_noise_corpus(tmp_path / "run")
 
 
-def write_noise_corpus(run: Path, **rules) -> Path:
+def write_noise_corpus(run: Path, genders: bool = True, **rules) -> Path:
     from gmp_utils.protocol import make_protocol
     from gmp_utils.ragged import Ragged
 
@@ -120,6 +120,8 @@ def write_noise_corpus(run: Path, **rules) -> Path:
                 )
     waves.append(np.zeros(300, np.int16))  # decoded, but excluded: too short for a frame
     manifest = pd.DataFrame(rows)
+    if not genders:
+        manifest["gender"] = None
     if rules.get("fold_by") == "cross-corpus":
         tested = manifest.session == "3"
         manifest["corpus"] = np.where(tested, "other", "noise")

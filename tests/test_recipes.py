@@ -174,15 +174,20 @@ def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
 
 
 def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
-    """With its own losses, masks, heads and activation; clips shorter than a mask among them."""
-    run, encoder = str(write_noise_corpus(tmp_path / "run")), str(tiny_encoder)
+    """With its own losses, masks, heads and activation; clips shorter than a mask, and no genders known."""
+    run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
     given = declarations.recipe("p-tapt")
     trained = Network(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
     stage = multitask.train_multitask(
         run, 1, encoder, QUICK, given["alpha"], trained, given["frame_weight"]
     )
-    assert pd.read_csv(stage / "history.csv").frame_loss.gt(0).all()
-    pseudo_labels.generate_gmps(run, 1, given["layer"], [4, 8])
+    history = pd.read_csv(stage / "history.csv")
+    assert history.frame_loss.gt(0).all()
+    assert not [column for column in history if "gender" in column]
+    stage = pseudo_labels.generate_gmps(run, 1, given["layer"], [4, 8])
+    labels, scales = pseudo_labels.open_labels(stage)
+    frames = pseudo_labels.frame_table(open_corpus(run), labels, labels.utterances)
+    assert [*pseudo_labels.agreement(frames, scales)] == ["K = 4", "K = 8", "emotion", "speaker"]
     masking = Masking(given["mask_probability"], 60)
     updates = Schedule(1e-3, updates=4, batch_seconds=10)
     stage = masked_prediction.retrain(
