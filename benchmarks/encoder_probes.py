@@ -44,8 +44,8 @@ from gmp_utils import (
 )
 from gmp_utils.corpora import synthetic
 from gmp_utils.evaluation import uar
-from gmp_utils.pretraining import mfcc_frames
 from gmp_utils.ragged import Ragged
+from gmp_utils.spectra import mfcc_frames
 
 CHOSEN_ON = ("03", "08", "09", "10", "11")
 BY_SPEAKER = ", z by speaker"

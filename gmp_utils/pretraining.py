@@ -1,36 +1,36 @@
-"""Stage 00: a small HuBERT from nothing, as HuBERT itself was made: round after round.
+"""Stage 00: a small HuBERT from nothing, as HuBERT itself was made: round after round; and a wav2vec 2.0.
 
 The first round's targets are clusters of MFCCs, every later round's are clusters of a hidden layer of
-the round before.
+the round before. A HuBERT that goes on with the contrastive objective becomes a wav2vec 2.0.
 """
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
-import torchaudio
-from transformers import HubertConfig, set_seed
+from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
 
 from gmp_utils import audio, encoders, features, runs, weights
 from gmp_utils.batching import Masking, Utterances
+from gmp_utils.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.corpora import synthetic
 from gmp_utils.corpora.names import check_folder, check_name
 from gmp_utils.errors import GmpError
 from gmp_utils.kmeans import assign, fit_kmeans
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.ragged import Ragged
+from gmp_utils.spectra import mfcc_frames
 from gmp_utils.training import Schedule, train
 
 STAGE = "00_pretrain_encoder"
 FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
 SYNTHETIC_SEED = 10_000  # far from the seeds of the synthetic corpus
 HELD_OUT = 0.04  # share of the recordings that losses are reported on
-MEL = {"n_fft": 400, "hop_length": 320, "n_mels": 40, "center": False}  # the encoder's frames
+MASKS = Masking(0.65, 10)  # wav2vec 2.0's
 CLUSTERED_FRAMES = 1_000_000  # drawn for k-means where there are more
 
 
@@ -149,45 +149,6 @@ def read_recordings(
     )
 
 
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Logarithmic mel spectrogram on the encoder's frames.
-
-    Parameters
-    ----------
-    waveform : (n_samples,) ndarray
-        At 16 kHz.
-
-    Returns
-    -------
-    mel : (40, n_frames) float32
-    """
-    transform = torchaudio.transforms.MelSpectrogram(audio.SAMPLE_RATE, **MEL)
-    return torch.log(transform(torch.from_numpy(audio.normalise(waveform))) + 1e-3).numpy()
-
-
-@cache
-def _mfcc() -> torchaudio.transforms.MFCC:
-    """Its filters, built once for thousands of pieces."""
-    return torchaudio.transforms.MFCC(audio.SAMPLE_RATE, 13, melkwargs=MEL)
-
-
-def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
-    """13 MFCCs with deltas and their deltas, on the encoder's frames.
-
-    Parameters
-    ----------
-    waveform : (n_samples,) ndarray
-        At 16 kHz.
-
-    Returns
-    -------
-    frames : (n_frames, 39) float32
-    """
-    mfcc = _mfcc()(torch.from_numpy(audio.normalise(waveform)))
-    delta = torchaudio.functional.compute_deltas(mfcc)
-    return torch.cat([mfcc, delta, torchaudio.functional.compute_deltas(delta)]).T.numpy()
-
-
 def _write_targets(
     frames: Ragged, training: list[str], scales: Sequence[int], seed: int, stem: Path
 ) -> Ragged:
@@ -302,5 +263,68 @@ def pretrain_round(
             "schedule": vars(schedule),
         },
         stages=[stage, *([before] if number > 1 else [])],
+        module=__name__,
+    )
+
+
+def pretrain_contrastive(run_dir: str, encoder: str, schedule: Schedule) -> Path:
+    """A wav2vec 2.0 that begins with a HuBERT's weights, and goes on with the contrastive objective.
+
+    Both are one architecture. The CNN stays as it is, because the objective takes its targets from it.
+
+    Parameters
+    ----------
+    run_dir : str
+    encoder : str
+        A HuBERT, see `gmp_utils.weights.resolve`.
+    schedule : Schedule
+
+    Returns
+    -------
+    stage : Path
+        With history.csv, metrics.json and model/, which `Wav2Vec2ForPreTraining` loads, and the digests
+        of what it and the HuBERT heard.
+
+    Raises
+    ------
+    GmpError
+        For another encoder than a HuBERT, or if `read_recordings` was not run.
+    """
+    run = runs.run_folder(run_dir) / STAGE
+    stage = run / "recordings"
+
+    def build(folder: Path) -> None:
+        set_seed(schedule.seed)
+        begun = encoders.SpeechModel.load(weights.resolve(encoder))
+        if begun.config.model_type != "hubert":
+            raise GmpError(f"encoder {encoder!r}: a {begun.config.model_type}, expected a HuBERT.")
+        same = begun.config.to_diff_dict() | {"architectures": None, "model_type": "wav2vec2"}
+        renamed = Wav2Vec2Model(Wav2Vec2Config(**same))
+        renamed.load_state_dict(begun.base_model.state_dict())
+        renamed.save_pretrained(folder / "begun")
+        model = ContrastiveModel.load(str(folder / "begun"))
+        shutil.rmtree(folder / "begun")
+        pieces = Ragged.open(stage / "pieces")
+        names = pieces.utterances
+        features.write_cnn_output(model, pieces, names, folder / "cnn")
+        frames = Ragged.open(folder / "cnn")
+        sets = [
+            Utterances(
+                frames, sorted(part, key=frames.lengths.get), None, None, MASKS, schedule.seed
+            )
+            for part in split(names, schedule.seed)
+        ]
+        train(model, *sets, folder, schedule, contrastive_metrics, "masked_loss", "last")
+        frames.remove()
+        own = (stage / weights.HEARD).read_text(encoding="utf-8").split()
+        listed = "\n".join(sorted({*own, *weights.heard(encoder)}))
+        (folder / "model" / weights.HEARD).write_text(listed, encoding="utf-8")
+
+    return runs.make_stage(
+        run / "wav2vec2",
+        build,
+        parameters={"encoder": encoder, "schedule": vars(schedule)},
+        stages=[stage],
+        inputs=[weights.identity(encoder)],
         module=__name__,
     )

@@ -10,7 +10,10 @@ from gmp_utils.errors import GmpError
 from gmp_utils.integrity import alone, file_digest, storage
 
 CONVERTED = runs.ROOT / "runs" / "encoders"  # safetensors of what came as pickles
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED = {  # a HuBERT and a wav2vec 2.0, both small
+    name: Path(__file__).parent / name.replace("-", "_")
+    for name in ("embedded", "embedded-wav2vec2")
+}
 HEARD = "heard.txt"  # beside an encoder's weights, a line per recording
 
 
@@ -20,16 +23,16 @@ def resolve(encoder: str) -> str:
     Parameters
     ----------
     encoder : str
-        "embedded", a local folder as `save_pretrained` writes it (relative ones are below the
-        checkout), or a name on the hub.
+        "embedded", "embedded-wav2vec2", a local folder as `save_pretrained` writes it (relative ones
+        are below the checkout), or a name on the hub.
 
     Raises
     ------
     GmpError
         If a local folder holds no model.
     """
-    if encoder == "embedded":
-        return str(EMBEDDED)
+    if encoder in EMBEDDED:
+        return str(EMBEDDED[encoder])
     folder = runs.ROOT / Path(encoder).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")

@@ -1,6 +1,7 @@
 """Stage 00, and the encoder that it made for the package."""
 
 import hashlib
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +14,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import HubertModel
+from transformers import HubertModel, Wav2Vec2ForPreTraining
 
-from gmp_utils import audio, corpora, encoders, features, pretraining, runs, weights
+from gmp_utils import audio, corpora, encoders, features, pretraining, runs, spectra, weights
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
 from gmp_utils.evaluation import uar
@@ -88,15 +89,15 @@ def test_no_recording_is_on_both_sides():
 def test_mfcc_frames_are_the_encoders_frames(n_samples, tiny_encoder):
     waveform = np.random.default_rng(0).normal(0, 500, n_samples).astype(np.int16)
     n_frames = encoders.SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples)
-    assert pretraining.mfcc_frames(waveform).shape == (n_frames, 39)
-    assert pretraining.log_mel(waveform).shape == (40, n_frames)
+    assert spectra.mfcc_frames(waveform).shape == (n_frames, 39)
+    assert spectra.log_mel(waveform).shape == (40, n_frames)
 
 
 def test_a_tone_is_found_in_its_band_and_frames():
     """1 kHz from 0.5 s on: the band whose HTK mel centre is nearest, and from frame 25 on."""
     seconds = np.arange(16000) / 16000
     tone = np.where(seconds >= 0.5, np.sin(2 * np.pi * 1000 * seconds), 0) * 10000
-    mel = pretraining.log_mel(tone.astype(np.int16))
+    mel = spectra.log_mel(tone.astype(np.int16))
     top = 2595 * np.log10(1 + 8000 / 700)
     centres = 700 * (10 ** (np.arange(1, 41) * top / 41 / 2595) - 1)
     assert (mel[:, 26:].argmax(axis=0) == np.abs(centres - 1000).argmin()).all()
@@ -112,7 +113,7 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     training, held_out = pretraining.split(pieces.utterances, 0)
     assert len(training) > len(held_out) > 0
 
-    mfcc = {name: pretraining.mfcc_frames(pieces[name]) for name in pieces.utterances}
+    mfcc = {name: spectra.mfcc_frames(pieces[name]) for name in pieces.utterances}
     (centroids,) = fit_kmeans(np.concatenate([mfcc[name] for name in training]), [5])
     labels = Ragged.open(first / "targets")
     assert labels.values.shape == (sum(map(len, mfcc.values())), 1)
@@ -141,20 +142,42 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
         pretraining.pretrain_round(run, 4, TINY, [5], 1, schedule)
 
 
+def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
+    """Transformers' own class loads all of it; the CNN is the HuBERT's, the Transformer has learnt."""
+    run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
+    heard = pretraining.read_recordings(run, recordings, 0, 2.0) / weights.HEARD
+    hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
+    (hubert / weights.HEARD).write_text("0123456789abcdef", encoding="utf-8")
+    model = pretraining.pretrain_contrastive(run, str(hubert), schedule) / "model"
+    found, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    before, after = (
+        HubertModel.from_pretrained(tiny_encoder).state_dict(),
+        found.wav2vec2.state_dict(),
+    )
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if not name.startswith("feature_extractor.")}
+    assert weights.heard(str(model)) == {"0123456789abcdef", *heard.read_text().split()}
+    assert weights.own_objective(str(model)) == "contrastive"
+    with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
+        pretraining.pretrain_contrastive(run, str(model), schedule)
+
+
 def test_the_shipped_encoder_is_the_one_on_record():
     """The card names the weights' checksum: whoever changes them writes about it there."""
-    files = {path.name for path in weights.EMBEDDED.iterdir()}
+    files = {path.name for path in weights.EMBEDDED["embedded"].iterdir()}
     assert files == {"config.json", "heard.txt", "model.safetensors", "README.md"}
-    stored = weights.EMBEDDED / "model.safetensors"
+    stored = weights.EMBEDDED["embedded"] / "model.safetensors"
     assert stored.stat().st_size < 16e6
-    assert runs.file_digest(stored) in (weights.EMBEDDED / "README.md").read_text()
+    assert runs.file_digest(stored) in (weights.EMBEDDED["embedded"] / "README.md").read_text()
 
 
 def test_the_shipped_encoder_needs_transformers_alone(tmp_path):
     """In a process of its own, away from the checkout."""
     code = (
         "import sys, torch; from transformers import HubertModel;"
-        f"m, r = HubertModel.from_pretrained({str(weights.EMBEDDED)!r}, dtype=torch.float32,"
+        f"m, r = HubertModel.from_pretrained({str(weights.EMBEDDED['embedded'])!r}, dtype=torch.float32,"
         " output_loading_info=True);"
         "assert not r['missing_keys'] and not r['unexpected_keys'], r;"
         "assert m(torch.randn(1, 16000)).last_hidden_state.isfinite().all();"
@@ -171,7 +194,7 @@ def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):
     synthetic.make(tmp_path)
     manifest = corpora.load("synthetic", tmp_path)
     waveforms, _ = audio.write_store(manifest, tmp_path / "waveforms")
-    model = encoders.SpeechModel.load(str(weights.EMBEDDED), train_cnn=True)
+    model = encoders.SpeechModel.load(str(weights.EMBEDDED["embedded"]), train_cnn=True)
     states = features.layer_states(model, waveforms, waveforms.utterances, [LAYER])
     pooled = {
         name: np.concatenate([frames[0].mean(axis=0), frames[0].std(axis=0)], dtype=np.float32)
