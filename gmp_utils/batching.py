@@ -75,8 +75,8 @@ class Utterances(Dataset):
     inputs : Ragged
         Normalised on the fly if they are waveforms; outputs of the CNN are taken as they are.
     utterances : sequence of str
-    targets : dict of str to (n_utterances,) int64, optional
-        One label per utterance and task.
+    targets : dict of str to (n_utterances,) int64 or (n_utterances, n) float32, optional
+        One label, or row, per utterance and task.
     frame_labels : Ragged, optional
         (frames, streams) of pseudo-labels.
     masking : Masking, optional

@@ -1,4 +1,4 @@
-"""One function in several processes that train together, a GPU each where there are GPUs."""
+"""Several processes that train together, a GPU each where there are GPUs: begun, and asked together."""
 
 import os
 import pickle
@@ -8,8 +8,35 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather
 
 from gmp_utils.errors import GmpError
+
+
+def gathered(rows: Tensor) -> Tensor:
+    """The rows of all processes, one after the other; gradients go back to each one's own.
+
+    Summed over the processes, as often as there are: they are right once the processes average theirs.
+
+    Parameters
+    ----------
+    rows : (n, ...) Tensor
+        n may differ from process to process.
+
+    Returns
+    -------
+    rows : (n of all, ...) Tensor
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return rows
+    own = torch.tensor([len(rows)], device=rows.device)
+    each = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(each, own)
+    counts = torch.cat(each).tolist()
+    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
+    padded = all_gather(torch.cat([rows, padding]).contiguous())
+    return torch.cat([own[:count] for own, count in zip(padded, counts)])
 
 
 def call(function: Callable, arguments: tuple, processes: int, folder: Path) -> None:

@@ -29,6 +29,9 @@ from transformers import (
 from gmp_utils import hardware, weights
 from gmp_utils.errors import GmpError
 
+# Where a speaker's vector goes: added to the frames that enter the Transformer, before them as one more, or
+# added to its last layer's (PAPT, arXiv 2309.02418, its ablation).
+SPEAKER_POSITIONS = ("none", "input", "prefix", "output")
 ENCODERS = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model, "wavlm": WavLMModel}
 
 
@@ -40,6 +43,28 @@ def frame_seconds(frames: np.ndarray) -> np.ndarray:
 def frame_at(seconds: np.ndarray) -> np.ndarray:
     """The frames whose middles these are: the inverse of `frame_seconds`, int64."""
     return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
+
+
+class SpeakerTable(nn.Module):
+    """A vector per speaker, all zero at first.
+
+    Parameters
+    ----------
+    n_speakers, dim : int
+    """
+
+    def __init__(self, n_speakers: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_speakers, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Nobody differs."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, speaker: Tensor) -> Tensor:
+        """Vectors, (batch, dim), of mixtures of speakers, (batch, n_speakers)."""
+        return speaker @ self.weight
 
 
 class SpeechModel(PreTrainedModel):
@@ -55,12 +80,16 @@ class SpeechModel(PreTrainedModel):
     | valid | (batch, frames), False in padding |
     """
 
+    loss_of_batch = False  # not a mean over utterances, or frames, but one of the whole batch
+
     def __init__(self, config: PretrainedConfig):
         encoder = ENCODERS[config.model_type]
         self._supports_sdpa = encoder._supports_sdpa  # WavLM brings its own attention
         super().__init__(config)
         self.base_model_prefix = config.model_type  # the encoder is called as in published weights
         setattr(self, config.model_type, encoder(config))
+        if getattr(config, "n_speakers", 0):
+            self.speakers = SpeakerTable(config.n_speakers, config.hidden_size)
         self.train_cnn = getattr(config, "train_cnn", False)
         self.train_encoder = getattr(config, "train_encoder", True)
         self._build_heads(config)
@@ -83,8 +112,11 @@ class SpeechModel(PreTrainedModel):
         """Heads start as torch starts them, not as parts of a transformer."""
         heads = (child for child in self.children() if child is not self.base_model)
         if any(module is part for head in heads for part in head.modules()):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            for name in (
+                "reset_parameters",
+                "_reset_parameters",
+            ):  # the latter of torch's attention
+                getattr(module, name, lambda: None)()
         else:
             super()._init_weights(module)
 
@@ -208,6 +240,7 @@ class SpeechModel(PreTrainedModel):
         mask: Tensor | None = None,
         layers: Sequence[int] = (-1,),
         feature_mask: Tensor | None = None,
+        speaker: Tensor | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         """Run the encoder, as far up as is asked for; in bfloat16 where that is faster.
 
@@ -223,6 +256,8 @@ class SpeechModel(PreTrainedModel):
             Which hidden states to return.
         feature_mask : (batch, hidden_size) bool, optional
             Features that are zero in every frame that enters the encoder.
+        speaker : (batch, n_speakers) float32, optional
+            How much of each speaker's vector, see `SPEAKER_POSITIONS`.
 
         Returns
         -------
@@ -237,6 +272,8 @@ class SpeechModel(PreTrainedModel):
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
         valid = torch.arange(inputs.shape[1], device=lengths.device) < lengths[:, None]
+        position = self.config.speaker_position if speaker is not None else "none"
+        vector = self.speakers(speaker).unsqueeze(1) if position != "none" else None
         encoder = self.base_model.encoder
         every, wanted = encoder.layers, [self.layer_index(layer) for layer in layers]
         kept: dict[int, Tensor] = {}
@@ -263,14 +300,22 @@ class SpeechModel(PreTrainedModel):
                     x = torch.where(mask.unsqueeze(-1), self.base_model.masked_spec_embed.to(x), x)
                 if feature_mask is not None:
                     x = x.masked_fill(feature_mask.unsqueeze(1), 0.0)
+                if position == "input":
+                    x = x + vector.to(x)
+                if position == "prefix":
+                    x = torch.cat([vector.to(x), x], dim=1)
                 encoder.layers = every[: max(*wanted, 1)]
-                last = encoder(x, attention_mask=valid).last_hidden_state
+                attended = F.pad(valid, (x.shape[1] - valid.shape[1], 0), value=True)
+                last = encoder(x, attention_mask=attended).last_hidden_state
             finally:
                 encoder.layers = every
                 for handle in handles:
                     handle.remove()
         kept.setdefault(self.n_layers, last)  # behind its norm, where a model has one there
-        return [kept[index].float() for index in wanted], valid
+        states = {index: state[:, -valid.shape[1] :].float() for index, state in kept.items()}
+        if position == "output":
+            states[self.n_layers] = states[self.n_layers] + vector
+        return [states[index] for index in wanted], valid
 
 
 def _not_a_model(source: str, error: Exception) -> GmpError:

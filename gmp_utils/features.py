@@ -117,7 +117,11 @@ def write_cnn_output(
 
 
 def layer_states(
-    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layers: Sequence[int]
+    model: SpeechModel,
+    inputs: Ragged,
+    utterances: Sequence[str],
+    layers: Sequence[int],
+    speaker: dict[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Hidden states utterance by utterance, in order of length.
 
@@ -128,13 +132,17 @@ def layer_states(
         See `model_inputs`.
     utterances : sequence of str
     layers : sequence of int
+    speaker : dict of str to (n_speakers,) float32, optional
+        By utterance, see `SpeechModel.hidden_states`.
 
     Yields
     ------
     name : str
     states : (layers, frames, hidden_size) float16
     """
-    dataset = Utterances(inputs, sorted(utterances, key=inputs.lengths.get))
+    ordered = sorted(utterances, key=inputs.lengths.get)
+    told = {"speaker": np.stack([speaker[name] for name in ordered])} if speaker else None
+    dataset = Utterances(inputs, ordered, told)
     model.eval().to(hardware.device())
     with torch.inference_mode():
         found = batches(dataset, "encoder", partial(model.hidden_states, layers=layers))
@@ -150,13 +158,18 @@ def layer_states(
 
 
 def layer_frames(
-    model: SpeechModel, inputs: Ragged, utterances: Sequence[str], layer: int, stem: Path
+    model: SpeechModel,
+    inputs: Ragged,
+    utterances: Sequence[str],
+    layer: int,
+    stem: Path,
+    speaker: dict[str, np.ndarray] | None = None,
 ) -> Ragged:
     """Frames of one layer, written to disk.
 
     Parameters
     ----------
-    model, inputs, utterances
+    model, inputs, utterances, speaker
         See `layer_states`.
     layer : int
     stem : Path
@@ -172,7 +185,7 @@ def layer_frames(
         lengths = [int(model.frame_lengths(length)) for length in lengths]
     dim, title = model.config.hidden_size, f"layer {layer} of {len(lengths)} utterances"
     frames = _create(title, stem, utterances, lengths, np.float16, dim)
-    for name, (states,) in layer_states(model, inputs, utterances, [layer]):
+    for name, (states,) in layer_states(model, inputs, utterances, [layer], speaker):
         frames[name][:] = states
     frames.flush()
     return frames

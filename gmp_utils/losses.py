@@ -1,4 +1,4 @@
-"""AM-Softmax, the loss of masked prediction, and how losses of frames are summed."""
+"""AM-Softmax, the loss of masked prediction, concordance, and how losses of frames are summed."""
 
 from collections.abc import Sequence
 
@@ -73,3 +73,27 @@ def sum_by_utterance(values: Tensor, chosen: Tensor) -> Tensor:
     """
     rows = chosen.nonzero()[:, 0]
     return values.new_zeros(len(chosen), values.shape[1]).index_add_(0, rows, values)
+
+
+def concordance_loss(predicted: Tensor, rated: Tensor, weights: Tensor) -> Tensor:
+    """1 − CCC of a batch, averaged over attributes.
+
+    Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989; population moments.
+
+    Parameters
+    ----------
+    predicted, rated : (batch, attributes) float32
+    weights : (batch,) float32
+        How often each utterance counts.
+
+    Returns
+    -------
+    loss : () float32
+        1 where nothing varies.
+    """
+    x, y, w = predicted.float(), rated.float(), (weights / weights.sum()).float().unsqueeze(1)
+    x_mean, y_mean = (w * x).sum(dim=0), (w * y).sum(dim=0)
+    covariance = (w * (x - x_mean) * (y - y_mean)).sum(dim=0)
+    spread = (w * (x - x_mean) ** 2).sum(dim=0) + (w * (y - y_mean) ** 2).sum(dim=0)
+    ccc = 2 * covariance / (spread + (x_mean - y_mean) ** 2).clamp(min=1e-8)
+    return (1 - ccc).mean()

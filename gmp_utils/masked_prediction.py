@@ -30,13 +30,18 @@ class MaskedPredictionModel(encoders.SpeechModel):
         self.streams = StreamHeads(config.hidden_size, *sizes, config.activation)
 
     def forward(
-        self, inputs: Tensor, lengths: Tensor, frame_labels: Tensor, mask: Tensor
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        frame_labels: Tensor,
+        mask: Tensor,
+        speaker: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict pseudo-labels, and compare.
 
         Parameters
         ----------
-        inputs, lengths
+        inputs, lengths, speaker
             See `SpeechModel.hidden_states`.
         frame_labels : (batch, frames, streams) int64
         mask : (batch, frames) bool
@@ -47,7 +52,7 @@ class MaskedPredictionModel(encoders.SpeechModel):
             `loss`, see `stream_loss`, and `n_frames` (batch,) that it counts; at evaluation, by
             utterance and stream, `ce` (summed cross-entropy) and `correct` (frames).
         """
-        (frames,), valid = self.hidden_states(inputs, lengths, mask)
+        (frames,), valid = self.hidden_states(inputs, lengths, mask, speaker=speaker)
         chosen = mask if self.config.loss_on == "masked" else valid
         logits = self.streams(frames[chosen])
         loss = stream_loss(logits, frame_labels, chosen, self.config.combine)

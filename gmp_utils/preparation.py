@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils import audio, corpora, runs, weights
-from gmp_utils.corpora import synthetic
+from gmp_utils.corpora import synthetic, synthetic_speakers
 from gmp_utils.errors import GmpError
 from gmp_utils.protocol import PARTS, Protocol, check_leakage, make_protocol
 from gmp_utils.ragged import Ragged
@@ -16,6 +16,7 @@ STAGE = "01_prepare_data"
 RECORDINGS = "recordings"  # in the run's folder: decoded once, whatever is made of them
 MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
 FAULTS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
+SPOKEN = {"synthetic": synthetic, "synthetic_speakers": synthetic_speakers}
 UNUSABLE = ("no label", "no speaker", "unreadable")
 
 
@@ -118,19 +119,22 @@ def read_manifest(
     label_map: dict[str, str],
     seed: int,
     outside: bool = False,
+    shifts: str = "voice",
 ) -> pd.DataFrame:
     """Read a corpus, or two to train on one and test on the other.
 
     Parameters
     ----------
     run_dir : str
-        The synthetic corpus is spoken here; it needs no folder.
+        The synthetic corpora are spoken here; they need no folder.
     corpus, corpus_dir, emotions, label_map, outside
         See `gmp_utils.corpora.load`.
     test_corpus, test_corpus_dir : str
         See `gmp_utils.corpora.cross_corpus`; "" for none.
     seed : int
-        Of the synthetic corpus.
+        Of the synthetic corpora.
+    shifts : str
+        See `gmp_utils.corpora.synthetic_speakers.make`.
 
     Returns
     -------
@@ -139,23 +143,24 @@ def read_manifest(
     Raises
     ------
     GmpError
-        If a folder is given for the synthetic corpus, or none for another; what the readers of the
+        If a folder is given for a synthetic corpus, or none for another; what the readers of the
         corpora refuse.
     """
 
     def folder_of(corpus: str, corpus_dir: str) -> Path:
-        if (corpus == "synthetic") == bool(corpus_dir):
+        if (corpus in SPOKEN) == bool(corpus_dir):
             raise GmpError(
                 f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and "
-                "the synthetic corpus is spoken here and takes none."
+                f"{' and '.join(SPOKEN)} are spoken here and take none."
             )
         if corpus_dir:
             return runs.ROOT / Path(corpus_dir).expanduser()
+        given = {"seed": seed} | ({} if corpus == "synthetic" else {"shifts": shifts})
         return runs.make_stage(
-            runs.run_folder(run_dir) / "synthetic",
-            lambda folder: synthetic.make(folder, seed),
-            parameters={"seed": seed},
-            module="gmp_utils.corpora.synthetic",
+            runs.run_folder(run_dir) / corpus,
+            lambda folder: SPOKEN[corpus].make(folder, **given),
+            parameters=given,
+            module=SPOKEN[corpus].__name__,
         )
 
     folder = folder_of(corpus, corpus_dir)

@@ -170,7 +170,8 @@ class SecondsTrainer(Trainer):
         """Run the model; keep the parts of the loss."""
         outputs = model(**inputs)
         if model.training:
-            if self.args.world_size > 1:  # losses are means, and their gradients will be averaged
+            if self.args.world_size > 1 and not self.model.loss_of_batch:
+                # losses are means, and their gradients will be averaged
                 counted = _counted(outputs, inputs).float()
                 share = counted / self.accelerator.reduce(counted, "mean")
                 outputs |= {k: share * v for k, v in outputs.items() if k.endswith("loss")}

@@ -14,7 +14,7 @@ from gmp_utils.corpora.names import check_folder, check_name
 from gmp_utils.errors import GmpError
 
 CORPORA = (
-    *("synthetic", "table", "iemocap", "msp_podcast", "msp_improv"),
+    *("synthetic", "synthetic_speakers", "table", "iemocap", "msp_podcast", "msp_improv"),
     *("crema_d", "ravdess", "emodb", "savee", "tess", "esd"),
 )
 EXPECTED = {"field_uniqueness": "each once", "not_nullable": "a value"}  # pandera's words in ours

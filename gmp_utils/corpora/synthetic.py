@@ -63,6 +63,8 @@ _PHRASES = (
     ("and nobody knew", "so we waited", "because of you", "and then we talked", "but not for me",
      "like the last time", "and it was gone", "as you told me"),
 )  # fmt: skip
+TEXTS = ("utterance", "speaker", "gender", "session", "emotion", "text")
+NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
 _SECONDS_AROUND = 0.05  # silence before and after
 
@@ -100,12 +102,16 @@ def make(
     pd.concat(tables).to_csv(folder / "labels.csv", index=False)
 
 
-def load(folder: Path) -> pd.DataFrame:
+def load(
+    folder: Path, texts: Sequence[str] = TEXTS, numbers: Sequence[str] = NUMBERS
+) -> pd.DataFrame:
     """Read the manifest of a corpus that `make` spoke.
 
     Parameters
     ----------
     folder : Path
+    texts, numbers : sequence of str
+        Columns of labels.csv.
 
     Returns
     -------
@@ -118,8 +124,6 @@ def load(folder: Path) -> pd.DataFrame:
         If the labels cannot be read, or name a recording elsewhere.
     """
     labels, recordings = folder / "labels.csv", folder / "wav"
-    texts = ("utterance", "speaker", "gender", "session", "emotion", "text")
-    numbers = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
     manifest = read_table(labels, (*texts, *numbers), texts, numbers)
     advice = "expected the name of a file in wav/"
     manifest["path"] = locate(manifest.utterance + ".wav", recordings, labels, advice)
