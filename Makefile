@@ -99,6 +99,7 @@ lint: .venv/installed
 
 notebooks: run
 	$(BIN)/papermill notebooks/00_pretrain_encoder.ipynb runs/demo/notebooks/00_pretrain_encoder.ipynb
+	$(MAKE) run RECIPE=papt CORPUS=synthetic_speakers RUN=runs/personal
 	$(BIN)/python workflow/commit_outputs.py
 
 clean:

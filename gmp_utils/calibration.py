@@ -104,7 +104,7 @@ def pldc(
     calibrated : Series
         In the order of `predictions`.
     """
-    found = predictions.predicted.copy()
+    found = predictions.predicted.astype(float)
     for speaker, own in predictions.groupby("speaker").predicted:
         near = neighbours[speaker]
         if alike.loc[speaker, near].mean() >= gate:

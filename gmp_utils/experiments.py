@@ -19,6 +19,7 @@ from gmp_utils.errors import OPENSMILE, GmpError
 from gmp_utils.integrity import alone, storage
 
 FILE = "experiment.json"
+PERSONAL = "papt"  # the recipe that ends with notebook 08
 TAKEN = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
 
 
@@ -36,6 +37,8 @@ class Run:
         Of fine-tuning: "gmps", "no-gmps".
     variant : str
     seed : int
+    personal : bool
+        Ratings, with speakers in mind: notebook 08 in the place of 06 and 07.
     """
 
     folder: str
@@ -44,9 +47,17 @@ class Run:
     starts: list[str]
     variant: str = ""
     seed: int = 0
+    personal: bool = False
+
+    @property
+    def personalized(self) -> str:
+        """What notebook 08 leaves."""
+        return f"{self.folder}/08_personalize/results/headline.json"
 
     def classified(self) -> list[tuple[int, str]]:
-        """Each fold, with what notebook 06 leaves of it; twice for two starts."""
+        """Each fold, with what notebook 06, or 08, leaves of it; twice for two starts."""
+        if self.personal:
+            return [(fold, self.personalized) for fold in self.folds]
         return [
             (fold, f"{self.folder}/fold{fold}/06_finetune/{start}/headline.json")
             for fold in self.folds
@@ -61,7 +72,7 @@ class Plan:
     Attributes
     ----------
     folder : str
-        Gets the results: of the only run, or of the experiment.
+        Gets the results: of the only run, or of the experiment. Those of personal runs stay in their own.
     runs : list of Run
     experiment : dict or None
         What notebook 07 reads of the declaration; None for `make run`.
@@ -172,14 +183,27 @@ def plan(environment: Mapping[str, str]) -> Plan:
             raise GmpError(f"GMPS: found {' '.join(words)!r}, expected 'yes', 'no' or 'yes no'.")
         starts = [runs.STARTS[word == "yes"] for word in words]
         folds, variant = _numbers(environment, "FOLDS", [1]), environment.get("RECIPE") or ""
+        personal = variant == PERSONAL
+        if personal:
+            given["folds"] = folds
         if _lacks_opensmile(given):
             raise GmpError(OPENSMILE)
-        return Plan(folder, [_run(folder, given, folds, starts, variant)], None)
+        return Plan(folder, [_run(folder, given, folds, starts, variant, 0, personal)], None)
     name = "-".join([Path(experiment).stem, *named])
     folder = os.path.normpath(asked_folder or f"runs/experiments/{file_name(name)}")
     folds = _numbers(environment, "FOLDS", declaration["folds"])
     seeds = _numbers(environment, "SEEDS", declaration["seeds"])
     found, impossible = [], {}
+    recipes = {
+        changes.get("recipe", declaration["parameters"].get("recipe"))
+        for changes in declaration["variants"].values()
+    }
+    personal = PERSONAL in recipes
+    if personal and len(recipes) > 1:
+        raise GmpError(
+            f"{experiment}: recipe {PERSONAL!r} rates and the others classify: they have no table in common; "
+            "declare them apart."
+        )
     for variant, changes in declaration["variants"].items():
         own = given | cooked(changes) | asked
         notebook.check_parameters("01_prepare_data", own)
@@ -193,7 +217,8 @@ def plan(environment: Mapping[str, str]) -> Plan:
         for seed in seeds:
             at = f"{folder}/{slug(variant)}/seed{seed}"
             starts = [runs.STARTS[own.get("use_gmps", True)]]
-            found.append(_run(at, own | {"seed": seed}, folds, starts, variant, seed))
+            own |= {"seed": seed} | ({"folds": folds} if personal else {})
+            found.append(_run(at, own, folds, starts, variant, seed, personal))
     defaults = notebook.series_parameters()["06_finetune"]
     members = [
         {
@@ -210,7 +235,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
         for run in found
     ]
     kept = {name: declaration[name] for name in ("question", "variants", "against", "paper")}
-    kept |= {"runs": members, "folds": folds, "impossible": impossible}
+    kept |= {"runs": members, "folds": folds, "impossible": impossible, "personal": personal}
     return Plan(folder, found, kept)
 
 
@@ -309,13 +334,16 @@ def _told_of_one(run_dir: str, recipe: str = "") -> dict:
 def report(run_dir: str) -> str:
     """A run's or an experiment's results as text, and where its figures and executed notebooks are."""
     run = runs.run_folder(run_dir)
-    summary = run / "07_results" / "summary.md"
-    if not summary.is_file():
+    found = [
+        *run.glob("07_results/summary.md"),
+        *sorted(run.rglob("08_personalize/results/summary.md")),
+    ]
+    if not found:
         return f"{runs.shown(run)}: no results yet"
-    figures = sorted(runs.figures_folder(run_dir).glob("*.html"))
-    notebooks = sorted((run / "notebooks").glob("*.ipynb"))
+    figures = sorted(runs.figures_folder(run_dir).rglob("*.html"))
+    notebooks = sorted(run.rglob("notebooks/*.ipynb"))
     lines = [
-        summary.read_text(encoding="utf-8"),
+        *(f"{runs.shown(path)}\n\n{path.read_text(encoding='utf-8')}" for path in found),
         "Figures:",
         *map(runs.shown, figures),
         "",

@@ -1,18 +1,20 @@
 """What stage 08's systems make of the test speakers: calibrated, scored by speaker, compared, explained."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
 
-from gmp_utils import comparison, evaluation, personalization, runs, speakers
-from gmp_utils.calibration import VARIANTS, pldc
-from gmp_utils.personalization import Task
+from gmp_utils import comparison, evaluation, runs, speakers
+from gmp_utils.calibration import VARIANTS, calibrate, pldc
+from gmp_utils.personal_data import STAGE, Task
+from gmp_utils.preparation import open_corpus
+from gmp_utils.regression import System
 
 PLAIN = "none"  # no calibration
 CALIBRATIONS = (PLAIN, *(f"PLDC {variant}" for variant in VARIANTS))
-REDUCED = 10  # dimensions that speakers' features are compared in
+HEARD_TOGETHER = "Vectors of test speakers, and PLDC, come from all that they say, without labels."
 
 
 def predictions(task: Task, system: str, part: str = "test") -> pd.DataFrame:
@@ -65,6 +67,30 @@ def calibrated(
     return pd.concat(tables, ignore_index=True)
 
 
+def ceilings(table: pd.DataFrame) -> pd.DataFrame:
+    """What calibration could reach at most: each test speaker moved by the speaker's own labels.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As of `predictions`.
+
+    Returns
+    -------
+    table : DataFrame
+        As of `calibrated`, with the calibrations "own labels' <variant>". Nobody has these labels in use.
+    """
+    tables = []
+    for variant in VARIANTS:
+        own = table.astype({"predicted": float})
+        for _, rows in table.groupby(["attribute", "speaker"]):
+            goal = rows.true.mean(), rows.true.std(ddof=0)
+            moved = calibrate(rows.predicted.to_numpy(), *goal, variant)
+            own.loc[rows.index, "predicted"] = moved
+        tables.append(own.assign(calibration=f"own labels' {variant}"))
+    return pd.concat(tables, ignore_index=True)
+
+
 def by_speaker(table: pd.DataFrame) -> pd.DataFrame:
     """CCC of each speaker.
 
@@ -82,6 +108,34 @@ def by_speaker(table: pd.DataFrame) -> pd.DataFrame:
     groups = table.groupby(keys, sort=False)[["true", "predicted"]]
     scores = groups.apply(lambda own: evaluation.ccc(own.true, own.predicted))
     return scores.rename("ccc").reset_index()
+
+
+def o_ccc_interval(table: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of CCC over all utterances, from 1000 bootstrap samples of speakers.
+
+    Each speaker enters by sums, so that no utterance is touched again.
+
+    Parameters
+    ----------
+    table : DataFrame
+        speaker, true, predicted.
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN for fewer than `gmp_utils.comparison.MIN_SPEAKERS` speakers.
+    """
+    x, y = table.true, table.predicted
+    terms = {"n": 1.0 + 0 * x, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y}
+    sums = pd.DataFrame(terms).groupby(table.speaker).sum().to_numpy()
+    if len(sums) < comparison.MIN_SPEAKERS:
+        return np.nan, np.nan
+    drawn = np.random.default_rng(seed).integers(len(sums), size=(1000, len(sums)))
+    n, *moments = sums[drawn].sum(axis=1).T
+    x, y, xx, yy, xy = (moment / n for moment in moments)
+    scores = 2 * (xy - x * y) / (xx - x**2 + yy - y**2 + (x - y) ** 2)
+    return tuple(np.percentile(scores, [2.5, 97.5]))
 
 
 def results_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -104,15 +158,14 @@ def results_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for key, own in table.groupby(["system", "calibration", "attribute"], sort=False):
         each = by_speaker(own).ccc
-        value, interval = comparison.with_interval(own, evaluation.ccc, seed)
         low, high = (np.nan, np.nan)
         if len(each) >= comparison.MIN_SPEAKERS:
             low, high = comparison.interval(each)
         rows.append(
             {
                 **dict(zip(("system", "calibration", "attribute"), key)),
-                "O-CCC": value,
-                **dict(zip(("o_low", "o_high"), interval or (np.nan, np.nan))),
+                "O-CCC": evaluation.ccc(own.true, own.predicted),
+                **dict(zip(("o_low", "o_high"), o_ccc_interval(own, seed))),
                 "A-CCC": each.mean(),
                 "deviation": each.std(ddof=0),
                 "a_low": low,
@@ -169,87 +222,58 @@ def differences(table: pd.DataFrame, column: str, against: str) -> pd.DataFrame:
     return joined.reset_index(drop=True)
 
 
-def gap(task: Task, stages: dict[int, str]) -> pd.DataFrame:
-    """How much better known people are rated than unknown ones, by how many people were learnt from.
+def write_results(
+    run_dir: str,
+    tasks: Sequence[Task],
+    systems: Sequence[System],
+    table: pd.DataFrame,
+    results: pd.DataFrame,
+) -> Path:
+    """Keep the results of a run as a stage.
 
     Parameters
     ----------
-    task : Task
-    stages : dict of int to str
-        Names of the stages of `gmp_utils.personalization.with_fewer_speakers`, by their speakers.
+    run_dir : str
+    tasks : sequence of Task
+        A fold each.
+    systems : sequence of System
+    table, results : DataFrame
+        As `calibrated` and `results_table` return them.
 
     Returns
     -------
-    table : DataFrame
-        `speakers`, `attribute`, A-CCC of `known` people's utterances that were left out, of `unknown`
-        people's (the test speakers), and the `gap`.
+    stage : Path
+        With ratings.parquet, table.csv, differences.csv (of systems, uncalibrated) and summary.md.
     """
-    rows = []
-    for n, stage in stages.items():
-        found = {
-            name: by_speaker(predictions(task, stage, part).assign(calibration=PLAIN))
-            for name, part in (("known", "known"), ("unknown", "test"))
-        }
-        means = pd.DataFrame(
-            {name: own.groupby("attribute", sort=False).ccc.mean() for name, own in found.items()}
-        )
-        rows.append(means.assign(speakers=n, gap=means.known - means.unknown).reset_index())
-    return pd.concat(rows, ignore_index=True)
+    corpus = open_corpus(run_dir)
+    protocol = corpus.protocol
+    first = systems[0].name
 
+    def build(folder: Path) -> None:
+        table.to_parquet(folder / "ratings.parquet", index=False)
+        results.to_csv(folder / "table.csv", index=False)
+        compared = differences(table[table.calibration == PLAIN], "system", first)
+        compared.to_csv(folder / "differences.csv", index=False)
+        heard = f"folds {', '.join(str(task.fold) for task in tasks)} of {len(protocol.folds)}"
+        said = f"{corpus.name}, encoder {tasks[0].encoder}, {heard}. {protocol.describe()}"
+        words = shown(results).reset_index()
+        words.columns = [" ".join(filter(None, column)) for column in words.columns]
+        markdown = words.to_markdown(index=False, disable_numparse=True)
+        findings = [
+            f"- {row.attribute}: {row.compared}: {row.finding}" for row in compared.itertuples()
+        ]
+        text = [said, HEARD_TOGETHER, "", markdown, "", *findings, ""]
+        (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
-def shifts(task: Task, system: str = "none-mlp") -> pd.DataFrame:
-    """How far test speakers are from the training speakers, and how well they are rated.
-
-    An analysis that looks at test labels; nothing is chosen by it.
-
-    Parameters
-    ----------
-    task : Task
-    system : str
-
-    Returns
-    -------
-    table : DataFrame
-        attribute, speaker, ccc, and KL divergences from all training speakers together, in nats: `feature`, of
-        the untouched encoder's mean features (their ten first principal components), and `label`.
-    """
-    heard = personalization.open_fold(task)
-    means = heard.summaries["mean"]
-    pca = PCA(min(REDUCED, *means.shape), random_state=0).fit(means.loc[heard.parts["train"]])
-    reduced = pd.DataFrame(pca.transform(means), means.index)
-    learnt, tested = (heard.parts[part] for part in ("train", "test"))
-    scores = by_speaker(predictions(task, system).assign(calibration=PLAIN))
-    labels, of = heard.corpus.manifest, heard.speaker[tested]
-    rows = []
-    for row in scores.itertuples():
-        own = of.index[of == row.speaker]
-        pairs = {
-            "feature": [reduced.loc[names].to_numpy() for names in (own, learnt)],
-            "label": [labels.loc[names, [row.attribute]].to_numpy() for names in (own, learnt)],
-        }
-        found = {name: speakers.shift(*pair) for name, pair in pairs.items()}
-        rows.append({"attribute": row.attribute, "speaker": row.speaker, "ccc": row.ccc, **found})
-    return pd.DataFrame(rows)
-
-
-def costs(task: Task, systems: Sequence[personalization.System]) -> pd.DataFrame:
-    """What the systems cost on a fold.
-
-    Returns
-    -------
-    table : DataFrame
-        By system: `parameters` that its trainings changed, and `seconds` that they took, PAPT's masked
-        prediction among them.
-    """
-    rows = {}
-    for system in systems:
-        stages = [task.folder / system.name]
-        if system.representation == "papt":
-            stages.insert(0, task.folder / f"papt-{system.position}")
-        metrics = [runs.read_json(stage / "metrics.json") for stage in stages]
-        seconds = [runs.read_json(stage / "provenance.json")["wall_seconds"] for stage in stages]
-        rows[system.name] = {
-            "parameters": max(own["parameters"] for own in metrics),
-            "seconds": sum(seconds),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")
+    return runs.make_stage(
+        runs.run_folder(run_dir) / STAGE / "results",
+        build,
+        parameters={
+            "tasks": [vars(task) for task in tasks],
+            "systems": [vars(one) for one in systems],
+        },
+        stages=[task.folder / system.name for task in tasks for system in systems],
+        inputs=[runs.text_digest(results.to_csv())],
+        module=__name__,
+        protocol=protocol.to_dict(),
+    )

@@ -5,7 +5,7 @@ Each system is trained on a fold's training speakers; what it makes of the test 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,150 +15,15 @@ from transformers import set_seed
 
 from gmp_utils import features, pseudo_labels, regression, runs, speakers, weights
 from gmp_utils.batching import Masking, Utterances
-from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
-from gmp_utils.preparation import Corpus, open_corpus
+from gmp_utils.personal_data import STAGE, Heard, Task, open_fold
+from gmp_utils.preparation import open_corpus
+from gmp_utils.ragged import Ragged
 from gmp_utils.regression import AttributeModel, System, Told
 from gmp_utils.training import Schedule, train
 
-STAGE = "08_personalize"
 ADAPTATIONS = ("unique", "oversampling", "weighting")
-SUMMARIES = ("mean", "std", "max")
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is to be rated, from what, on which fold.
-
-    Attributes
-    ----------
-    run_dir : str
-    fold : int
-    encoder : str
-        See `gmp_utils.weights.resolve`.
-    attributes : list of str
-        Of valence, arousal and dominance.
-    neighbours : int
-        Training speakers that an unseen one is made up of, and calibrated by.
-    train_encoder : bool
-        False trains the interpreter alone.
-    """
-
-    run_dir: str
-    fold: int
-    encoder: str
-    attributes: list[str]
-    neighbours: int = 15
-    train_encoder: bool = False
-
-    @property
-    def folder(self) -> Path:
-        """Of the fold's stages."""
-        return runs.run_folder(self.run_dir) / f"fold{self.fold}" / STAGE
-
-
-@dataclass(frozen=True)
-class Heard:
-    """A fold's utterances that have ratings, and how their speakers sound to the untouched encoder.
-
-    Attributes
-    ----------
-    corpus : Corpus
-    parts : dict of str to list of str
-        Each in order of length.
-    summaries : dict of str to DataFrame
-        "mean", "std" and "max" over time, a row per utterance.
-    alike : DataFrame
-        Cosines of mean features, speakers × training speakers.
-    """
-
-    corpus: Corpus
-    parts: dict[str, list[str]]
-    summaries: dict[str, pd.DataFrame]
-    alike: pd.DataFrame
-
-    @property
-    def speaker(self) -> pd.Series:
-        """Of each utterance."""
-        return self.corpus.manifest.speaker
-
-    def mixtures(self, k: int) -> dict[str, np.ndarray]:
-        """For each utterance, how its speaker is made up of training speakers; see `speakers.mixing`."""
-        made_of = speakers.mixing(self.alike, k)
-        names = [name for own in self.parts.values() for name in own]
-        return {name: made_of.loc[self.speaker[name]].to_numpy(np.float32) for name in names}
-
-
-def hear(run_dir: str, encoder: str) -> Path:
-    """Summarise every utterance's last layer over time, by the untouched encoder.
-
-    Returns
-    -------
-    stage : Path
-        With mean.npy, std.npy and max.npy: (n_utterances, hidden_size) float32, in the manifest's order.
-    """
-    corpus = open_corpus(run_dir)
-
-    def build(folder: Path) -> None:
-        model = SpeechModel.load(weights.resolve(encoder))
-        inputs, names = features.model_inputs(model, corpus), list(corpus.manifest.index)
-        found = {}
-        for name, (frames,) in features.layer_states(model, inputs, names, [-1]):
-            wide = frames.astype(np.float32)
-            found[name] = [getattr(wide, how)(axis=0) for how in SUMMARIES]
-        for how, rows in zip(SUMMARIES, zip(*(found[name] for name in names))):
-            np.save(folder / f"{how}.npy", np.stack(rows))
-
-    return runs.make_stage(
-        runs.run_folder(run_dir) / STAGE / "heard",
-        build,
-        parameters={"encoder": encoder},
-        stages=[corpus.stage],
-        inputs=[weights.identity(encoder)],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
-    )
-
-
-def open_fold(task: Task) -> Heard:
-    """What systems are trained on.
-
-    Raises
-    ------
-    GmpError
-        If the corpus lacks an attribute, or a part of the fold has no rated utterances; as `hear`.
-    """
-    corpus = open_corpus(task.run_dir)
-    corpus.check_encoder(task.encoder, task.fold)
-    manifest = corpus.manifest
-    lacking = [
-        name for name in task.attributes if name not in manifest or manifest[name].isna().all()
-    ]
-    if lacking or not task.attributes:
-        known = [name for name in ("valence", "arousal", "dominance") if name in manifest]
-        raise GmpError(
-            f"attributes {task.attributes}: expected some of {', '.join(known) or 'none'}, the ratings that "
-            f"{corpus.name} has."
-        )
-    rated = manifest[task.attributes].notna().all(axis=1)
-    parts = {
-        part: [name for name in own if rated[name]] for part, own in corpus.split(task.fold).items()
-    }
-    needed = {"train", corpus.protocol.compared_on, "test"}
-    empty = [part for part in needed if not parts[part]]
-    if empty:
-        raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(empty)}.")
-    stage = hear(task.run_dir, task.encoder)
-    runs.identity(stage)
-    summaries = {
-        how: pd.DataFrame(np.load(stage / f"{how}.npy", allow_pickle=False), manifest.index)
-        for how in SUMMARIES
-    }
-    names = [name for own in parts.values() for name in own]
-    means = speakers.by_speaker(summaries["mean"].loc[names].to_numpy(), manifest.speaker[names])
-    learnt = sorted(manifest.speaker[parts["train"]].unique())
-    return Heard(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]))
 
 
 def _stage(task: Task, name: str, build, parameters: dict, stages: Sequence[Path]) -> Path:
@@ -190,7 +55,8 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
     Returns
     -------
     stage : Path
-        With history.csv, metrics.json and model/.
+        With history.csv, metrics.json and model/, and the frames of its last layer, without the vector that
+        is added there, unless the encoder is going to be trained further.
     """
     heard = open_fold(task)
     clusters = task.folder.parent / pseudo_labels.STAGE
@@ -215,12 +81,17 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
             sets.append(Utterances(inputs, names, told, labels, masking, schedule.seed))
         metrics = partial(stream_metrics, scales)
         train(model, *sets, folder, schedule, metrics, "masked_loss", protocol.selection)
+        if not task.train_encoder:
+            inside = position in ("input", "prefix")
+            features.layer_frames(
+                model, inputs, list(made_of), -1, folder / "frames", made_of if inside else None
+            )
 
     given = {"position": position, "schedule": vars(schedule), "masking": vars(masking)}
     return _stage(task, f"papt-{position}", build, given, [clusters])
 
 
-def _told(task: Task, heard: Heard, system: System, model: AttributeModel, folder: Path) -> Told:
+def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> Told:
     """Inputs of a system's model, and what is known of each utterance."""
     names = [name for own in heard.parts.values() for name in own]
     vectors = None
@@ -232,11 +103,12 @@ def _told(task: Task, heard: Heard, system: System, model: AttributeModel, folde
         learnt = of.loc[heard.alike.columns]
         of = (of - learnt.mean()) / learnt.std().clip(lower=1e-6)
         vectors = {name: of.loc[heard.speaker[name]].to_numpy(np.float32) for name in names}
-    inputs = features.model_inputs(model, heard.corpus)
-    if not task.train_encoder:
-        inside = system.from_papt and system.position in ("input", "prefix")
-        speaker = vectors if inside else None
-        inputs = features.layer_frames(model, inputs, names, -1, folder / "frames", speaker)
+    if task.train_encoder:
+        inputs = features.model_inputs(model, heard.corpus)
+    elif system.representation == "papt":
+        inputs = Ragged.open(task.folder / f"papt-{system.position}" / "frames")
+    else:
+        inputs = Ragged.open(runs.run_folder(task.run_dir) / STAGE / "heard" / "frames")
     rows = heard.corpus.manifest[task.attributes]
     ratings = dict(zip(rows.index, rows.to_numpy(np.float32)))
     return Told(inputs, ratings, vectors)
@@ -269,7 +141,7 @@ def _fit_and_rate(
     model = AttributeModel.load(
         source, train_encoder=task.train_encoder, train_cnn=False, **settings
     )
-    told = _told(task, heard, system, model, folder)
+    told = _told(task, heard, system, model)
     held_out = heard.parts[corpus.protocol.compared_on]
     selection = corpus.protocol.selection
     regression.fit(model, told, training, held_out, folder, schedule, selection, counted)
@@ -282,8 +154,6 @@ def _fit_and_rate(
             for attribute, predicted in zip(task.attributes, ratings.T):
                 true = corpus.manifest.loc[names, attribute].to_numpy()
                 tables.append(wide.assign(attribute=attribute, true=true, predicted=predicted))
-    if not task.train_encoder:
-        told.inputs.remove()
     pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet", index=False)
     features_of = pd.concat(vectors)
     means = speakers.by_speaker(features_of.to_numpy(), heard.speaker[features_of.index])

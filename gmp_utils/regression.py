@@ -72,6 +72,26 @@ class System:
         return self.representation == "papt" and self.position != "none"
 
 
+def every_system(
+    representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
+) -> list[System]:
+    """All representations with all interpreters; PAPT's positions with the first, "output" with all.
+
+    Parameters
+    ----------
+    representations, interpreters, positions : sequence of str
+        See `System`.
+    """
+    first, *others = interpreters
+    found = [
+        System(told, rates) for rates in interpreters for told in representations if told != "papt"
+    ]
+    if "papt" in representations:
+        found += [System("papt", first, position) for position in positions]
+        found += [System("papt", rates) for rates in others if "output" in positions]
+    return found
+
+
 class AttributeModel(encoders.SpeechModel):
     """An encoder and an interpreter of its last layer's frames.
 

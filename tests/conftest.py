@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,9 @@ def noise_corpus(tmp_path):
     return write_noise_corpus(tmp_path / "run")
 
 
-def write_noise_corpus(run: Path, genders: bool = True, **rules) -> Path:
+def write_noise_corpus(
+    run: Path, genders: bool = True, ratings: Sequence[str] = (), test_ratings: float = 0.0, **rules
+) -> Path:
     from gmp_utils.protocol import make_protocol
     from gmp_utils.ragged import Ragged
 
@@ -120,6 +123,10 @@ def write_noise_corpus(run: Path, genders: bool = True, **rules) -> Path:
                 )
     waves.append(np.zeros(300, np.int16))  # decoded, but excluded: too short for a frame
     manifest = pd.DataFrame(rows)
+    for rating in ratings:
+        manifest[rating] = np.random.default_rng(len(rating)).uniform(1, 5, len(manifest))
+        tested = manifest.session == "1"
+        manifest[rating] = manifest[rating].mask(tested & (test_ratings > 0), test_ratings)
     if not genders:
         manifest["gender"] = None
     if rules.get("fold_by") == "cross-corpus":

@@ -19,7 +19,8 @@ import pytest
 from conftest import CLEAN, ROOT, emodb_folder, needs_emodb
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-assert len(NOTEBOOKS) == 8
+assert len(NOTEBOOKS) == 9
+PERSONAL = "RECIPE=papt", "CORPUS=synthetic_speakers", "RUN=runs/personal"  # as make notebooks
 
 
 def make(*arguments, timeout=1200, **environment):
@@ -67,17 +68,22 @@ def test_a_second_make_run_does_no_work_and_says_so(demo):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_nbval(demo, notebook):
+    if notebook.stem == "08_personalize":
+        done = make("run", *PERSONAL)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+        assert "PLDC both" in done.stdout
     done = command("pytest", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 600,
                    "-p", "no:cacheprovider", "-q", notebook)  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:]
 
 
 def test_nbval_fails_on_a_moved_number(demo, tmp_path):
-    book = nbformat.read(NOTEBOOKS[-1], as_version=4)
+    results = ROOT / "notebooks" / "07_results.ipynb"
+    book = nbformat.read(results, as_version=4)
     cell = book.cells[-1]
     assert "expected = {" in cell.source
     cell.source = cell.source.replace("expected = {", "expected = {'UAR, GMPs, CE': 9.9} or {")
-    moved = tmp_path / NOTEBOOKS[-1].name
+    moved = tmp_path / results.name
     nbformat.write(book, moved)
     done = command("pytest", "--nbval-lax", "--nbval-current-env", "-p", "no:cacheprovider", "-q",
                    "--rootdir", tmp_path, moved)  # fmt: skip

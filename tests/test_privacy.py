@@ -214,12 +214,30 @@ def executed(name, **changes):
     ],
 )
 def test_only_the_demos_outputs_are_committed(changes, words):
-    names = [path.stem for path in COMMITTED]
-    books = {name: executed(name) for name in names}
-    commit_outputs.refuse_others(books)
+    books, prepared = books_of_the_demo()
+    commit_outputs.refuse_others(books, prepared)
     books["07_results"] = executed("07_results", **changes)
     with pytest.raises(GmpError, match=f"07_results: no outputs of the demo, {words}"):
-        commit_outputs.refuse_others(books)
+        commit_outputs.refuse_others(books, prepared)
+
+
+def books_of_the_demo():
+    """Every committed notebook as the demo leaves it, and both runs' notebook 01."""
+    personal = {"parameters": {"run_dir": "runs/personal"}}
+    books = {path.stem: executed(path.stem) for path in COMMITTED}
+    books["08_personalize"] = executed("08_personalize", **personal)
+    corpus = {"parameters": personal["parameters"] | {"corpus": "synthetic_speakers"}}
+    mine = executed("01_prepare_data", **corpus, end_time="2026-01-01")
+    return books, {"runs/demo": books["01_prepare_data"], "runs/personal": mine}
+
+
+def test_personal_outputs_are_the_synthetic_speakers():
+    books, prepared = books_of_the_demo()
+    prepared["runs/personal"].metadata.papermill.parameters["corpus"] = "emodb"
+    with pytest.raises(
+        GmpError, match="01_prepare_data: no outputs of the demo, corpus was 'emodb'"
+    ):
+        commit_outputs.refuse_others(books, prepared)
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
@@ -228,4 +246,5 @@ def test_committed_outputs_are_the_demos(path):
     assert "<audio" not in text and "data:audio" not in text
     said = [output.text for cell in cells for output in cell.get("outputs", []) if "text" in output]
     began = [line for one in said for line in one.splitlines() if re.search(r"\brun \S+$", line)]
-    assert [line.rsplit(maxsplit=1)[1] for line in began] == ["runs/demo"]
+    run = "runs/personal" if path.stem == "08_personalize" else "runs/demo"
+    assert [line.rsplit(maxsplit=1)[1] for line in began] == [run]

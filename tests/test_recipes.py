@@ -34,7 +34,7 @@ needs_opensmile = pytest.mark.skipif(
 
 
 def test_recipes_are_the_family():
-    assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "tapt", "v-ft"]
+    assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "papt", "tapt", "v-ft"]
     with pytest.raises(GmpError, match="recipe 'tap': expected one of egemaps, frozen, gmp-tl, "):
         declarations.recipe("tap")
 
@@ -45,7 +45,9 @@ def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path, monkeyp
     planned = experiments.plan({"RECIPE": name, "RUN": str(tmp_path / "run")})
     experiments.write(planned)
     (run,) = planned.runs
-    assert run.starts == ["gmps" if declarations.recipe(name)["use_gmps"] else "no-gmps"]
+    use_gmps = declarations.recipe(name).get("use_gmps", True)
+    assert run.starts == ["gmps" if use_gmps else "no-gmps"]
+    assert run.personal == (name == "papt")
 
 
 def test_a_recipe_goes_over_presets_and_under_what_a_variant_says_itself(tmp_path):
@@ -79,6 +81,7 @@ def notebooks_of(process) -> set[str]:
         ("v-ft", "embedded", set()),
         ("tapt", "embedded", {"generate_gmps", "retrain"}),
         ("tapt", "wav2vec2", {"retrain"}),
+        ("tapt", "embedded-wav2vec2", {"retrain"}),
         ("p-tapt", "embedded", {"train_multitask", "generate_gmps", "retrain"}),
     ],
 )
@@ -91,6 +94,23 @@ def test_a_recipe_chooses_the_stages(name, encoder, expected, tmp_path):
     settings = {"RECIPE": name, "ENCODER": encoder, "RUN": str(tmp_path / "run")}
     found = notebooks_of(snakemake(settings, "--cores", "1", "--dry-run", "--quiet", "rules"))
     assert found == {"prepare_data", "probe_layers", "finetune", "results"} | expected
+
+
+def test_papt_ends_with_notebook_08(tmp_path):
+    settings = {"RECIPE": "papt", "CORPUS": "synthetic_speakers", "RUN": str(tmp_path / "run")}
+    found = notebooks_of(snakemake(settings, "--cores", "1", "--dry-run", "--quiet", "rules"))
+    assert found == {"prepare_data", "generate_gmps", "personalize"}
+    (run,) = experiments.plan(settings | {"FOLDS": "2 3"}).runs
+    assert run.parameters["folds"] == [2, 3]
+    planned = experiments.plan({"EXPERIMENT": "personalize"})
+    assert [run.personal for run in planned.runs] == [True, True]
+    assert {run.parameters["corpus"] for run in planned.runs} == {"synthetic_speakers"}
+    mixed = tmp_path / "mixed.yaml"
+    mixed.write_text(
+        "question: Which\nfolds: [1]\nseeds: [0]\nvariants: {a: {recipe: papt}, b: {recipe: v-ft}}\n"
+    )
+    with pytest.raises(GmpError, match="recipe 'papt' rates and the others classify"):
+        experiments.plan({"EXPERIMENT": str(mixed)})
 
 
 def test_majority_by_hand(tmp_path):

@@ -161,6 +161,7 @@ SERIES = [
     "05_retrain",
     "06_finetune",
     "07_results",
+    "08_personalize",
     "explore_layers",
 ]
 

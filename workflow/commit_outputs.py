@@ -1,6 +1,6 @@
-"""Put the outputs of the demo's run into the committed notebooks: text and PNG, small, no paths.
+"""Put the outputs of the demo's runs into the committed notebooks: text and PNG, small, no paths.
 
-Of the synthetic corpus only, whose voices are nobody's.
+Of the synthetic corpora only, whose voices are nobody's.
 
 python workflow/commit_outputs.py
 """
@@ -9,7 +9,7 @@ import nbformat
 
 from gmp_utils import GmpError, notebook, runs
 
-DEMO = runs.ROOT / "runs" / "demo"
+CORPORA = {"runs/demo": "synthetic", "runs/personal": "synthetic_speakers"}  # of the runs
 README_FIGURE = "03-probes-multitask-fold1"
 
 
@@ -47,13 +47,17 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return executed
 
 
-def refuse_others(executed: dict[str, nbformat.NotebookNode]) -> None:
+def refuse_others(
+    executed: dict[str, nbformat.NotebookNode], prepared: dict[str, nbformat.NotebookNode]
+) -> None:
     """Refuse executed notebooks that are not the demo's, for they may show somebody's recordings.
 
     Parameters
     ----------
     executed : dict of str to NotebookNode
         By the names of their sources.
+    prepared : dict of str to NotebookNode
+        Notebook 01 of each of `CORPORA`'s runs, which may differ from its defaults in these two.
 
     Raises
     ------
@@ -61,31 +65,41 @@ def refuse_others(executed: dict[str, nbformat.NotebookNode]) -> None:
         For one that did not end well, had other parameters than its defaults, or is older than the
         prepared corpus.
     """
-    prepared = executed["01_prepare_data"].metadata.papermill
-    for name, own in executed.items():
+    checked = [(name, None, own) for name, own in executed.items()]
+    checked += [("01_prepare_data", run, own) for run, own in prepared.items()]
+    for name, run, own in checked:
         told = own.metadata.papermill
         defaults = notebook.notebook_parameters(runs.NOTEBOOKS / f"{name}.ipynb")
+        if run:
+            defaults |= {"run_dir": run, "corpus": CORPORA[run]}
+            told.parameters.setdefault("corpus", "synthetic")
         others = [key for key, value in told.parameters.items() if value != defaults.get(key)]
+        before = prepared[defaults["run_dir"]].metadata.papermill
         if told.exception or not told.end_time:
             found = "it did not run to its end"
         elif others:
             found = ", ".join(f"{key} was {told.parameters[key]!r}" for key in others)
-        elif name > "01_prepare_data" and told.end_time < prepared.end_time:
+        elif name > "01_prepare_data" and told.end_time < before.end_time:
             found = "it is older than 01_prepare_data's"
         else:
             continue
         raise GmpError(
             f"{name}: no outputs of the demo, {found}. Only what shows the synthetic corpus is committed, "
-            "for voices are people's; remove runs/demo and run make notebooks."
+            f"for voices are people's; remove {defaults['run_dir']} and run make notebooks."
         )
 
 
 def main() -> None:
     """Copy the demo's executed notebooks over their sources, and one of its figures for the README."""
     sources = sorted(runs.NOTEBOOKS.glob("[0-9]*.ipynb"))
-    found = {source: sorted(DEMO.glob(f"notebooks/{source.stem}*.ipynb"))[0] for source in sources}
-    executed = {source.stem: nbformat.read(path, as_version=4) for source, path in found.items()}
-    refuse_others(executed)
+
+    def read(run: str, name: str) -> nbformat.NotebookNode:
+        found = sorted(runs.run_folder(run).glob(f"notebooks/{name}*.ipynb"))
+        return nbformat.read(found[0], as_version=4)
+
+    places = {path.stem: notebook.notebook_parameters(path)["run_dir"] for path in sources}
+    executed = {name: read(run, name) for name, run in places.items()}
+    refuse_others(executed, {run: read(run, "01_prepare_data") for run in CORPORA})
     for source in sources:
         nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")

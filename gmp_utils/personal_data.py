@@ -1,0 +1,155 @@
+"""What stage 08 works on: a fold's rated utterances, and how their speakers sound to the encoder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gmp_utils import features, runs, speakers, weights
+from gmp_utils.encoders import SpeechModel
+from gmp_utils.errors import GmpError
+from gmp_utils.preparation import Corpus, open_corpus
+
+STAGE = "08_personalize"
+SUMMARIES = ("mean", "std", "max")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be rated, from what, on which fold.
+
+    Attributes
+    ----------
+    run_dir : str
+    fold : int
+    encoder : str
+        See `gmp_utils.weights.resolve`.
+    attributes : list of str
+        Of valence, arousal and dominance.
+    neighbours : int
+        Training speakers that an unseen one is made up of, and calibrated by.
+    train_encoder : bool
+        False trains the interpreter alone.
+    """
+
+    run_dir: str
+    fold: int
+    encoder: str
+    attributes: list[str]
+    neighbours: int = 15
+    train_encoder: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Of the fold's stages."""
+        return runs.run_folder(self.run_dir) / f"fold{self.fold}" / STAGE
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A fold's utterances that have ratings, and how their speakers sound to the untouched encoder.
+
+    Attributes
+    ----------
+    corpus : Corpus
+    parts : dict of str to list of str
+        Each in order of length.
+    summaries : dict of str to DataFrame
+        "mean", "std" and "max" over time, a row per utterance.
+    alike : DataFrame
+        Cosines of mean features, speakers × training speakers.
+    """
+
+    corpus: Corpus
+    parts: dict[str, list[str]]
+    summaries: dict[str, pd.DataFrame]
+    alike: pd.DataFrame
+
+    @property
+    def speaker(self) -> pd.Series:
+        """Of each utterance."""
+        return self.corpus.manifest.speaker
+
+    def mixtures(self, k: int) -> dict[str, np.ndarray]:
+        """For each utterance, how its speaker is made up of training speakers; see `speakers.mixing`."""
+        made_of = speakers.mixing(self.alike, k)
+        names = [name for own in self.parts.values() for name in own]
+        return {name: made_of.loc[self.speaker[name]].to_numpy(np.float32) for name in names}
+
+
+def hear(run_dir: str, encoder: str, keep_frames: bool) -> Path:
+    """Summarise every utterance's last layer over time, by the untouched encoder.
+
+    Returns
+    -------
+    stage : Path
+        With mean.npy, std.npy and max.npy: (n_utterances, hidden_size) float32, in the manifest's order;
+        and with the frames, if they are kept.
+    """
+    corpus = open_corpus(run_dir)
+
+    def build(folder: Path) -> None:
+        model = SpeechModel.load(weights.resolve(encoder))
+        inputs, names = features.model_inputs(model, corpus), list(corpus.manifest.index)
+        found = {}
+        if keep_frames:
+            frames = features.layer_frames(model, inputs, names, -1, folder / "frames")
+            states = ((name, (frames[name],)) for name in names)
+        else:
+            states = features.layer_states(model, inputs, names, [-1])
+        for name, (own,) in states:
+            wide = own.astype(np.float32)
+            found[name] = [getattr(wide, how)(axis=0) for how in SUMMARIES]
+        for how, rows in zip(SUMMARIES, zip(*(found[name] for name in names))):
+            np.save(folder / f"{how}.npy", np.stack(rows))
+
+    return runs.make_stage(
+        runs.run_folder(run_dir) / STAGE / "heard",
+        build,
+        parameters={"encoder": encoder, "keep_frames": keep_frames},
+        stages=[corpus.stage],
+        inputs=[weights.identity(encoder)],
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )
+
+
+def open_fold(task: Task) -> Heard:
+    """What systems are trained on.
+
+    Raises
+    ------
+    GmpError
+        If the corpus lacks an attribute, or a part of the fold has no rated utterances; as `hear`.
+    """
+    corpus = open_corpus(task.run_dir)
+    corpus.check_encoder(task.encoder, task.fold)
+    manifest = corpus.manifest
+    lacking = [
+        name for name in task.attributes if name not in manifest or manifest[name].isna().all()
+    ]
+    if lacking or not task.attributes:
+        known = [name for name in ("valence", "arousal", "dominance") if name in manifest]
+        raise GmpError(
+            f"attributes {task.attributes}: expected some of {', '.join(known) or 'none'}, the ratings that "
+            f"{corpus.name} has."
+        )
+    rated = manifest[task.attributes].notna().all(axis=1)
+    parts = {
+        part: [name for name in own if rated[name]] for part, own in corpus.split(task.fold).items()
+    }
+    needed = {"train", corpus.protocol.compared_on, "test"}
+    empty = [part for part in needed if not parts[part]]
+    if empty:
+        raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(empty)}.")
+    stage = hear(task.run_dir, task.encoder, not task.train_encoder)
+    runs.identity(stage)
+    summaries = {
+        how: pd.DataFrame(np.load(stage / f"{how}.npy", allow_pickle=False), manifest.index)
+        for how in SUMMARIES
+    }
+    names = [name for own in parts.values() for name in own]
+    means = speakers.by_speaker(summaries["mean"].loc[names].to_numpy(), manifest.speaker[names])
+    learnt = sorted(manifest.speaker[parts["train"]].unique())
+    return Heard(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]))
