@@ -119,7 +119,7 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
 
 def counts(manifest: pd.DataFrame) -> go.Figure:
     """Utterances per speaker and emotion, women and men apart."""
-    rows = manifest.fillna({"gender": "unknown"})
+    rows = manifest.fillna({"gender": "unknown", "emotion": "unknown"})
     keys = ["gender", "speaker", "emotion"]
     table = rows.groupby(keys).size().rename("utterances").reset_index()
     figure = px.bar(
@@ -128,7 +128,7 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
     figure.update_xaxes(matches=None)
-    sizes = manifest.emotion.value_counts()
+    sizes = rows.emotion.value_counts()
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
     if sizes.iloc[0] > sizes.iloc[-1]:
         title += f"; most are {sizes.index[0]} ({sizes.iloc[0]}), fewest {sizes.index[-1]} ({sizes.iloc[-1]})"
@@ -140,7 +140,7 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
 def durations(manifest: pd.DataFrame) -> go.Figure:
     """How long utterances are."""
     figure = px.histogram(
-        manifest.sort_values("emotion"),
+        manifest.fillna({"emotion": "unknown"}).sort_values("emotion"),
         x="duration",
         color="emotion",
         nbins=40,
@@ -159,7 +159,8 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     """Where each emotion lies between unpleasant and pleasant, calm and excited; None without ratings."""
     if not {"valence", "arousal"} <= set(manifest):
         return None
-    rated = manifest.dropna(subset=["valence", "arousal"]).sort_values("emotion")
+    rated = manifest.dropna(subset=["valence", "arousal"]).fillna({"emotion": "unknown"})
+    rated = rated.sort_values("emotion")
     if rated.empty:
         return None
     figure = px.scatter(

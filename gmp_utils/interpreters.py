@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from gmp_utils import distributed
 from gmp_utils.heads import mean_over_time
 
 INTERPRETERS = ("mlp", "transformer")
@@ -12,15 +13,19 @@ WIDTH = 128  # of the small Transformer
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that takes a batch of one utterance, which has no statistics, by those of before."""
+    """Batch norm over the utterances of all processes; one alone has no statistics, and gets past ones."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
-        if self.training and len(input) > 1:
-            return super().forward(input)
-        return nn.functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+        everyone = distributed.gathered(input) if self.training else input
+        mean, variance = self.running_mean, self.running_var
+        if self.training and len(everyone) > 1:
+            mean, variance = everyone.mean(dim=0), everyone.var(dim=0, unbiased=False)
+            with torch.no_grad():
+                n = len(everyone)
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+        return (input - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
 class MlpInterpreter(nn.Module):

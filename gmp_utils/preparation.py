@@ -18,6 +18,7 @@ MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"
 FAULTS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
 SPOKEN = {"synthetic": synthetic, "synthetic_speakers": synthetic_speakers}
 UNUSABLE = ("no label", "no speaker", "unreadable")
+RATINGS = ("valence", "arousal", "dominance")
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Corpus:
     @property
     def emotions(self) -> list[str]:
         """The classes, in alphabetical order."""
-        return sorted(self.manifest.emotion.unique())
+        return sorted(self.manifest.emotion.dropna().unique())
 
     def labels(self, utterances: list[str], column: str) -> np.ndarray:
         """Index of each utterance's `column` among the sorted values of the whole corpus.
@@ -214,7 +215,10 @@ def find_faults(
     found = pd.concat([*missing, audio.faults(report, min_seconds, max_seconds)], ignore_index=True)
     found["excluded"] = found.fault.isin(exclude)
     gone = set(found.utterance[found.excluded])
-    fatal = found[found.fault.isin(UNUSABLE) & ~found.utterance.isin(gone)]
+    spared = (found.fault == "no label") & found.utterance.isin(
+        manifest.utterance[_rated(manifest)]
+    )
+    fatal = found[found.fault.isin(UNUSABLE) & ~spared & ~found.utterance.isin(gone)]
     if len(fatal):
         one = fatal.iloc[0]
         said = one.found if pd.notna(one.found) else one.utterance
@@ -225,6 +229,11 @@ def find_faults(
     if len(gone) == len(manifest):
         raise GmpError(f"exclude {exclude}: nothing is left of {len(manifest)} utterances.")
     return found
+
+
+def _rated(manifest: pd.DataFrame) -> pd.Series:
+    """Which utterances have a rating, and are of use without an emotion."""
+    return manifest.reindex(columns=RATINGS).notna().any(axis=1)
 
 
 def prepare(
@@ -259,7 +268,8 @@ def prepare(
     Raises
     ------
     GmpError
-        For fewer than two emotions; what `find_faults`, `make_protocol` and `check_leakage` refuse.
+        For fewer than two emotions, unless there are ratings; what `find_faults`, `make_protocol` and
+        `check_leakage` refuse.
     """
     run = runs.run_folder(run_dir)
     columns = [name for name in ("utterance", "path", "start", "end") if name in manifest]
@@ -291,7 +301,7 @@ def prepare(
     kept = manifest.assign(duration=report.seconds, digest=report.digest)
     kept = kept[~kept.utterance.isin(faults.utterance[faults.excluded])]
     found = sorted(kept.emotion.dropna().unique())
-    if len(found) < 2:
+    if len(found) < 2 and not _rated(kept).any():
         raise GmpError(f"emotions: found {found}, expected two or more that can be told apart.")
     protocol = make_protocol(
         kept, fold_by, n_folds, validation, selection, transductive, women_share

@@ -159,7 +159,7 @@ class Protocol:
             women, men = (training.index[training.gender == name] for name in ("female", "male"))
             parts[training.index] = UNUSED
             parts[women[:n_women].union(men[: size - n_women])] = "train"
-        absent = set(manifest.emotion) - set(manifest.emotion[parts == "train"])
+        absent = set(manifest.emotion.dropna()) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
                 f"fold {fold}: no training speaker has emotion {sorted(absent)}; leave it out (parameter "

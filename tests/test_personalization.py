@@ -108,6 +108,11 @@ def test_a_batch_of_one_has_no_statistics():
     found = norm(torch.ones(1, 3))
     torch.testing.assert_close(found, (1 - before) / (norm.running_var + norm.eps).sqrt()[None])
     assert torch.equal(norm.running_mean, before)
+    theirs = torch.nn.BatchNorm1d(3)
+    ours, batch = interpreters.BatchNorm(3), torch.randn(7, 3)
+    torch.testing.assert_close(ours(batch), theirs(batch))
+    torch.testing.assert_close(ours.state_dict() | {"num_batches_tracked": 0},
+                               theirs.state_dict() | {"num_batches_tracked": 0})  # fmt: skip
 
 
 # Vectors of speakers

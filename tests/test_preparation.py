@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import emodb_folder, needs_emodb, tried
 
-from gmp_utils import GmpError, audio, corpora, preparation
+from gmp_utils import GmpError, audio, corpora, figures, preparation
 from gmp_utils.corpora import synthetic
 from gmp_utils.protocol import make_protocol
 
@@ -271,6 +271,23 @@ def test_faults_are_listed_and_excluded_by_rule_only(tmp_path):
     corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=every, **rules)
     assert sorted(corpus.manifest.index) == ["good1", "good2", "good3", "short"]
     assert len(corpus.waveforms["good1"]) == 16000
+
+
+def test_ratings_do_without_emotions(tmp_path):
+    """What is rated may have no emotion; what has neither is refused as before."""
+    table = faulty_corpus(tmp_path / "corpus")
+    rows = pd.read_csv(table).drop(columns="emotion").assign(valence=3.0)
+    rows.to_csv(table, index=False)
+    corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=["unreadable"])
+    assert len(corpus.manifest) == 7 and corpus.emotions == []
+    with pytest.raises(GmpError, match=r'has no emotion, which is needed here.*exclude "no label"'):
+        corpus.labels(["good1"], "emotion")
+    assert "unknown" in figures.counts(corpus.manifest).layout.title.text
+    assert figures.durations(corpus.manifest).data[0].name == "unknown"
+    rows.loc[0, "valence"] = None
+    rows.to_csv(table, index=False)
+    with pytest.raises(GmpError, match="no label: "):
+        prepared(tmp_path / "run", corpus_dir=table, exclude=["unreadable"])
 
 
 def test_the_store_is_kept_when_only_rules_change(tmp_path):

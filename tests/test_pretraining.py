@@ -164,29 +164,44 @@ def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
         pretraining.pretrain_contrastive(run, str(model), schedule)
 
 
-def test_the_shipped_encoder_is_the_one_on_record():
+@pytest.mark.parametrize("name", list(weights.EMBEDDED))
+def test_the_shipped_encoders_are_those_on_record(name):
     """The card names the weights' checksum: whoever changes them writes about it there."""
-    files = {path.name for path in weights.EMBEDDED["embedded"].iterdir()}
+    folder = weights.EMBEDDED[name]
+    files = {path.name for path in folder.iterdir()}
     assert files == {"config.json", "heard.txt", "model.safetensors", "README.md"}
-    stored = weights.EMBEDDED["embedded"] / "model.safetensors"
+    stored = folder / "model.safetensors"
     assert stored.stat().st_size < 16e6
-    assert runs.file_digest(stored) in (weights.EMBEDDED["embedded"] / "README.md").read_text()
+    assert runs.file_digest(stored) in (folder / "README.md").read_text()
 
 
-def test_the_shipped_encoder_needs_transformers_alone(tmp_path):
+@pytest.mark.parametrize(
+    ("name", "kind"), [("embedded", "HubertModel"), ("embedded-wav2vec2", "Wav2Vec2ForPreTraining")]
+)
+def test_the_shipped_encoders_need_transformers_alone(name, kind, tmp_path):
     """In a process of its own, away from the checkout."""
     code = (
-        "import sys, torch; from transformers import HubertModel;"
-        f"m, r = HubertModel.from_pretrained({str(weights.EMBEDDED['embedded'])!r}, dtype=torch.float32,"
+        f"import sys, torch; from transformers import {kind};"
+        f"m, r = {kind}.from_pretrained({str(weights.EMBEDDED[name])!r}, dtype=torch.float32,"
         " output_loading_info=True);"
         "assert not r['missing_keys'] and not r['unexpected_keys'], r;"
-        "assert m(torch.randn(1, 16000)).last_hidden_state.isfinite().all();"
+        "assert m(torch.randn(1, 16000))[0].isfinite().all();"
         "assert 'gmp_utils' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_wav2vec2_is_the_hubert_gone_on():
+    """The same CNN, bit for bit, another Transformer; and an exercise of its own."""
+    both = [encoders.SpeechModel.load(str(folder)) for folder in weights.EMBEDDED.values()]
+    before, after = (model.base_model.state_dict() for model in both)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and not [name for name in moved if name.startswith("feature_extractor.")]
+    assert list(map(weights.own_objective, weights.EMBEDDED)) == ["clusters", "contrastive"]
+    assert weights.heard("embedded") == weights.heard("embedded-wav2vec2") != set()
 
 
 def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):
