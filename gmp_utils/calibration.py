@@ -50,8 +50,8 @@ def calibrate(
     mean, deviation : float
         μ̄ and σ̄, of similar speakers' labels.
     variant : str
-        "mean" leaves the scale as it is, "scale" the mean. The seed of this project describes the first; the
-        authors found the second best on MSP-Podcast.
+        "mean" leaves the scale as it is, "scale" the mean. The paper writes both; its authors found the scale
+        alone best on MSP-Podcast.
 
     Returns
     -------

@@ -235,7 +235,7 @@ def plan(environment: Mapping[str, str]) -> Plan:
         for run in found
     ]
     kept = {name: declaration[name] for name in ("question", "variants", "against", "paper")}
-    kept |= {"runs": members, "folds": folds, "impossible": impossible, "personal": personal}
+    kept |= {"runs": members, "folds": folds, "impossible": impossible}
     return Plan(folder, found, kept)
 
 

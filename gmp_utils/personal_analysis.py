@@ -6,12 +6,10 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from gmp_utils import runs, speakers
-from gmp_utils.calibration import VARIANTS
 from gmp_utils.personal_data import Task, open_fold
 from gmp_utils.personal_results import PLAIN, by_speaker, calibrated, predictions
 from gmp_utils.regression import System
 
-WORTHWHILE = 0.005  # of A-CCC
 REDUCED = 10  # dimensions that speakers' features are compared in
 
 
@@ -39,29 +37,6 @@ def by_neighbours(
     return means.rename("A-CCC").reset_index()
 
 
-def recovered(means: pd.DataFrame) -> dict[str, float]:
-    """How much of what a speaker's own labels would win neighbours' labels do.
-
-    Parameters
-    ----------
-    means : DataFrame
-        A-CCC, calibrations × attributes; those of PLDC and those by own labels.
-
-    Returns
-    -------
-    shares : dict of str to float
-        Of each variant and attribute where own labels win at least `WORTHWHILE`; 1 is all of it.
-    """
-    shares = {}
-    for variant in VARIANTS:
-        best, found = means.loc[f"own labels' {variant}"], means.loc[f"PLDC {variant}"]
-        possible = best - means.loc[PLAIN]
-        for attribute in means.columns[possible >= WORTHWHILE]:
-            share = (found - means.loc[PLAIN])[attribute] / possible[attribute]
-            shares[f"recovered of {attribute} by PLDC {variant}"] = float(share)
-    return shares
-
-
 def gap(task: Task, stages: dict[int, str]) -> pd.DataFrame:
     """How much better known people are rated than unknown ones, by how many people were learnt from.
 
@@ -74,15 +49,15 @@ def gap(task: Task, stages: dict[int, str]) -> pd.DataFrame:
     Returns
     -------
     table : DataFrame
-        `speakers`, `attribute`, A-CCC of `known` people's utterances that were left out, of `unknown`
-        people's (the test speakers), and the `gap`.
+        `speakers`, `attribute`, A-CCC of `known` people's utterances that were left out, of every other
+        utterance of `unknown` people (the test speakers), and the `gap`.
     """
     rows = []
     for n, stage in stages.items():
-        found = {
-            name: by_speaker(predictions(task, stage, part).assign(calibration=PLAIN))
-            for name, part in (("known", "known"), ("unknown", "test"))
-        }
+        tables = {"known": predictions(task, stage, "known"), "unknown": predictions(task, stage)}
+        number = tables["unknown"].groupby(["attribute", "speaker"]).cumcount()
+        tables["unknown"] = tables["unknown"][number % 2 == 1]
+        found = {name: by_speaker(own.assign(calibration=PLAIN)) for name, own in tables.items()}
         means = pd.DataFrame(
             {name: own.groupby("attribute", sort=False).ccc.mean() for name, own in found.items()}
         )
@@ -108,7 +83,9 @@ def shifts(task: Task, system: str = "none-mlp") -> pd.DataFrame:
     """
     heard = open_fold(task)
     means = heard.summaries["mean"]
-    pca = PCA(min(REDUCED, *means.shape), random_state=0).fit(means.loc[heard.parts["train"]])
+    heard_in_training = means.loc[heard.parts["train"]]
+    size = min(REDUCED, *heard_in_training.shape)
+    pca = PCA(size, random_state=0).fit(heard_in_training)
     reduced = pd.DataFrame(pca.transform(means), means.index)
     learnt, tested = (heard.parts[part] for part in ("train", "test"))
     scores = by_speaker(predictions(task, system).assign(calibration=PLAIN))

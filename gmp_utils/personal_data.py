@@ -59,12 +59,15 @@ class Heard:
         "mean", "std" and "max" over time, a row per utterance.
     alike : DataFrame
         Cosines of mean features, speakers × training speakers.
+    frames : Path or None
+        Store of the last layer's frames, where the encoder is not trained.
     """
 
     corpus: Corpus
     parts: dict[str, list[str]]
     summaries: dict[str, pd.DataFrame]
     alike: pd.DataFrame
+    frames: Path | None
 
     @property
     def speaker(self) -> pd.Series:
@@ -78,7 +81,7 @@ class Heard:
         return {name: made_of.loc[self.speaker[name]].to_numpy(np.float32) for name in names}
 
 
-def hear(run_dir: str, encoder: str, keep_frames: bool) -> Path:
+def hear(run_dir: str, encoder: str, keep_frames: bool = True) -> Path:
     """Summarise every utterance's last layer over time, by the untouched encoder.
 
     Returns
@@ -121,7 +124,7 @@ def open_fold(task: Task) -> Heard:
     Raises
     ------
     GmpError
-        If the corpus lacks an attribute, or a part of the fold has no rated utterances; as `hear`.
+        If the corpus lacks an attribute, a part of the fold has no rated utterances, or `hear` was not run.
     """
     corpus = open_corpus(task.run_dir)
     corpus.check_encoder(task.encoder, task.fold)
@@ -143,7 +146,7 @@ def open_fold(task: Task) -> Heard:
     empty = [part for part in needed if not parts[part]]
     if empty:
         raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(empty)}.")
-    stage = hear(task.run_dir, task.encoder, not task.train_encoder)
+    stage = runs.run_folder(task.run_dir) / STAGE / "heard"
     runs.identity(stage)
     summaries = {
         how: pd.DataFrame(np.load(stage / f"{how}.npy", allow_pickle=False), manifest.index)
@@ -152,4 +155,5 @@ def open_fold(task: Task) -> Heard:
     names = [name for own in parts.values() for name in own]
     means = speakers.by_speaker(summaries["mean"].loc[names].to_numpy(), manifest.speaker[names])
     learnt = sorted(manifest.speaker[parts["train"]].unique())
-    return Heard(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]))
+    frames = None if task.train_encoder else stage / "frames"
+    return Heard(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]), frames)

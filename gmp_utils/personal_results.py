@@ -8,13 +8,18 @@ import pandas as pd
 
 from gmp_utils import comparison, evaluation, runs, speakers
 from gmp_utils.calibration import VARIANTS, calibrate, pldc
+from gmp_utils.interpreters import INTERPRETERS
 from gmp_utils.personal_data import STAGE, Task
 from gmp_utils.preparation import open_corpus
 from gmp_utils.regression import System
 
+LEAST = 5  # rated utterances of a speaker; CCC of fewer says nothing
 PLAIN = "none"  # no calibration
 CALIBRATIONS = (PLAIN, *(f"PLDC {variant}" for variant in VARIANTS))
-HEARD_TOGETHER = "Vectors of test speakers, and PLDC, come from all that they say, without labels."
+HEARD_TOGETHER = (
+    "Vectors of test speakers, PLDC and adaptations come from all that test speakers say, without labels. "
+    f"A-CCC is of speakers with at least {LEAST} rated utterances."
+)
 
 
 def predictions(task: Task, system: str, part: str = "test") -> pd.DataFrame:
@@ -67,8 +72,8 @@ def calibrated(
     return pd.concat(tables, ignore_index=True)
 
 
-def ceilings(table: pd.DataFrame) -> pd.DataFrame:
-    """What calibration could reach at most: each test speaker moved by the speaker's own labels.
+def by_own_labels(table: pd.DataFrame) -> pd.DataFrame:
+    """What calibration by a test speaker's own labels would do, for comparison.
 
     Parameters
     ----------
@@ -92,7 +97,7 @@ def ceilings(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_speaker(table: pd.DataFrame) -> pd.DataFrame:
-    """CCC of each speaker.
+    """CCC of each speaker with at least `LEAST` utterances.
 
     Parameters
     ----------
@@ -106,8 +111,10 @@ def by_speaker(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["system", "calibration", "attribute", "speaker"]
     groups = table.groupby(keys, sort=False)[["true", "predicted"]]
-    scores = groups.apply(lambda own: evaluation.ccc(own.true, own.predicted))
-    return scores.rename("ccc").reset_index()
+    scores = groups.apply(
+        lambda own: evaluation.ccc(own.true, own.predicted) if len(own) >= LEAST else np.nan
+    )
+    return scores.rename("ccc").dropna().reset_index()
 
 
 def o_ccc_interval(table: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
@@ -195,7 +202,9 @@ def shown(results: pd.DataFrame) -> pd.DataFrame:
     return wide.loc[order]
 
 
-def differences(table: pd.DataFrame, column: str, against: str) -> pd.DataFrame:
+def differences(
+    table: pd.DataFrame, column: str, against: str, among: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Is a difference more than noise: paired by speaker, an attribute at a time.
 
     Parameters
@@ -206,13 +215,18 @@ def differences(table: pd.DataFrame, column: str, against: str) -> pd.DataFrame:
         What differs: "system" or "calibration"; the other has one value.
     against : str
         The value that the others are compared with.
+    among : sequence of str, optional
+        The others; all if none are given.
 
     Returns
     -------
     table : DataFrame
         As of `gmp_utils.comparison.comparisons`, in hundredths of CCC, with `attribute`.
     """
-    rows = table.assign(variant=table[column], loss="CCC", seed=0)
+    told = table[column].isin([against, *(among if among is not None else table[column].unique())])
+    sizes = table[told].groupby([column, "attribute", "speaker"]).utterance.transform("size")
+    rows = table[told][sizes >= LEAST]
+    rows = rows.assign(variant=rows[column], loss="CCC", seed=0)
     found = {
         attribute: comparison.comparisons(own, evaluation.ccc, against)
         for attribute, own in rows.groupby("attribute", sort=False)
@@ -220,6 +234,52 @@ def differences(table: pd.DataFrame, column: str, against: str) -> pd.DataFrame:
     joined = pd.concat(found, names=["attribute"]).reset_index("attribute")
     joined["compared"] = joined.compared.str.replace(", CCC", "")
     return joined.reset_index(drop=True)
+
+
+def groups(names: Sequence[str]) -> dict[str, list[str]]:
+    """Systems by what they differ from in one thing: no vector, PAPT without one, or only more training.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of systems.
+
+    Returns
+    -------
+    groups : dict of str to list of str
+        Those that each of some systems is compared with.
+    """
+    told = [name for name in names if not name.startswith("papt-none")]
+    papt = [name for name in names if name.startswith("papt-") and name.endswith("-mlp")]
+    adapted = [name for name in names if name.startswith("none-mlp-")]
+    found = {
+        f"none-{kind}": [name for name in told if name.endswith(kind)] for kind in INTERPRETERS
+    }
+    found |= {"papt-none-mlp": papt, "none-mlp-all": adapted}
+    return {
+        reference: [name for name in own if name != reference]
+        for reference, own in found.items()
+        if reference in names and set(own) - {reference}
+    }
+
+
+def compared(table: pd.DataFrame) -> pd.DataFrame:
+    """Differences of uncalibrated systems within each of `groups`.
+
+    Parameters
+    ----------
+    table : DataFrame
+        As of `calibrated`.
+
+    Returns
+    -------
+    table : DataFrame
+        As of `differences`; p is corrected within attribute and group.
+    """
+    plain = table[table.calibration == PLAIN]
+    each = groups(list(plain.system.unique())).items()
+    found = [differences(plain, "system", reference, own) for reference, own in each]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def write_results(
@@ -247,20 +307,19 @@ def write_results(
     """
     corpus = open_corpus(run_dir)
     protocol = corpus.protocol
-    first = systems[0].name
 
     def build(folder: Path) -> None:
         table.to_parquet(folder / "ratings.parquet", index=False)
         results.to_csv(folder / "table.csv", index=False)
-        compared = differences(table[table.calibration == PLAIN], "system", first)
-        compared.to_csv(folder / "differences.csv", index=False)
+        found = compared(table)
+        found.to_csv(folder / "differences.csv", index=False)
         heard = f"folds {', '.join(str(task.fold) for task in tasks)} of {len(protocol.folds)}"
         said = f"{corpus.name}, encoder {tasks[0].encoder}, {heard}. {protocol.describe()}"
         words = shown(results).reset_index()
         words.columns = [" ".join(filter(None, column)) for column in words.columns]
         markdown = words.to_markdown(index=False, disable_numparse=True)
         findings = [
-            f"- {row.attribute}: {row.compared}: {row.finding}" for row in compared.itertuples()
+            f"- {row.attribute}: {row.compared}: {row.finding}" for row in found.itertuples()
         ]
         text = [said, HEARD_TOGETHER, "", markdown, "", *findings, ""]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")

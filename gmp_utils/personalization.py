@@ -4,7 +4,7 @@ Each system is trained on a fold's training speakers; what it makes of the test 
 `gmp_utils.calibration` and compared in `gmp_utils.personal_results`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from transformers import set_seed
 
 from gmp_utils import features, pseudo_labels, regression, runs, speakers, weights
 from gmp_utils.batching import Masking, Utterances
+from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
 from gmp_utils.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.personal_data import STAGE, Heard, Task, open_fold
@@ -23,15 +24,24 @@ from gmp_utils.ragged import Ragged
 from gmp_utils.regression import AttributeModel, System, Told
 from gmp_utils.training import Schedule, train
 
-ADAPTATIONS = ("unique", "oversampling", "weighting")
+ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
 
 
-def _stage(task: Task, name: str, build, parameters: dict, stages: Sequence[Path]) -> Path:
+def _stage(
+    task: Task,
+    name: str,
+    build: Callable[[Path], None],
+    parameters: dict,
+    stages: Sequence[Path] = (),
+    of_speakers: bool = False,
+) -> Path:
+    """A stage of a fold; `of_speakers` says that it knows unseen speakers by their neighbours."""
     corpus = open_corpus(task.run_dir)
+    read = ["fold", "encoder", "attributes", "train_encoder", *(["neighbours"] * of_speakers)]
     return runs.make_stage(
         task.folder / name,
         build,
-        parameters=vars(task) | parameters,
+        parameters={name: getattr(task, name) for name in read} | parameters,
         stages=[corpus.stage, runs.run_folder(task.run_dir) / STAGE / "heard", *stages],
         inputs=[weights.identity(task.encoder)],
         module=__name__,
@@ -42,7 +52,7 @@ def _stage(task: Task, name: str, build, parameters: dict, stages: Sequence[Path
 def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Path:
     """PAPT: masked prediction goes on, with a vector for every training speaker that is learnt with it.
 
-    Its targets are the pseudo-labels of stage 04, made of the untouched encoder.
+    Its targets are the pseudo-labels of stage 04, which have to be the untouched encoder's.
 
     Parameters
     ----------
@@ -55,23 +65,32 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
     Returns
     -------
     stage : Path
-        With history.csv, metrics.json and model/, and the frames of its last layer, without the vector that
-        is added there, unless the encoder is going to be trained further.
+        With history.csv, metrics.json and model/.
+
+    Raises
+    ------
+    GmpError
+        If stage 04 is not there, or clustered another model.
     """
     heard = open_fold(task)
     clusters = task.folder.parent / pseudo_labels.STAGE
     labels, scales = pseudo_labels.open_labels(clusters)
+    clustered = runs.read_json(clusters / "params.json")["clustered_model"]
+    if clustered != "encoder":
+        raise GmpError(
+            f"PAPT: the pseudo-labels are of clustered_model {clustered!r}, expected 'encoder'; run notebook "
+            "04 so, or make run RECIPE=papt."
+        )
     settings = {"scales": scales, "projection_size": 256, "loss_on": "masked", "combine": "sum"}
     settings |= {"activation": "relu", "speaker_position": position}
     settings["n_speakers"] = 0 if position == "none" else heard.alike.shape[1]
 
     def build(folder: Path) -> None:
         set_seed(schedule.seed)
-        model = MaskedPredictionModel.load(weights.resolve(task.encoder), **settings)
-        inputs, made_of = (
-            features.model_inputs(model, heard.corpus),
-            heard.mixtures(task.neighbours),
-        )
+        source = weights.resolve(task.encoder)
+        model = MaskedPredictionModel.load(source, train_encoder=True, train_cnn=False, **settings)
+        inputs = features.model_inputs(model, heard.corpus)
+        made_of = heard.mixtures(task.neighbours)
         protocol, sets = heard.corpus.protocol, []
         parts = [heard.parts[part] for part in protocol.unsupervised_parts]
         learnt = sorted((name for own in parts for name in own), key=inputs.lengths.get)
@@ -81,17 +100,28 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
             sets.append(Utterances(inputs, names, told, labels, masking, schedule.seed))
         metrics = partial(stream_metrics, scales)
         train(model, *sets, folder, schedule, metrics, "masked_loss", protocol.selection)
-        if not task.train_encoder:
-            inside = position in ("input", "prefix")
-            features.layer_frames(
-                model, inputs, list(made_of), -1, folder / "frames", made_of if inside else None
-            )
 
     given = {"position": position, "schedule": vars(schedule), "masking": vars(masking)}
-    return _stage(task, f"papt-{position}", build, given, [clusters])
+    return _stage(task, f"papt-{position}", build, given, [clusters], position != "none")
 
 
-def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> Told:
+def _papt_frames(task: Task, heard: Heard, position: str) -> Path:
+    """Frames of the last layer that `adapt` left, without the vector that is added there."""
+    source = task.folder / f"papt-{position}"
+
+    def build(folder: Path) -> None:
+        model = SpeechModel.load(str(source / "model"))
+        made_of = heard.mixtures(task.neighbours)
+        inside = made_of if position in ("input", "prefix") else None
+        inputs = features.model_inputs(model, heard.corpus)
+        features.layer_frames(model, inputs, list(made_of), -1, folder / "frames", inside)
+
+    return _stage(task, f"{source.name}-frames", build, {}, [source], position != "none")
+
+
+def _told(
+    task: Task, heard: Heard, system: System, model: AttributeModel, frames: Path | None
+) -> Told:
     """Inputs of a system's model, and what is known of each utterance."""
     names = [name for own in heard.parts.values() for name in own]
     vectors = None
@@ -103,12 +133,7 @@ def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> To
         learnt = of.loc[heard.alike.columns]
         of = (of - learnt.mean()) / learnt.std().clip(lower=1e-6)
         vectors = {name: of.loc[heard.speaker[name]].to_numpy(np.float32) for name in names}
-    if task.train_encoder:
-        inputs = features.model_inputs(model, heard.corpus)
-    elif system.representation == "papt":
-        inputs = Ragged.open(task.folder / f"papt-{system.position}" / "frames")
-    else:
-        inputs = Ragged.open(runs.run_folder(task.run_dir) / STAGE / "heard" / "frames")
+    inputs = Ragged.open(frames) if frames else features.model_inputs(model, heard.corpus)
     rows = heard.corpus.manifest[task.attributes]
     ratings = dict(zip(rows.index, rows.to_numpy(np.float32)))
     return Told(inputs, ratings, vectors)
@@ -123,6 +148,7 @@ def _fit_and_rate(
     folder: Path,
     training: list[str],
     counted: Sequence[float] | None = None,
+    frames: Path | None = None,
 ) -> None:
     """Train a system's model from a source, and leave what it makes of every utterance."""
     set_seed(schedule.seed)
@@ -141,7 +167,7 @@ def _fit_and_rate(
     model = AttributeModel.load(
         source, train_encoder=task.train_encoder, train_cnn=False, **settings
     )
-    told = _told(task, heard, system, model)
+    told = _told(task, heard, system, model, frames)
     held_out = heard.parts[corpus.protocol.compared_on]
     selection = corpus.protocol.selection
     regression.fit(model, told, training, held_out, folder, schedule, selection, counted)
@@ -178,16 +204,21 @@ def rate(task: Task, system: System, schedule: Schedule) -> Path:
         attribute, true, predicted) and speakers.parquet (each speaker's mean feature).
     """
     heard, before, source = open_fold(task), [], weights.resolve(task.encoder)
+    frames = heard.frames
     if system.representation == "papt":
         before = [task.folder / f"papt-{system.position}"]
         source = str(before[0] / "model")
         runs.identity(before[0])
+        if not task.train_encoder:
+            before.append(_papt_frames(task, heard, system.position))
+            frames = before[-1] / "frames"
+    training = heard.parts["train"]
 
     def build(folder: Path) -> None:
-        _fit_and_rate(task, heard, system, source, schedule, folder, heard.parts["train"])
+        _fit_and_rate(task, heard, system, source, schedule, folder, training, None, frames)
 
     given = {"system": vars(system), "schedule": vars(schedule)}
-    return _stage(task, system.name, build, given, before)
+    return _stage(task, system.name, build, given, before, system.learns_vectors)
 
 
 def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) -> Path:
@@ -200,7 +231,8 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
     task : Task
     how : str
         "unique" goes on with the utterances of those who are chosen, each once; "oversampling" with each as
-        often as its speaker is chosen; "weighting" with all, which count once and once more for every choice.
+        often as its speaker is chosen; "weighting" with all, which count once and once more for every choice;
+        "all" with all alike, which is more training and nothing else.
     chosen : int
         Training speakers for each test speaker.
     schedule : Schedule
@@ -236,18 +268,18 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
         )
         training = np.repeat(heard.parts["train"], repeated).tolist()
         counted = 1.0 + each if how == "weighting" else None
-        begin = str(before / "model")
-        _fit_and_rate(task, heard, system, begin, schedule, folder, training, counted)
+        begin, frames = str(before / "model"), heard.frames
+        _fit_and_rate(task, heard, system, begin, schedule, folder, training, counted, frames)
 
     given = {"how": how, "chosen": chosen, "schedule": vars(schedule)}
     return _stage(task, f"{system.name}-{how}", build, given, [before])
 
 
 def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
-    """Train "none-mlp" on some training speakers, and leave a quarter of their utterances out.
+    """Train "none-mlp" on half of the utterances of some training speakers.
 
-    What it makes of these is what it makes of people whom it knows: the difference to unseen people is the
-    personalisation gap.
+    What it makes of the other half is what it makes of people whom it knows: the difference to unseen people
+    is the personalisation gap.
 
     Parameters
     ----------
@@ -255,6 +287,7 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     n : int
         Training speakers, drawn by the schedule's seed.
     schedule : Schedule
+        The same updates for any number of speakers.
 
     Returns
     -------
@@ -266,7 +299,8 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     order = np.random.default_rng(schedule.seed).permutation(len(learnt))
     drawn = set(learnt[order[:n]])
     own = [name for name in heard.parts["train"] if heard.speaker[name] in drawn]
-    known = own[::4]
+    number = heard.speaker[own].groupby(heard.speaker[own]).cumcount()
+    known = [name for name, count in zip(own, number) if count % 2]
     parts = heard.parts | {
         "train": [name for name in own if name not in set(known)],
         "known": known,
@@ -275,7 +309,8 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     def build(folder: Path) -> None:
         fewer = replace(heard, parts=parts)
         source = weights.resolve(task.encoder)
-        _fit_and_rate(task, fewer, System(), source, schedule, folder, parts["train"])
+        training, frames = parts["train"], heard.frames
+        _fit_and_rate(task, fewer, System(), source, schedule, folder, training, None, frames)
 
     given = {"speakers": n, "schedule": vars(schedule)}
-    return _stage(task, f"{System().name}-{n}-speakers", build, given, [])
+    return _stage(task, f"{System().name}-{n}-speakers", build, given)

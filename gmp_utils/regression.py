@@ -96,7 +96,7 @@ class AttributeModel(encoders.SpeechModel):
     """An encoder and an interpreter of its last layer's frames.
 
     Where the encoder is not trained the frames themselves are its inputs, once computed for all epochs. The
-    loss is that of a whole batch, of all processes together; in pieces, it is each piece's.
+    loss is that of a whole batch, of all processes together, and cannot be computed in pieces.
     """
 
     loss_of_batch = True
@@ -127,19 +127,26 @@ class AttributeModel(encoders.SpeechModel):
             vector = None  # the frames have it
         return frames, valid, vector
 
-    def feature(self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """Mean over time of each utterance's frames, with the vector where it is added, (batch, dim)."""
-        frames, valid, vector = self.read(inputs, lengths, speaker)
-        means = mean_over_time(frames, valid)
-        return means if vector is None else means + vector
+    def rate(
+        self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Rate utterances.
 
-    def rate(self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None) -> Tensor:
-        """Ratings on the corpus's scale, (batch, attributes)."""
+        Returns
+        -------
+        ratings : (batch, attributes) float32
+            On the corpus's scale.
+        features : (batch, dim) float32
+            Mean over time of each utterance's frames, with the vector where it is added.
+        """
         spread, offset = (
             inputs.new_tensor(each, dtype=torch.float32)
             for each in (self.config.spread, self.config.offset)
         )
-        return self.interpreter(*self.read(inputs, lengths, speaker)) * spread + offset
+        frames, valid, vector = self.read(inputs, lengths, speaker)
+        means = mean_over_time(frames, valid)
+        ratings = self.interpreter(frames, valid, vector) * spread + offset
+        return ratings, means if vector is None else means + vector
 
     def forward(
         self,
@@ -165,7 +172,7 @@ class AttributeModel(encoders.SpeechModel):
         outputs : dict
             `loss`, see `concordance_loss`, and `predicted` (batch, attributes).
         """
-        predicted = self.rate(inputs, lengths, speaker)
+        predicted, _ = self.rate(inputs, lengths, speaker)
         weight = torch.ones_like(ratings[:, 0]) if weight is None else weight
         compared = predicted, ratings, weight
         if self.training:
@@ -239,14 +246,12 @@ def apply(
     -------
     ratings : (n_utterances, attributes) float32
     vectors : (n_utterances, hidden_size) float32
-        See `AttributeModel.feature`.
+        See `AttributeModel.rate`.
     """
     dataset = told.dataset(utterances)
     del dataset.targets["ratings"]
     model.eval().to(hardware.device())
-    found = []
-    for function in (model.rate, model.feature):
-        with torch.inference_mode():
-            batches = [own for _, own in features.batches(dataset, "rate", function)]
-        found.append(torch.cat(batches).float().cpu().numpy())
-    return found[0], found[1]
+    with torch.inference_mode():
+        found = [own for _, own in features.batches(dataset, "rate", model.rate)]
+    ratings, vectors = (torch.cat(each).float().cpu().numpy() for each in zip(*found))
+    return ratings, vectors

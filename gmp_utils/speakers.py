@@ -132,7 +132,8 @@ def divergences(
 
     def model(name: str) -> GaussianMixture:
         own = reduced[speakers == name]
-        n = min(MIXTURE, len(own))
+        own = np.repeat(own, 2, axis=0) if len(own) == 1 else own  # scikit-learn asks for two
+        n = min(MIXTURE, len(np.unique(own, axis=0)))
         return GaussianMixture(n, covariance_type="diag", reg_covar=FLOOR, random_state=seed).fit(
             own
         )

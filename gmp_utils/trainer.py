@@ -189,7 +189,8 @@ class SecondsTrainer(Trainer):
                     return super().training_step(model, inputs, num_items_in_batch)
                 return self._in_pieces(model, inputs)
             except torch.OutOfMemoryError:
-                if self.args.world_size > 1 or self.pieces >= len(inputs["lengths"]):
+                whole = self.args.world_size > 1 or self.model.loss_of_batch
+                if whole or self.pieces >= len(inputs["lengths"]):
                     raise memory.too_small(self.schedule.batch_seconds) from None
             model.zero_grad()
             torch.cuda.empty_cache()

@@ -34,7 +34,7 @@ def train(
 
     Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last
     that is whole. Where the GPU's memory does not suffice, batches are computed in pieces, with the
-    same gradients, and metrics.json says so.
+    same gradients, and metrics.json says so; but not where a loss is of the whole batch.
     With TENSORBOARD in the environment there is tensorboard/, too, with every step as events.
     Afterwards the model has the weights of the selected epoch.
 

@@ -105,6 +105,10 @@ def test_papt_ends_with_notebook_08(tmp_path):
     planned = experiments.plan({"EXPERIMENT": "personalize"})
     assert [run.personal for run in planned.runs] == [True, True]
     assert {run.parameters["corpus"] for run in planned.runs} == {"synthetic_speakers"}
+    published = settings | {"PRESET": "presets/papt.yaml", "FOLDS": ""}
+    (run,) = experiments.plan(published).runs
+    assert (run.parameters["layer"], run.parameters["scales"]) == (-16, [500])
+    assert run.parameters["clustered_model"] == "encoder"
     mixed = tmp_path / "mixed.yaml"
     mixed.write_text(
         "question: Which\nfolds: [1]\nseeds: [0]\nvariants: {a: {recipe: papt}, b: {recipe: v-ft}}\n"

@@ -6,7 +6,7 @@ is *rated* differs from speaker to speaker by a known rule of how high the voice
 
 | rating | of a speaker with this voice |
 |---|---|
-| valence | 4 + felt − 1.2 · `height`: shifted in its mean |
+| valence | 4 + felt + 1.2 · cos(π · `height`): shifted in its mean, up for voices in the middle |
 | arousal | 4 + felt · exp(0.7 · `height`): shifted in its scale |
 | dominance | 4 + felt: not shifted |
 
@@ -75,7 +75,7 @@ def rate(felt: np.ndarray, height: np.ndarray) -> np.ndarray:
     ratings : (n, 3) float
     """
     none, same = np.zeros_like(height), np.ones_like(height)
-    shift = np.stack([-1.2 * height, none, none], axis=1)
+    shift = np.stack([1.2 * np.cos(np.pi * height), none, none], axis=1)
     scale = np.stack([same, np.exp(0.7 * height), same], axis=1)
     return 4 + shift + scale * felt
 
