@@ -7,9 +7,12 @@ python workflow/commit_outputs.py
 
 import nbformat
 
-from gmp_utils import GmpError, notebook, runs
+from gmp_utils import GmpError, declarations, notebook, runs
 
-CORPORA = {"runs/demo": "synthetic", "runs/personal": "synthetic_speakers"}  # of the runs
+RUNS = {  # and what notebook 01 is told there
+    "runs/demo": {"corpus": "synthetic"},
+    "runs/personal": declarations.recipe("papt") | {"corpus": "synthetic_speakers"},
+}
 README_FIGURE = "03-probes-multitask-fold1"
 
 
@@ -57,7 +60,7 @@ def refuse_others(
     executed : dict of str to NotebookNode
         By the names of their sources.
     prepared : dict of str to NotebookNode
-        Notebook 01 of each of `CORPORA`'s runs, which may differ from its defaults in these two.
+        Notebook 01 of each of `RUNS`.
 
     Raises
     ------
@@ -71,7 +74,7 @@ def refuse_others(
         told = own.metadata.papermill
         defaults = notebook.notebook_parameters(runs.NOTEBOOKS / f"{name}.ipynb")
         if run:
-            defaults |= {"run_dir": run, "corpus": CORPORA[run]}
+            defaults |= RUNS[run] | {"run_dir": run}
             told.parameters.setdefault("corpus", "synthetic")
         others = [key for key, value in told.parameters.items() if value != defaults.get(key)]
         before = prepared[defaults["run_dir"]].metadata.papermill
@@ -99,7 +102,7 @@ def main() -> None:
 
     places = {path.stem: notebook.notebook_parameters(path)["run_dir"] for path in sources}
     executed = {name: read(run, name) for name, run in places.items()}
-    refuse_others(executed, {run: read(run, "01_prepare_data") for run in CORPORA})
+    refuse_others(executed, {run: read(run, "01_prepare_data") for run in RUNS})
     for source in sources:
         nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
