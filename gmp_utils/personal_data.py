@@ -9,7 +9,7 @@ import pandas as pd
 from gmp_utils import features, runs, speakers, weights
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.errors import GmpError
-from gmp_utils.preparation import Corpus, open_corpus
+from gmp_utils.preparation import RATINGS, Corpus, open_corpus
 
 STAGE = "08_personalize"
 SUMMARIES = ("mean", "std", "max")
@@ -60,7 +60,8 @@ class Heard:
     alike : DataFrame
         Cosines of mean features, speakers × training speakers.
     frames : Path or None
-        Store of the last layer's frames, where the encoder is not trained.
+        Store of the frames that a system reads, the untouched encoder's at first; None where the encoder
+        is trained.
     """
 
     corpus: Corpus
@@ -74,11 +75,16 @@ class Heard:
         """Of each utterance."""
         return self.corpus.manifest.speaker
 
+    @property
+    def utterances(self) -> list[str]:
+        """Of all parts."""
+        return [name for own in self.parts.values() for name in own]
+
     def mixtures(self, k: int) -> dict[str, np.ndarray]:
         """For each utterance, how its speaker is made up of training speakers; see `speakers.mixing`."""
         made_of = speakers.mixing(self.alike, k)
-        names = [name for own in self.parts.values() for name in own]
-        return {name: made_of.loc[self.speaker[name]].to_numpy(np.float32) for name in names}
+        speaker = self.speaker[self.utterances]
+        return {name: made_of.loc[who].to_numpy(np.float32) for name, who in speaker.items()}
 
 
 def hear(run_dir: str, encoder: str, keep_frames: bool = True) -> Path:
@@ -133,7 +139,7 @@ def open_fold(task: Task) -> Heard:
         name for name in task.attributes if name not in manifest or manifest[name].isna().all()
     ]
     if lacking or not task.attributes:
-        known = [name for name in ("valence", "arousal", "dominance") if name in manifest]
+        known = [name for name in RATINGS if name in manifest]
         raise GmpError(
             f"attributes {task.attributes}: expected some of {', '.join(known) or 'none'}, the ratings that "
             f"{corpus.name} has."

@@ -119,12 +119,9 @@ def _papt_frames(task: Task, heard: Heard, position: str) -> Path:
     return _stage(task, f"{source.name}-frames", build, {}, [source], position != "none")
 
 
-def _told(
-    task: Task, heard: Heard, system: System, model: AttributeModel, frames: Path | None
-) -> Told:
+def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> Told:
     """Inputs of a system's model, and what is known of each utterance."""
-    names = [name for own in heard.parts.values() for name in own]
-    vectors = None
+    names, vectors = heard.utterances, None
     if system.learns_vectors:
         vectors = heard.mixtures(task.neighbours)
     elif system.representation in ("mean", "max"):
@@ -133,7 +130,8 @@ def _told(
         learnt = of.loc[heard.alike.columns]
         of = (of - learnt.mean()) / learnt.std().clip(lower=1e-6)
         vectors = {name: of.loc[heard.speaker[name]].to_numpy(np.float32) for name in names}
-    inputs = Ragged.open(frames) if frames else features.model_inputs(model, heard.corpus)
+    kept = heard.frames
+    inputs = Ragged.open(kept) if kept else features.model_inputs(model, heard.corpus)
     rows = heard.corpus.manifest[task.attributes]
     ratings = dict(zip(rows.index, rows.to_numpy(np.float32)))
     return Told(inputs, ratings, vectors)
@@ -148,7 +146,6 @@ def _fit_and_rate(
     folder: Path,
     training: list[str],
     counted: Sequence[float] | None = None,
-    frames: Path | None = None,
 ) -> None:
     """Train a system's model from a source, and leave what it makes of every utterance."""
     set_seed(schedule.seed)
@@ -167,7 +164,7 @@ def _fit_and_rate(
     model = AttributeModel.load(
         source, train_encoder=task.train_encoder, train_cnn=False, **settings
     )
-    told = _told(task, heard, system, model, frames)
+    told = _told(task, heard, system, model)
     held_out = heard.parts[corpus.protocol.compared_on]
     selection = corpus.protocol.selection
     regression.fit(model, told, training, held_out, folder, schedule, selection, counted)
@@ -204,18 +201,16 @@ def rate(task: Task, system: System, schedule: Schedule) -> Path:
         attribute, true, predicted) and speakers.parquet (each speaker's mean feature).
     """
     heard, before, source = open_fold(task), [], weights.resolve(task.encoder)
-    frames = heard.frames
     if system.representation == "papt":
         before = [task.folder / f"papt-{system.position}"]
         source = str(before[0] / "model")
         runs.identity(before[0])
         if not task.train_encoder:
             before.append(_papt_frames(task, heard, system.position))
-            frames = before[-1] / "frames"
-    training = heard.parts["train"]
+            heard = replace(heard, frames=before[-1] / "frames")
 
     def build(folder: Path) -> None:
-        _fit_and_rate(task, heard, system, source, schedule, folder, training, None, frames)
+        _fit_and_rate(task, heard, system, source, schedule, folder, heard.parts["train"])
 
     given = {"system": vars(system), "schedule": vars(schedule)}
     return _stage(task, system.name, build, given, before, system.learns_vectors)
@@ -268,8 +263,8 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
         )
         training = np.repeat(heard.parts["train"], repeated).tolist()
         counted = 1.0 + each if how == "weighting" else None
-        begin, frames = str(before / "model"), heard.frames
-        _fit_and_rate(task, heard, system, begin, schedule, folder, training, counted, frames)
+        begin = str(before / "model")
+        _fit_and_rate(task, heard, system, begin, schedule, folder, training, counted)
 
     given = {"how": how, "chosen": chosen, "schedule": vars(schedule)}
     return _stage(task, f"{system.name}-{how}", build, given, [before])
@@ -309,8 +304,7 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     def build(folder: Path) -> None:
         fewer = replace(heard, parts=parts)
         source = weights.resolve(task.encoder)
-        training, frames = parts["train"], heard.frames
-        _fit_and_rate(task, fewer, System(), source, schedule, folder, training, None, frames)
+        _fit_and_rate(task, fewer, System(), source, schedule, folder, parts["train"])
 
     given = {"speakers": n, "schedule": vars(schedule)}
     return _stage(task, f"{System().name}-{n}-speakers", build, given)

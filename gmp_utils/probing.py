@@ -22,11 +22,10 @@ from gmp_utils import (
 )
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.kmeans import assign, fit_kmeans
-from gmp_utils.preparation import Corpus, open_corpus
+from gmp_utils.preparation import RATINGS, Corpus, open_corpus
 
 STAGE = "03_probe_layers"
 CLASSES = ("emotion", "gender", "speaker")
-RATINGS = ("valence", "arousal", "dominance")
 KNOWN = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
 FRAMES_EACH = 12  # frames drawn from an utterance, at most, for probes, maps and few clusters
 POINTS_PER_CLUSTER = 10  # drawn for clusters, at least, where there are so many frames

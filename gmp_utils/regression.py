@@ -64,12 +64,8 @@ class System:
     @property
     def learns_vectors(self) -> bool:
         """Whether there is a vector for each training speaker among the weights."""
-        return self.representation == "learnt" or self.from_papt
-
-    @property
-    def from_papt(self) -> bool:
-        """Whether these come from a masked prediction."""
-        return self.representation == "papt" and self.position != "none"
+        from_papt = self.representation == "papt" and self.position != "none"
+        return self.representation == "learnt" or from_papt
 
 
 def every_system(
