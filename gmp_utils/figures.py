@@ -130,7 +130,9 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(matches=None)
     sizes = rows.emotion.value_counts()
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
-    if sizes.iloc[0] > sizes.iloc[-1]:
+    if manifest.emotion.isna().all():
+        title += ", none with an emotion"
+    elif sizes.iloc[0] > sizes.iloc[-1]:
         title += f"; most are {sizes.index[0]} ({sizes.iloc[0]}), fewest {sizes.index[-1]} ({sizes.iloc[-1]})"
     else:
         title += f", {sizes.iloc[0]} of each emotion"

@@ -282,7 +282,7 @@ def test_ratings_do_without_emotions(tmp_path):
     assert len(corpus.manifest) == 7 and corpus.emotions == []
     with pytest.raises(GmpError, match=r'has no emotion, which is needed here.*exclude "no label"'):
         corpus.labels(["good1"], "emotion")
-    assert "unknown" in figures.counts(corpus.manifest).layout.title.text
+    assert figures.counts(corpus.manifest).layout.title.text.endswith(", none with an emotion")
     assert figures.durations(corpus.manifest).data[0].name == "unknown"
     rows.loc[0, "valence"] = None
     rows.to_csv(table, index=False)
