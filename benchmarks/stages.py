@@ -39,9 +39,9 @@ from transformers import (
 from gmp_utils import audio, features, hardware, kmeans, runs
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
 from gmp_utils.encoders import SpeechModel
-from gmp_utils.finetuning import EmotionClassifier
 from gmp_utils.heads import Network, StreamHeads
 from gmp_utils.masked_prediction import MaskedPredictionModel
+from gmp_utils.networks import EmotionClassifier
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
 

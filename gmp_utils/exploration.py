@@ -9,7 +9,7 @@ import pandas as pd
 from gmp_utils import finetuning, probing, pseudo_labels, runs
 from gmp_utils.encoders import frame_at
 from gmp_utils.errors import GmpError
-from gmp_utils.finetuning import EmotionClassifier
+from gmp_utils.networks import EmotionClassifier
 from gmp_utils.preparation import open_corpus
 from gmp_utils.timeline import scores_over_time, timeline
 

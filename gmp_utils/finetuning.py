@@ -4,54 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from transformers import set_seed
 
 from gmp_utils import evaluation, features, hardware, masked_prediction, runs, weights
 from gmp_utils.errors import GmpError
-from gmp_utils.heads import CosineClassifier, Network
-from gmp_utils.losses import am_softmax
-from gmp_utils.multitask import UtteranceModel, labelled, load, task_metrics
+from gmp_utils.heads import Network
+from gmp_utils.multitask import labelled, load, task_metrics
+from gmp_utils.networks import EmotionClassifier
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
 
 STAGE = "06_finetune"
 LOSSES = ("ce", "ams", "ce-then-ams")
-
-
-class EmotionClassifier(UtteranceModel):
-    """A linear (CE) or cosine (AM-Softmax) classifier."""
-
-    def _build_heads(self, config) -> None:
-        super()._build_heads(config)
-        classifier = nn.Linear if config.loss == "ce" else CosineClassifier
-        self.classifier = classifier(self.head.size, len(config.emotions))
-
-    def forward(
-        self, inputs: Tensor, lengths: Tensor, emotion: Tensor, **masks: Tensor
-    ) -> dict[str, Tensor]:
-        """Classify utterances, and compare with their labels.
-
-        Parameters
-        ----------
-        inputs, lengths, **masks
-            See `SpeechModel.hidden_states`.
-        emotion : (batch,) int64
-
-        Returns
-        -------
-        outputs : dict
-            `loss`, with the margin while training only, and `logits` (batch, emotions): for
-            AM-Softmax the scaled cosines.
-        """
-        scores = self.classifier(self.embed(inputs, lengths, **masks))
-        config = self.config
-        if config.loss == "ce":
-            return {"loss": self.emotion_loss(scores, emotion), "logits": scores}
-        margin = config.margin if self.training else 0.0
-        loss = am_softmax(scores, emotion, config.scale, margin)
-        return {"loss": loss, "logits": config.scale * scores}
 
 
 def separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -92,7 +57,7 @@ def apply(
     model.eval().to(hardware.device())
     with torch.inference_mode():
         vectors = [found.float() for _, found in features.batches(dataset, "classify", model.embed)]
-        logits = [model.classifier(feature).float() for feature in vectors]
+        logits = [model.logits(feature).float() for feature in vectors]
     return torch.cat(vectors).cpu().numpy(), torch.cat(logits).cpu().numpy()
 
 

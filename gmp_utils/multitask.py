@@ -5,125 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import EvalPrediction, set_seed
 
-from gmp_utils import encoders, evaluation, features, runs, weights
+from gmp_utils import evaluation, features, runs, weights
 from gmp_utils.batching import SPEC_AUGMENT, Utterances
 from gmp_utils.errors import GmpError
-from gmp_utils.heads import LayerMix, Network, UtteranceHead, mean_over_time, projection
+from gmp_utils.heads import Network
+from gmp_utils.networks import MultitaskModel, UtteranceModel, tasks
 from gmp_utils.preparation import Corpus, open_corpus
 from gmp_utils.ragged import Ragged
 from gmp_utils.training import Schedule, train
 
 STAGE = "02_train_multitask"
-FRAME_HEAD = 128  # hidden units of the frames' classifier, as in P-TAPT's published code
-
-
-def tasks(alpha: float) -> tuple[str, ...]:
-    """What is learnt of an utterance: its gender too, unless emotion has all the weight."""
-    return ("emotion",) if alpha == 1 else ("emotion", "gender")
-
-
-class UtteranceModel(encoders.SpeechModel):
-    """An encoder and `UtteranceHead`: what stages 02 and 06 add their classifiers to."""
-
-    def _build_heads(self, config) -> None:
-        if config.mix_layers:
-            self.mix = LayerMix(config.num_hidden_layers)
-        sizes = config.lstm_size, config.projection_size
-        self.head = UtteranceHead(config.hidden_size, *sizes, config.head)
-
-    def frames(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head reads of each utterance, and where it is valid; see `SpeechModel.hidden_states`."""
-        if self.config.mix_layers:
-            layers = range(self.n_layers + 1)
-            states, valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
-            return self.mix(states), valid
-        layers = (self.config.head_layer,)
-        (frames,), valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
-        return frames, valid
-
-    def embed(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> Tensor:
-        """Feature of each utterance, (batch, head.size)."""
-        return self.head(*self.frames(inputs, lengths, **masks))
-
-    def emotion_loss(self, logits: Tensor, emotion: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Cross-entropy, averaged over utterances with the weights of their classes, if there are any.
-
-        Parameters
-        ----------
-        logits : (batch, emotions) or (batch, frames, emotions) float32
-            An utterance's frames are averaged first.
-        emotion : (batch,) int64
-        valid : (batch, frames) bool, optional
-            With logits of frames.
-
-        Returns
-        -------
-        loss : () float32
-        """
-        each = emotion if valid is None else emotion.unsqueeze(1).expand(valid.shape)
-        losses = F.cross_entropy(logits.float().movedim(-1, 1), each, reduction="none")
-        if valid is not None:
-            losses = mean_over_time(losses.unsqueeze(-1), valid).squeeze(-1)
-        if self.config.emotion_weights:
-            losses = losses * losses.new_tensor(self.config.emotion_weights)[emotion]
-        return losses.mean()
-
-
-class MultitaskModel(UtteranceModel):
-    """A linear classifier for emotion; one for gender, unless α is 1; one for frames, if they have a loss."""
-
-    def _build_heads(self, config) -> None:
-        super()._build_heads(config)
-        self.emotion = nn.Linear(self.head.size, len(config.emotions))
-        if "gender" in tasks(config.alpha):
-            self.gender = nn.Linear(self.head.size, 2)
-        if config.frame_weight:
-            sizes = config.hidden_size, FRAME_HEAD, len(config.emotions)
-            self.frame_emotion = projection(*sizes, nn.Tanh)
-
-    def forward(
-        self,
-        inputs: Tensor,
-        lengths: Tensor,
-        emotion: Tensor,
-        gender: Tensor | None = None,
-        **masks: Tensor,
-    ) -> dict[str, Tensor]:
-        """Classify utterances, and compare with their labels.
-
-        Parameters
-        ----------
-        inputs, lengths, **masks
-            See `SpeechModel.hidden_states`.
-        emotion, gender : (batch,) int64
-            No gender where α is 1.
-
-        Returns
-        -------
-        outputs : dict
-            `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1, + the weight of frames ·
-            the mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
-            `emotion_logits` (batch, emotions) and, with gender, `gender_logits` (batch, 2); while
-            training each part's loss.
-        """
-        frames, valid = self.frames(inputs, lengths, **masks)
-        feature = self.head(frames, valid)
-        alpha, frame_weight = self.config.alpha, self.config.frame_weight
-        outputs = {"emotion_logits": self.emotion(feature)}
-        losses = {"emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion)}
-        loss = alpha * losses["emotion_loss"]
-        if "gender" in tasks(alpha):
-            outputs["gender_logits"] = self.gender(feature)
-            losses["gender_loss"] = F.cross_entropy(outputs["gender_logits"].float(), gender)
-            loss = loss + (1 - alpha) * losses["gender_loss"]
-        if frame_weight:
-            losses["frame_loss"] = self.emotion_loss(self.frame_emotion(frames), emotion, valid)
-            loss = loss + frame_weight * losses["frame_loss"]
-        return {"loss": loss, **outputs, **(losses if self.training else {})}
 
 
 def labelled(

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from gmp_utils.audio import SAMPLE_RATE, normalise
 from gmp_utils.batching import FRAMES_PER_SECOND
 from gmp_utils.figures import TEMPLATE, colours
-from gmp_utils.finetuning import EmotionClassifier
+from gmp_utils.networks import EmotionClassifier
 
 WINDOW = 50  # frames that the classifier's head sums up at a time
 HOP = 5  # frames from one window to the next
@@ -44,9 +44,7 @@ def scores_over_time(
         size = min(WINDOW, frames.shape[1])
         windows = frames[0].unfold(0, size, HOP).transpose(1, 2)
         everything = torch.ones(windows.shape[:2], dtype=torch.bool, device=windows.device)
-        logits = model.classifier(model.head(windows, everything))
-        if model.config.loss == "ams":
-            logits = model.config.scale * logits
+        logits = model.logits(model.head(windows, everything))
     starts = np.arange(len(windows)) * HOP
     return (starts + size / 2) / FRAMES_PER_SECOND, logits.float().softmax(dim=1).cpu().numpy()
 

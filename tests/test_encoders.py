@@ -17,7 +17,7 @@ from transformers import (
 
 from gmp_utils import GmpError, features, hardware, weights
 from gmp_utils.encoders import SpeechModel
-from gmp_utils.multitask import MultitaskModel
+from gmp_utils.networks import MultitaskModel
 
 CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 LARGE = dict(
@@ -230,7 +230,7 @@ def test_old_weight_norm_keys_load(tiny_encoder, tmp_path):
 
 def test_heads_start_as_torch_starts_them(tiny_encoder):
     """transformers leaves what it does not know uninitialised, and starts linear layers at 0.02."""
-    from gmp_utils.finetuning import EmotionClassifier
+    from gmp_utils.networks import EmotionClassifier
 
     settings = FINETUNED | {"projection_size": 200}
     model = EmotionClassifier.load(str(tiny_encoder), **settings)
