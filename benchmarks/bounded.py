@@ -14,7 +14,7 @@ import pandas as pd
 import soundfile
 from stages import measure
 
-from gmp_utils import audio, kmeans
+from gmp_utils import kmeans, waveform_store
 from gmp_utils.ragged import Ragged
 
 
@@ -25,7 +25,7 @@ def prepare(recordings: Path, hours: float, folder: Path) -> None:
     copies = int(np.ceil(hours * 3600 / sum(seconds)))
     chosen = list(itertools.chain.from_iterable([paths] * copies))
     manifest = pd.DataFrame({"utterance": map(str, range(len(chosen))), "path": chosen})
-    took, peak, _ = measure(lambda: audio.write_store(manifest, folder / "waveforms"))
+    took, peak, _ = measure(lambda: waveform_store.write_store(manifest, folder / "waveforms"))
     prepared = copies * sum(seconds) / 3600
     print(
         f"{prepared:.0f} h, {len(chosen)} recordings: {took:.0f} s, {peak:.0f} MB at most above what "

@@ -40,6 +40,7 @@ from gmp_utils import (
     features,
     figures,
     runs,
+    waveform_store,
     weights,
 )
 from gmp_utils.corpora import synthetic
@@ -107,8 +108,8 @@ def z_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
 
 def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.ndarray]:
     """Features by name of the system: (layers, utterances, dim)."""
-    waveforms, report = audio.write_store(manifest, folder / "waveforms")
-    audio.check_readable(report)
+    waveforms, report = waveform_store.write_store(manifest, folder / "waveforms")
+    waveform_store.check_readable(report)
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     egemaps = np.stack(
         [

@@ -36,7 +36,7 @@ from transformers import (
     set_seed,
 )
 
-from gmp_utils import audio, features, hardware, kmeans, runs
+from gmp_utils import audio, features, hardware, kmeans, runs, waveform_store
 from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
 from gmp_utils.encoders import SpeechModel
 from gmp_utils.heads import Network, StreamHeads
@@ -144,7 +144,7 @@ class Recordings:
         self.paths = [str(paths[index]) for index in chosen]
         self.names = [f"{index}" for index in range(len(self.paths))]
         self.manifest = pd.DataFrame({"utterance": self.names, "path": self.paths})
-        self.waveforms, _ = audio.write_store(self.manifest, folder / "waveforms")
+        self.waveforms, _ = waveform_store.write_store(self.manifest, folder / "waveforms")
         self.seconds = sum(self.waveforms.lengths.values()) / audio.SAMPLE_RATE
         self.emotion = rng.integers(len(EMOTIONS), size=len(self.names))
         set_seed(0)
@@ -205,7 +205,7 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
         def waveforms(paths=paths) -> None:
             manifest = pd.DataFrame({"utterance": map(str, range(len(paths))), "path": paths})
             with tempfile.TemporaryDirectory() as folder:
-                store, _ = audio.write_store(manifest, Path(folder) / "waveforms")
+                store, _ = waveform_store.write_store(manifest, Path(folder) / "waveforms")
                 go_through(Utterances(store, store.utterances))
 
         def cnn_output() -> None:

@@ -33,7 +33,7 @@ def batches(
     ----------
     dataset : Utterances
     title : str
-        Of the progress bar.
+        Of the progress bar; "" for none.
     function : callable
         Of a batch's tensors by name, on the GPU where there is one.
     seconds : dict of str to float
@@ -46,7 +46,7 @@ def batches(
         What the function made of their batch.
     """
     sampler = SecondsBatches(dataset, seconds[hardware.device()], shuffle=False)
-    for indices in tqdm(sampler, title, disable=None):
+    for indices in tqdm(sampler, title, disable=None if title else True):
         batch = collate([dataset[index] for index in indices])
         batch = {key: value.to(hardware.device()) for key, value in batch.items()}
         yield from memory.in_halves(

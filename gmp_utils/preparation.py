@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gmp_utils import audio, corpora, runs, weights
+from gmp_utils import corpora, runs, waveform_store, weights
 from gmp_utils.corpora import synthetic, synthetic_speakers
 from gmp_utils.errors import GmpError
 from gmp_utils.protocol import PARTS, Protocol, check_leakage, make_protocol
@@ -188,7 +188,7 @@ def find_faults(
     ----------
     manifest : DataFrame
     report : DataFrame
-        See `gmp_utils.audio.write_store`.
+        See `gmp_utils.waveform_store.write_store`.
     exclude : list of str
         Of `FAULTS`: utterances with these are left out.
     min_seconds, max_seconds : float
@@ -212,7 +212,9 @@ def find_faults(
         pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "fault": fault})
         for column, fault in MISSING.items()
     ]
-    found = pd.concat([*missing, audio.faults(report, min_seconds, max_seconds)], ignore_index=True)
+    found = pd.concat(
+        [*missing, waveform_store.faults(report, min_seconds, max_seconds)], ignore_index=True
+    )
     found["excluded"] = found.fault.isin(exclude)
     gone = set(found.utterance[found.excluded])
     spared = (found.fault == "no label") & found.utterance.isin(
@@ -275,7 +277,9 @@ def prepare(
     columns = [name for name in ("utterance", "path", "start", "end") if name in manifest]
 
     def decode(folder: Path) -> None:
-        audio.write_store(manifest, folder / "waveforms")[1].to_parquet(folder / "report.parquet")
+        waveform_store.write_store(manifest, folder / "waveforms")[1].to_parquet(
+            folder / "report.parquet"
+        )
 
     def state(path: str) -> tuple[int, float] | None:
         try:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
 
-from gmp_utils import audio, encoders, features, runs, weights
+from gmp_utils import audio, encoders, features, runs, waveform_store, weights
 from gmp_utils.batching import Masking, Utterances
 from gmp_utils.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.corpora import synthetic
@@ -121,8 +121,8 @@ def read_recordings(
             synthetic.make(folder / "synthetic", SYNTHETIC_SEED, synthetic_utterances, voices)
             spoken = synthetic.load(folder / "synthetic")[["utterance", "path"]]
             manifest = pd.concat([manifest, spoken], ignore_index=True)
-        waveforms, report = audio.write_store(manifest, folder / "recordings")
-        audio.check_readable(report)
+        waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
+        waveform_store.check_readable(report)
         (folder / weights.HEARD).write_text("\n".join(sorted(report.digest)), encoding="utf-8")
         longest = int(piece_seconds * audio.SAMPLE_RATE)
         cut = {

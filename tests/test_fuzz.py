@@ -20,7 +20,7 @@ from conftest import FULL, tried
 from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from gmp_utils import GmpError, audio, corpora
+from gmp_utils import GmpError, audio, corpora, waveform_store
 from gmp_utils.corpora import crema_d, emodb, esd, ravdess, savee, tess
 
 BATCH = 50  # recordings in a store
@@ -105,7 +105,7 @@ def store_of(folder, files):
     manifest = pd.DataFrame(
         {"utterance": list(files), "path": [str(folder / name) for name in files]}
     )
-    return audio.write_store(manifest, folder / "store")
+    return waveform_store.write_store(manifest, folder / "store")
 
 
 def test_damaged_recordings_are_listed_and_the_others_are_as_ever(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 from conftest import emodb_folder, needs_emodb, tried
 
-from gmp_utils import GmpError, audio, corpora, figures, preparation
+from gmp_utils import GmpError, audio, corpora, figures, preparation, waveform_store
 from gmp_utils.corpora import synthetic
 from gmp_utils.protocol import make_protocol
 
@@ -43,7 +43,7 @@ def noise(n_samples, seed=0):
 
 def test_store_holds_the_recordings(tmp_path):
     waves = {"a": noise(1000), "b": noise(700, 1)}
-    store, report = audio.write_store(recordings(tmp_path, **waves), tmp_path / "store")
+    store, report = waveform_store.write_store(recordings(tmp_path, **waves), tmp_path / "store")
     for name, wave in waves.items():
         np.testing.assert_allclose(store[name] / 32767, wave, atol=1e-4)
     assert report.seconds.tolist() == [1000 / 16000, 700 / 16000]
@@ -58,7 +58,7 @@ def test_mixed_rates_and_channels_become_one(tmp_path):
     names = ["8000", "16000", "44100"]
     paths = [str(tmp_path / f"{name}.wav") for name in names]
     manifest = pd.DataFrame({"utterance": names, "path": paths})
-    store, report = audio.write_store(manifest, tmp_path / "store")
+    store, report = waveform_store.write_store(manifest, tmp_path / "store")
     assert set(store.lengths.values()) == {16000}
     assert report.sample_rate.tolist() == [8000, 16000, 44100]
     assert report.channels.tolist() == [1, 1, 2]
@@ -69,7 +69,7 @@ def test_any_length_at_any_rate_fits_the_store(tmp_path, rate, n_samples):
     """torchaudio's own length is computed in 32 bits, and one sample off for some of these."""
     soundfile.write(tmp_path / "a.wav", np.full(n_samples, 0.1), rate)
     manifest = pd.DataFrame({"utterance": ["a"], "path": [str(tmp_path / "a.wav")]})
-    store, report = audio.write_store(manifest, tmp_path / "store")
+    store, report = waveform_store.write_store(manifest, tmp_path / "store")
     assert report.unreadable.isna().all()
     assert store.lengths["a"] == math.ceil(n_samples * 16000 / rate)
     assert len(audio.decode(manifest.path[0])) == store.lengths["a"]
@@ -82,7 +82,7 @@ def test_clipping_is_seen_in_one_channel_and_not_made_by_resampling(tmp_path):
     soundfile.write(tmp_path / "clean.wav", 0.97 * np.sign(clean), 8000)
     paths = [str(tmp_path / f"{name}.wav") for name in ("stereo", "clean")]
     manifest = pd.DataFrame({"utterance": ["stereo", "clean"], "path": paths})
-    report = audio.write_store(manifest, tmp_path / "store")[1]
+    report = waveform_store.write_store(manifest, tmp_path / "store")[1]
     assert report.clipped.tolist() == [80 / 8000, 0.0]
     assert report.peak.tolist() == pytest.approx([1.0, 0.97], abs=1e-3)
 
@@ -93,11 +93,11 @@ def test_rows_may_be_parts_of_one_recording(tmp_path):
     parts = pd.DataFrame(
         {"utterance": ["a", "b"], "path": whole.path[0], "start": [0.0, 1.5], "end": [0.5, np.nan]}
     )
-    store, report = audio.write_store(parts, tmp_path / "store")
+    store, report = waveform_store.write_store(parts, tmp_path / "store")
     np.testing.assert_allclose(store["a"] / 32767, wave[:8000], atol=1e-4)
     np.testing.assert_allclose(store["b"] / 32767, wave[24000:], atol=1e-4)
     beyond = parts.assign(end=[0.5, 2.5])
-    report = audio.write_store(beyond, tmp_path / "other")[1]
+    report = waveform_store.write_store(beyond, tmp_path / "other")[1]
     assert report.unreadable.isna().tolist() == [True, False]
     assert "no part from 1.5 to 2.5 s in 2.000 s" in report.unreadable[1]
 
@@ -105,9 +105,9 @@ def test_rows_may_be_parts_of_one_recording(tmp_path):
 def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch):
     waves = {f"u{number}": noise(800, number) for number in range(5)}
     manifest = recordings(tmp_path, **waves)
-    whole, report = audio.write_store(manifest, tmp_path / "whole")
-    monkeypatch.setattr(audio, "PORTION", 2)
-    read, heard = audio._read, []
+    whole, report = waveform_store.write_store(manifest, tmp_path / "whole")
+    monkeypatch.setattr(waveform_store, "PORTION", 2)
+    read, heard = audio.read, []
 
     def stopping(path, *rest):
         if len(heard) == 4:
@@ -115,11 +115,11 @@ def test_an_interrupted_store_goes_on_where_it_was(tmp_path, monkeypatch):
         heard.append(path)
         return read(path, *rest)
 
-    monkeypatch.setattr(audio, "_read", stopping)
+    monkeypatch.setattr(audio, "read", stopping)
     with pytest.raises(KeyboardInterrupt):
-        audio.write_store(manifest, tmp_path / "store")
-    monkeypatch.setattr(audio, "_read", lambda path, *rest: heard.append(path) or read(path, *rest))
-    store, resumed = audio.write_store(manifest, tmp_path / "store")
+        waveform_store.write_store(manifest, tmp_path / "store")
+    monkeypatch.setattr(audio, "read", lambda path, *rest: heard.append(path) or read(path, *rest))
+    store, resumed = waveform_store.write_store(manifest, tmp_path / "store")
     assert heard == manifest.path.tolist()  # each once: the first two portions were kept
     assert np.array_equal(store.values, whole.values)
     pd.testing.assert_frame_equal(resumed, report)
@@ -148,12 +148,12 @@ def test_unusable_recordings_are_reported(tmp_path, case):
             recordings(tmp_path, good=good * 0 + 0.1),
         ]
     )
-    store, report = audio.write_store(manifest, tmp_path / "store")
+    store, report = waveform_store.write_store(manifest, tmp_path / "store")
     assert "bad one" in report.unreadable[0]
     assert report.unreadable.isna().tolist() == [False, True]
     assert store.lengths["good"] == 16000
     with pytest.raises(GmpError, match=r"bad one.*repair it or remove it \(1 such\)"):
-        audio.check_readable(report)
+        waveform_store.check_readable(report)
 
 
 def test_unusual_recordings_are_decoded(tmp_path):
@@ -179,7 +179,7 @@ def test_unusual_recordings_are_decoded(tmp_path):
     names = [*waves, "nothing.wav", "folder.wav", "pipe.wav", "gone.wav"]
     paths = [str(tmp_path / name) for name in names]
     manifest = pd.DataFrame({"utterance": names, "path": paths})
-    store, report = audio.write_store(manifest, tmp_path / "store")
+    store, report = waveform_store.write_store(manifest, tmp_path / "store")
     assert report.unreadable.isna().tolist() == [True] * 3 + [False] * 9
     assert [store.lengths[name] for name in names[:3]] == [16000, 8000, 600 * 16000]
     expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
@@ -191,7 +191,7 @@ def test_unusual_recordings_are_decoded(tmp_path):
 def test_recordings_that_change_on_the_way_are_listed(tmp_path, monkeypatch):
     """One goes, one grows, between the look at its header and decoding."""
     waves = {name: noise(1000, seed) for seed, name in enumerate(("good", "gone", "grown"))}
-    manifest, read = recordings(tmp_path, **waves), audio._read
+    manifest, read = recordings(tmp_path, **waves), audio.read
 
     def change(path, *rest):
         if "gone" in path:
@@ -200,8 +200,8 @@ def test_recordings_that_change_on_the_way_are_listed(tmp_path, monkeypatch):
             soundfile.write(path, noise(2000), 16000)
         return read(path, *rest)
 
-    monkeypatch.setattr(audio, "_read", change)
-    store, report = audio.write_store(manifest, tmp_path / "store")
+    monkeypatch.setattr(audio, "read", change)
+    store, report = waveform_store.write_store(manifest, tmp_path / "store")
     assert pd.isna(report.unreadable[0])
     assert re.search(r"gone\.wav: not there", report.unreadable[1])
     assert re.search(r"grown\.wav: changed while it was read", report.unreadable[2])

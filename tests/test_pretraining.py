@@ -16,7 +16,16 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, Wav2Vec2ForPreTraining
 
-from gmp_utils import audio, corpora, encoders, features, pretraining, runs, spectra, weights
+from gmp_utils import (
+    corpora,
+    encoders,
+    features,
+    pretraining,
+    runs,
+    spectra,
+    waveform_store,
+    weights,
+)
 from gmp_utils.corpora import synthetic
 from gmp_utils.errors import GmpError
 from gmp_utils.evaluation import uar
@@ -208,7 +217,7 @@ def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):
     """Its probes on the synthetic corpus, against the card's. A changed bit moves a few of 240."""
     synthetic.make(tmp_path)
     manifest = corpora.load("synthetic", tmp_path)
-    waveforms, _ = audio.write_store(manifest, tmp_path / "waveforms")
+    waveforms, _ = waveform_store.write_store(manifest, tmp_path / "waveforms")
     model = encoders.SpeechModel.load(str(weights.EMBEDDED["embedded"]), train_cnn=True)
     states = features.layer_states(model, waveforms, waveforms.utterances, [LAYER])
     pooled = {

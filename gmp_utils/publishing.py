@@ -1,0 +1,183 @@
+"""A trained classifier made ready for use elsewhere: calibrated, with readouts and a card."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from transformers import AutoConfig, set_seed
+
+from gmp_utils import evaluation, features, finetuning, hardware, readouts, runs
+from gmp_utils.cards import card, same_system
+from gmp_utils.classifiers import classifiers, corpus_of
+from gmp_utils.confidence import calibration_error, temperature
+from gmp_utils.errors import GmpError
+from gmp_utils.networks import EmotionClassifier
+from gmp_utils.preparation import RATINGS, Corpus
+from gmp_utils.ragged import Ragged
+from gmp_utils.recognizer import Recognizer, RecognizerConfig, feature_extractor
+
+STAGE = "09_recognize"
+
+
+def best(run_dir: str) -> Path:
+    """The network of a run that did best on its validation speakers; the first of several such.
+
+    Raises
+    ------
+    GmpError
+        If there is no network of notebook 06.
+    """
+    found = classifiers(run_dir).stage
+    networks = [stage for stage in found if (stage / "model").is_dir()]
+    if not networks:
+        raise GmpError(f"{run_dir}: no network there, baselines only; run notebook 06 with losses.")
+    return max(networks, key=lambda stage: runs.read_json(stage / "metrics.json")["emotion_uar"])
+
+
+def publish(stage: Path, seed: int = 0) -> Path:
+    """Make a classifier ready for use elsewhere.
+
+    Its temperature is fitted on the fold's validation speakers, its readouts on the training speakers; what
+    they are worth is measured on the test speakers.
+
+    Parameters
+    ----------
+    stage : Path
+        Of `gmp_utils.finetuning.finetune`.
+    seed : int
+        Of the noises that speech is told from.
+
+    Returns
+    -------
+    made : Path
+        Stage `09_recognize` of the same fold, with metrics.json and model/: weights, configuration, feature
+        extractor and model card.
+    """
+    corpus, told = corpus_of(stage), runs.read_json(stage / "params.json")
+    parts = corpus.split(told["fold"])
+    fold, (start, loss) = stage.parents[2], stage.parts[-2:]
+
+    def build(folder: Path) -> None:
+        set_seed(seed)
+        model, metrics = _fitted(EmotionClassifier.load(str(stage / "model")), corpus, parts, seed)
+        runs.write_json(folder / "metrics.json", metrics)
+        model.save_pretrained(folder / "model")
+        feature_extractor().save_pretrained(folder / "model")
+        text = card(stage, corpus, parts, metrics, model.config)
+        (folder / "model" / "README.md").write_text(text, encoding="utf-8")
+
+    return runs.make_stage(
+        fold / STAGE / start / loss,
+        build,
+        parameters={"fold": told["fold"], "classifier": f"{start}/{loss}", "seed": seed},
+        stages=[corpus.stage, *same_system(stage).stage],
+        module=__name__,
+        protocol=corpus.protocol.to_dict(),
+    )
+
+
+def _fitted(
+    network: EmotionClassifier, corpus: Corpus, parts: dict[str, list[str]], seed: int
+) -> tuple[Recognizer, dict]:
+    """The recognizer of a network, and what it is worth on the fold's test speakers."""
+    manifest, train = corpus.manifest, parts["train"]
+    rated = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
+    model = Recognizer(
+        RecognizerConfig(
+            network=network.config.to_dict(),
+            knows_gender=manifest.gender.loc[train].nunique() == 2,
+            ratings=rated,
+            id2label=dict(enumerate(corpus.emotions)),
+            label2id={name: index for index, name in enumerate(corpus.emotions)},
+        )
+    )
+    model.network.load_state_dict(network.state_dict())
+    model.eval().to(hardware.device())
+    inputs = features.model_inputs(model.network, corpus)
+    _, entering, means = readouts.raw(model, inputs, train)
+    if parts["validation"]:
+        labels = corpus.labels(parts["validation"], "emotion")
+        held_out = readouts.raw(model, inputs, parts["validation"])[0]
+        model.config.temperature = temperature(held_out, labels)
+    spoken, noises = readouts.heard_as_speech(model, corpus.waveforms, train, seed)
+    everything = np.concatenate([entering, spoken, noises])
+    is_speech = np.arange(len(everything)) < len(everything) - len(noises)
+    readouts.fit_binary(model.speech, everything, is_speech)
+    if model.female:
+        known = manifest.gender.loc[train].notna().to_numpy()
+        women = (manifest.gender.loc[train] == "female").to_numpy()
+        readouts.fit_binary(model.female, entering[known], women[known])
+    if model.ratings:
+        readouts.fit_ratings(model.ratings, means, manifest.loc[train, rated].to_numpy())
+    return model, _measured(model, corpus, parts["test"], inputs, seed + 1)
+
+
+def _measured(
+    model: Recognizer, corpus: Corpus, test: list[str], inputs: Ragged, seed: int
+) -> dict:
+    """What a recognizer is worth on test speakers, and on noises that it was not fitted to."""
+    manifest, labels = corpus.manifest.loc[test], corpus.labels(test, "emotion")
+    found = readouts.recognized(model, inputs, test)
+    spoken, noises = (
+        model.speech(torch.from_numpy(own).to(model.device)).detach().cpu().numpy() > 0
+        for own in readouts.heard_as_speech(model, corpus.waveforms, test, seed)
+    )
+    probabilities = found["emotions"]
+    correct = probabilities.argmax(axis=1) == labels
+    before = softmax(readouts.raw(model, inputs, test)[0], axis=1)
+    metrics = {
+        "temperature": model.config.temperature,
+        "emotion_uar": evaluation.uar(labels, probabilities.argmax(axis=1)),
+        "calibration_error_as_trained": calibration_error(before.max(axis=1), correct),
+        "calibration_error": calibration_error(probabilities.max(axis=1), correct),
+        "speech_heard": float(np.mean(found["speech"] > 0.5)),
+        "altered_speech_heard": float(np.mean(spoken)),
+        "noise_refused": float(np.mean(~noises)),
+    }
+    if model.female:
+        known = manifest.gender.notna().to_numpy()
+        heard = np.where(found["female"] > 0.5, "female", "male")[known]
+        metrics["gender_uar"] = evaluation.uar(manifest.gender[known], heard)
+    for name, values in zip(model.config.ratings, found.get("ratings", np.empty((0, 0))).T):
+        metrics[f"{name}_ccc"] = evaluation.ccc(manifest[name].to_numpy(), values)
+    return metrics
+
+
+def open_recognizer(model: str) -> Recognizer:
+    """Load a model to recognise with.
+
+    Parameters
+    ----------
+    model : str
+        A folder that `publish` made, a stage of notebook 06, a run's folder, whose `best` network is
+        taken, or a name on the hub. What is not published yet is, once.
+
+    Raises
+    ------
+    GmpError
+        If there is none, or it is none of ours.
+    """
+    folder, source = runs.ROOT / Path(model).expanduser(), model
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        stage = folder if folder.parents[1].name == finetuning.STAGE else best(model)
+        source = str(publish(stage) / "model")
+    elif folder.is_dir():
+        source = str(folder)
+    elif model.startswith(("/", ".", "~", "runs/")):
+        raise GmpError(
+            f"model {model!r}: no such folder; train one (make run makes runs/demo), or give the folder "
+            "of a model."
+        )
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise GmpError(
+            f"model {model!r}: cannot be read ({str(error).splitlines()[0]})."
+        ) from error
+    if not isinstance(config, RecognizerConfig):
+        raise GmpError(
+            f"model {model!r}: a {config.model_type} model, expected one that notebook 09 published "
+            f"({RecognizerConfig.model_type})."
+        )
+    return Recognizer.from_pretrained(source, use_safetensors=True).eval().to(hardware.device())
