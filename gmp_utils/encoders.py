@@ -228,7 +228,8 @@ class SpeechModel(PreTrainedModel):
                 if isinstance(norm, nn.GroupNorm):
                     x = layer.conv(x)
                     n_valid = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
-                    x = layer.activation(_norm_each(x, n_valid.tolist(), norm))
+                    normed = _norm_masked if torch.jit.is_tracing() else _norm_each
+                    x = layer.activation(normed(x, n_valid, norm))
                 else:
                     x = layer(x)
             return x.transpose(1, 2).float()
@@ -326,12 +327,22 @@ def _not_a_model(source: str, error: Exception) -> GmpError:
     )
 
 
-def _norm_each(x: Tensor, n_valid: list[int], norm: nn.GroupNorm) -> Tensor:
+def _norm_each(x: Tensor, n_valid: Tensor, norm: nn.GroupNorm) -> Tensor:
     """Group norm over the first `n_valid` steps of each utterance; zeros after them."""
-    if min(n_valid) == x.shape[-1]:
+    lengths = n_valid.tolist()
+    if min(lengths) == x.shape[-1]:
         return norm(x)
-    rows = zip(x.split(1), n_valid)
+    rows = zip(x.split(1), lengths)
     return torch.cat([F.pad(norm(row[..., :n]), (0, x.shape[-1] - n)) for row, n in rows])
+
+
+def _norm_masked(x: Tensor, n_valid: Tensor, norm: nn.GroupNorm) -> Tensor:
+    """The same without looking at lengths, as a graph has it; a group is a channel in these encoders."""
+    valid = (torch.arange(x.shape[-1], device=x.device) < n_valid[:, None]).unsqueeze(1).to(x)
+    steps = n_valid[:, None, None]
+    centred = (x - (x * valid).sum(dim=-1, keepdim=True) / steps) * valid
+    deviation = ((centred**2).sum(dim=-1, keepdim=True) / steps + norm.eps).sqrt()
+    return (centred / deviation * norm.weight[:, None] + norm.bias[:, None]) * valid
 
 
 def cnn_digest(model: SpeechModel) -> str:

@@ -12,8 +12,10 @@ def bfloat16() -> bool:
     """Whether encoders run in bfloat16: where the hardware multiplies its matrices.
 
     GPUs since Ampere and processors with AMX do. Other processors take longer with bfloat16 than with
-    float32 (benchmarks/NOTES.md).
+    float32 (benchmarks/NOTES.md). What is exported computes in float32.
     """
+    if torch.jit.is_tracing():
+        return False
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu.get_capabilities().get("amx_bf16", False)

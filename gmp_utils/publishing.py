@@ -1,10 +1,12 @@
 """A trained classifier made ready for use elsewhere: calibrated, with readouts and a card."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.special import softmax
+from torch import Tensor, nn
 from transformers import AutoConfig, set_seed
 
 from gmp_utils import evaluation, features, finetuning, hardware, readouts, runs
@@ -18,6 +20,7 @@ from gmp_utils.ragged import Ragged
 from gmp_utils.recognizer import Recognizer, RecognizerConfig, feature_extractor
 
 STAGE = "09_recognize"
+TOLERANCE = 1e-4  # between torch and ONNX
 
 
 def best(run_dir: str) -> Path:
@@ -181,3 +184,72 @@ def open_recognizer(model: str) -> Recognizer:
             f"({RecognizerConfig.model_type})."
         )
     return Recognizer.from_pretrained(source, use_safetensors=True).eval().to(hardware.device())
+
+
+class _Graph(nn.Module):
+    """A recognizer that returns a tuple, as ONNX does, of what it knows."""
+
+    def __init__(self, model: Recognizer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_values: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        return self.model(input_values, attention_mask).to_tuple()
+
+
+def export_onnx(model: str, path: str) -> None:
+    """Write a model as ONNX, for batches and recordings of any size, and compare it with torch's.
+
+    Inputs are `input_values` and `attention_mask`, outputs those of `Recognized` that the model has; see
+    `Recognizer.forward`. Needs the extra `onnx`.
+
+    Parameters
+    ----------
+    model : str
+        See `open_recognizer`.
+    path : str
+        Of the file, such as "model.onnx".
+
+    Raises
+    ------
+    GmpError
+        If onnxruntime's numbers are not torch's, up to 1e-4, or onnx is not installed.
+    """
+    try:
+        import onnx  # noqa: F401, torch's export needs it
+        import onnxruntime
+    except ImportError as error:
+        raise GmpError(
+            f"{error.name} is not installed: .venv/bin/python -m pip install onnx onnxruntime."
+        ) from error
+    recognizer = open_recognizer(model).cpu()
+    names, axes = ["input_values", "attention_mask"], {0: "batch", 1: "samples"}
+
+    def batch(*lengths: int) -> tuple[Tensor, Tensor]:
+        mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+        return torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)) * mask, mask
+
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter(
+            "ignore"
+        )  # of the exporter's own age, and of sizes that are compared below
+        known = list(recognizer(*batch(8000)).keys())
+        torch.onnx.export(
+            _Graph(recognizer),
+            batch(16000, 12000),
+            path,
+            dynamo=False,  # the newer one does not take LSTMs of any length
+            input_names=names,
+            output_names=known,
+            dynamic_axes=dict.fromkeys(names, axes) | {name: {0: "batch"} for name in known},
+        )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        for lengths in ((16000,), (30000, 8000, 500)):
+            given = batch(*lengths)
+            expected = recognizer(*given).to_tuple()
+            found = session.run(None, {name: own.numpy() for name, own in zip(names, given)})
+            off = max(float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found))
+            if off > TOLERANCE:
+                raise GmpError(
+                    f"{path}: differs from torch by {off:.1e}, expected at most {TOLERANCE}."
+                )

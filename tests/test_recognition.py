@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pandas as pd
 import pytest
 import soundfile
@@ -20,6 +21,7 @@ from gmp_utils import GmpError, audio, finetuning, publishing, readouts, recogni
 from gmp_utils.__main__ import main
 from gmp_utils.confidence import temperature
 
+INPUTS = {"input_values": np.float32, "attention_mask": np.int64}
 ONCE = replace(QUICK, epochs=1)
 SECOND = 16000
 
@@ -347,3 +349,26 @@ def test_a_run_stands_for_its_best_network(classified, published, tmp_path, tiny
     ):
         with pytest.raises(GmpError, match=message):
             publishing.open_recognizer(model)
+
+
+def test_onnx_is_torch(published, recognizer, tmp_path, sound):
+    """Of other sizes than it was traced with; 1e-4 is what the export itself asks."""
+    path = str(tmp_path / "model.onnx")
+    publishing.export_onnx(str(published), path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    extractor = AutoFeatureExtractor.from_pretrained(published)
+    for lengths in ([3], [1, 2.5, 4, 0.04]):
+        waveforms = [sound[: int(own * SECOND)] for own in lengths]
+        batch = extractor(waveforms, sampling_rate=SECOND, padding=True, return_tensors="np")
+        inputs = {name: own.astype(INPUTS[name]) for name, own in batch.items()}
+        outputs = [own.name for own in session.get_outputs()]
+        found = dict(zip(outputs, session.run(None, inputs)))
+        assert list(found) == ["logits", "speech", "female", "ratings"]
+        expected = [probabilities(recognizer, waveform) for waveform in waveforms]
+        assert np.exp(found["logits"]) == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_onnx_that_differs_is_refused(published, tmp_path, monkeypatch):
+    monkeypatch.setattr(publishing, "TOLERANCE", -1.0)
+    with pytest.raises(GmpError, match="differs from torch by"):
+        publishing.export_onnx(str(published), str(tmp_path / "model.onnx"))
