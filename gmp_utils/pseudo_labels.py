@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
+import torch
 from sklearn.metrics import normalized_mutual_info_score
 
-from gmp_utils import features, memory, multitask, runs, weights
+from gmp_utils import features, hardware, memory, multitask, runs, weights
+from gmp_utils.audio import normalise
 from gmp_utils.encoders import SpeechModel, frame_seconds
 from gmp_utils.errors import GmpError
 from gmp_utils.kmeans import assign, fit_kmeans
@@ -147,6 +149,36 @@ def open_labels(stage: Path) -> tuple[Ragged, list[int]]:
     """Pseudo-labels of a finished stage, and its scales."""
     runs.identity(stage)
     return Ragged.open(stage / "labels"), runs.read_json(stage / "params.json")["scales"]
+
+
+def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
+    """Pseudo-labels of a recording that the stage has not seen.
+
+    Parameters
+    ----------
+    stage : Path
+        Of `generate_gmps`.
+    encoder : str
+        What is clustered where that is the untouched encoder.
+    waveform : (n_samples,) float32 or int16
+        At 16 kHz; all of it is heard at once.
+
+    Returns
+    -------
+    streams : dict of str to (frames,) int32
+        Nearest clusters, by "K = 64" and so on.
+    """
+    told, made_from = runs.read_json(stage / "params.json"), stage.parent / multitask.STAGE
+    untouched = told["clustered_model"] == "encoder"
+    source = weights.resolve(encoder) if untouched else str(made_from / "model")
+    model = SpeechModel.load(source).eval().to(hardware.device())
+    samples = torch.from_numpy(normalise(waveform))[None].to(model.device)
+    lengths = torch.tensor([samples.shape[1]], device=model.device)
+    with torch.inference_mode():
+        (frames,), _ = model.hidden_states(samples, lengths, layers=[told["layer"]])
+    found = frames[0].half().cpu().numpy()  # as precise as what was clustered
+    centroids = {f"K = {k}": np.load(stage / f"centroids-{k}.npy") for k in told["scales"]}
+    return {name: assign(found, own) for name, own in centroids.items()}
 
 
 def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.DataFrame:

@@ -20,8 +20,9 @@ import pandas as pd
 import soundfile
 from tqdm import tqdm
 
-from gmp_utils import features, hardware, readouts
+from gmp_utils import features, hardware, readouts, runs
 from gmp_utils.audio import SAMPLE_RATE, check_rate, check_samples, convert, length, stream
+from gmp_utils.classifiers import corpus_of
 from gmp_utils.errors import GmpError
 from gmp_utils.publishing import open_recognizer
 from gmp_utils.recognizer import Recognizer
@@ -291,3 +292,36 @@ def recognize(
         raise GmpError(" ".join(unread.values()) or "audio: no recordings were named.")
     failed = pd.DataFrame({"file": list(unread), "error": list(unread.values())})
     return pd.concat([table.assign(error=None), failed], ignore_index=True)
+
+
+def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
+    """Write a recording to try things on: an utterance per emotion of the test speakers, and noise.
+
+    Parameters
+    ----------
+    stage : Path
+        Of `gmp_utils.finetuning.finetune`.
+    path : Path
+        Of the WAV file, 16 kHz; one second of silence comes behind each utterance, five of noise at the end.
+    seed : int
+        Of the choice.
+
+    Returns
+    -------
+    parts : list of (str, float, float)
+        What is there, an emotion as labelled or "noise", from and to (s).
+    """
+    corpus, rng = corpus_of(stage), np.random.default_rng(seed)
+    test = corpus.split(runs.read_json(stage / "params.json")["fold"])["test"]
+    labels = corpus.manifest.emotion.loc[test]
+    pieces, parts, at, sounds = [], [], 0.0, {}
+    for emotion in sorted(set(labels)):
+        sounds[emotion] = corpus.waveforms[rng.choice(labels.index[labels == emotion])] / 32768
+    sounds["noise"] = 0.2 * readouts.noise("white", 5 * SAMPLE_RATE, rng)
+    for name, sound in sounds.items():
+        parts.append((name, at, at + len(sound) / SAMPLE_RATE))
+        pieces += [sound, np.zeros(SAMPLE_RATE)]
+        at = parts[-1][2] + 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.concatenate(pieces[:-1]), SAMPLE_RATE)
+    return parts

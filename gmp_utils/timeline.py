@@ -9,6 +9,8 @@ from gmp_utils.audio import SAMPLE_RATE, normalise
 from gmp_utils.batching import FRAMES_PER_SECOND
 from gmp_utils.figures import TEMPLATE, colours
 from gmp_utils.networks import EmotionClassifier
+from gmp_utils.recognition import recognize
+from gmp_utils.recognizer import Recognizer
 
 WINDOW = 50  # frames that the classifier's head sums up at a time
 HOP = 5  # frames from one window to the next
@@ -105,3 +107,31 @@ def timeline(
     figure.update_xaxes(title="s", row=len(rows), col=1)
     figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * len(rows))
     return figure
+
+
+def of_recording(
+    recognizer: Recognizer,
+    waveform: np.ndarray,
+    name: str,
+    streams: dict[str, np.ndarray] | None = None,
+) -> go.Figure:
+    """Draw what a recognizer hears in a recording, in every two seconds of it.
+
+    Parameters
+    ----------
+    recognizer : Recognizer
+    waveform : (samples,) float32
+        Of 16 kHz; half a minute is well to be seen.
+    name : str
+    streams : dict of str to (frames,) int, optional
+        Clusters, by row's name.
+    """
+    table = recognize(waveform, recognizer, SAMPLE_RATE, window=2.0, hop=0.25)
+    emotions, middles = [*recognizer.config.label2id], (table.start + table.end).to_numpy() / 2
+    surest = table.confidence.idxmax()
+    row = table.loc[surest]
+    title = f"{name}: surest of {row.emotion}, at {middles[surest]:.0f} s ({row.confidence:.2f})"
+    if not (table.speech > 0.5).any():
+        title = f"{name}: no speech is heard"
+    samples = np.round(waveform.clip(-1, 1) * 32767).astype(np.int16)
+    return timeline(samples, title, streams, (middles, table[emotions].to_numpy(), emotions))

@@ -1,5 +1,7 @@
 """The explorer: what it shows of a run, and what a real browser makes of it."""
 
+import datetime
+import io
 import json
 import os
 import re
@@ -16,15 +18,18 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 import torch
 from conftest import ROOT, run_series, seal_again, write_noise_corpus
 from matplotlib.colors import to_hex
 from sklearn.neighbors import NearestNeighbors
 
-from gmp_utils import GmpError, figures, finetuning, probing, timeline
+from gmp_utils import GmpError, figures, finetuning, listening, probing, timeline
 from gmp_utils.exploration import TAUGHT, Explored, composition, map_model
 from gmp_utils.explorer import Panel, explore, palette
+from gmp_utils.recognition import recognize
 
+NOW = datetime.datetime.now(datetime.UTC)
 MANY = (20_000, 50_000)
 needs_browser = pytest.mark.skipif(figures.browser() is None, reason="no Chromium is installed")
 
@@ -148,6 +153,42 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
     assert everything.ratio.tolist() == pytest.approx([1] * len(everything))
 
 
+@pytest.fixture(scope="module")
+def listener(run):
+    return listening.Listener(str(run))
+
+
+def test_what_is_uploaded_is_recognised_and_drawn(run, listener):
+    sound = np.random.default_rng(0).normal(0, 0.1, (8 * 8000, 2)).astype(np.float32)
+    content = io.BytesIO()
+    soundfile.write(content, sound, 8000, format="FLAC", subtype="PCM_24")
+    given = {"name": "a <b>.flac", "content": memoryview(content.getvalue())}
+    listener.upload.set_trait("value", ({"type": "", "size": 1, "last_modified": NOW} | given,))
+    pd.testing.assert_frame_equal(
+        listener.table, recognize(sound, listener.recognizer, 8000), rtol=1e-3
+    )
+    assert listener.says.value.startswith("a &lt;b&gt;.flac: ")
+    figure = listener.drawn.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    assert figure["layout"]["title"]["text"].startswith("a <b>.flac: ")
+    assert listener.stretch.value == (0, 8) and len(listener.waveform) == 8 * 16000
+    listener.stretch.value = (1, 2.5)
+    played, rate = soundfile.read(io.BytesIO(bytes(listener.player.value)))
+    assert (len(played), rate) == (24000, 16000)
+    broken = {"name": "text.wav", "content": memoryview(b"no sound")}
+    listener.upload.set_trait("value", ({"type": "", "size": 1, "last_modified": NOW} | broken,))
+    assert listener.says.value.startswith("text.wav: cannot be decoded")
+    assert len(listener.waveform) == 8 * 16000
+
+
+def test_what_is_spoken_is_recognised(listener):
+    spoken = np.random.default_rng(1).normal(0, 0.1, 48000).astype("<f4")
+    listener.microphone.sample_rate = 48000
+    listener.microphone.samples = spoken.tobytes()
+    assert len(listener.waveform) == 16000 and len(listener.table) == 1
+    listener.hear(spoken * np.nan, 48000, "damaged")
+    assert "holds a sample of nan" in listener.says.value
+
+
 def test_a_second_of_an_utterance_is_scored_as_if_it_were_alone(run):
     """One window that holds everything is what the classifier says of the whole utterance."""
     explored = Explored(str(run), 1, "utterances")
@@ -269,12 +310,14 @@ def test_a_view_never_shows_what_is_not_chosen(run, tmp_path):
 def lab(run, tmp_path_factory):
     """JupyterLab on loopback, with explore_layers for the run on noise, and many points at random."""
     folder = tmp_path_factory.mktemp("lab")
-    settings = {"run_dir": str(run), "models": ["multitask", "finetuned"]}
-    arguments = [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
-    subprocess.run(
-        [sys.executable, "-m", "papermill", "--prepare-only", ROOT / "notebooks/explore_layers.ipynb",
-         folder / "explore_layers.ipynb", "-y", "\n".join(arguments)], check=True, cwd=ROOT,
-    )  # fmt: skip
+    told = {"explore_layers": {"models": ["multitask", "finetuned"]}, "explore_recording": {}}
+    for notebook, own in told.items():
+        settings = {"run_dir": str(run)} | own
+        arguments = [f"{name}: {json.dumps(value)}" for name, value in settings.items()]
+        subprocess.run(
+            [sys.executable, "-m", "papermill", "--prepare-only", ROOT / f"notebooks/{notebook}.ipynb",
+             folder / f"{notebook}.ipynb", "-y", "\n".join(arguments)], check=True, cwd=ROOT,
+        )  # fmt: skip
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
         "from test_explorer import Many, Panel\n"
@@ -331,7 +374,12 @@ def page(lab):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=figures.browser(), args=["--no-sandbox"]
+            executable_path=figures.browser(),
+            args=[
+                "--no-sandbox",
+                "--use-fake-ui-for-media-stream",
+                "--use-fake-device-for-media-stream",
+            ],
         )
         page = browser.new_page(viewport={"width": 1300, "height": 1700})
         page.set_default_timeout(60_000)
@@ -344,7 +392,7 @@ def page(lab):
     assert outside == []
 
 
-def run_notebook(page, address):
+def run_notebook(page, address, waits_for="canvas"):
     page.goto(address)
     ready = "window.jupyterapp?.shell.currentWidget?.sessionContext?.isReady"
     for _ in range(240):
@@ -352,7 +400,7 @@ def run_notebook(page, address):
             break
         page.wait_for_timeout(250)
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
-    page.wait_for_selector("canvas")
+    page.wait_for_selector(waits_for)
     page.wait_for_timeout(2000)  # the first drawing
 
 
@@ -430,6 +478,29 @@ def test_look_click_listen(run, lab, page):
     )
     page.wait_for_timeout(2000)
     keep(page, "explorer-dark")
+
+
+@needs_browser
+def test_upload_record_look(lab, page, tmp_path):
+    """Chromium's made-up microphone beeps."""
+    run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording")
+    path = tmp_path / "uploaded.wav"
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5 * 16000), 16000)
+    with page.expect_file_chooser() as chosen:
+        page.locator("button:has-text('a recording')").click()
+    chosen.value.set_files(path)
+    page.wait_for_selector("text=/uploaded.wav: (no speech is heard|.*windows of speech)/")
+    page.wait_for_selector(".gtitle:has-text('uploaded.wav: ')")
+    keep(page, "recording-uploaded")
+    page.locator("button:has-text('● record')").click()
+    page.wait_for_selector("text=/^ ?[2-9]\\.\\d s$/")
+    page.locator("button:has-text('■ stop')").click()
+    page.wait_for_selector("text=/spoken: (no speech is heard|.*windows of speech)/")
+    page.wait_for_selector(".gtitle:has-text('spoken: ')")
+    player = page.locator("audio").last
+    error, seconds = player.evaluate("a => [a.error, a.duration]")
+    assert error is None and 2 < seconds < 30
+    keep(page, "recording-spoken")
 
 
 WATCH = """async () => {

@@ -1,0 +1,138 @@
+"""A live look at recordings: upload one or speak, and see and hear what is recognised."""
+
+import html
+import io
+import json
+
+import ipywidgets as widgets
+import numpy as np
+import pandas as pd
+import soundfile
+from IPython.display import display
+
+from gmp_utils import recognition, timeline
+from gmp_utils.audio import SAMPLE_RATE
+from gmp_utils.errors import GmpError
+from gmp_utils.explorer import wav
+from gmp_utils.microphone import Microphone
+from gmp_utils.publishing import open_recognizer
+
+DRAWN = 60.0  # seconds that are drawn at once
+HINT = "Upload a recording (wav, flac, ogg, mp3), or speak. It stays in this notebook's memory."
+
+
+class Listener:
+    """What a model hears in a recording that is uploaded or spoken.
+
+    Parameters
+    ----------
+    model : str
+        See `gmp_utils.publishing.open_recognizer`.
+
+    Attributes
+    ----------
+    widget : VBox
+        What `listen` shows.
+    table : DataFrame
+        Of the last recording, as `gmp_utils.recognize` returns it.
+    waveform : (n_samples,) float32
+        The last recording, at 16 kHz.
+    """
+
+    def __init__(self, model: str):
+        self.recognizer = open_recognizer(model)
+        self.table, self.waveform, self._name = pd.DataFrame(), np.zeros(0, np.float32), ""
+        self.upload = widgets.FileUpload(description="a recording", multiple=False)
+        self.microphone = Microphone()
+        self.stretch = widgets.FloatRangeSlider(
+            description="seconds", min=0, max=1, step=0.1, continuous_update=False, disabled=True
+        )
+        self.player = widgets.Audio(format="wav", loop=False, autoplay=False)
+        self.drawn, self.says = widgets.Output(), widgets.HTML(HINT)
+        given = widgets.HBox([self.upload, self.microphone])
+        self.shown = widgets.VBox()  # the player, once there is something to play
+        self.widget = widgets.VBox([given, self.says, self.stretch, self.shown, self.drawn])
+        self.upload.observe(self._uploaded, "value")
+        self.microphone.observe(self._spoken, "samples")
+        self.stretch.observe(self._draw, "value")
+
+    def _uploaded(self, _change) -> None:
+        if not self.upload.value:
+            return
+        given = self.upload.value[0]
+        try:
+            samples, rate = soundfile.read(io.BytesIO(given["content"]), dtype="float32")
+        except (RuntimeError, TypeError) as error:
+            self.says.value = html.escape(f"{given['name']}: cannot be decoded ({error}).")
+            return
+        self.hear(samples, rate, given["name"])
+
+    def _spoken(self, _change) -> None:
+        self.hear(self.microphone.waveform, self.microphone.sample_rate, "spoken")
+
+    def hear(self, samples: np.ndarray, sample_rate: int, name: str) -> None:
+        """Recognise what is given, draw it and let it be heard; or say why not.
+
+        Parameters
+        ----------
+        samples : (n_samples,) or (n_samples, channels) ndarray
+        sample_rate : int
+            Hz.
+        name : str
+        """
+        self.says.value = f"{html.escape(name)}: listening …"
+        try:
+            waveform = recognition.from_memory(samples, sample_rate)
+            table = recognition.recognize(waveform, self.recognizer, SAMPLE_RATE)
+        except GmpError as error:
+            self.says.value = html.escape(str(error))
+            return
+        self.waveform, self.table, self._name = waveform, table, name
+        seconds = len(waveform) / SAMPLE_RATE
+        with self.stretch.hold_trait_notifications():
+            self.stretch.max, self.stretch.value = seconds, (0, min(DRAWN, seconds))
+        self.stretch.disabled = False
+        self.says.value = self._summary()
+        self._draw()
+
+    def _summary(self) -> str:
+        """The last recording in a sentence."""
+        speech = self.table[self.table.speech > 0.5]
+        if speech.empty:
+            return f"{html.escape(self._name)}: no speech is heard."
+        scores = speech[list(self.recognizer.config.label2id)].mean()
+        told = ", ".join(
+            f"{name} {score:.2f}" for name, score in scores.sort_values()[::-1].items()
+        )
+        return (
+            f"{html.escape(self._name)}: {told}, on average over {len(speech)} windows of speech."
+        )
+
+    def _draw(self, _change=None) -> None:
+        start, end = self.stretch.value
+        part = self.waveform[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+        if len(part) < SAMPLE_RATE // 10:
+            return
+        self.player.value = wav(np.round(part.clip(-1, 1) * 32767).astype(np.int16))
+        self.shown.children = (self.player,)
+        figure = timeline.of_recording(self.recognizer, part, self._name)
+        data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+        self.drawn.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+
+
+def listen(model: str = "runs/demo") -> Listener:
+    """Upload a recording or speak, and see what a model hears.
+
+    Parameters
+    ----------
+    model : str
+        See `gmp_utils.publishing.open_recognizer`.
+
+    Returns
+    -------
+    listener : Listener
+        Shown; its `table` holds what was recognised last.
+    """
+    listener = Listener(model)
+    display(listener.widget)
+    return listener
