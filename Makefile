@@ -98,7 +98,9 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 
 notebooks: run
-	$(BIN)/papermill notebooks/00_pretrain_encoder.ipynb runs/demo/notebooks/00_pretrain_encoder.ipynb
+	for name in 00_pretrain_encoder 09_recognize; do \
+		$(BIN)/papermill notebooks/$$name.ipynb runs/demo/notebooks/$$name.ipynb || exit; \
+	done
 	$(MAKE) run RECIPE=papt CORPUS=synthetic_speakers RUN=runs/personal
 	$(BIN)/python workflow/commit_outputs.py
 

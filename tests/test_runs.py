@@ -162,7 +162,9 @@ SERIES = [
     "06_finetune",
     "07_results",
     "08_personalize",
+    "09_recognize",
     "explore_layers",
+    "explore_recording",
 ]
 
 

@@ -1,0 +1,113 @@
+"""How fast recordings are recognised, beside the encoder alone; what starting takes, and an hour.
+
+python benchmarks/recognition.py --recordings /path/to/emodb/wav [--files 100] [--hour]
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import soundfile
+import torch
+from transformers import HubertConfig
+
+from gmp_utils import audio, hardware, publishing, readouts, recognition
+from gmp_utils.batching import Utterances
+from gmp_utils.heads import Network
+from gmp_utils.recognizer import Recognizer, RecognizerConfig
+
+
+def base() -> Recognizer:
+    """HuBERT base with random weights, as large as the published one."""
+    torch.manual_seed(0)
+    own = vars(Network()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
+    network = HubertConfig(**own, scale=30.0, margin=0.2).to_dict()
+    names = dict(enumerate("abcd"))
+    config = RecognizerConfig(network=network, id2label=names, knows_gender=True)
+    return Recognizer(config).eval().to(hardware.device())
+
+
+def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
+    """Seconds of audio per second, taking turns; the encoder gets decoded waveforms, batched alike."""
+    waveforms = sorted((audio.decode(path) for path in paths), key=len)
+    store = readouts.joined(waveforms)
+    seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
+
+    def encoder() -> None:
+        encode, names = model.network.hidden_states, store.utterances
+        with torch.inference_mode():
+            for _ in features.batches(Utterances(store, names), "", encode, features.CNN_SECONDS):
+                pass
+
+    def whole() -> None:
+        recognition.recognize(paths, model, window=1e4, hop=1e4)
+
+    rows = []
+    for _ in range(pairs):
+        took = []
+        for function in (encoder, whole):
+            began = time.perf_counter()
+            function()
+            took.append(time.perf_counter() - began)
+        rows.append(took)
+    alone, recognised = seconds / np.array(rows).T
+    ratios = recognised / alone
+    return {
+        "encoder alone, s/s": np.median(alone),
+        "recognised, s/s": np.median(recognised),
+        "ratio": np.median(ratios),
+        "least": ratios.min(),
+        "most": ratios.max(),
+    }
+
+
+def hour(model: str, paths: list[str]) -> None:
+    """An hour at 48 kHz in stereo, by the command, with its peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, samples = Path(folder) / "hour.wav", 0
+        with soundfile.SoundFile(path, "w", 48000, 2) as file:
+            while samples < 3600 * 48000:
+                for one in paths:
+                    waveform = np.repeat(audio.decode(one), 3)
+                    file.write(np.stack([waveform, waveform], axis=1))
+                    samples += len(waveform)
+        began = time.perf_counter()
+        command = ["recognize", path, "--model", model, "--out", Path(folder) / "out.csv"]
+        subprocess.run([sys.executable, "-m", "gmp_utils", *command], check=True)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        rows = len(pd.read_csv(Path(folder) / "out.csv"))
+        print(f"an hour: {time.perf_counter() - began:.0f} s, {rows} rows, peak {peak:.0f} MB")
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recordings", type=Path, required=True)
+    parser.add_argument("--files", type=int, default=100)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--model", default="runs/demo")
+    parser.add_argument("--hour", action="store_true")
+    given = parser.parse_args()
+    paths = recognition.recordings(given.recordings)[: given.files]
+    small = publishing.open_recognizer(given.model)
+    rows = {
+        given.model: compare(small, paths),
+        "HuBERT base, random weights": compare(base(), paths),
+    }
+    print(pd.DataFrame(rows).T.round(2).to_markdown())
+    began = time.perf_counter()
+    command = ["recognize", paths[0], "--model", given.model, "--out", "/dev/null"]
+    subprocess.run([sys.executable, "-m", "gmp_utils", *command], check=True)
+    print(f"one recording from nothing: {time.perf_counter() - began:.1f} s")
+    if given.hour:
+        hour(given.model, paths)
+
+
+if __name__ == "__main__":
+    main()
