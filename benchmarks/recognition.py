@@ -17,7 +17,7 @@ import soundfile
 import torch
 from transformers import HubertConfig
 
-from gmp_utils import audio, hardware, publishing, readouts, recognition
+from gmp_utils import audio, features, hardware, publishing, readouts, recognition
 from gmp_utils.batching import Utterances
 from gmp_utils.heads import Network
 from gmp_utils.recognizer import Recognizer, RecognizerConfig
