@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
-from conftest import ROOT
+from conftest import QUICK, ROOT, SMALL
+
+from gmp_utils import finetuning
 
 
 def benchmark(name, *arguments):
@@ -39,3 +42,14 @@ def test_what_may_be_larger_than_the_memory(tmp_path, smoke):
     sizes = ("--hours", 0.02, "--frames", 3000, "--sample", 1000, "--clusters", 16)
     printed = benchmark("bounded", "--recordings", folder, *sizes)
     assert printed.count("at most above what was there") == 2
+
+
+def test_recognition_beside_the_encoder(tmp_path, smoke, tiny_encoder, noise_corpus):
+    once = replace(QUICK, epochs=1)
+    stage = finetuning.finetune(
+        str(noise_corpus), 1, str(tiny_encoder), "ce", once, False, network=SMALL
+    )
+    folder = smoke(tmp_path)["CORPUS_DIR"].removesuffix("table.csv")
+    given = ("--recordings", folder, "--files", 2, "--pairs", 1, "--model", stage)
+    printed = benchmark("recognition", *given)
+    assert "HuBERT base, random weights" in printed and "one recording from nothing: " in printed

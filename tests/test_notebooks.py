@@ -13,10 +13,14 @@ import urllib.request
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import soundfile
 from conftest import CLEAN, ROOT, emodb_folder, needs_emodb
+
+from gmp_utils.preparation import open_corpus
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 assert len(NOTEBOOKS) == 10
@@ -183,7 +187,7 @@ def test_one_fold_of_emodb(tmp_path):
 README_RUNS = [
     line.split("#")[0]
     for line in (ROOT / "README.md").read_text().splitlines()
-    if line.startswith("make ") and "=" in line.split("#")[0]
+    if line.startswith("make ") and "=" in line.split("#")[0] and "my/recordings.csv" not in line
 ]
 assert len(README_RUNS) >= 7
 
@@ -203,6 +207,87 @@ def test_readme_runs_are_planned(tmp_path, line):
         assert "08_personalize/results/headline.json" in done.stdout
     else:
         assert all(f"fold{fold}/06_finetune/" in done.stdout for fold in folds)
+
+
+@pytest.fixture
+def own_data(demo):
+    """Forty of the demo's recordings as somebody's own, at README's place, and its blocks of code by kind."""
+    page = (ROOT / "README.md").read_text().split("## Use your own data")[1].split("\n## ")[0]
+    blocks = [block.split("\n", 1) for block in page.split("```")[1::2]]
+    made = [ROOT / name for name in ("my", "runs/mine", "figures/mine")]
+    assert not any(path.exists() for path in made)
+    corpus = open_corpus("runs/demo")
+    rows = corpus.manifest.groupby(["speaker", "emotion"]).head(1)
+    try:
+        for row in rows.itertuples():
+            (ROOT / "my" / row.speaker).mkdir(parents=True, exist_ok=True)
+            path = ROOT / "my" / row.speaker / f"{row.utterance}.wav"
+            soundfile.write(path, corpus.waveforms[row.utterance], 16000)
+        table = rows.assign(path=rows.speaker + "/" + rows.utterance + ".wav")
+        columns = next(text for kind, text in blocks if kind == "csv").split("\n")[0].split(",")
+        table[columns].to_csv(ROOT / "my" / "recordings.csv", index=False)
+        preset = next(text for kind, text in blocks if kind == "yaml")
+        (ROOT / "my" / "preset.yaml").write_text(preset)
+        soundfile.write(ROOT / "my" / "new.wav", np.zeros((20 * 8000, 2)), 8000)
+        yield [text.strip() for kind, text in blocks if kind == ""]
+    finally:
+        for path in made:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def test_own_data_as_readme_says(own_data):
+    """A quick pass as written, then a new recording; all folds are planned, which takes minutes instead."""
+    quick, full, recognised = own_data
+    done = make(*shlex.split(quick)[1:])
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert "Corpus table, 40 utterances, emotions angry, happy, neutral, sad" in done.stdout
+    planned = make("plan", *shlex.split(full)[2:])
+    assert planned.returncode == 0, planned.stderr
+    assert "fold 5" in planned.stdout or "fold5" in planned.stdout, planned.stdout
+    program, *arguments = shlex.split(recognised)
+    heard = subprocess.run(
+        [ROOT / program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert heard.returncode == 0, heard.stderr
+    table = pd.read_csv(ROOT / "my" / "new.csv")
+    assert table.end.iloc[-1] == 20 and table.confidence.max() < 0.3
+
+
+def test_readme_recognises(demo, tmp_path):
+    """Its command and its snippets, on the demo's model."""
+    page = (ROOT / "README.md").read_text().split("## Recognise a recording")[1].split("\n## ")[0]
+    (line,) = [
+        line for line in page.splitlines() if line.startswith(".venv/bin/python -m gmp_utils")
+    ]
+    (snippet,) = [
+        block.split("\n", 1)[1] for block in page.split("```") if block.startswith("python")
+    ]
+    corpus = open_corpus("runs/demo")
+    spoken = corpus.waveforms[corpus.manifest.index[0]]
+    (tmp_path / "more" / "recordings").mkdir(parents=True)
+    soundfile.write(tmp_path / "interview.mp3", spoken, 16000)
+    soundfile.write(tmp_path / "more" / "recordings" / "one.flac", np.tile(spoken, 4), 16000)
+    os.symlink(ROOT / "runs", tmp_path / "runs")
+    _, *arguments = shlex.split(line)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "emotions.csv")
+    assert table.file.str.rsplit("/").str[-1].unique().tolist() == ["interview.mp3", "one.flac"]
+    assert (table.speech > 0.5).all() and table.error.isna().all()
+    code = f"import numpy as np\nwaveform = np.zeros(16000, 'f4')\n{snippet}"
+    code = code.replace("\nclassify(", "\nfound = classify(") + "\nprint(found)"
+    made = sorted((ROOT / "runs/demo/fold1/09_recognize/gmps").glob("*/model"))
+    code = code.replace("gmps/ams/model", f"gmps/{made[0].parent.name}/model")
+    done = command("gmp_utils", "--help")
+    assert done.returncode == 0 and "recognize" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0 and "'score': 0.2" in done.stdout, done.stdout + done.stderr
+    uploads = subprocess.run([ROOT / ".venv/bin/hf", "upload", "--help"], capture_output=True)
+    assert uploads.returncode == 0
 
 
 @pytest.mark.parametrize("target", ["experiment", "plan", "report"])
