@@ -28,8 +28,8 @@ def base() -> Recognizer:
     torch.manual_seed(0)
     own = vars(Network()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
     network = HubertConfig(**own, scale=30.0, margin=0.2).to_dict()
-    names = dict(enumerate("abcd"))
-    config = RecognizerConfig(network=network, id2label=names, knows_gender=True)
+    labels = {"id2label": dict(enumerate("abcd")), "label2id": dict(zip("abcd", range(4)))}
+    config = RecognizerConfig(network=network, knows_gender=True, **labels)
     return Recognizer(config).eval().to(hardware.device())
 
 
@@ -96,10 +96,8 @@ def main() -> None:
     given = parser.parse_args()
     paths = recognition.recordings(given.recordings)[: given.files]
     small = publishing.open_recognizer(given.model)
-    rows = {
-        given.model: compare(small, paths),
-        "HuBERT base, random weights": compare(base(), paths),
-    }
+    models = {given.model: small, "HuBERT base, random weights": base()}
+    rows = {name: compare(model, paths, given.pairs) for name, model in models.items()}
     print(pd.DataFrame(rows).T.round(2).to_markdown())
     began = time.perf_counter()
     command = ["recognize", paths[0], "--model", given.model, "--out", "/dev/null"]
