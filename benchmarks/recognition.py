@@ -4,7 +4,7 @@ python benchmarks/recognition.py --recordings /path/to/emodb/wav [--files 100] [
 """
 
 import argparse
-import resource
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -72,17 +72,21 @@ def hour(model: str, paths: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, samples = Path(folder) / "hour.wav", 0
         with soundfile.SoundFile(path, "w", 48000, 2) as file:
-            while samples < 3600 * 48000:
-                for one in paths:
-                    waveform = np.repeat(audio.decode(one), 3)
-                    file.write(np.stack([waveform, waveform], axis=1))
-                    samples += len(waveform)
+            for one in itertools.cycle(paths):
+                waveform = np.repeat(audio.decode(one), 3)[: 3600 * 48000 - samples]
+                file.write(np.stack([waveform, waveform], axis=1))
+                samples += len(waveform)
+                if samples == 3600 * 48000:
+                    break
         began = time.perf_counter()
-        command = ["recognize", path, "--model", model, "--out", Path(folder) / "out.csv"]
-        subprocess.run([sys.executable, "-m", "gmp_utils", *command], check=True)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        rows = len(pd.read_csv(Path(folder) / "out.csv"))
-        print(f"an hour: {time.perf_counter() - began:.0f} s, {rows} rows, peak {peak:.0f} MB")
+        out = str(Path(folder) / "out.csv")
+        given = ["recognize", str(path), "--model", model, "--out", out]
+        code = f"from gmp_utils.__main__ import main; main({given}); print(open('/proc/self/status').read())"
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE
+        )
+        (peak,) = (line for line in done.stdout.splitlines() if line.startswith("VmHWM"))
+        print(f"an hour: {time.perf_counter() - began:.0f} s, {len(pd.read_csv(out))} rows, {peak}")
 
 
 def main() -> None:
