@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT / "workflow"))
 import commit_outputs
 
 COMMITTED = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
-assert len(COMMITTED) == 9
+assert len(COMMITTED) == 10
 
 LISTENER = """
 import sys
