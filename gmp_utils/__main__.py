@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--window", type=float, default=6.0, help="seconds that are heard at once")
     command.add_argument("--hop", type=float, default=3.0, help="seconds between windows, at most")
     given = parser.parse_args(arguments)
+    if given.out and not given.out.absolute().parent.is_dir():
+        parser.error(f"--out {given.out}: its folder does not exist; make it first.")
 
     import transformers
 

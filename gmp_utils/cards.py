@@ -140,5 +140,4 @@ def card(
         n_test=len(parts["test"]),
         tested=speaker.loc[parts["test"]].nunique(),
         metrics="\n".join(f"| {name} | {value:.3f} |" for name, value in metrics.items()),
-        noises="silence, white, pink and brown noise, hum, tones and clicks",
     )

@@ -243,7 +243,7 @@ def test_own_data_as_readme_says(own_data):
     assert "Corpus table, 40 utterances, emotions angry, happy, neutral, sad" in done.stdout
     planned = make("plan", *shlex.split(full)[2:])
     assert planned.returncode == 0, planned.stderr
-    assert "fold 5" in planned.stdout or "fold5" in planned.stdout, planned.stdout
+    assert "runs/mine: 5 runs, 0 done" in planned.stdout, planned.stdout
     program, *arguments = shlex.split(recognised)
     heard = subprocess.run(
         [ROOT / program, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300

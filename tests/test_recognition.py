@@ -201,9 +201,11 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(published, tmp_path, s
     assert "cannot be decoded" in capfd.readouterr().err
     assert main(["recognize", str(tmp_path / "nowhere.wav"), "--model", str(published)]) == 1
     assert "not there" in capfd.readouterr().err
-    with pytest.raises(SystemExit) as stopped:
-        main(["recognise", str(good)])
-    assert stopped.value.code == 2
+    for wrong in (["recognise", str(good)], ["recognize", str(good), "--out", "no/such/folder.csv"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(wrong)
+        assert stopped.value.code == 2
+    assert "folder does not exist" in capfd.readouterr().err
 
 
 def test_damage_that_shows_late_costs_that_recording_only(recognizer, tmp_path, sound, monkeypatch):
