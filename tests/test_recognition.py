@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -11,15 +12,26 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import QUICK, ROOT, SMALL, write_noise_corpus
+from conftest import QUICK, ROOT, SMALL, TINY, write_noise_corpus
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    HubertConfig,
+    Wav2Vec2Config,
+    WavLMConfig,
+    pipeline,
+)
 
 from gmp_utils import GmpError, audio, finetuning, publishing, readouts, recognition
 from gmp_utils.__main__ import main
 from gmp_utils.confidence import temperature
+from gmp_utils.networks import EmotionClassifier
+
+CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 
 INPUTS = {"input_values": np.float32, "attention_mask": np.int64}
 ONCE = replace(QUICK, epochs=1)
@@ -201,7 +213,10 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(published, tmp_path, s
     assert "cannot be decoded" in capfd.readouterr().err
     assert main(["recognize", str(tmp_path / "nowhere.wav"), "--model", str(published)]) == 1
     assert "not there" in capfd.readouterr().err
-    for wrong in (["recognise", str(good)], ["recognize", str(good), "--out", "no/such/folder.csv"]):
+    for wrong in (
+        ["recognise", str(good)],
+        ["recognize", str(good), "--out", "no/such/folder.csv"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             main(wrong)
         assert stopped.value.code == 2
@@ -353,6 +368,48 @@ def test_a_run_stands_for_its_best_network(classified, published, tmp_path, tiny
     ):
         with pytest.raises(GmpError, match=message):
             publishing.open_recognizer(model)
+
+
+MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "network", "corpus"),
+    [
+        ("hubert", "group", MIXED, {}),
+        ("hubert", "group", replace(SMALL, head="relu", head_layer=2), {"genders": False}),
+        ("hubert", "layer", SMALL, {"validation": "none", "selection": "last"}),
+        ("wav2vec2", "layer", SMALL, {"ratings": ["valence", "arousal"]}),
+        ("wavlm", "group", MIXED, {}),
+    ],
+    ids=["layers mixed", "no genders", "none to validate on", "wav2vec2", "wavlm"],
+)
+def test_every_network_can_be_used(kind, norm, network, corpus, tmp_path, sound):
+    """What is heard through the published folder is what the classifier itself says, calibrated."""
+    torch.manual_seed(0)
+    config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
+    run, encoder = str(write_noise_corpus(tmp_path / "run", **corpus)), str(tmp_path / "encoder")
+    finetuning.finetune(run, 1, encoder, "ce", ONCE, False, network=network)
+    recognizer = publishing.open_recognizer(run)
+    (row,) = recognition.recognize(sound[: 3 * SECOND], recognizer, SECOND).to_dict("records")
+    classifier = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
+    samples = torch.from_numpy(audio.normalise(sound[: 3 * SECOND]))[None]
+    with torch.inference_mode():
+        feature = classifier.embed(samples, torch.tensor([3 * SECOND]))
+        logits = classifier.logits(feature)[0] / recognizer.config.temperature
+    expected = row["speech"] * logits.softmax(dim=0) + (1 - row["speech"]) / 4
+    assert [row[name] for name in classifier.config.emotions] == pytest.approx(
+        expected.tolist(), abs=1e-5
+    )
+    assert ("female" in row) == corpus.get("genders", True)
+    assert recognizer.config.ratings == sorted(corpus.get("ratings", []), reverse=True)
+    card = Path(run, "fold1/09_recognize/no-gmps/ce/model/README.md").read_text()
+    if corpus.get("validation") == "none":
+        assert recognizer.config.temperature == 1 and "calibrated on NOTHING" in " ".join(
+            card.split()
+        )
+    publishing.export_onnx(run, str(tmp_path / "model.onnx"))
 
 
 def test_onnx_is_torch(published, recognizer, tmp_path, sound):
