@@ -12,7 +12,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     status : int
-        0, or 1 if any recording, or all, could not be read; wrong arguments exit with 2.
+        0, or 1 if any recording, or all, could not be read, 130 if it was stopped; wrong arguments exit
+        with 2.
     """
     parser = argparse.ArgumentParser("python -m gmp_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except GmpError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped; nothing was written.", file=sys.stderr)
+        return 130
     failed = table.dropna(subset="error")
     for message in failed.error:
         print(message, file=sys.stderr)

@@ -132,6 +132,14 @@ def check_samples(what: str, samples: np.ndarray) -> None:
         raise GmpError(f"{what}: holds a sample of {loudest}, expected numbers between -1 and 1.")
 
 
+def check_length(what: str, n_samples: int, rate: int) -> None:
+    """Refuse what is shorter than one frame of an encoder."""
+    if n_samples / rate < MIN_SECONDS:
+        raise GmpError(
+            f"{what}: {n_samples / rate:.4f} s of audio, expected at least {MIN_SECONDS} s."
+        )
+
+
 def resampled_length(n_samples: int, rate: int) -> int:
     """Samples at 16 kHz."""
     return -(-n_samples * SAMPLE_RATE // rate)
@@ -185,14 +193,11 @@ def span(
             raise GmpError(
                 f"{path}: cut short, {frames / rate:.3f} of {promised / rate:.3f} s are there."
             )
-    if not 0 <= first < last <= frames:
+    if not 0 <= first <= last <= frames:
         raise GmpError(
             f"{path}: no part from {start} to {end} s in {frames / rate:.3f} s of audio."
         )
-    if (last - first) / rate < MIN_SECONDS:
-        raise GmpError(
-            f"{path}: {(last - first) / rate:.3f} s of audio, expected at least {MIN_SECONDS} s."
-        )
+    check_length(path, last - first, rate)
     if (last - first) * recording.channels > longest:
         raise GmpError(
             f"{path}: {(last - first) / rate / 3600:.1f} h of audio, says its header, expected at most "

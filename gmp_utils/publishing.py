@@ -154,16 +154,18 @@ def open_recognizer(model: str) -> Recognizer:
     ----------
     model : str
         A folder that `publish` made, a stage of notebook 06, a run's folder, whose `best` network is
-        taken, or a name on the hub. What is not published yet is, once.
+        taken, or a name on the hub. Folders may be relative to the current or the project's. What is not
+        published yet is, once.
 
     Raises
     ------
     GmpError
         If there is none, or it is none of ours.
     """
-    folder, source = runs.ROOT / Path(model).expanduser(), model
+    near, source = Path(model).expanduser(), model
+    folder = (near if near.is_dir() else runs.ROOT / near).resolve()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        stage = folder if folder.parents[1].name == finetuning.STAGE else best(model)
+        stage = folder if folder.parents[1].name == finetuning.STAGE else best(str(folder))
         source = str(publish(stage) / "model")
     elif folder.is_dir():
         source = str(folder)

@@ -21,7 +21,16 @@ import soundfile
 from tqdm import tqdm
 
 from gmp_utils import features, hardware, readouts, runs
-from gmp_utils.audio import SAMPLE_RATE, check_rate, check_samples, convert, length, stream
+from gmp_utils.audio import (
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    check_length,
+    check_rate,
+    check_samples,
+    convert,
+    length,
+    stream,
+)
 from gmp_utils.classifiers import corpus_of
 from gmp_utils.errors import GmpError
 from gmp_utils.publishing import open_recognizer
@@ -126,15 +135,17 @@ def from_memory(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     Raises
     ------
     GmpError
-        For other shapes, values that are no numbers, or a rate that does not go.
+        For other shapes, values that are no numbers, less than a frame, or a rate that does not go.
     """
-    if samples.ndim not in (1, 2) or not len(samples) or len(samples) < samples[0].size:
+    if samples.ndim not in (1, 2) or len(samples) < samples[:1].size:
         raise GmpError(
             f"audio: an array of shape {samples.shape}, expected (samples,) or (samples, channels)."
         )
     if np.issubdtype(samples.dtype, np.integer):
-        samples = samples / -float(np.iinfo(samples.dtype).min)
+        lowest, highest = np.iinfo(samples.dtype).min, np.iinfo(samples.dtype).max
+        samples = (samples - (lowest + highest + 1) / 2) / ((highest - lowest + 1) / 2)
     check_rate("audio", sample_rate)
+    check_length("audio", len(samples), sample_rate)
     samples = samples.reshape(len(samples), -1).astype(np.float32)
     check_samples("audio", samples)
     return convert(samples, sample_rate)
@@ -269,11 +280,14 @@ def recognize(
     GmpError
         If nothing could be read, for an array without its rate, or a hop that is longer than the window.
     """
-    if not 0 < hop <= window:
-        raise GmpError(f"hop {hop} and window {window}: expected 0 < hop <= window, in seconds.")
+    if not (0 < hop <= window and MIN_SECONDS <= window < math.inf):
+        raise GmpError(
+            f"hop {hop} and window {window}: expected 0 < hop <= window, a window of at least "
+            f"{MIN_SECONDS}, in seconds."
+        )
     in_memory = isinstance(audio, np.ndarray)
     if in_memory != (sample_rate is not None):
-        raise GmpError("sample_rate: expected with an array, in Hz, and with an array only.")
+        raise GmpError("sample_rate: expected with a NumPy array, in Hz, and with one only.")
     recognizer = open_recognizer(model) if isinstance(model, str) else model
     sources, lengths, unread = {}, {}, {}
     if in_memory:

@@ -171,7 +171,7 @@ def test_headers_that_lie_reserve_nothing(tmp_path):
             lying(wav, 24, "<I", rate) for rate in (1, 3999, 11127, 44101, 400_000, 2**31 - 1)
         ],
         r"cut short, 0\.[45]\d* of 1\.000 s": [wav[:16000], aiff[:16000], au[:16000]],
-        "no part from": [lying(wav, 40, "<I", 0)],
+        "0.0000 s of audio, expected at least": [lying(wav, 40, "<I", 0)],
     }
     told = {f"{why} {n}": why for why, such in lies.items() for n in range(len(such))}
     contents = [content for such in lies.values() for content in such]

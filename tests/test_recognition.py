@@ -166,17 +166,21 @@ def test_what_is_in_memory_is_heard_as_its_file(recognizer, tmp_path, sound):
     whole = np.round(stereo * 2**30).astype(np.int32)
     integers = recognition.recognize(whole, recognizer, 8000).drop(columns="file")
     pd.testing.assert_frame_equal(heard, integers, rtol=1e-3)
+    assert recognition.from_memory(np.full(500, 160, np.uint8), SECOND) == pytest.approx(0.25)
     for array, rate, message in (
         (stereo.T, 8000, r"shape \(2, 32000\), expected \(samples,\) or \(samples, channels\)"),
         (stereo, 44101, "sampled at 44101 Hz"),
         (stereo * np.nan, 8000, "holds a sample of nan"),
-        (stereo, None, "sample_rate: expected with an array"),
-        (str(path), 8000, "sample_rate: expected with an array"),
+        (stereo[:199], 8000, "0.0249 s of audio, expected at least 0.025 s"),
+        (stereo[:0], 8000, "0.0000 s of audio"),
+        (stereo, None, "sample_rate: expected with a NumPy array"),
+        (str(path), 8000, "sample_rate: expected with a NumPy array"),
     ):
         with pytest.raises(GmpError, match=message):
             recognition.recognize(array, recognizer, rate)
-    with pytest.raises(GmpError, match=r"hop 3\.0 and window 2\.0"):
-        recognition.recognize(path, recognizer, window=2.0)
+    for window, hop in ((2.0, 3.0), (0.02, 0.01), (np.inf, 3.0), (np.nan, 3.0)):
+        with pytest.raises(GmpError, match=f"hop {hop} and window {window}: expected"):
+            recognition.recognize(path, recognizer, window=window, hop=hop)
 
 
 def test_silence_and_noise_are_no_reason_to_be_sure(recognizer, classified):
@@ -186,7 +190,9 @@ def test_silence_and_noise_are_no_reason_to_be_sure(recognizer, classified):
     assert table.notna()[["start", "end", "confidence", "speech"]].all(axis=None)
 
 
-def test_bad_recordings_are_told_of_and_the_rest_is_heard(published, tmp_path, sound, capfd):
+def test_bad_recordings_are_told_of_and_the_rest_is_heard(
+    published, tmp_path, sound, capfd, monkeypatch
+):
     good, out = tmp_path / "in" / "good.flac", tmp_path / "out.csv"
     good.parent.mkdir()
     soundfile.write(good, sound, 48000)
@@ -203,7 +209,7 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(published, tmp_path, s
     assert table.file.map(lambda path: path.rsplit("/")[-1]).tolist() == [
         "good.flac", "cut.wav", "odd.wav", "short.wav", "text.wav"
     ]  # fmt: skip
-    for word in ("cut short", "44101 Hz", "0.006 s of audio", "cannot be decoded"):
+    for word in ("cut short", "44101 Hz", "0.0063 s of audio", "cannot be decoded"):
         assert table.error.str.contains(word).sum() == 1 and word in said.err
     assert table.error.isna().tolist() == [True, False, False, False, False]
     assert said.out == ""
@@ -221,6 +227,13 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(published, tmp_path, s
             main(wrong)
         assert stopped.value.code == 2
     assert "folder does not exist" in capfd.readouterr().err
+
+    def stop(*_arguments, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recognition, "recognize", stop)
+    assert main(["recognize", str(good), "--model", str(published)]) == 130
+    assert capfd.readouterr() == ("", "Stopped; nothing was written.\n")
 
 
 def test_damage_that_shows_late_costs_that_recording_only(recognizer, tmp_path, sound, monkeypatch):
@@ -349,7 +362,9 @@ def test_torch_is_imported_when_it_is_needed():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
-def test_a_run_stands_for_its_best_network(classified, published, tmp_path, tiny_encoder):
+def test_a_run_stands_for_its_best_network(
+    classified, published, tmp_path, tiny_encoder, monkeypatch
+):
     found = publishing.best(str(classified))
     scores = {
         loss: json.loads(
@@ -358,7 +373,8 @@ def test_a_run_stands_for_its_best_network(classified, published, tmp_path, tiny
         for loss in ("ams", "ce")
     }
     assert scores[found.name]["emotion_uar"] == max(own["emotion_uar"] for own in scores.values())
-    opened = publishing.open_recognizer(str(classified))
+    monkeypatch.chdir(classified.parent)
+    opened = publishing.open_recognizer(classified.name)
     assert (classified / "fold1" / "09_recognize" / "no-gmps" / found.name / "model").is_dir()
     assert opened.config.label2id == {"angry": 0, "happy": 1, "neutral": 2, "sad": 3}
     for model, message in (
