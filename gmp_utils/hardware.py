@@ -1,6 +1,12 @@
 """What this machine computes with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
+
+_float32_only = ContextVar("float32_only", default=False)
 
 
 def device() -> str:
@@ -12,13 +18,23 @@ def bfloat16() -> bool:
     """Whether encoders run in bfloat16: where the hardware multiplies its matrices.
 
     GPUs since Ampere and processors with AMX do. Other processors take longer with bfloat16 than with
-    float32 (benchmarks/NOTES.md). What is exported computes in float32.
+    float32 (benchmarks/NOTES.md).
     """
-    if torch.jit.is_tracing():
+    if _float32_only.get():
         return False
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu.get_capabilities().get("amx_bf16", False)
+
+
+@contextmanager
+def float32() -> Iterator[None]:
+    """Encoders run in float32 meanwhile, whatever the hardware is good at: as what is exported does."""
+    before = _float32_only.set(True)
+    try:
+        yield
+    finally:
+        _float32_only.reset(before)
 
 
 def fits(n_bytes: int) -> bool:

@@ -231,7 +231,7 @@ def export_onnx(model: str, path: str) -> None:
         mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
         return torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)) * mask, mask
 
-    with warnings.catch_warnings(), torch.inference_mode():
+    with warnings.catch_warnings(), torch.inference_mode(), hardware.float32():
         warnings.simplefilter(
             "ignore"
         )  # of the exporter's own age, and of sizes that are compared below

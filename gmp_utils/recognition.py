@@ -247,7 +247,7 @@ def _hear(
 
 def recognize(
     audio: str | os.PathLike | Sequence | np.ndarray,
-    model: str | Recognizer = "runs/demo",
+    model: str | os.PathLike | Recognizer = "runs/demo",
     sample_rate: int | None = None,
     window: float = 6.0,
     hop: float = 3.0,
@@ -259,7 +259,7 @@ def recognize(
     audio : path, sequence of paths, or (samples,) or (samples, channels) ndarray
         Recordings of any length, rate and channels that libsndfile reads; folders stand for all recordings
         below them.
-    model : str or Recognizer
+    model : str, path or Recognizer
         See `gmp_utils.publishing.open_recognizer`.
     sample_rate : int, optional
         Hz, of an array.
@@ -288,7 +288,7 @@ def recognize(
     in_memory = isinstance(audio, np.ndarray)
     if in_memory != (sample_rate is not None):
         raise GmpError("sample_rate: expected with a NumPy array, in Hz, and with one only.")
-    recognizer = open_recognizer(model) if isinstance(model, str) else model
+    recognizer = model if isinstance(model, Recognizer) else open_recognizer(str(model))
     sources, lengths, unread = {}, {}, {}
     if in_memory:
         waveform = from_memory(audio, sample_rate)
@@ -300,7 +300,7 @@ def recognize(
         except GmpError as error:
             unread[path] = str(error)
     size = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
-    table, damaged = _hear(recognizer, sources, lengths, *size)
+    table, damaged = _hear(recognizer.to(hardware.device()), sources, lengths, *size)
     unread |= damaged
     if table.empty:
         raise GmpError(" ".join(unread.values()) or "audio: no recordings were named.")

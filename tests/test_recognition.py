@@ -26,11 +26,12 @@ from transformers import (
     pipeline,
 )
 
-from gmp_utils import GmpError, audio, finetuning, publishing, readouts, recognition
+from gmp_utils import GmpError, audio, finetuning, hardware, publishing, readouts, recognition
 from gmp_utils.__main__ import main
 from gmp_utils.confidence import temperature
 from gmp_utils.networks import EmotionClassifier
 
+own_bfloat16 = hardware.bfloat16  # before conftest's float32
 CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 
 INPUTS = {"input_values": np.float32, "attention_mask": np.int64}
@@ -443,6 +444,14 @@ def test_onnx_is_torch(published, recognizer, tmp_path, sound):
         assert list(found) == ["logits", "speech", "female", "ratings"]
         expected = [probabilities(recognizer, waveform) for waveform in waveforms]
         assert np.exp(found["logits"]) == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_onnx_is_compared_in_float32(published, tmp_path, monkeypatch):
+    """Also where encoders run in bfloat16, which would be off by more than 1e-4."""
+    monkeypatch.setattr(hardware, "bfloat16", own_bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    assert hardware.bfloat16()
+    publishing.export_onnx(str(published), str(tmp_path / "model.onnx"))
 
 
 def test_onnx_that_differs_is_refused(published, tmp_path, monkeypatch):
