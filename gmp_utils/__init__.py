@@ -21,12 +21,15 @@ def __getattr__(name: str):
     raise AttributeError(f"module 'gmp_utils' has no attribute {name!r}")
 
 
-# Our models are registered with transformers' Auto classes as soon as these, and what ours need, are there.
-@wrapt.when_imported("transformers.models.auto.modeling_auto")
-def _import_encoders(_module) -> None:
-    importlib.import_module("gmp_utils.encoders")
+@wrapt.when_imported("transformers.models.auto.configuration_auto")
+def _register_when_used(module) -> None:
+    """Make our models known to transformers' Auto classes once one of these is asked for a model.
 
+    No sooner: on import, transformers' or ours may be half imported.
+    """
 
-@wrapt.when_imported("gmp_utils.encoders")
-def _register(_module) -> None:
-    importlib.import_module("gmp_utils.recognizer")
+    def registered(load, _class, arguments, options):
+        importlib.import_module("gmp_utils.recognizer")
+        return load(*arguments, **options)
+
+    wrapt.wrap_function_wrapper(module, "AutoConfig.from_pretrained", registered)

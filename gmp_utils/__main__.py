@@ -12,8 +12,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     status : int
-        0, or 1 if any recording, or all, could not be read, 130 if it was stopped; wrong arguments exit
-        with 2.
+        0; 1 if any recording could not be read, or all, the model or the windows did not go; 130 if it was
+        stopped. Wrong arguments exit with 2.
     """
     parser = argparse.ArgumentParser("python -m gmp_utils", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -32,8 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--window", type=float, default=6.0, help="seconds that are heard at once")
     command.add_argument("--hop", type=float, default=3.0, help="seconds between windows, at most")
     given = parser.parse_args(arguments)
-    if given.out and not given.out.absolute().parent.is_dir():
-        parser.error(f"--out {given.out}: its folder does not exist; make it first.")
+    if given.out and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
+        parser.error(f"--out {given.out}: expected a file in a folder that is there.")
 
     import transformers
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pandas as pd
 from transformers import PretrainedConfig
 
-from gmp_utils import runs
-from gmp_utils.classifiers import SYSTEM, classifiers, collect, lineage
+from gmp_utils import runs, weights
+from gmp_utils.classifiers import SYSTEM, classifiers, lineage, settings_of
 from gmp_utils.comparison import with_interval
 from gmp_utils.evaluation import uar, war
 from gmp_utils.preparation import Corpus
@@ -50,10 +50,13 @@ These weights, on the test speakers of fold {fold} ({n_test} utterances of {test
 |---|---|
 {metrics}
 
-`speech_heard` is the share of test utterances that are taken for speech, `altered_speech_heard` of the
+`calibration_error` is how far confidence is from the share that is right, on average, and
+`calibration_error_as_trained` the same before calibration: of few validation speakers it does not always
+help. `speech_heard` is the share of test utterances that are taken for speech, `altered_speech_heard` of the
 same with noise 5 to 25 dB below them, half of them as by telephone; `noise_refused` is the share of
-noises that are not (silence, white, pink and brown noise, hum, tones, clicks). Where no speech is heard,
-scores go to chance. Music, laughter and several voices at once were not tried. Gender, speech and
+noises that are not (silence, white, pink and brown noise, hum, tones, clicks, as long as utterances).
+Where no speech is heard, scores go to chance and ratings to their mean. Noises below a second and buzzing
+may be taken for speech; music, laughter and several voices at once were not tried. Gender, speech and
 ratings are linear readouts.
 
 ## Use and limits
@@ -78,10 +81,16 @@ def _percent(value: float, interval: tuple[float, float] | None) -> str:
 
 
 def same_system(stage: Path) -> pd.DataFrame:
-    """Rows of `classifiers` that are of a network's variant and loss: its own, other folds and seeds."""
+    """Rows of `classifiers` that were made as a network was: its own, and other folds and seeds."""
     found = classifiers(str(stage.parents[3]))
     own = found.loc[found.stage == stage, SYSTEM].iloc[0]
-    return found[(found[SYSTEM] == own).all(axis=1)]
+    found = found[(found[SYSTEM] == own).all(axis=1)]
+    return found[[settings_of(other) == settings_of(stage) for other in found.stage]]
+
+
+def _tested(stage: Path) -> pd.DataFrame:
+    predictions = pd.read_parquet(stage / "predictions.parquet")
+    return predictions[predictions.part == "test"]
 
 
 def card(
@@ -109,18 +118,17 @@ def card(
     card : str
         Markdown.
     """
-    speaker, system = corpus.manifest.speaker, same_system(stage)[SYSTEM].iloc[0]
-    predictions = collect(str(stage.parents[3]))
-    own = predictions[(predictions[SYSTEM] == system).all(axis=1)]
-    folds = own.fold.nunique()
+    speaker, alike = corpus.manifest.speaker, same_system(stage)
+    own = pd.concat(map(_tested, alike.stage))
     scores = {
         name: _percent(*with_interval(own, metric, 0))
         for name, metric in (("UAR", uar), ("WAR", war))
     }
     told = runs.read_json(stage / "params.json")
+    is_folder = Path(weights.resolve(told["encoder"])).is_dir()
     return TEXT.format(
         emotions=", ".join(config.label2id),
-        encoder=told["encoder"],
+        encoder=Path(told["encoder"]).name if is_folder else told["encoder"],
         corpus=corpus.name,
         stages=", ".join(runs.notebook_of(one) for one in lineage(stage)),
         calibrated=f"{len(parts['validation'])} validation utterances"
@@ -133,9 +141,9 @@ def card(
         commit=runs.read_json(stage / "provenance.json")["git_commit"],
         seed=told["schedule"]["seed"],
         results=(
-            f"{', '.join(system)}: UAR {scores['UAR']}, WAR {scores['WAR']} percent, pooled over {folds} of "
-            f"{len(corpus.protocol.folds)} folds, a network for each; {own.speaker.nunique()} test speakers, "
-            "95 % intervals by speaker."
+            f"{', '.join(alike[SYSTEM].iloc[0])}: UAR {scores['UAR']}, WAR {scores['WAR']} percent, pooled "
+            f"over {alike.fold.nunique()} of {len(corpus.protocol.folds)} folds, a network for each; "
+            f"{own.speaker.nunique()} test speakers, 95 % intervals by speaker."
         ),
         n_test=len(parts["test"]),
         tested=speaker.loc[parts["test"]].nunique(),

@@ -76,7 +76,7 @@ def lineage(stage: Path) -> list[Path]:
     return [*dict.fromkeys(found), stage]
 
 
-def _settings(stage: Path) -> dict:
+def settings_of(stage: Path) -> dict:
     """What a classifier was made with: what may not differ between folds, losses and seeds."""
     settings = {}
     for made in lineage(stage):
@@ -124,7 +124,7 @@ def collect(run_dir: str) -> pd.DataFrame:
         name = runs.shown(one.stage)
         runs.identity(one.stage, "params.json", "predictions.parquet")
         group = seen.setdefault(one.variant if variants else "", {})
-        _refuse_differing(name, _settings(one.stage), group)
+        _refuse_differing(name, settings_of(one.stage), group)
         table = pd.read_parquet(one.stage / "predictions.parquet")
         tested = table[table.part == "test"]
         utterances = {f"test utterances of fold {one.fold}": set(tested.utterance)}

@@ -89,8 +89,10 @@ class Listener:
             return
         self.waveform, self.table, self._name = waveform, table, name
         seconds = len(waveform) / SAMPLE_RATE
+        self.stretch.unobserve(self._draw, "value")  # else what is drawn below is drawn twice
         with self.stretch.hold_trait_notifications():
             self.stretch.max, self.stretch.value = seconds, (0, min(DRAWN, seconds))
+        self.stretch.observe(self._draw, "value")
         self.stretch.disabled = False
         self.says.value = self._summary()
         self._draw()
@@ -112,6 +114,7 @@ class Listener:
         start, end = self.stretch.value
         part = self.waveform[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
         if len(part) < SAMPLE_RATE // 10:
+            self.shown.children = self.drawn.outputs = ()
             return
         self.player.value = wav(np.round(part.clip(-1, 1) * 32767).astype(np.int16))
         self.shown.children = (self.player,)

@@ -47,6 +47,7 @@ function render({ model, el }) {
       idle("");
     };
   };
+  return () => stop && stop();
 }
 export default { render };
 """

@@ -1,10 +1,13 @@
 """A trained classifier made ready for use elsewhere: calibrated, with readouts and a card."""
 
+import os
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
+from safetensors import SafetensorError
 from scipy.special import softmax
 from torch import Tensor, nn
 from transformers import AutoConfig, set_seed
@@ -24,7 +27,7 @@ TOLERANCE = 1e-4  # between torch and ONNX
 
 
 def best(run_dir: str) -> Path:
-    """The network of a run that did best on its validation speakers; the first of several such.
+    """The network of a run that did best on its validation utterances; the first where there are none.
 
     Raises
     ------
@@ -35,13 +38,19 @@ def best(run_dir: str) -> Path:
     networks = [stage for stage in found if (stage / "model").is_dir()]
     if not networks:
         raise GmpError(f"{run_dir}: no network there, baselines only; run notebook 06 with losses.")
-    return max(networks, key=lambda stage: runs.read_json(stage / "metrics.json")["emotion_uar"])
+
+    def score(stage: Path) -> float:
+        predictions = pd.read_parquet(stage / "predictions.parquet")
+        held_out = predictions[predictions.part == "validation"]
+        return 0.0 if held_out.empty else evaluation.uar(held_out.true, held_out.predicted)
+
+    return max(networks, key=score)
 
 
 def publish(stage: Path, seed: int = 0) -> Path:
     """Make a classifier ready for use elsewhere.
 
-    Its temperature is fitted on the fold's validation speakers, its readouts on the training speakers; what
+    Its temperature is fitted on the fold's validation utterances, its readouts on the training speakers; what
     they are worth is measured on the test speakers.
 
     Parameters
@@ -88,9 +97,13 @@ def _fitted(
     rated = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
     model = Recognizer(
         RecognizerConfig(
-            network=network.config.to_dict(),
+            network=network.config.to_dict() | {"_name_or_path": ""},  # it tells of folders here
             knows_gender=manifest.gender.loc[train].nunique() == 2,
             ratings=rated,
+            rating_ranges=[
+                [float(own.min()), float(own.mean()), float(own.max())]
+                for own in (manifest.loc[train, name] for name in rated)
+            ],
             id2label=dict(enumerate(corpus.emotions)),
             label2id={name: index for index, name in enumerate(corpus.emotions)},
         )
@@ -138,8 +151,8 @@ def _measured(
         "altered_speech_heard": float(np.mean(spoken)),
         "noise_refused": float(np.mean(~noises)),
     }
-    if model.female:
-        known = manifest.gender.notna().to_numpy()
+    known = manifest.gender.notna().to_numpy()
+    if model.female and known.any():
         heard = np.where(found["female"] > 0.5, "female", "male")[known]
         metrics["gender_uar"] = evaluation.uar(manifest.gender[known], heard)
     for name, values in zip(model.config.ratings, found.get("ratings", np.empty((0, 0))).T):
@@ -165,8 +178,10 @@ def open_recognizer(model: str) -> Recognizer:
     near, source = Path(model).expanduser(), model
     folder = (near if near.is_dir() else runs.ROOT / near).resolve()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        stage = folder if folder.parents[1].name == finetuning.STAGE else best(str(folder))
-        source = str(publish(stage) / "model")
+        above = folder.parent.parent.name
+        if above != STAGE:
+            folder = publish(folder if above == finetuning.STAGE else best(str(folder)))
+        source = str(folder / "model")
     elif folder.is_dir():
         source = str(folder)
     elif model.startswith(("/", ".", "~", "runs/")):
@@ -177,15 +192,27 @@ def open_recognizer(model: str) -> Recognizer:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise GmpError(
-            f"model {model!r}: cannot be read ({str(error).splitlines()[0]})."
-        ) from error
+        raise _unreadable(model, error) from error
     if not isinstance(config, RecognizerConfig):
         raise GmpError(
             f"model {model!r}: a {config.model_type} model, expected one that notebook 09 published "
             f"({RecognizerConfig.model_type})."
         )
-    return Recognizer.from_pretrained(source, use_safetensors=True).eval().to(hardware.device())
+    try:
+        found, report = Recognizer.from_pretrained(
+            source, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, SafetensorError, TypeError) as error:
+        raise _unreadable(model, error) from error
+    absent = [*report["missing_keys"], *report["unexpected_keys"]]
+    absent += [name for name, own in found.named_parameters() if not own.isfinite().all()]
+    if absent:
+        raise GmpError(f"model {model!r}: damaged, its weights {absent[0]}; publish it again.")
+    return found.eval().to(hardware.device())
+
+
+def _unreadable(model: str, error: Exception) -> GmpError:
+    return GmpError(f"model {model!r}: cannot be read ({str(error).splitlines()[0]}).")
 
 
 class _Graph(nn.Module):
@@ -215,8 +242,11 @@ def export_onnx(model: str, path: str) -> None:
     Raises
     ------
     GmpError
-        If onnxruntime's numbers are not torch's, up to 1e-4, or onnx is not installed.
+        If onnxruntime's numbers are not torch's, up to 1e-4, onnx is not installed, or there is no such
+        folder to write to.
     """
+    if not Path(path).absolute().parent.is_dir():
+        raise GmpError(f"{path}: its folder does not exist; make it first.")
     try:
         import onnx  # noqa: F401, torch's export needs it
         import onnxruntime
@@ -224,7 +254,7 @@ def export_onnx(model: str, path: str) -> None:
         raise GmpError(
             f"{error.name} is not installed: .venv/bin/python -m pip install onnx onnxruntime."
         ) from error
-    recognizer = open_recognizer(model).cpu()
+    recognizer, made = open_recognizer(model).cpu(), f"{path}.new"
     names, axes = ["input_values", "attention_mask"], {0: "batch", 1: "samples"}
 
     def batch(*lengths: int) -> tuple[Tensor, Tensor]:
@@ -239,19 +269,21 @@ def export_onnx(model: str, path: str) -> None:
         torch.onnx.export(
             _Graph(recognizer),
             batch(16000, 12000),
-            path,
+            made,
             dynamo=False,  # the newer one does not take LSTMs of any length
             input_names=names,
             output_names=known,
             dynamic_axes=dict.fromkeys(names, axes) | {name: {0: "batch"} for name in known},
         )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
         for lengths in ((16000,), (30000, 8000, 500)):
             given = batch(*lengths)
             expected = recognizer(*given).to_tuple()
             found = session.run(None, {name: own.numpy() for name, own in zip(names, given)})
             off = max(float(np.abs(a.numpy() - b).max()) for a, b in zip(expected, found))
             if off > TOLERANCE:
+                os.remove(made)
                 raise GmpError(
                     f"{path}: differs from torch by {off:.1e}, expected at most {TOLERANCE}."
                 )
+    os.replace(made, path)

@@ -36,9 +36,10 @@ from gmp_utils.errors import GmpError
 from gmp_utils.publishing import open_recognizer
 from gmp_utils.recognizer import Recognizer
 
-SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), "oga", "opus", "aif")}
+ALSO = ("aif", "oga", "opus", "sph")  # suffixes that are not names of formats
+SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALSO)}
 AT_ONCE = 10  # batches, whose windows are sorted by length
-AHEAD = 16  # windows of a recording that wait, decoded
+AHEAD = 96 * SAMPLE_RATE  # samples of a recording that wait, decoded
 READERS = min(8, os.cpu_count() or 1)
 
 
@@ -108,7 +109,7 @@ def recordings(audio: str | os.PathLike | Sequence) -> list[str]:
     """
     named = [audio] if isinstance(audio, str | os.PathLike) else list(audio)
     paths = []
-    for path in map(Path, named):
+    for path in (Path(own).expanduser() for own in named):
         below = [path]
         if path.is_dir():
             below = sorted(own for own in path.rglob("*") if own.suffix.lower() in SUFFIXES)
@@ -116,6 +117,11 @@ def recordings(audio: str | os.PathLike | Sequence) -> list[str]:
                 raise GmpError(f"{path}: no recordings below it (wav, flac, ogg, mp3).")
         paths += map(str, below)
     return paths
+
+
+def printable(text: str) -> str:
+    """The same with escapes for what is not UTF-8 in names of files."""
+    return os.fsencode(text).decode(errors="backslashreplace")
 
 
 def from_memory(samples: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -137,13 +143,16 @@ def from_memory(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     GmpError
         For other shapes, values that are no numbers, less than a frame, or a rate that does not go.
     """
-    if samples.ndim not in (1, 2) or len(samples) < samples[:1].size:
+    numbers = samples.dtype.kind in "iuf"
+    if not numbers or samples.ndim not in (1, 2) or len(samples) < samples[:1].size:
         raise GmpError(
-            f"audio: an array of shape {samples.shape}, expected (samples,) or (samples, channels)."
+            f"audio: an array of {samples.dtype} and shape {samples.shape}, expected integers or floats, "
+            "(samples,) or (samples, channels)."
         )
     if np.issubdtype(samples.dtype, np.integer):
         lowest, highest = np.iinfo(samples.dtype).min, np.iinfo(samples.dtype).max
         samples = (samples - (lowest + highest + 1) / 2) / ((highest - lowest + 1) / 2)
+    sample_rate = int(sample_rate)
     check_rate("audio", sample_rate)
     check_length("audio", len(samples), sample_rate)
     samples = samples.reshape(len(samples), -1).astype(np.float32)
@@ -181,7 +190,7 @@ def _windows(
         try:
             while True:
                 for name in islice(names, 2 * READERS - len(waiting)):
-                    waiting.append((name, Queue(AHEAD)))
+                    waiting.append((name, Queue(max(1, AHEAD // window))))
                     pool.submit(read, *waiting[-1])
                 if not waiting:
                     return
@@ -229,7 +238,7 @@ def _hear(
     ) as bar:
         for name, number, heard in _windows(sources, starts, window):
             if isinstance(heard, GmpError):
-                damaged[name] = str(heard)
+                damaged[name] = printable(str(heard))
                 continue
             waiting.append((name, number, heard))
             bar.update()
@@ -280,10 +289,9 @@ def recognize(
     GmpError
         If nothing could be read, for an array without its rate, or a hop that is longer than the window.
     """
-    if not (0 < hop <= window and MIN_SECONDS <= window < math.inf):
+    if not MIN_SECONDS <= hop <= window < math.inf:
         raise GmpError(
-            f"hop {hop} and window {window}: expected 0 < hop <= window, a window of at least "
-            f"{MIN_SECONDS}, in seconds."
+            f"hop {hop} and window {window}: expected {MIN_SECONDS} <= hop <= window, in seconds."
         )
     in_memory = isinstance(audio, np.ndarray)
     if in_memory != (sample_rate is not None):
@@ -294,11 +302,12 @@ def recognize(
         waveform = from_memory(audio, sample_rate)
         sources, lengths = {"": lambda: iter([waveform])}, {"": len(waveform)}
     for path in [] if in_memory else dict.fromkeys(recordings(audio)):
+        name = printable(path)
         try:
-            lengths[path] = length(path)
-            sources[path] = partial(stream, path)
+            lengths[name] = length(path)
+            sources[name] = partial(stream, path)
         except GmpError as error:
-            unread[path] = str(error)
+            unread[name] = printable(str(error))
     size = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
     table, damaged = _hear(recognizer.to(hardware.device()), sources, lengths, *size)
     unread |= damaged
@@ -336,6 +345,5 @@ def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, fl
         parts.append((name, at, at + len(sound) / SAMPLE_RATE))
         pieces += [sound, np.zeros(SAMPLE_RATE)]
         at = parts[-1][2] + 1
-    path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, np.concatenate(pieces[:-1]), SAMPLE_RATE)
     return parts

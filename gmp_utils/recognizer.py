@@ -36,6 +36,8 @@ class RecognizerConfig(PretrainedConfig):
         Whether there is a readout for it.
     ratings : list of str
         What there are readouts for, of valence, arousal and dominance.
+    rating_ranges : list of [float, float, float]
+        Lowest, mean and highest of each, of the training utterances.
     """
 
     model_type = "gmp-tl"
@@ -43,6 +45,7 @@ class RecognizerConfig(PretrainedConfig):
     temperature: float = 1.0
     knows_gender: bool = False
     ratings: list | None = None
+    rating_ranges: list | None = None
 
     def network_config(self) -> PretrainedConfig:
         """The same as transformers' configuration of that encoder."""
@@ -62,7 +65,7 @@ class Recognized(ModelOutput):
     female : (batch,) float32, optional
         Probability that the voice is a woman's.
     ratings : (batch, ratings) float32, optional
-        On the corpus's scale.
+        On the corpus's scale, within the range of the training utterances.
     """
 
     logits: Tensor | None = None
@@ -77,7 +80,8 @@ class Recognizer(PreTrainedModel):
     Speech and gender are read where frames enter the Transformer, ratings where the classifier reads them.
 
     Where it hears no speech, probabilities go to chance: of `n` emotions each gets
-    speech · softmax(logits / temperature) + (1 − speech) / n.
+    speech · softmax(logits / temperature) + (1 − speech) / n. So does that of a woman's voice, and ratings
+    go to their mean.
     """
 
     config_class = RecognizerConfig
@@ -123,14 +127,19 @@ class Recognizer(PreTrainedModel):
         """As `forward`, of inputs and lengths as `raw` takes them."""
         logits, entering, means = self.raw(inputs, lengths)
         calibrated = (logits / self.config.temperature).softmax(dim=1)
-        speech = self.speech(entering).squeeze(1).sigmoid()
-        heard = speech.unsqueeze(1)
-        calibrated = heard * calibrated + (1 - heard) / calibrated.shape[1]
+        speech = self.speech(entering).sigmoid()
+        chance, female, ratings = 1 / calibrated.shape[1], None, None
+        calibrated = chance + speech * (calibrated - chance)
+        if self.female:
+            female = (0.5 + speech * (self.female(entering).sigmoid() - 0.5)).squeeze(1)
+        if self.ratings:
+            lowest, mean, highest = means.new_tensor(self.config.rating_ranges).T
+            ratings = mean + speech * (self.ratings(means).clamp(lowest, highest) - mean)
         return Recognized(
             logits=calibrated.clamp_min(1e-9).log(),
-            speech=speech,
-            female=self.female(entering).squeeze(1).sigmoid() if self.female else None,
-            ratings=self.ratings(means) if self.ratings else None,
+            speech=speech.squeeze(1),
+            female=female,
+            ratings=ratings,
         )
 
     def forward(

@@ -38,11 +38,11 @@ def scores_over_time(
         Softmax of the logits. An utterance shorter than a window is one window.
     """
     samples = torch.from_numpy(normalise(waveform))[None]
-    lengths, layer = torch.tensor([samples.shape[1]]), model.config.head_layer
+    lengths = torch.tensor([samples.shape[1]])
     model.eval()
     with torch.inference_mode():
         samples, lengths = samples.to(model.device), lengths.to(model.device)
-        (frames,), _ = model.hidden_states(samples, lengths, layers=(layer,))
+        frames, _ = model.frames(samples, lengths)
         size = min(WINDOW, frames.shape[1])
         windows = frames[0].unfold(0, size, HOP).transpose(1, 2)
         everything = torch.ones(windows.shape[:2], dtype=torch.bool, device=windows.device)

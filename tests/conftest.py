@@ -94,7 +94,12 @@ def noise_corpus(tmp_path):
 
 
 def write_noise_corpus(
-    run: Path, genders: bool = True, ratings: Sequence[str] = (), test_ratings: float = 0.0, **rules
+    run: Path,
+    genders: bool = True,
+    test_genders: bool = True,
+    ratings: Sequence[str] = (),
+    test_ratings: float = 0.0,
+    **rules,
 ) -> Path:
     from gmp_utils.protocol import make_protocol
     from gmp_utils.ragged import Ragged
@@ -129,6 +134,8 @@ def write_noise_corpus(
         manifest[rating] = manifest[rating].mask(tested & (test_ratings > 0), test_ratings)
     if not genders:
         manifest["gender"] = None
+    if not test_genders:
+        manifest["gender"] = manifest.gender.mask(manifest.session == "1", None)
     if rules.get("fold_by") == "cross-corpus":
         tested = manifest.session == "3"
         manifest["corpus"] = np.where(tested, "other", "noise")

@@ -180,11 +180,19 @@ def test_what_is_uploaded_is_recognised_and_drawn(run, listener):
     assert len(listener.waveform) == 8 * 16000
 
 
-def test_what_is_spoken_is_recognised(listener):
+def test_what_is_spoken_is_recognised(listener, monkeypatch):
+    drawn, draw = [], timeline.of_recording
+    monkeypatch.setattr(
+        timeline, "of_recording", lambda *given: drawn.append(given[1]) or draw(*given)
+    )
     spoken = np.random.default_rng(1).normal(0, 0.1, 48000).astype("<f4")
     listener.microphone.sample_rate = 48000
     listener.microphone.samples = spoken.tobytes()
     assert len(listener.waveform) == 16000 and len(listener.table) == 1
+    assert [len(waveform) for waveform in drawn] == [16000] and listener.drawn.outputs
+    listener.hear(spoken[:2400], 48000, "too short to be drawn")
+    assert len(listener.table) == len(drawn) == 1
+    assert listener.drawn.outputs == listener.shown.children == ()
     listener.hear(spoken * np.nan, 48000, "damaged")
     assert "holds a sample of nan" in listener.says.value
 

@@ -1,6 +1,8 @@
 """Recordings in, emotions over time out; and the model as others load it."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +15,7 @@ import pytest
 import soundfile
 import torch
 from conftest import QUICK, ROOT, SMALL, TINY, write_noise_corpus
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
@@ -169,9 +172,14 @@ def test_what_is_in_memory_is_heard_as_its_file(recognizer, tmp_path, sound):
     pd.testing.assert_frame_equal(heard, integers, rtol=1e-3)
     assert recognition.from_memory(np.full(500, 160, np.uint8), SECOND) == pytest.approx(0.25)
     for array, rate, message in (
-        (stereo.T, 8000, r"shape \(2, 32000\), expected \(samples,\) or \(samples, channels\)"),
+        (
+            stereo.T,
+            8000,
+            r"float32 and shape \(2, 32000\), expected integers or floats, \(samples,\)",
+        ),
         (stereo, 44101, "sampled at 44101 Hz"),
         (stereo * np.nan, 8000, "holds a sample of nan"),
+        (stereo > 0, 8000, "an array of bool and shape"),
         (stereo[:199], 8000, "0.0249 s of audio, expected at least 0.025 s"),
         (stereo[:0], 8000, "0.0000 s of audio"),
         (stereo, None, "sample_rate: expected with a NumPy array"),
@@ -227,7 +235,7 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(
         with pytest.raises(SystemExit) as stopped:
             main(wrong)
         assert stopped.value.code == 2
-    assert "folder does not exist" in capfd.readouterr().err
+    assert "expected a file in a folder that is there" in capfd.readouterr().err
 
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
@@ -302,6 +310,8 @@ def test_what_is_published_is_calibrated_and_says_what_it_is_worth(classified, p
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
     card = (published / "README.md").read_text()
+    config = (published / "config.json").read_text()
+    assert str(classified.parent) not in card + config and str(ROOT) not in card + config
     for text in (
         "license: other", "Corpus noise: 24 training utterances of 2 speakers, fold 1, seed 0",
         "2 test speakers", "too few speakers for an interval", "AI Act", "validation speakers are disjoint",
@@ -358,6 +368,52 @@ def test_an_import_registers_it(published, imports):
     assert "gmp_utils.recognizer.Recognizer" in done.stdout, done.stderr
 
 
+MODULES = sorted(path.stem for path in (ROOT / "gmp_utils").glob("[!_]*.py"))
+assert len(MODULES) > 50
+IMPORT_EACH = """
+import os, sys, traceback
+{before}
+failed = []
+for code in {codes}:
+    if not (child := os.fork()):
+        try:
+            exec(code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(code)
+sys.exit("; ".join(failed) or 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "codes"),
+    [
+        (  # `kernels` is papermill's to import
+            "import faiss, papermill, plotly.express, torchaudio, umap; from transformers import HubertModel",
+            [f"import gmp_utils.{name}" for name in MODULES if name != "kernels"],
+        ),
+        (
+            "import sklearn.metrics, torchaudio",
+            [
+                "import gmp_utils; from transformers import " + name
+                for name in ("BertModel", "HubertModel", "Trainer", "Wav2Vec2Model", "pipeline")
+            ],
+        ),
+    ],
+    ids=["ours", "transformers'"],
+)
+def test_modules_can_be_imported_in_any_order(before, codes):
+    """Each first of all, in a process of its own, begun where other libraries are imported already."""
+    script = IMPORT_EACH.format(before=before, codes=codes)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
 def test_torch_is_imported_when_it_is_needed():
     code = "import sys, gmp_utils.experiments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
@@ -374,6 +430,8 @@ def test_a_run_stands_for_its_best_network(
         for loss in ("ams", "ce")
     }
     assert scores[found.name]["emotion_uar"] == max(own["emotion_uar"] for own in scores.values())
+    stage = classified / "fold1" / "09_recognize" / "no-gmps" / "ams"
+    assert publishing.open_recognizer(str(stage)).config.temperature > 0
     monkeypatch.chdir(classified.parent)
     opened = publishing.open_recognizer(classified.name)
     assert (classified / "fold1" / "09_recognize" / "no-gmps" / found.name / "model").is_dir()
@@ -397,7 +455,7 @@ MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
         ("hubert", "group", replace(SMALL, head="relu", head_layer=2), {"genders": False}),
         ("hubert", "layer", SMALL, {"validation": "none", "selection": "last"}),
         ("wav2vec2", "layer", SMALL, {"ratings": ["valence", "arousal"]}),
-        ("wavlm", "group", MIXED, {}),
+        ("wavlm", "group", MIXED, {"test_genders": False}),
     ],
     ids=["layers mixed", "no genders", "none to validate on", "wav2vec2", "wavlm"],
 )
@@ -429,6 +487,16 @@ def test_every_network_can_be_used(kind, norm, network, corpus, tmp_path, sound)
     publishing.export_onnx(run, str(tmp_path / "model.onnx"))
 
 
+def test_networks_need_not_be_alike_to_be_used(tmp_path, tiny_encoder):
+    """Results of others, which were trained for longer, are not pooled with its own."""
+    run = write_noise_corpus(tmp_path / "run")
+    for fold, schedule in ((1, ONCE), (2, ONCE), (3, QUICK)):
+        finetuning.finetune(str(run), fold, str(tiny_encoder), "ce", schedule, False, network=SMALL)
+    made = publishing.publish(run / "fold1" / "06_finetune" / "no-gmps" / "ce")
+    card = " ".join((made / "model" / "README.md").read_text().split())
+    assert "pooled over 2 of 3 folds, a network for each; 4 test speakers" in card
+
+
 def test_onnx_is_torch(published, recognizer, tmp_path, sound):
     """Of other sizes than it was traced with; 1e-4 is what the export itself asks."""
     path = str(tmp_path / "model.onnx")
@@ -458,3 +526,53 @@ def test_onnx_that_differs_is_refused(published, tmp_path, monkeypatch):
     monkeypatch.setattr(publishing, "TOLERANCE", -1.0)
     with pytest.raises(GmpError, match="differs from torch by"):
         publishing.export_onnx(str(published), str(tmp_path / "model.onnx"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(GmpError, match="its folder does not exist"):
+        publishing.export_onnx(str(published), str(tmp_path / "none" / "model.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda weights: weights.pop("speech.weight"), "damaged, its weights speech.weight"),
+        (lambda weights: weights["female.bias"].fill_(np.nan), "damaged, its weights female.bias"),
+        (lambda weights: weights.clear(), "damaged, its weights"),
+        (None, "cannot be read"),
+    ],
+)
+def test_damaged_models_are_refused(published, tmp_path, damage, message):
+    folder = shutil.copytree(published, tmp_path / "model")
+    file = folder / "model.safetensors"
+    if damage:
+        weights = load_file(file)
+        damage(weights)
+        save_file(weights, file, {"format": "pt"})
+    else:
+        file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(GmpError, match=message):
+        publishing.open_recognizer(str(folder))
+
+
+def test_where_no_speech_is_heard_all_goes_to_chance(recognizer, monkeypatch, sound):
+    """By the readout of speech alone; ratings are kept within those of training."""
+    bias = recognizer.speech.bias.clone()
+    monkeypatch.setattr(recognizer.speech.bias, "data", bias - 1e4)
+    lowest, mean, highest = recognizer.config.rating_ranges[0]
+    (row,) = recognition.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
+    names = ["speech", "confidence", "female", "arousal"]
+    assert [row[name] for name in names] == pytest.approx([0, 0.25, 0.5, mean])
+    monkeypatch.setattr(recognizer.speech.bias, "data", bias + 1e4)
+    for off, expected in ((-100, lowest), (100, highest)):
+        monkeypatch.setattr(recognizer.ratings.bias, "data", torch.tensor([float(off)]))
+        (row,) = recognition.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
+        assert row["speech"] == 1 and row["arousal"] == pytest.approx(expected)
+
+
+def test_names_that_are_not_utf_8(recognizer, tmp_path, sound):
+    for name in (b"\xff.wav", b"\xfe.wav"):
+        path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+        soundfile.write(os.fsencode(path), sound[:SECOND], SECOND, format="WAV")
+    (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("no sound")
+    table = recognition.recognize(tmp_path, recognizer)
+    assert table.file.str.rsplit("/").str[-1].tolist() == [r"\xfe.wav", r"\xff.wav", r"\xfd.wav"]
+    assert table.error.notna().tolist() == [False, False, True]
