@@ -202,7 +202,7 @@ def open_recognizer(model: str) -> Recognizer:
         found, report = Recognizer.from_pretrained(
             source, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, SafetensorError, TypeError) as error:
+    except (OSError, RuntimeError, SafetensorError, TypeError) as error:
         raise _unreadable(model, error) from error
     absent = [*report["missing_keys"], *report["unexpected_keys"]]
     absent += [name for name, own in found.named_parameters() if not own.isfinite().all()]
