@@ -537,6 +537,7 @@ def test_onnx_that_differs_is_refused(published, tmp_path, monkeypatch):
         (lambda weights: weights.pop("speech.weight"), "damaged, its weights speech.weight"),
         (lambda weights: weights["female.bias"].fill_(np.nan), "damaged, its weights female.bias"),
         (lambda weights: weights.clear(), "damaged, its weights"),
+        (lambda weights: weights.update({"speech.bias": torch.zeros(2)}), "cannot be read"),
         (None, "cannot be read"),
     ],
 )
