@@ -78,8 +78,8 @@ def _svm(
                 own = model.decision_function(x.loc[names])
                 scores[part] = own if own.ndim == 2 else np.stack([-own, own], axis=1)
         fitted.append((evaluation.uar(y[judged], scores[judged].argmax(axis=1)), c, scores))
-    uar, c, scores = max(fitted, key=lambda one: one[0])  # of equals the smallest C
-    return scores, {"C": c, "emotion_uar": uar, "parameters": n * (n - 1) // 2 * (x.shape[1] + 1)}
+    score, c, scores = max(fitted, key=lambda one: one[0])  # of equals the smallest C
+    return scores, {"C": c, "emotion_uar": score, "parameters": n * (n - 1) // 2 * (x.shape[1] + 1)}
 
 
 def _majority(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np.ndarray], dict]:

@@ -51,10 +51,11 @@ These weights, on the test speakers of fold {fold} ({n_test} utterances of {test
 {metrics}
 
 `calibration_error` is how far confidence is from the share that is right, on average, and
-`calibration_error_as_trained` the same before calibration: of few validation speakers it does not always
-help. `speech_heard` is the share of test utterances that are taken for speech, `altered_speech_heard` of the
-same with noise 5 to 25 dB below them, half of them as by telephone; `noise_refused` is the share of
-noises that are not (silence, white, pink and brown noise, hum, tones, clicks, as long as utterances).
+`calibration_error_as_trained` the same before temperature and readout of speech: of few validation
+speakers calibration does not always help. `speech_heard` is the share of test utterances that are taken for
+speech, `altered_speech_heard` of at most 400 of them with noise 5 to 25 dB below, half of them dulled above
+3.4 kHz; `noise_refused` is the share of noises that are not (silence, white, pink and brown noise, hum,
+tones, clicks, as long as utterances, made in the same way as those it was fitted to, by other numbers).
 Where no speech is heard, scores go to chance and ratings to their mean. Noises below a second and buzzing
 may be taken for speech; music, laughter and several voices at once were not tried. Gender, speech and
 ratings are linear readouts.

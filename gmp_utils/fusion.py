@@ -238,8 +238,8 @@ def fuse(
                 warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are meant
                 model = make_pipeline(StandardScaler(), mlp).fit(x["train"], y["train"])
             found = {part: _probabilities(model, x[part], n) for part in held_out}
-            uar = evaluation.uar(y[judged], found[judged].argmax(axis=1))
-            fitted.append((uar, alpha, found))
+            score = evaluation.uar(y[judged], found[judged].argmax(axis=1))
+            fitted.append((score, alpha, found))
         _, alpha, found = max(fitted, key=lambda one: one[:2])  # of equals the simplest
         size = x["train"].shape[1]
         return found, {"alpha": alpha, "parameters": (size + 1) * 64 + 65 * n}

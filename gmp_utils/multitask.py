@@ -70,8 +70,8 @@ def load(
     labels = corpus.labels(train, "emotion")
     counts = np.bincount(labels, minlength=len(corpus.emotions))
     rarity = len(labels) / (len(counts) * np.maximum(counts, 1))
-    weights = rarity.tolist() if network.class_weights else []
-    settings = vars(network) | {"emotions": corpus.emotions, "emotion_weights": weights}
+    class_weights = rarity.tolist() if network.class_weights else []
+    settings = vars(network) | {"emotions": corpus.emotions, "emotion_weights": class_weights}
     return kind.load(source, **settings, **own)
 
 

@@ -73,16 +73,16 @@ def keep_whole(checkpoints: Path) -> None:
     ):
         best = str(checkpoint)
         try:
-            damage = integrity.damage(checkpoint, runs.read_json(checkpoint / HASHES))
-            if not damage:
+            fault = integrity.damage(checkpoint, runs.read_json(checkpoint / HASHES))
+            if not fault:
                 state = runs.read_json(checkpoint / "trainer_state.json")
                 best = state["best_model_checkpoint"] or best
         except (OSError, ValueError):
-            damage = "was not finished"
+            fault = "was not finished"
         if best not in (str(checkpoint), *whole):
-            damage = f"the best one before it, {Path(best).name}, is not there"
-        if damage:
-            print(f"{checkpoint.name} is left out: {damage}")
+            fault = f"the best one before it, {Path(best).name}, is not there"
+        if fault:
+            print(f"{checkpoint.name} is left out: {fault}")
             shutil.rmtree(checkpoint)
         else:
             whole.append(str(checkpoint))
