@@ -14,8 +14,9 @@ import pandas as pd
 import soundfile
 from stages import measure
 
-from gmp_utils import kmeans, waveform_store
-from gmp_utils.ragged import Ragged
+from gmp_utils.data import waveform_store
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.training import kmeans
 
 
 def prepare(recordings: Path, hours: float, folder: Path) -> None:

@@ -31,22 +31,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
-from gmp_utils import (
-    audio,
-    classifiers,
-    comparison,
-    corpora,
-    encoders,
-    features,
-    figures,
-    runs,
-    waveform_store,
-    weights,
-)
-from gmp_utils.corpora import synthetic
-from gmp_utils.evaluation import uar
-from gmp_utils.ragged import Ragged
-from gmp_utils.spectra import mfcc_frames
+from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data.audio import mfcc_frames
+from gmp_utils.data.corpora import synthetic
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.evaluation import collect, comparison
+from gmp_utils.evaluation.metrics import uar
+from gmp_utils.figures import style
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.runs import weights
+from gmp_utils.runs.paths import ROOT
+from gmp_utils.training import features
 
 CHOSEN_ON = ("03", "08", "09", "10", "11")
 BY_SPEAKER = ", z by speaker"
@@ -87,7 +82,7 @@ def pooled(frames: np.ndarray) -> np.ndarray:
 
 def layers(source: str, waveforms: Ragged) -> np.ndarray:
     """Pooled states, (layers + 1, utterances, 2 · hidden_size)."""
-    model = encoders.SpeechModel.load(source, train_cnn=True)
+    model = SpeechModel.load(source, train_cnn=True)
     every = range(model.n_layers + 1)
     states = features.layer_states(model, waveforms, waveforms.utterances, every)
     found = {name: pooled(values) for name, values in states}
@@ -119,7 +114,7 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     )
     mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
     set_seed(0)
-    config = encoders.SpeechModel.load(weights.resolve(encoder)).config
+    config = SpeechModel.load(weights.resolve(encoder)).config
     HubertModel(config).save_pretrained(folder / "random")
     found = {
         "eGeMAPS": egemaps[None],
@@ -176,7 +171,7 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
     """Paired differences between the classifiers of a run and each floor, by speaker."""
     floors = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
-    for (variant, loss), predictions in classifiers.collect(run).groupby(classifiers.SYSTEM):
+    for (variant, loss), predictions in collect.collect(run).groupby(collect.SYSTEM):
         own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
         for floor, scores in floors.groupby("system"):
             gains = (own - scores.set_index("speaker").uar).dropna().to_numpy()
@@ -211,7 +206,7 @@ def picture(scores: pd.DataFrame):
         f"{name} {best[name]:.2f}" for name in ("encoder", "random encoder", "eGeMAPS")
     )
     return figure.update_layout(
-        template=figures.TEMPLATE, height=600, title=f"Emotion on EmoDB, best layer: {title}"
+        template=style.TEMPLATE, height=600, title=f"Emotion on EmoDB, best layer: {title}"
     )
 
 
@@ -222,7 +217,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--final", action="store_true", help="all ten speakers")
     parser.add_argument("--run", help="a run whose classifiers are compared with the floors")
-    parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "encoder_probes")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     emodb = corpora.load("emodb", given.emodb)
@@ -237,7 +232,7 @@ def main() -> None:
     pd.concat([spoken[1], recorded[1]]).to_csv(given.out / "speakers.csv", index=False)
     figure = picture(scores)
     figure.write_html(given.out / "probes.html", include_plotlyjs="directory")
-    if figures.browser():
+    if style.browser():
         figure.write_image(given.out / "probes.png", width=1000, height=600)
     speakers = recorded[1]
     own = speakers[(speakers.system == "encoder") & speakers.speaker.isin(CHOSEN_ON)]

@@ -21,20 +21,16 @@ from stages import training_step
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import HubertConfig, HubertModel, logging, set_seed
 
-from gmp_utils import (
-    features,
-    finetuning,
-    hardware,
-    masked_prediction,
-    multitask,
-    preparation,
-    pseudo_labels,
-    runs,
-)
-from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
-from gmp_utils.heads import Network
-from gmp_utils.notebook import series_parameters
-from gmp_utils.training import Schedule
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.models import classifiers, masked_prediction
+from gmp_utils.models.heads import Network
+from gmp_utils.runs import hardware
+from gmp_utils.runs.notebook import series_parameters
+from gmp_utils.runs.paths import GENERATE_GMPS, ROOT
+from gmp_utils.stages import finetune, generate_gmps, prepare_data, retrain, train_multitask
+from gmp_utils.training import features
+from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.training.trainer import Schedule
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 SPEAKERS, COPIES = 10, 4  # each speaker's recordings are repeated so often
@@ -120,10 +116,10 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         wait()
         took[name] = time.monotonic() - began
 
-    manifest = preparation.read_manifest(run, "table", str(table), "", "", [], {}, 0)
+    manifest = prepare_data.read_manifest(run, "table", str(table), "", "", [], {}, 0)
     rules = ("session", 5, "speakers", "validation", False)
-    timed("prepare", lambda: preparation.prepare(run, manifest, [], 0.1, 60.0, *rules))
-    data = preparation.open_corpus(run)
+    timed("prepare", lambda: prepare_data.prepare(run, manifest, [], 0.1, 60.0, *rules))
+    data = open_corpus(run)
     audio_seconds = float(data.manifest.duration.sum())
 
     def schedule(**lasting) -> Schedule:
@@ -131,23 +127,25 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
 
     where = (run, 1, encoder)
     settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, **vars(Network())}
-    model = finetuning.EmotionClassifier.load(
+    model = classifiers.EmotionClassifier.load(
         encoder, emotions=EMOTIONS, emotion_weights=[], **settings
     )
     timed("CNN", lambda: features.model_inputs(model, data))
-    timed("multitask, one pass", lambda: multitask.train_multitask(*where, schedule(epochs=1)))
-    timed("pseudo-labels", lambda: pseudo_labels.generate_gmps(run, 1, -3, scales))
+    timed(
+        "multitask, one pass", lambda: train_multitask.train_multitask(*where, schedule(epochs=1))
+    )
+    timed("pseudo-labels", lambda: generate_gmps.generate_gmps(run, 1, -3, scales))
     updating = schedule(updates=UPDATES)
-    timed(f"retraining, {UPDATES} updates", lambda: masked_prediction.retrain(*where, updating))
+    timed(f"retraining, {UPDATES} updates", lambda: retrain.retrain(*where, updating))
     timed(
         "fine-tuning, one pass",
-        lambda: finetuning.finetune(*where, "ams", schedule(epochs=1)),
+        lambda: finetune.finetune(*where, "ams", schedule(epochs=1)),
     )
 
     training, top = data.split(1)["train"], peak()
     inputs = {"CNN's output": resident(features.model_inputs(model, data))}
     inputs["waveforms"] = data.waveforms
-    labels, _ = pseudo_labels.open_labels(Path(run) / "fold1" / pseudo_labels.STAGE)
+    labels, _ = features.open_labels(Path(run) / "fold1" / GENERATE_GMPS)
     predictor = masked_prediction.MaskedPredictionModel.load(
         encoder,
         scales=scales,
@@ -193,12 +191,12 @@ def main() -> None:
     paper = {}
     for defaults in series_parameters().values():
         paper |= defaults
-    paper |= yaml.safe_load((runs.ROOT / "presets" / "paper.yaml").read_text())
+    paper |= yaml.safe_load((ROOT / "presets" / "paper.yaml").read_text())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=7.0)
     parser.add_argument("--encoder", help="a folder; a HuBERT base with random weights by default")
     parser.add_argument("--scales", type=int, nargs="+", default=paper["scales"])
-    parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "bench" / "one_fold.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "one_fold.json")
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

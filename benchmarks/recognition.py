@@ -17,10 +17,13 @@ import soundfile
 import torch
 from transformers import HubertConfig
 
-from gmp_utils import audio, features, hardware, publishing, readouts, recognition
-from gmp_utils.batching import Utterances
-from gmp_utils.heads import Network
-from gmp_utils.recognizer import Recognizer, RecognizerConfig
+from gmp_utils.data import audio
+from gmp_utils.models.heads import Network
+from gmp_utils.models.recognizer import Recognizer, RecognizerConfig
+from gmp_utils.runs import hardware
+from gmp_utils.stages import publish, recognize
+from gmp_utils.training import features
+from gmp_utils.training.batching import Utterances
 
 
 def base() -> Recognizer:
@@ -36,7 +39,7 @@ def base() -> Recognizer:
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
     """Seconds of audio per second, taking turns; the encoder gets decoded waveforms, batched alike."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
-    store = readouts.joined(waveforms)
+    store = publish.joined(waveforms)
     seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
 
     def encoder() -> None:
@@ -46,7 +49,7 @@ def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
                 pass
 
     def whole() -> None:
-        recognition.recognize(paths, model, window=1e4, hop=1e4)
+        recognize.recognize(paths, model, window=1e4, hop=1e4)
 
     rows = []
     for _ in range(pairs):
@@ -98,8 +101,8 @@ def main() -> None:
     parser.add_argument("--model", default="runs/demo")
     parser.add_argument("--hour", action="store_true")
     given = parser.parse_args()
-    paths = recognition.recordings(given.recordings)[: given.files]
-    small = publishing.open_recognizer(given.model)
+    paths = recognize.recordings(given.recordings)[: given.files]
+    small = publish.open_recognizer(given.model)
     models = {given.model: small, "HuBERT base, random weights": base()}
     rows = {name: compare(model, paths, given.pairs) for name, model in models.items()}
     print(pd.DataFrame(rows).T.round(2).to_markdown())

@@ -36,14 +36,17 @@ from transformers import (
     set_seed,
 )
 
-from gmp_utils import audio, features, hardware, kmeans, runs, waveform_store
-from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
-from gmp_utils.encoders import SpeechModel
-from gmp_utils.heads import Network, StreamHeads
-from gmp_utils.masked_prediction import MaskedPredictionModel
-from gmp_utils.networks import EmotionClassifier
-from gmp_utils.ragged import Ragged
-from gmp_utils.training import Schedule, train
+from gmp_utils.data import audio, waveform_store
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.models.classifiers import EmotionClassifier
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.models.heads import Network, StreamHeads
+from gmp_utils.models.masked_prediction import MaskedPredictionModel
+from gmp_utils.runs import hardware
+from gmp_utils.runs.paths import ROOT
+from gmp_utils.training import features, kmeans
+from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.training.trainer import Schedule, train
 
 SCALES = [64, 512, 4096]
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
@@ -162,7 +165,7 @@ class Recordings:
             yield {"input_values": batch.input_values, "labels": torch.tensor(self.emotion[chosen])}
 
     def cnn_output(self, model: SpeechModel) -> Ragged:
-        """As `gmp_utils.features.model_inputs` keeps it."""
+        """As `gmp_utils.training.features.model_inputs` keeps it."""
         stem = self.folder / "frames"
         if not stem.with_suffix(".npy").is_file():
             features.write_cnn_output(model, self.waveforms, self.names, stem)
@@ -483,7 +486,7 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=SCALES if on_gpu else SCALES[:2])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
-    parser.add_argument("--out", type=Path, default=runs.ROOT / "runs" / "bench")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
     given = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

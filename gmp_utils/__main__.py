@@ -37,8 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     import transformers
 
-    from gmp_utils.errors import GmpError
-    from gmp_utils.recognition import recognize
+    from gmp_utils import GmpError
+    from gmp_utils.stages.recognize import recognize
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -14,17 +14,12 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils import (
-    finetuning,
-    hardware,
-    integrity,
-    masked_prediction,
-    multitask,
-    pseudo_labels,
-    runs,
-)
-from gmp_utils.heads import Network
-from gmp_utils.training import Schedule
+from gmp_utils.models.heads import Network
+from gmp_utils.runs import hardware
+from gmp_utils.runs.files import _seen, file_digest, read_json, write_json
+from gmp_utils.runs.stage import make_stage
+from gmp_utils.stages import finetune, generate_gmps, retrain, train_multitask
+from gmp_utils.training.trainer import Schedule
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -101,8 +96,8 @@ def write_noise_corpus(
     test_ratings: float = 0.0,
     **rules,
 ) -> Path:
-    from gmp_utils.protocol import make_protocol
-    from gmp_utils.ragged import Ragged
+    from gmp_utils.data.protocol import make_protocol
+    from gmp_utils.data.ragged import Ragged
 
     rng = np.random.default_rng(0)
     rows, waves = [], []
@@ -150,21 +145,21 @@ def write_noise_corpus(
 
     def prepare(folder: Path) -> None:
         manifest.to_parquet(folder / "manifest.parquet", index=False)
-        runs.write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
+        write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
 
-    made = {"parameters": {}, "module": "gmp_utils.errors"}
-    recordings = runs.make_stage(run / "recordings", record, **made)
-    runs.make_stage(run / "01_prepare_data", prepare, stages=[recordings], **made)
+    made = {"parameters": {}, "module": "gmp_utils.runs.paths"}
+    recordings = make_stage(run / "recordings", record, **made)
+    make_stage(run / "01_prepare_data", prepare, stages=[recordings], **made)
     return run
 
 
 def seal_again(stage: Path) -> None:
     """Take a stage's files for what was made, after a test has changed them."""
-    told = {"digest": None} | runs.read_json(stage / "provenance.json")
-    told["files"] = {name: integrity.file_digest(stage / name) for name in told["files"]}
+    told = {"digest": None} | read_json(stage / "provenance.json")
+    told["files"] = {name: file_digest(stage / name) for name in told["files"]}
     del told["digest"]
-    integrity._seen.clear()
-    runs.write_json(stage / "provenance.json", told)
+    _seen.clear()
+    write_json(stage / "provenance.json", told)
 
 
 QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
@@ -178,13 +173,13 @@ PREDICTOR = {"projection_size": 8, "loss_on": "masked", "combine": "sum", "activ
 def run_series(run: Path, encoder: Path, schedule=QUICK, updates=4, scales=(4, 8)) -> Path:
     """Every stage of fold 1, and every loss."""
     where = (str(run), 1, str(encoder))
-    multitask.train_multitask(*where, schedule, network=SMALL)
-    pseudo_labels.generate_gmps(str(run), 1, -3, list(scales))
+    train_multitask.train_multitask(*where, schedule, network=SMALL)
+    generate_gmps.generate_gmps(str(run), 1, -3, list(scales))
     retraining = Schedule(1e-3, updates=updates, batch_seconds=10)
-    masked_prediction.retrain(*where, retraining, projection_size=8)
+    retrain.retrain(*where, retraining, projection_size=8)
     for loss in ("ce", "ams", "ce-then-ams"):
-        finetuning.finetune(*where, loss, schedule, network=SMALL)
-    finetuning.finetune(*where, "ams", schedule, use_gmps=False, network=SMALL)
+        finetune.finetune(*where, loss, schedule, network=SMALL)
+    finetune.finetune(*where, "ams", schedule, use_gmps=False, network=SMALL)
     return run / "fold1"
 
 

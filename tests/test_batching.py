@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from gmp_utils import hardware
-from gmp_utils.batching import Masking, SecondsBatches, Utterances, collate, resident
-from gmp_utils.preparation import open_corpus
-from gmp_utils.ragged import Ragged
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.runs import hardware
+from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 9, 10, 11, 49, 499])

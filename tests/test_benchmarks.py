@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from conftest import QUICK, ROOT, SMALL
 
-from gmp_utils import finetuning
+from gmp_utils.stages import finetune
 
 
 def benchmark(name, *arguments):
@@ -46,7 +46,7 @@ def test_what_may_be_larger_than_the_memory(tmp_path, smoke):
 
 def test_recognition_beside_the_encoder(tmp_path, smoke, tiny_encoder, noise_corpus):
     once = replace(QUICK, epochs=1)
-    stage = finetuning.finetune(
+    stage = finetune.finetune(
         str(noise_corpus), 1, str(tiny_encoder), "ce", once, False, network=SMALL
     )
     folder = smoke(tmp_path)["CORPUS_DIR"].removesuffix("table.csv")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from gmp_utils import comparison, evaluation
+from gmp_utils.evaluation import comparison, metrics
 
 
 def test_an_interval_is_student_s():
@@ -66,7 +66,7 @@ WITHOUT, WITH, AMS = ("no GMPs", "CE"), ("GMPs", "CE"), ("GMPs", "AMS")
 
 def test_systems_that_differ_in_one_thing_are_compared_speaker_by_speaker():
     right = {WITHOUT: [1, 2, 3, 4, 5, 6], WITH: [4, 4, 6, 6, 8, 8], AMS: [4, 5, 5, 6, 9, 7]}
-    table = comparison.comparisons(predictions("stuvwx", right), evaluation.war)
+    table = comparison.comparisons(predictions("stuvwx", right), metrics.war)
     table = table.set_index("compared")
     assert list(table.index) == ["no GMPs, CE → GMPs, CE", "GMPs, CE → GMPs, AMS"]
     gain = table.loc["no GMPs, CE → GMPs, CE"]
@@ -78,10 +78,10 @@ def test_systems_that_differ_in_one_thing_are_compared_speaker_by_speaker():
     assert table.finding.tolist() == [none] * 2
     assert table.smallest.isna().all()
     alone = {WITHOUT: [1, 2, 3, 4, 5, 6], WITH: [4, 4, 6, 6, 8, 8]}
-    table = comparison.comparisons(predictions("stuvwx", alone), evaluation.war)
+    table = comparison.comparisons(predictions("stuvwx", alone), metrics.war)
     assert table.finding.tolist() == ["25.0 points more"]
     worse = predictions("stuvwx", {WITHOUT: [9] * 6, WITH: [4, 4, 6, 6, 8, 8]})
-    assert comparison.comparisons(worse, evaluation.war).finding.tolist() == ["30.0 points less"]
+    assert comparison.comparisons(worse, metrics.war).finding.tolist() == ["30.0 points less"]
 
 
 def test_systems_without_a_loss_in_common_are_compared_by_the_first_of_each():
@@ -90,7 +90,7 @@ def test_systems_without_a_loss_in_common_are_compared_by_the_first_of_each():
         ("V-FT", "CE"): [1, 2, 3, 4], ("GMP-TL", "AMS"): [2, 3, 4, 5],
         ("GMP-TL", "CE then AMS"): [9, 9, 9, 9], ("majority", "majority"): [1, 1, 1, 1],
     }  # fmt: skip
-    table = comparison.comparisons(predictions("stuv", right), evaluation.war, "V-FT")
+    table = comparison.comparisons(predictions("stuv", right), metrics.war, "V-FT")
     assert table.compared.tolist() == [
         "V-FT, CE → GMP-TL, AMS",
         "V-FT, CE → majority, majority",
@@ -103,11 +103,11 @@ def test_what_could_have_been_shown_gets_larger_with_every_comparison():
     """Ten speakers: p is 1/512 at least, so 25 questions may be asked of them and 26 may not."""
     first, second = [1, 2, 3, 4, 5, 6, 7, 8, 1, 2], [2, 1, 4, 3, 6, 5, 8, 7, 3, 1]
     alone = {WITHOUT: first, WITH: second}
-    one = comparison.comparisons(predictions("abcdefghij", alone), evaluation.war).iloc[0]
+    one = comparison.comparisons(predictions("abcdefghij", alone), metrics.war).iloc[0]
     gains = 10 * (np.array(second) - first)
     assert one.smallest == pytest.approx(comparison.smallest_difference(gains))
     three = comparison.comparisons(
-        predictions("abcdefghij", alone | {("other", "CE"): second}), evaluation.war
+        predictions("abcdefghij", alone | {("other", "CE"): second}), metrics.war
     )
     assert three.smallest[0] == pytest.approx(comparison.smallest_difference(gains, 0.05 / 3))
     assert three.smallest[0] > one.smallest
@@ -115,7 +115,7 @@ def test_what_could_have_been_shown_gets_larger_with_every_comparison():
         f"no difference shown: below {one.smallest:.1f} points it could hardly have been"
     )
     many = {("first", "CE"): first} | {(f"v{n}", "CE"): second for n in range(26)}
-    table = comparison.comparisons(predictions("abcdefghij", many), evaluation.war, "first")
+    table = comparison.comparisons(predictions("abcdefghij", many), metrics.war, "first")
     assert len(table) == 26
     assert set(table.finding) == {
         "no difference shown: 10 speakers cannot show any in 26 comparisons"
@@ -125,11 +125,11 @@ def test_what_could_have_been_shown_gets_larger_with_every_comparison():
 def test_others_are_compared_with_the_named_variant_only():
     right = {(name, "CE"): [1, 2, 3, 4] for name in ("early", "late", "middle")}
     right["late", "AMS"] = [2, 2, 2, 2]
-    table = comparison.comparisons(predictions("stuv", right), evaluation.war, "middle")
+    table = comparison.comparisons(predictions("stuv", right), metrics.war, "middle")
     assert set(table.compared) == {
         "middle, CE → early, CE", "middle, CE → late, CE", "late, CE → late, AMS",
     }  # fmt: skip
-    assert len(comparison.comparisons(predictions("stuv", right), evaluation.war)) == 4
+    assert len(comparison.comparisons(predictions("stuv", right), metrics.war)) == 4
 
 
 def test_seeds_are_averaged_within_speakers_and_only_shared_ones_count():
@@ -139,7 +139,7 @@ def test_seeds_are_averaged_within_speakers_and_only_shared_ones_count():
         predictions("stuv", {WITHOUT: [2, 2, 2, 2], WITH: [2, 3, 8, 3]}, seed=1),
         predictions("stuv", {WITH: [9, 9, 9, 9]}, seed=2),
     ]
-    table = comparison.comparisons(pd.concat(tables), evaluation.war)
+    table = comparison.comparisons(pd.concat(tables), metrics.war)
     gain = table.iloc[0]
     gains = [10, 10, 40, 10]  # means of 20 and 0, 10 and 10, 20 and 60, 10 and 10
     assert gain.speakers == 4
@@ -150,8 +150,8 @@ def test_seeds_are_averaged_within_speakers_and_only_shared_ones_count():
 
 def test_few_speakers_say_nothing():
     two = predictions("st", {WITHOUT: [1, 2], WITH: [8, 9]})
-    table = comparison.comparisons(two, evaluation.uar)
+    table = comparison.comparisons(two, metrics.uar)
     assert table.finding.tolist() == ["no statement from 2 speakers"]
     assert table.difference.isna().all()
     one = two[two.variant == "GMPs"]
-    assert comparison.comparisons(one, evaluation.uar).empty
+    assert comparison.comparisons(one, metrics.uar).empty

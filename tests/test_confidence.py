@@ -9,7 +9,9 @@ from conftest import QUICK, SMALL
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
-from gmp_utils import confidence, finetuning
+from gmp_utils.evaluation import metrics, tables
+from gmp_utils.figures import series
+from gmp_utils.stages import finetune
 
 
 def drawn(n, classes, scale, seed=0):
@@ -23,17 +25,17 @@ def drawn(n, classes, scale, seed=0):
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
 def test_a_temperature_is_what_logits_are_too_large_by(scale):
     logits, labels = drawn(20000, 4, scale)
-    found = confidence.temperature(logits, labels)
+    found = metrics.temperature(logits, labels)
     assert found == pytest.approx(scale, rel=0.05)  # its standard error here is about 0.01
     correct = logits.argmax(axis=1) == labels
     after = softmax(logits / found, axis=1).max(axis=1)
-    assert confidence.calibration_error(after, correct) < 0.02
+    assert metrics.calibration_error(after, correct) < 0.02
 
 
 def test_a_few_utterances_without_error_make_nothing_certain():
     labels = np.arange(8) % 4
     logits = 10 * np.eye(4)[labels]
-    scale = confidence.temperature(logits, labels)
+    scale = metrics.temperature(logits, labels)
     sure = softmax(logits / scale, axis=1).max(axis=1)
     # the smoothed target itself: 8/9 + 1/36
     assert sure == pytest.approx(8 / 9 + 1 / 36, abs=1e-3)
@@ -42,27 +44,27 @@ def test_a_few_utterances_without_error_make_nothing_certain():
 def test_reliability_by_hand():
     sure = np.array([0.31, 0.39, 0.95, 0.97, 1.0])
     correct = np.array([False, True, True, True, False])
-    table = confidence.reliability(sure, correct)
+    table = metrics.reliability(sure, correct)
     assert table.utterances.tolist() == [2, 3]
     assert table.confidence.tolist() == pytest.approx([0.35, 2.92 / 3])
     assert table.accuracy.tolist() == pytest.approx([1 / 2, 2 / 3])
     expected = (2 * 0.15 + 3 * (2.92 - 2) / 3) / 5
-    assert confidence.calibration_error(sure, correct) == pytest.approx(expected)
+    assert metrics.calibration_error(sure, correct) == pytest.approx(expected)
 
 
 def test_reliability_is_scikit_learns():
     rng = np.random.default_rng(1)
     sure = rng.uniform(0.25, 1, 500)
     correct = rng.random(500) < sure
-    accuracy, mean = calibration_curve(correct, sure, n_bins=confidence.BINS)
-    table = confidence.reliability(sure, correct)
+    accuracy, mean = calibration_curve(correct, sure, n_bins=metrics.BINS)
+    table = metrics.reliability(sure, correct)
     assert table.accuracy.to_numpy() == pytest.approx(accuracy)
     assert table.confidence.to_numpy() == pytest.approx(mean)
 
 
 def test_what_is_drawn():
     table = pd.DataFrame({"correct": [True, False] * 5, "as trained": 0.95, "calibrated": 0.55})
-    drawn_figure = confidence.figure(table)
+    drawn_figure = series.reliability_diagram(table)
     title = "Confidence is off by 0.05 on average, 0.45 before calibration"
     assert drawn_figure.layout.title.text == title
     assert [trace.name for trace in drawn_figure.data[1:]] == ["as trained", "calibrated"]
@@ -72,14 +74,14 @@ def test_networks_of_a_run(noise_corpus, tiny_encoder):
     """Temperatures are of each fold's validation speakers, and only test utterances are told of."""
     where, once = (str(noise_corpus), 1, str(tiny_encoder)), replace(QUICK, epochs=1)
     for loss in ("ce", "ams"):
-        stage = finetuning.finetune(*where, loss, once, use_gmps=False, network=SMALL)
-    table = confidence.confidences(str(noise_corpus))
+        stage = finetune.finetune(*where, loss, once, use_gmps=False, network=SMALL)
+    table = tables.confidences(str(noise_corpus))
     assert set(table.loss) == {"CE", "AMS"} and len(table) == 2 * 24
     own = table[table.loss == "AMS"].set_index("utterance")
     predictions = pd.read_parquet(stage / "predictions.parquet").set_index("utterance")
     tested, held_out = (predictions[predictions.part == part] for part in ("test", "validation"))
     emotions = ["angry", "happy", "neutral", "sad"]
     assert own.correct.equals(tested.true == tested.predicted)
-    scale = confidence.temperature(held_out[emotions].to_numpy(), held_out.true.map(emotions.index))
+    scale = metrics.temperature(held_out[emotions].to_numpy(), held_out.true.map(emotions.index))
     expected = softmax(tested[emotions] / scale, axis=1).max(axis=1)
     assert own.calibrated.to_numpy() == pytest.approx(np.asarray(expected))

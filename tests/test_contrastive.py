@@ -4,11 +4,14 @@ import torch
 from conftest import TINY, write_noise_corpus
 from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
-from gmp_utils import GmpError, finetuning, masked_prediction, runs, weights
-from gmp_utils.batching import Masking
-from gmp_utils.contrastive import ContrastiveModel, draw_negatives
-from gmp_utils.heads import Network
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.models.contrastive import ContrastiveModel, draw_negatives
+from gmp_utils.models.heads import Network
+from gmp_utils.runs import weights
+from gmp_utils.runs.files import read_json
+from gmp_utils.stages import finetune, retrain
+from gmp_utils.training.batching import Masking
+from gmp_utils.training.trainer import Schedule
 
 HEADS = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
 
@@ -89,21 +92,21 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, published, tiny_
     run = str(write_noise_corpus(tmp_path / "run"))
     schedule = Schedule(1e-3, updates=4, batch_seconds=10)
     where = (run, 1, str(published), schedule)
-    stage = masked_prediction.retrain(*where, masking=Masking(0.65, 30), objective="own")
-    assert runs.read_json(stage / "params.json")["objective"] == "contrastive"
-    metrics = runs.read_json(stage / "metrics.json")
+    stage = retrain.retrain(*where, masking=Masking(0.65, 30), objective="own")
+    assert read_json(stage / "params.json")["objective"] == "contrastive"
+    metrics = read_json(stage / "metrics.json")
     assert 0 < metrics["masked_loss"] < 2 * np.log(21)
     assert {"contrastive_loss", "diversity_loss", "accuracy", "chance", "codes"} < set(metrics)
-    foretold = masked_prediction.accuracies(run, 1)
+    foretold = retrain.accuracies(run, 1)
     assert 0 < foretold.chance.item() < 1
     network = Network(head="relu", spec_augment=True, class_weights=True)
     quick = Schedule(1e-3, epochs=1, batch_seconds=10)
-    found = finetuning.finetune(run, 1, str(published), "ce", quick, network=network)
+    found = finetune.finetune(run, 1, str(published), "ce", quick, network=network)
     assert (found / "predictions.parquet").is_file()
     with pytest.raises(GmpError, match=r"with a hubert encoder: it is wav2vec 2\.0's own"):
-        masked_prediction.retrain(run, 1, str(tiny_encoder), schedule, objective="contrastive")
+        retrain.retrain(run, 1, str(tiny_encoder), schedule, objective="contrastive")
     with pytest.raises(GmpError, match="mask_probability above 0"):
-        masked_prediction.retrain(*where, masking=Masking(0.0, 10), objective="own")
+        retrain.retrain(*where, masking=Masking(0.0, 10), objective="own")
 
 
 def test_an_encoders_own_objective(published, tiny_encoder):

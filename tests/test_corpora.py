@@ -11,8 +11,10 @@ import pytest
 from conftest import emodb_folder, needs_emodb, tried
 from pyarrow import parquet
 
-from gmp_utils import GmpError, corpora, preparation
-from gmp_utils.ragged import Ragged
+from gmp_utils import GmpError
+from gmp_utils.data import corpora
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.stages import prepare_data
 
 FOUR = ["angry", "happy", "neutral", "sad"]
 
@@ -106,7 +108,7 @@ def test_crema_d(tmp_path):
         "1001_DFA_ANG_XX": ("1001", "male", "angry", "DFA"),
         "1002_IEO_SAD_HI": ("1002", "female", "sad", "IEO"),
     }
-    from gmp_utils.corpora.crema_d import FEMALE
+    from gmp_utils.data.corpora.crema_d import FEMALE
 
     assert len(FEMALE) == 43
 
@@ -275,8 +277,8 @@ def test_a_table_names_recordings_below_its_folder_only(linked, folder, monkeypa
     pd.DataFrame({"path": ["in.wav", "../secret.wav"], "speaker": "1"}).to_csv(file, index=False)
     read = ("run", "table", str(file), "", "", [], {}, 0)
     with pytest.raises(GmpError, match=r"row 2: '\.\./secret\.wav' leads out of"):
-        preparation.read_manifest(*read)
-    allowed = preparation.read_manifest(*read, outside=True)
+        prepare_data.read_manifest(*read)
+    allowed = prepare_data.read_manifest(*read, outside=True)
     assert allowed.path.map(os.path.realpath).tolist() == [
         str(linked / "corpus" / "in.wav"), str(linked / "secret.wav"),
     ]  # fmt: skip

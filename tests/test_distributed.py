@@ -14,18 +14,13 @@ from conftest import MULTITASK, PREDICTOR, SMALL, write_noise_corpus
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
-from gmp_utils import (
-    GmpError,
-    distributed,
-    finetuning,
-    masked_prediction,
-    multitask,
-    regression,
-    training,
-)
-from gmp_utils.batching import Masking, SecondsBatches, Utterances
-from gmp_utils.ragged import Ragged
-from gmp_utils.trainer import Schedule, SecondsTrainer
+from gmp_utils import GmpError
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.models import classifiers, masked_prediction, regression
+from gmp_utils.stages import finetune
+from gmp_utils.training import distributed
+from gmp_utils.training.batching import Masking, SecondsBatches, Utterances
+from gmp_utils.training.trainer import Schedule, SecondsTrainer, train
 
 RATER = {
     "attributes": ["valence", "arousal"], "interpreter": "mlp", "fixed_vectors": False,
@@ -37,7 +32,7 @@ RATER = {
 def cpu_processes(monkeypatch, tmp_path_factory):
     """Float32 and gloo whatever the hardware; the processes find this module."""
     site = tmp_path_factory.mktemp("site")
-    patch = "from gmp_utils import hardware\n\nhardware.bfloat16 = lambda: False\n"
+    patch = "from gmp_utils.runs import hardware\n\nhardware.bfloat16 = lambda: False\n"
     (site / "sitecustomize.py").write_text(patch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
@@ -95,7 +90,7 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     labels = store(tmp_path / "labels", frames, np.int32, rng.integers(4, size=(sum(frames), 2)))
     targets = {"emotion": np.array([0, 1, 2, 0, 1]), "gender": np.array([0, 1, 0, 1, 1])}
     torch.manual_seed(0)
-    classifier = multitask.MultitaskModel.load(
+    classifier = classifiers.MultitaskModel.load(
         str(tiny_encoder), **MULTITASK | {"head_layer": -2, "train_cnn": True}
     )
     predictor = masked_prediction.MaskedPredictionModel.load(
@@ -165,7 +160,7 @@ def test_processes_take_equally_many_batches_and_every_utterance():
 def stop_after_a_checkpoint(run: Path, prediction):
     if list(run.rglob("checkpoint-*/trainer_state.json")):
         raise GmpError("stopped by the test")
-    return finetuning._metrics(prediction)
+    return finetune._metrics(prediction)
 
 
 def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
@@ -181,11 +176,11 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
         run = write_noise_corpus(tmp_path / f"run{processes}", validation="share")
         schedule = Schedule(1e-3, 3, 0, 10, batch_size=3, processes=processes)
         stage = partial(
-            finetuning.finetune, str(run), 1, str(tiny_encoder), "ams", schedule, use_gmps=False
+            finetune.finetune, str(run), 1, str(tiny_encoder), "ams", schedule, use_gmps=False
         )
         if processes == 2:
             with monkeypatch.context() as patch:
-                patch.setattr(finetuning, "_metrics", partial(stop_after_a_checkpoint, run))
+                patch.setattr(finetune, "_metrics", partial(stop_after_a_checkpoint, run))
                 with pytest.raises(GmpError, match=r"^stopped by the test$"):
                     stage(network=SMALL)
             assert "epoch 1/3: training loss" in capsys.readouterr().out
@@ -215,6 +210,6 @@ def test_pickled_a_file_is_its_place_and_an_array_its_values(tmp_path):
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(GmpError, match="processes: found 2, expected at most 1, the GPUs"):
-        training.train(None, [0], [0], tmp_path, Schedule(epochs=1, processes=2), None, "loss")
+        train(None, [0], [0], tmp_path, Schedule(epochs=1, processes=2), None, "loss")
     with pytest.raises(GmpError, match="processes: found 0, expected more than 0"):
         Schedule(epochs=1, processes=0)

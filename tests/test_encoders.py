@@ -15,9 +15,12 @@ from transformers import (
     WavLMConfig,
 )
 
-from gmp_utils import GmpError, features, hardware, weights
-from gmp_utils.encoders import SpeechModel
-from gmp_utils.networks import MultitaskModel
+from gmp_utils import GmpError
+from gmp_utils.models.classifiers import MultitaskModel
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.runs import hardware
+from gmp_utils.runs.weights import resolve
+from gmp_utils.training import features
 
 CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 LARGE = dict(
@@ -154,7 +157,7 @@ def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
     """Every layer, real weights for HuBERT: bfloat16 keeps 8 bits, a relative error of 0.2 % an operation."""
     torch.manual_seed(0)
     if kind == "embedded":
-        model = SpeechModel.load(weights.resolve("embedded")).eval()
+        model = SpeechModel.load(resolve("embedded")).eval()
     else:
         model = SpeechModel(CONFIGS[kind](**TINY)).eval()
     batch = padded_batch([16000, 9000])
@@ -230,7 +233,7 @@ def test_old_weight_norm_keys_load(tiny_encoder, tmp_path):
 
 def test_heads_start_as_torch_starts_them(tiny_encoder):
     """transformers leaves what it does not know uninitialised, and starts linear layers at 0.02."""
-    from gmp_utils.networks import EmotionClassifier
+    from gmp_utils.models.classifiers import EmotionClassifier
 
     settings = FINETUNED | {"projection_size": 200}
     model = EmotionClassifier.load(str(tiny_encoder), **settings)
@@ -273,9 +276,9 @@ def test_unreadable_weights_are_named(tiny_encoder, tmp_path):
 def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(GmpError, match=r"no config\.json"):
-        weights.resolve(str(tmp_path))
+        resolve(str(tmp_path))
     with pytest.raises(GmpError, match="no such folder"):
-        weights.resolve("./not/there")
+        resolve("./not/there")
     with pytest.raises(GmpError, match="nobody/nothing"):
         SpeechModel.load("nobody/nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -284,8 +287,8 @@ def test_unusable_encoders_are_named(tmp_path, monkeypatch):
 
 
 def test_cached_cnn_output_gives_what_waveforms_give(tiny_encoder, noise_corpus):
-    from gmp_utils.batching import Utterances, collate
-    from gmp_utils.preparation import open_corpus
+    from gmp_utils.data.corpus import open_corpus
+    from gmp_utils.training.batching import Utterances, collate
 
     corpus = open_corpus(str(noise_corpus))
     model = SpeechModel.load(str(tiny_encoder)).eval()

@@ -2,22 +2,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from gmp_utils import comparison, declarations, evaluation, figures, results
+from gmp_utils.evaluation import comparison, metrics, tables
+from gmp_utils.figures import series
+from gmp_utils.runs import experiments
 
 
 def test_recalls_by_hand():
     true = ["a", "a", "a", "b", "b", "c"]
     predicted = ["a", "a", "b", "b", "d", "a"]
-    assert evaluation.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
-    assert evaluation.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
-    assert evaluation.war(true, predicted) == pytest.approx(3 / 6)
+    assert metrics.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
+    assert metrics.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    assert metrics.war(true, predicted) == pytest.approx(3 / 6)
 
 
 def test_a_class_that_is_only_predicted_does_not_count():
     """scikit-learn's macro recall would say 0.5 here."""
-    assert evaluation.uar(["a", "a"], ["a", "b"]) == 0.5
-    assert evaluation.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
-    recalls = evaluation.recalls(["a"], ["b"], ["a", "b"])
+    assert metrics.uar(["a", "a"], ["a", "b"]) == 0.5
+    assert metrics.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
+    recalls = metrics.recalls(["a"], ["b"], ["a", "b"])
     assert recalls[0] == 0
     assert np.isnan(recalls[1])
 
@@ -40,24 +42,24 @@ def predictions(n_speakers, variant="GMPs", loss="CE", right=0.7, seed=0):
 
 
 def test_no_interval_from_two_speakers():
-    value, interval = comparison.with_interval(predictions(2), evaluation.uar)
+    value, interval = comparison.with_interval(predictions(2), metrics.uar)
     assert interval is None
     assert 0.5 < value < 1
 
 
 def test_interval_by_speaker_holds_the_value_and_repeats():
     table = predictions(10)
-    value, (low, high) = comparison.with_interval(table, evaluation.uar)
+    value, (low, high) = comparison.with_interval(table, metrics.uar)
     assert low < value < high
-    assert value == pytest.approx(evaluation.uar(table.true, table.predicted))
-    assert comparison.with_interval(table, evaluation.uar) == (value, (low, high))
+    assert value == pytest.approx(metrics.uar(table.true, table.predicted))
+    assert comparison.with_interval(table, metrics.uar) == (value, (low, high))
 
 
 def test_interval_is_by_speaker_not_by_utterance():
     """Speakers who are all right or all wrong: as uncertain as five coins, not as 300 utterances."""
     table = predictions(6, right=1.0)
     table.loc[table.speaker.isin(["s0", "s1", "s2"]), "predicted"] = "none"
-    _, (low, high) = comparison.with_interval(table, evaluation.war)
+    _, (low, high) = comparison.with_interval(table, metrics.war)
     assert high - low > 0.5
 
 
@@ -66,22 +68,22 @@ def table_of(predictions, **told):
         "variants": {},
         "runs": [],
         "impossible": {},
-        "paper": declarations.declared("table3")["paper"],
+        "paper": experiments.declared("table3")["paper"],
     }
-    scored = results.scores(predictions)
-    return results.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])
+    scored = tables.scores(predictions)
+    return tables.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])
 
 
 def test_table_has_the_papers_numbers_beside_ours():
     both = pd.concat([predictions(6), predictions(6, "no GMPs", "AMS", 0.9)])
     table = table_of(both)
     assert table.loc[("GMPs", "AMS"), "UAR"] == "not run"
-    papers_uar, papers_war = results.PAPER
+    papers_uar, papers_war = tables.PAPER
     assert "IEMOCAP" in papers_uar
     assert table.loc[("GMPs", "AMS"), papers_uar] == "82.0"
     assert table.loc[("no GMPs", "CE"), papers_war] == "75.8"
     ours = both[both.variant == "GMPs"]
-    expected = f"{100 * evaluation.uar(ours.true, ours.predicted):.1f} ["
+    expected = f"{100 * metrics.uar(ours.true, ours.predicted):.1f} ["
     assert table.loc[("GMPs", "CE"), "UAR"].startswith(expected)
     assert table.loc[("GMPs", "CE"), "speakers"] == 6
 
@@ -92,7 +94,7 @@ def test_what_was_declared_and_not_run_stays_in_the_table():
     assert table.index.tolist() == [("GMPs", "CE"), ("other", "CE")]
     assert table["UAR"]["other", "CE"] == "not run"
     assert table["folds"].tolist() == [2, 0]
-    assert not set(results.PAPER) & set(table)
+    assert not set(tables.PAPER) & set(table)
 
 
 def test_folds_stand_beside_each_other_with_their_deviation_over_seeds():
@@ -101,8 +103,8 @@ def test_folds_stand_beside_each_other_with_their_deviation_over_seeds():
     half = second.index % 2 == 0
     second.loc[half, "predicted"] = "none"
     second = second[second.fold == first.fold.min()]
-    table = results.by_fold(pd.concat([first, second]))
-    seeds = [100 * evaluation.uar(own.true, own.predicted) for own in (first, second)]
+    table = tables.by_fold(pd.concat([first, second]))
+    seeds = [100 * metrics.uar(own.true, own.predicted) for own in (first, second)]
     mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
     low, high = sorted(first.fold.unique())
     assert spread > 10
@@ -112,7 +114,7 @@ def test_folds_stand_beside_each_other_with_their_deviation_over_seeds():
 
 
 def test_published_results_are_those_of_the_papers():
-    table = results.published()
+    table = tables.published()
     assert table.UAR["GMP-TL"] == 82.0
     assert table.loc["P-TAPT", "session 2"] == "80.2 ± 0.9"
     sessions = table.loc[["V-FT", "TAPT", "P-TAPT"]].filter(like="session")
@@ -121,17 +123,17 @@ def test_published_results_are_those_of_the_papers():
 
 
 def test_recall_by_gender():
-    table = results.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
+    table = tables.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
     assert table.index.tolist() == ["female", "male"]
     women = predictions(4).query("gender == 'female'")
-    assert table.loc["female", "UAR"] == pytest.approx(evaluation.uar(women.true, women.predicted))
+    assert table.loc["female", "UAR"] == pytest.approx(metrics.uar(women.true, women.predicted))
 
 
 def test_folds_and_seeds_are_told_apart():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
     table = table_of(both)
     for name in ("fold", "seed"):
-        values = [100 * evaluation.uar(own.true, own.predicted) for _, own in both.groupby(name)]
+        values = [100 * metrics.uar(own.true, own.predicted) for _, own in both.groupby(name)]
         mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
         # of two numbers the deviation is half their distance times the root of two
         assert table[f"UAR by {name}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
@@ -143,16 +145,16 @@ def test_folds_and_seeds_are_told_apart():
 
 def test_every_fold_and_seed_is_a_point_beside_its_systems_mean():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
-    points, means = results.points(both), results.scores(both)
+    points, means = tables.points(both), tables.scores(both)
     assert len(points) == 2 * 2
-    assert means.UAR.tolist() == [pytest.approx(100 * evaluation.uar(both.true, both.predicted))]
+    assert means.UAR.tolist() == [pytest.approx(100 * metrics.uar(both.true, both.predicted))]
     assert (means["UAR low"] < means.UAR).all()
-    figure = figures.systems(points, means, joined=False)
+    figure = series.systems(points, means, joined=False)
     assert [len(trace.y) for trace in figure.data] == [4, 1]
     assert figure.data[1].error_y.array[0] == pytest.approx(means["UAR high"][0] - means.UAR[0])
     title = "Means of systems are up to 0.0 points apart, folds and seeds of one deviate by up to "
     assert figure.layout.title.text == title + f"{points.UAR.std():.1f}"
-    band = figures.systems(points, means, joined=True).data[1]
+    band = series.systems(points, means, joined=True).data[1]
     assert list(band.y) == [means["UAR high"][0], means["UAR low"][0]]
 
 
@@ -160,7 +162,7 @@ def test_speakers_are_drawn_once_per_system():
     scores = {
         "a": pd.Series({"s": 50.0, "t": 90.0}), "b": pd.Series({"s": 60.0, "t": 70.0}),
     }  # fmt: skip
-    figure = figures.speakers(scores)
+    figure = series.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text
     assert title == "Speakers of one system are up to 40 points apart, means of systems 5"

@@ -11,11 +11,15 @@ import pytest
 import yaml
 from conftest import ROOT, finished, kill_when, script, snakemake, tried
 
-from gmp_utils import GmpError, declarations, experiments, figures, runs
+from gmp_utils import GmpError
+from gmp_utils.figures import style
+from gmp_utils.runs import experiments
+from gmp_utils.runs.files import file_digest
+from gmp_utils.runs.paths import run_folder
 
-BROWSER = figures.browser() or ""
+BROWSER = style.browser() or ""
 needs_browser = pytest.mark.skipif(not BROWSER, reason="pictures need a Chromium")
-DECLARED = sorted(path.stem for path in declarations.CONFIG.glob("*.yaml"))
+DECLARED = sorted(path.stem for path in experiments.CONFIG.glob("*.yaml"))
 assert len(DECLARED) >= 10
 
 
@@ -26,7 +30,7 @@ def test_every_declaration_can_be_laid_out_with_parameters_that_notebooks_have(n
     assert len({run.folder for run in planned.runs}) == len(planned.runs) >= 2
     for run in planned.runs:
         given = yaml.safe_load(
-            (runs.run_folder(run.folder) / "parameters/02_train_multitask.yaml").read_text()
+            (run_folder(run.folder) / "parameters/02_train_multitask.yaml").read_text()
         )
         assert given["run_dir"] == run.folder
         assert given["seed"] == run.seed
@@ -39,7 +43,7 @@ def test_every_declaration_can_be_laid_out_with_parameters_that_notebooks_have(n
 
 
 def test_the_papers_numbers_are_the_papers():
-    table3, table4 = (declarations.declared(name)["paper"] for name in ("table3", "table4"))
+    table3, table4 = (experiments.declared(name)["paper"] for name in ("table3", "table4"))
     assert table3["GMPs"] == {"CE": [80.2, 78.4], "AMS": [82.0, 80.0]}
     assert table3["no GMPs"] == {"CE": [78.0, 75.8], "AMS": [79.8, 77.6]}
     assert table4["layer -3"]["AMS"] == table3["GMPs"]["AMS"]
@@ -91,10 +95,10 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
     planned = laid_out(experiment="table4", folds="1")
     assert planned.experiment["impossible"] == {"layer -8": "the encoder's layers end with -7"}
     assert [run.variant for run in planned.runs] == [f"layer -{n}" for n in range(7, 0, -1)]
-    assert declarations.one_number(declarations.declared("table4")["variants"])
-    assert not declarations.one_number(declarations.declared("table3")["variants"])
-    assert declarations.one_number(declarations.declared("gender_balance")["variants"])
-    assert not declarations.one_number({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
+    assert experiments.one_number(experiments.declared("table4")["variants"])
+    assert not experiments.one_number(experiments.declared("table3")["variants"])
+    assert experiments.one_number(experiments.declared("gender_balance")["variants"])
+    assert not experiments.one_number({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
 
 
 @pytest.mark.parametrize(
@@ -134,7 +138,7 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
 def test_declarations_that_cannot_be_meant_are_refused(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
     with pytest.raises(GmpError, match=message):
-        declarations.declared(str(tmp_path / "mine.yaml"))
+        experiments.declared(str(tmp_path / "mine.yaml"))
 
 
 def test_wrong_settings_are_named(tmp_path):
@@ -260,7 +264,7 @@ def test_what_was_killed_ends_as_what_was_not(killed, undisturbed):
     assert len(list(csv.reader(tables[0].splitlines()))) == 3
     stage = "gmps/seed0/fold1/06_finetune/gmps/ams"
     models = [run / stage / "model" / "model.safetensors" for run in (killed[0], undisturbed)]
-    assert runs.file_digest(models[0]) == runs.file_digest(models[1])
+    assert file_digest(models[0]) == file_digest(models[1])
 
 
 def test_variants_share_what_they_agree_on(killed):

@@ -24,14 +24,25 @@ from conftest import ROOT, run_series, seal_again, write_noise_corpus
 from matplotlib.colors import to_hex
 from sklearn.neighbors import NearestNeighbors
 
-from gmp_utils import GmpError, figures, finetuning, listening, probing, timeline
-from gmp_utils.exploration import TAUGHT, Explored, composition, map_model
-from gmp_utils.explorer import Panel, explore, palette
-from gmp_utils.recognition import recognize
+from gmp_utils import GmpError
+from gmp_utils.data import audio
+from gmp_utils.figures import explore_recording, style, timeline
+from gmp_utils.figures.explore_layers import (
+    TAUGHT,
+    Explored,
+    Panel,
+    composition,
+    explore,
+    map_model,
+    palette,
+)
+from gmp_utils.runs.paths import FINETUNE, PROBE_LAYERS
+from gmp_utils.stages import probe_layers
+from gmp_utils.stages.recognize import recognize
 
 NOW = datetime.datetime.now(datetime.UTC)
 MANY = (20_000, 50_000)
-needs_browser = pytest.mark.skipif(figures.browser() is None, reason="no Chromium is installed")
+needs_browser = pytest.mark.skipif(style.browser() is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +50,13 @@ def run(tmp_path_factory, tiny_encoder):
     """Every stage on noise, and maps of two models."""
     run = write_noise_corpus(tmp_path_factory.mktemp("explored") / "run")
     run_series(run, tiny_encoder)
-    probing.probe_layers(str(run), 1, "multitask", str(tiny_encoder), [4], 200)
+    probe_layers.probe_layers(str(run), 1, "multitask", str(tiny_encoder), [4], 200)
     map_model(str(run), 1, "finetuned")
     return run
 
 
 def test_another_model_is_mapped_with_the_settings_of_the_last(run, tiny_encoder, capsys):
-    stages = [run / "fold1" / probing.STAGE / model for model in ("multitask", "finetuned")]
+    stages = [run / "fold1" / PROBE_LAYERS / model for model in ("multitask", "finetuned")]
     first, second = (json.loads((stage / "params.json").read_text()) for stage in stages)
     assert second == first | {"model": "finetuned"}
     capsys.readouterr()
@@ -55,12 +66,12 @@ def test_another_model_is_mapped_with_the_settings_of_the_last(run, tiny_encoder
 
 def test_maps_of_different_points_are_refused(run, tmp_path, tiny_encoder):
     other = shutil.copytree(run, tmp_path / "run")
-    probing.probe_layers(str(other), 1, "multitask", str(tiny_encoder), [4], 100)
+    probe_layers.probe_layers(str(other), 1, "multitask", str(tiny_encoder), [4], 100)
     with pytest.raises(GmpError, match="the maps of multitask and finetuned hold different points"):
         Explored(str(other), 1, "frames")
     map_model(str(other), 1, "finetuned")
     assert 50 < len(Explored(str(other), 1, "frames").points) <= 100
-    stage = other / "fold1" / probing.STAGE / "finetuned"
+    stage = other / "fold1" / PROBE_LAYERS / "finetuned"
     maps = pd.read_parquet(stage / "maps.parquet")
     maps[maps.layer == 3].to_parquet(stage / "maps.parquet", index=False)
     seal_again(stage)
@@ -70,14 +81,14 @@ def test_maps_of_different_points_are_refused(run, tmp_path, tiny_encoder):
 
 def test_more_points_on_the_map_leave_probes_and_clusters_alone(run, tmp_path, tiny_encoder):
     other = shutil.copytree(run, tmp_path / "run")
-    probing.probe_layers(str(other), 1, "multitask", str(tiny_encoder), [4], 700)
+    probe_layers.probe_layers(str(other), 1, "multitask", str(tiny_encoder), [4], 700)
     for name in ("probes", "clusters", "similarity"):
         tables = [
-            pd.read_parquet(folder / "fold1" / probing.STAGE / "multitask" / f"{name}.parquet")
+            pd.read_parquet(folder / "fold1" / PROBE_LAYERS / "multitask" / f"{name}.parquet")
             for folder in (run, other)
         ]
         pd.testing.assert_frame_equal(*tables)
-    maps = pd.read_parquet(other / "fold1" / probing.STAGE / "multitask" / "maps.parquet")
+    maps = pd.read_parquet(other / "fold1" / PROBE_LAYERS / "multitask" / "maps.parquet")
     assert (maps.query("of == 'frames' and layer == 0")).shape[0] > 400
 
 
@@ -87,7 +98,7 @@ def test_points_are_what_the_stages_say(run):
     assert 100 < len(points) <= 200
     assert list(explored.places) == ["multitask", "finetuned"]
     assert explored.places["finetuned"].shape == (5, len(points), 2)
-    maps = pd.read_parquet(run / "fold1" / probing.STAGE / "finetuned" / "maps.parquet")
+    maps = pd.read_parquet(run / "fold1" / PROBE_LAYERS / "finetuned" / "maps.parquet")
     row = maps[(maps.of == "frames") & (maps.layer == 3)].iloc[17]
     same = (points.utterance == row.utterance) & (points.seconds == row.seconds)
     assert explored.places["finetuned"][3][same].tolist() == [[row.x, row.y]]
@@ -97,7 +108,7 @@ def test_points_are_what_the_stages_say(run):
     heard = waveform[320 * frame : 320 * frame + 400] / 32768
     assert points.energy[same].item() == pytest.approx(10 * np.log10(np.mean(heard**2)), abs=1e-6)
     predictions = pd.read_parquet(explored.classifier / "predictions.parquet")
-    assert explored.classifier == run / "fold1" / finetuning.STAGE / "gmps" / "ams"
+    assert explored.classifier == run / "fold1" / FINETUNE / "gmps" / "ams"
     known = dict(zip(predictions.utterance, predictions.predicted))
     asked = points[points.part != "train"]
     assert len(asked)
@@ -126,7 +137,7 @@ def test_compositions_are_counted_by_hand():
 
 
 def test_every_category_has_a_colour():
-    assert palette(["angry", TAUGHT]) == [figures.COLOURS["angry"], figures.COLOURS["unknown"]]
+    assert palette(["angry", TAUGHT]) == [style.COLOURS["angry"], style.COLOURS["unknown"]]
     ravdess = ["angry", "calm", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
     assert len(set(palette(ravdess))) == 8
     assert len(set(palette([*ravdess, "amused"]))) == 9
@@ -139,7 +150,7 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
     """A corpus without genders, or with a few."""
     other = shutil.copytree(run, tmp_path / "run")
     for stage in ("multitask", "finetuned"):
-        path = other / "fold1" / probing.STAGE / stage / "maps.parquet"
+        path = other / "fold1" / PROBE_LAYERS / stage / "maps.parquet"
         maps = pd.read_parquet(path)
         maps["gender"] = maps.gender.where((maps.speaker == "2f") & (unknown == "some"), None)
         maps.to_parquet(path, index=False)
@@ -147,7 +158,7 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
     explored = Explored(str(other), 1, "frames")
     panel = Panel(explored, "multitask")
     panel.colour("gender")
-    drawn = [figures.COLOURS[name] for name in sorted(set(explored.points.gender))]
+    drawn = [style.COLOURS[name] for name in sorted(set(explored.points.gender))]
     assert [to_hex(colour).upper() for colour in panel.scatter.widget.color] == drawn
     everything = composition(explored.points, np.arange(len(explored.points)))
     assert everything.ratio.tolist() == pytest.approx([1] * len(everything))
@@ -155,7 +166,7 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
 
 @pytest.fixture(scope="module")
 def listener(run):
-    return listening.Listener(str(run))
+    return explore_recording.Listener(str(run))
 
 
 def test_what_is_uploaded_is_recognised_and_drawn(run, listener):
@@ -205,7 +216,7 @@ def test_a_second_of_an_utterance_is_scored_as_if_it_were_alone(run):
     assert n_frames < timeline.WINDOW
     seconds, scores = timeline.scores_over_time(explored.model, waveform)
     assert seconds.tolist() == [n_frames / 2 / 50]
-    samples = torch.from_numpy(timeline.normalise(waveform))[None]
+    samples = torch.from_numpy(audio.normalise(waveform))[None]
     asked = samples, torch.tensor([len(waveform)]), torch.tensor([0])
     with torch.inference_mode():
         whole = explored.model.eval()(*asked)["logits"].softmax(dim=1)
@@ -279,7 +290,7 @@ def test_what_is_chosen_on_one_map_is_chosen_on_the_other(run):
 def test_a_view_never_shows_what_is_not_chosen(run, tmp_path):
     """Another kind of points, no points, another run, a run that cannot be shown."""
     runs = {name: shutil.copytree(run, tmp_path / name) for name in ("a", "b")}
-    (runs["a"] / "fold1-old" / probing.STAGE).mkdir(parents=True)
+    (runs["a"] / "fold1-old" / PROBE_LAYERS).mkdir(parents=True)
     explorer = explore(str(runs["a"]))
     assert [label for label, _ in explorer.run.options] == [
         f"{runs['a']}, fold 1", f"{runs['b']}, fold 1",
@@ -382,7 +393,7 @@ def page(lab):
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=figures.browser(),
+            executable_path=style.browser(),
             args=[
                 "--no-sandbox",
                 "--use-fake-ui-for-media-stream",

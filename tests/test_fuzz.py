@@ -20,8 +20,9 @@ from conftest import FULL, tried
 from hypothesis import HealthCheck, given, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from gmp_utils import GmpError, audio, corpora, waveform_store
-from gmp_utils.corpora import crema_d, emodb, esd, ravdess, savee, tess
+from gmp_utils import GmpError
+from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data.corpora import crema_d, emodb, esd, ravdess, savee, tess
 
 BATCH = 50  # recordings in a store
 WORDS = [*(b"1.2.3", b"nan", b"-inf", b"1e999", b"9" * 400, b"../up.wav", b"/etc/hostname", b".."),

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from conftest import FULL, finished, kill_when, snakemake, tried
 
-from gmp_utils import runs
+from gmp_utils.runs.files import file_digest
 
 # What is killed alone leaves others that go on for a while, and may finish the stage: it comes last.
 ALONE = {
@@ -98,7 +98,7 @@ def test_thirty_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_pat
         for name in ("07_results/table.csv", "07_results/summary.md"):
             assert (run / name).read_text() == (plain / name).read_text()
         for name in files:
-            assert runs.file_digest(run / name) == runs.file_digest(plain / name), name
+            assert file_digest(run / name) == file_digest(plain / name), name
         predictions = [pd.read_parquet(where / last) for where in (run, plain)]
         pd.testing.assert_frame_equal(*predictions, check_exact=True)
     assert len(kills) >= 30

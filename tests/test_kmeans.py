@@ -3,8 +3,10 @@ import pytest
 import torch
 from sklearn.metrics import homogeneity_score
 
-from gmp_utils import GmpError, hardware, kmeans
-from gmp_utils.kmeans import assign, fit_kmeans
+from gmp_utils import GmpError
+from gmp_utils.runs import hardware
+from gmp_utils.training import kmeans
+from gmp_utils.training.kmeans import assign, fit_kmeans
 
 
 def test_kmeans_uses_all_frames_and_finds_clear_clusters():

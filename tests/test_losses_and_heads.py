@@ -8,9 +8,10 @@ from pytorch_metric_learning.losses import CosFaceLoss
 from torch import nn
 from torch.nn import functional as F
 
-from gmp_utils import GmpError, finetuning, hardware, multitask
-from gmp_utils.finetuning import separation
-from gmp_utils.heads import (
+from gmp_utils import GmpError
+from gmp_utils.evaluation.metrics import separation
+from gmp_utils.models import classifiers
+from gmp_utils.models.heads import (
     CosineClassifier,
     LayerMix,
     Network,
@@ -18,7 +19,8 @@ from gmp_utils.heads import (
     UtteranceHead,
     mean_over_time,
 )
-from gmp_utils.losses import am_softmax, stream_loss
+from gmp_utils.models.losses import am_softmax, stream_loss
+from gmp_utils.runs import hardware
 
 
 def test_am_softmax_equals_cosface():
@@ -146,7 +148,7 @@ def test_unknown_heads_and_half_frozen_encoders_are_refused():
 def test_class_weights_by_hand(tiny_encoder):
     """Uniform scores cost log 3 each: classes of weights 3, 1 and 0.5, seen once, once and twice."""
     settings = FINETUNED | {"loss": "ce", "emotion_weights": [3.0, 1.0, 0.5]}
-    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings)
+    model = classifiers.EmotionClassifier.load(str(tiny_encoder), **settings)
     loss = model.emotion_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 2]))
     assert loss.item() == pytest.approx(math.log(3) * (3 + 1 + 0.5 + 0.5) / 4)
 
@@ -154,7 +156,7 @@ def test_class_weights_by_hand(tiny_encoder):
 def test_frames_have_their_utterances_emotion(tiny_encoder):
     """Each utterance's frames are averaged, then utterances are, however long: log 3, and 0 of a sure one."""
     settings = MULTITASK | {"frame_weight": 0.5, "alpha": 1.0}
-    model = multitask.MultitaskModel.load(str(tiny_encoder), **settings).train()
+    model = classifiers.MultitaskModel.load(str(tiny_encoder), **settings).train()
     logits = torch.zeros(2, 3, 3)
     logits[1, 0] = torch.tensor([0.0, 100.0, 0.0])
     valid = torch.tensor([[True, True, True], [True, False, False]])
@@ -168,7 +170,7 @@ def test_frames_have_their_utterances_emotion(tiny_encoder):
 def test_a_frozen_encoder_learns_nothing_and_drops_nothing(tiny_encoder):
     settings = CLASSIFIER | {"train_encoder": False, "mix_layers": True, "head": "linear"}
     settings |= {"loss": "ce", "hidden_dropout": 0.5}
-    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings).train()
+    model = classifiers.EmotionClassifier.load(str(tiny_encoder), **settings).train()
     batch = torch.randn(1, 8000), torch.tensor([8000]), torch.tensor([0])
     first = model(*batch)
     assert torch.equal(first["logits"], model(*batch)["logits"])
@@ -199,7 +201,7 @@ def test_separation_by_hand():
 def test_heads_and_losses_are_single_precision(tiny_encoder, monkeypatch):
     """Encoders run in bfloat16, whose eight bits in a cosine times a scale of 30 would be off by 0.1."""
     monkeypatch.setattr(hardware, "bfloat16", lambda: True)
-    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **FINETUNED)
+    model = classifiers.EmotionClassifier.load(str(tiny_encoder), **FINETUNED)
     computed = []
     for part in (model.head, model.classifier):
         part.register_forward_hook(lambda _module, args, output: computed.extend([args[0], output]))

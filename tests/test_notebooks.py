@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from conftest import CLEAN, ROOT, emodb_folder, needs_emodb
 
-from gmp_utils.preparation import open_corpus
+from gmp_utils.data.corpus import open_corpus
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 assert len(NOTEBOOKS) == 10

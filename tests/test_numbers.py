@@ -8,23 +8,18 @@ import torch
 from conftest import PREDICTOR, QUICK, SMALL, run_series, tried, write_noise_corpus
 from transformers import HubertConfig
 
-from gmp_utils import (
-    GmpError,
-    classifiers,
-    features,
-    kmeans,
-    masked_prediction,
-    memory,
-    multitask,
-    preparation,
-    probing,
-    results,
-    runs,
-)
-from gmp_utils.batching import Masking
-from gmp_utils.encoders import SpeechModel
-from gmp_utils.preparation import open_corpus
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.evaluation import collect, tables
+from gmp_utils.models import classifiers, masked_prediction
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.runs import hardware
+from gmp_utils.runs.files import read_json
+from gmp_utils.runs.paths import run_folder
+from gmp_utils.stages import prepare_data, probe_layers, train_multitask
+from gmp_utils.training import features, kmeans, trainer
+from gmp_utils.training.batching import Masking
+from gmp_utils.training.trainer import Schedule
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -34,7 +29,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
     corpus = open_corpus(str(run))
     poison = corpus.split(1)["train"][-1]
     frames = SpeechModel.load(str(tiny_encoder)).frame_lengths(corpus.waveforms.lengths[poison])
-    forward, met = multitask.MultitaskModel.forward, []
+    forward, met = classifiers.MultitaskModel.forward, []
 
     def poisoned(self, inputs, lengths, **labels):
         outputs = forward(self, inputs, lengths, **labels)
@@ -46,12 +41,12 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
                 outputs["loss"] = outputs["loss"] + bad
         return outputs
 
-    monkeypatch.setattr(multitask.MultitaskModel, "forward", poisoned)
+    monkeypatch.setattr(classifiers.MultitaskModel, "forward", poisoned)
     kept = "there is no checkpoint yet" if where == "loss" else r"checkpoint-\d+ is good"
     told = rf"the {where} is nan at step \d+, of the utterances .*\b{poison}\b.*; {kept}"
     with pytest.raises(GmpError, match=told) as caught:
         schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
-        multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
+        train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     named = str(caught.value).split("utterances ")[1].split(";")[0].split(", ")
     assert len(named) == met[-1] < 9
     assert not (run / "fold1" / "02_train_multitask").exists()
@@ -90,22 +85,22 @@ def corpus_of(folder, encoder, rows, seconds, **rules):
     for name in table.path:
         soundfile.write(folder / name, rng.normal(0, 0.1, int(seconds * 16000)), 16000)
     table.to_csv(folder / "table.csv", index=False)
-    manifest = preparation.read_manifest(
+    manifest = prepare_data.read_manifest(
         str(folder / "run"), "table", str(folder / "table.csv"), "", "", [], {}, 0
     )
     rules = {"fold_by": "auto", "n_folds": 5, "validation": "speakers"} | rules
     run = str(folder / "run")
-    preparation.prepare(
+    prepare_data.prepare(
         run, manifest, [], 0.02, 60, selection="validation", transductive=False, **rules
     )
     return run
 
 
 def every_stage(run, encoder, scales=(2,)):
-    fold = run_series(runs.run_folder(run), encoder, scales=scales)
-    probing.probe_layers(run, 1, "multitask", str(encoder), list(scales), 20)
-    predictions = classifiers.collect(run)
-    assert np.isfinite(results.scores(predictions)[["UAR", "WAR"]]).all(axis=None)
+    fold = run_series(run_folder(run), encoder, scales=scales)
+    probe_layers.probe_layers(run, 1, "multitask", str(encoder), list(scales), 20)
+    predictions = collect.collect(run)
+    assert np.isfinite(tables.scores(predictions)[["UAR", "WAR"]]).all(axis=None)
     return fold
 
 
@@ -176,7 +171,7 @@ def test_batches_too_large_for_the_memory_are_trained_in_pieces(
     for name, most in (("whole", 99), ("pieces", 3)):
         run = write_noise_corpus(tmp_path / name)
         with monkeypatch.context() as patch:
-            for model in (multitask.MultitaskModel, masked_prediction.MaskedPredictionModel):
+            for model in (classifiers.MultitaskModel, masked_prediction.MaskedPredictionModel):
                 training = limited(model.forward, most)
                 evaluating = model.forward
                 patch.setattr(
@@ -191,9 +186,7 @@ def test_batches_too_large_for_the_memory_are_trained_in_pieces(
             stage: pd.read_csv(fold / stage / "history.csv").drop(columns="selected")
             for stage in ("02_train_multitask", "05_retrain")
         }
-        pieces = runs.read_json(fold / "02_train_multitask" / "metrics.json").get(
-            "pieces per batch"
-        )
+        pieces = read_json(fold / "02_train_multitask" / "metrics.json").get("pieces per batch")
         assert pieces == (None if name == "whole" else 4)
     assert "computed in 4 pieces from now on" in capsys.readouterr().out
     for stage, history in made["whole"].items():
@@ -204,8 +197,8 @@ def test_batches_too_large_for_the_memory_are_trained_in_pieces(
 def test_gradients_of_pieces_are_those_of_the_batch(tmp_path, tiny_encoder, monkeypatch):
     from test_distributed import SecondsTrainer, TrainingArguments
 
-    from gmp_utils.batching import Utterances
-    from gmp_utils.ragged import Ragged
+    from gmp_utils.data.ragged import Ragged
+    from gmp_utils.training.batching import Utterances
 
     rng = np.random.default_rng(0)
     lengths = [20, 35, 50, 65, 80]
@@ -240,12 +233,12 @@ def test_gradients_of_pieces_are_those_of_the_batch(tmp_path, tiny_encoder, monk
 def test_one_utterance_too_large_for_the_memory_is_said(tmp_path, tiny_encoder, monkeypatch):
     run = write_noise_corpus(tmp_path / "run")
     monkeypatch.setattr(
-        multitask.MultitaskModel, "forward", limited(multitask.MultitaskModel.forward, 0)
+        classifiers.MultitaskModel, "forward", limited(classifiers.MultitaskModel.forward, 0)
     )
     with pytest.raises(
         GmpError, match=r"does not suffice for batches of 10 s; lower batch_seconds"
     ):
-        multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
+        train_multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
 
 
 def test_batches_too_large_for_the_memory_are_computed_in_halves(
@@ -284,16 +277,16 @@ def test_the_estimate_of_memory_is_what_training_keeps(train_cnn):
         (states,), _ = model.hidden_states(waveforms, lengths)
         loss = states.sum()
     parameters = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
-    estimated = memory.training_bytes(model, seconds) - parameters
+    estimated = trainer.training_bytes(model, seconds) - parameters
     loss.backward()
     assert 0.9 < estimated / sum(kept.values()) < 1.25
 
 
 def test_a_warning_where_it_may_not_fit(capsys):
-    memory.estimate("a model", 3_000_000_000, 2_000_000_000, "Take a smaller one.")
+    hardware.estimate("a model", 3_000_000_000, 2_000_000_000, "Take a smaller one.")
     said = capsys.readouterr().out
     assert said == (
         "a model: about 3.0 GB, 2.0 GB are free\nWARNING: this may not fit. Take a smaller one.\n"
     )
-    memory.estimate("a model", 5_000_000, 2_000_000_000, "Take a smaller one.")
+    hardware.estimate("a model", 5_000_000, 2_000_000_000, "Take a smaller one.")
     assert capsys.readouterr().out == "a model: about 5.0 MB, 2.0 GB are free\n"

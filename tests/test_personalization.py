@@ -8,27 +8,19 @@ import torch
 from conftest import QUICK, seal_again, write_noise_corpus
 from scipy import stats
 
-from gmp_utils import (
-    GmpError,
-    calibration,
-    evaluation,
-    interpreters,
-    losses,
-    personal_analysis,
-    personal_data,
-    personal_results,
-    personalization,
-    pseudo_labels,
-    regression,
-    runs,
-    speakers,
-)
-from gmp_utils.batching import Masking
-from gmp_utils.corpora import synthetic_speakers
-from gmp_utils.encoders import SPEAKER_POSITIONS, SpeechModel
-from gmp_utils.masked_prediction import MaskedPredictionModel
-from gmp_utils.regression import System
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.data import rated_fold, speakers
+from gmp_utils.data.corpora import synthetic_speakers
+from gmp_utils.evaluation import ratings
+from gmp_utils.evaluation.metrics import ccc
+from gmp_utils.models import losses, regression
+from gmp_utils.models.encoder import SPEAKER_POSITIONS, SpeechModel
+from gmp_utils.models.masked_prediction import MaskedPredictionModel
+from gmp_utils.models.regression import System
+from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.stages import generate_gmps, personalize
+from gmp_utils.training.batching import Masking
+from gmp_utils.training.trainer import Schedule
 
 RATED = ["valence", "arousal"]
 PREDICTING = {
@@ -44,7 +36,7 @@ def test_concordance_is_audmetrics():
     true = rng.normal(4, 1, (50, 2)).astype(np.float32)
     predicted = (0.5 * true + rng.normal(1, 0.5, true.shape)).astype(np.float32)
     expected = [audmetric.concordance_cc(t, p) for t, p in zip(true.T, predicted.T)]
-    found = [evaluation.ccc(t, p) for t, p in zip(true.T, predicted.T)]
+    found = [ccc(t, p) for t, p in zip(true.T, predicted.T)]
     np.testing.assert_allclose(found, expected, atol=1e-6)
     tensors = torch.from_numpy(predicted), torch.from_numpy(true), torch.ones(50)
     loss = losses.concordance_loss(*tensors)
@@ -79,17 +71,17 @@ def test_the_interval_of_o_ccc_is_the_bootstrap_of_speakers():
     groups = [own for _, own in table.groupby("speaker")]
     drawn = np.random.default_rng(3).integers(6, size=(1000, 6))
     samples = (pd.concat([groups[speaker] for speaker in row]) for row in drawn)
-    scores = [evaluation.ccc(own.true, own.predicted) for own in samples]
-    found = personal_results.o_ccc_interval(table, 3)
+    scores = [ccc(own.true, own.predicted) for own in samples]
+    found = ratings.o_ccc_interval(table, 3)
     np.testing.assert_allclose(found, np.percentile(scores, [2.5, 97.5]))
     few = table[table.speaker < "d"]
-    assert np.isnan(personal_results.o_ccc_interval(few, 3)).all()
+    assert np.isnan(ratings.o_ccc_interval(few, 3)).all()
 
 
 # Interpreters
 
 
-@pytest.mark.parametrize("kind", [interpreters.MlpInterpreter, interpreters.TransformerInterpreter])
+@pytest.mark.parametrize("kind", [regression.MlpInterpreter, regression.TransformerInterpreter])
 def test_padding_changes_no_rating(kind):
     torch.manual_seed(0)
     model = kind(6, 2).eval()
@@ -102,14 +94,14 @@ def test_padding_changes_no_rating(kind):
 
 
 def test_a_batch_of_one_has_no_statistics():
-    norm = interpreters.BatchNorm(3).train()
+    norm = regression.BatchNorm(3).train()
     norm(torch.randn(20, 3))
     before = norm.running_mean.clone()
     found = norm(torch.ones(1, 3))
     torch.testing.assert_close(found, (1 - before) / (norm.running_var + norm.eps).sqrt()[None])
     assert torch.equal(norm.running_mean, before)
     theirs = torch.nn.BatchNorm1d(3)
-    ours, batch = interpreters.BatchNorm(3), torch.randn(7, 3)
+    ours, batch = regression.BatchNorm(3), torch.randn(7, 3)
     torch.testing.assert_close(ours(batch), theirs(batch))
     torch.testing.assert_close(ours.state_dict() | {"num_batches_tracked": 0},
                                theirs.state_dict() | {"num_batches_tracked": 0})  # fmt: skip
@@ -207,28 +199,28 @@ def test_shift_is_the_divergence_of_gaussians():
 def test_pldc_by_hand():
     """Predictions 1, 3 (μ 2, σ 1); neighbours a: 4, 8 (6, 2) and b: 1, 1, 4, 4 (2.5, 1.5)."""
     predicted = np.array([1.0, 3.0])
-    assert calibration.calibrate(predicted, 6, 2, "mean").tolist() == [5, 7]
-    assert calibration.calibrate(predicted, 6, 2, "scale").tolist() == [0, 4]
-    assert calibration.calibrate(predicted, 6, 2, "both").tolist() == [4, 8]
+    assert ratings.calibrate(predicted, 6, 2, "mean").tolist() == [5, 7]
+    assert ratings.calibrate(predicted, 6, 2, "scale").tolist() == [0, 4]
+    assert ratings.calibrate(predicted, 6, 2, "both").tolist() == [4, 8]
     labels = pd.Series([4.0, 8, 1, 1, 4, 4, 9])
     names = pd.Series(list("aabbbbc"))
-    assert calibration.statistics(labels, names, ["a", "b"], pooled=False) == (4.25, 1.75)
-    pooled = calibration.statistics(labels, names, ["a", "b"], pooled=True)
+    assert ratings.statistics(labels, names, ["a", "b"], pooled=False) == (4.25, 1.75)
+    pooled = ratings.statistics(labels, names, ["a", "b"], pooled=True)
     assert pooled == (pytest.approx(22 / 6), pytest.approx(np.std([4, 8, 1, 1, 4, 4])))
 
 
 def test_pldc_leaves_alone_what_it_cannot_know():
-    assert calibration.calibrate(np.array([3.0]), 6, 2).tolist() == [3]
-    assert calibration.calibrate(np.array([3.0, 3.0]), 6, 2, "both").tolist() == [6, 6]
-    assert calibration.calibrate(np.array([3.0, 3.0]), 6, 2, "scale").tolist() == [3, 3]
+    assert ratings.calibrate(np.array([3.0]), 6, 2).tolist() == [3]
+    assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "both").tolist() == [6, 6]
+    assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "scale").tolist() == [3, 3]
     table = pd.DataFrame({"speaker": ["x", "x"], "predicted": [1.0, 3.0]})
     training = pd.DataFrame({"speaker": ["a", "a"], "true": [4.0, 8.0]})
     alike = pd.DataFrame([[0.7]], ["x"], ["a"])
     given = (table, training, alike, {"x": ["a"]})
-    assert calibration.pldc(*given, gate=0.8).tolist() == [1, 3]
-    assert calibration.pldc(*given, gate=0.6).tolist() == [4, 8]
+    assert ratings.pldc(*given, gate=0.8).tolist() == [1, 3]
+    assert ratings.pldc(*given, gate=0.6).tolist() == [4, 8]
     with pytest.raises(GmpError, match="variant 'sigma': expected one of mean, scale, both"):
-        calibration.calibrate(np.array([1.0, 2.0]), 6, 2, "sigma")
+        ratings.calibrate(np.array([1.0, 2.0]), 6, 2, "sigma")
 
 
 def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -> dict[str, float]:
@@ -251,13 +243,13 @@ def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -
     alike = pd.DataFrame(near, names, names).loc[tested, learnt]
     own, training = (rows[rows.speaker.isin(part)] for part in (tested, learnt))
     found = {"none": own.predicted}
-    for variant in calibration.VARIANTS:
+    for variant in ratings.VARIANTS:
         neighbours = speakers.nearest(alike, 5)
-        found[variant] = calibration.pldc(own, training, alike, neighbours, variant, gate=-9)
+        found[variant] = ratings.pldc(own, training, alike, neighbours, variant, gate=-9)
 
     def mean_ccc(values: pd.Series) -> float:
         groups = own.assign(predicted=values).groupby("speaker")
-        return np.mean([evaluation.ccc(one.true, one.predicted) for _, one in groups])
+        return np.mean([ccc(one.true, one.predicted) for _, one in groups])
 
     return {name: mean_ccc(values) for name, values in found.items()}
 
@@ -277,7 +269,7 @@ def test_without_a_shift_there_is_no_harm_beyond_noise():
     away with the rest: that costs about 0.025 of CCC.
     """
     changes = [simulated(0, 0, seed) for seed in range(20)]
-    for variant in calibration.VARIANTS:
+    for variant in ratings.VARIANTS:
         mean = np.mean([one[variant] - one["none"] for one in changes])
         assert mean > -0.03, variant
 
@@ -340,14 +332,14 @@ def test_sixty_speakers_are_rated_by_their_voices(spoken):
 def rated(tmp_path_factory, tiny_encoder):
     """Noise of six speakers with ratings, two of whom are tested; a few passes of every system."""
     run = write_noise_corpus(tmp_path_factory.mktemp("rated") / "run", ratings=RATED)
-    pseudo_labels.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personal_data.hear(str(run), str(tiny_encoder))
-    return personal_data.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
+    generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
+    personalize.hear(str(run), str(tiny_encoder))
+    return rated_fold.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
 
 
 UPDATES = Schedule(1e-3, updates=2, batch_seconds=10)
 EVERY = regression.every_system(
-    regression.REPRESENTATIONS, interpreters.INTERPRETERS, SPEAKER_POSITIONS
+    regression.REPRESENTATIONS, regression.INTERPRETERS, SPEAKER_POSITIONS
 )
 
 SOME = [System(), System("max", "transformer"), System("learnt"), System("papt", "mlp", "none")]
@@ -364,26 +356,26 @@ def test_every_system_there_is():
 
 def test_every_system_rates(rated):
     for position in ("none", "input", "output"):
-        personalization.adapt(rated, position, UPDATES, Masking(0.8, 10))
-    manifest = personal_data.open_fold(rated).corpus.manifest
+        personalize.adapt(rated, position, UPDATES, Masking(0.8, 10))
+    manifest = rated_fold.open_fold(rated).corpus.manifest
     for system in SOME:
-        stage = personalization.rate(rated, system, QUICK)
+        stage = personalize.rate(rated, system, QUICK)
         found = pd.read_parquet(stage / "predictions.parquet")
         assert set(found.attribute) == set(RATED)
         assert found.predicted.notna().all()
         true = manifest.loc[found.utterance, "valence"].to_numpy()
         own = (found.attribute == "valence").to_numpy()
         np.testing.assert_array_equal(found.true[own], true[own])
-    costs = personal_analysis.costs(rated, SOME)
+    costs = ratings.rating_costs(rated, SOME)
     n_training, dim = 2, 32
     assert costs.parameters["learnt-mlp"] - costs.parameters["none-mlp"] == n_training * dim
     assert costs.seconds["papt-output-mlp"] > 0
-    table = pd.concat([personal_results.calibrated(rated, system.name) for system in SOME[:3:2]])
-    results = personal_results.results_table(table)
+    table = pd.concat([ratings.calibrated(rated, system.name) for system in SOME[:3:2]])
+    results = ratings.results_table(table)
     assert len(results) == 2 * 4 * 2
     assert results.speakers.eq(2).all()
     assert results.o_low.isna().all()  # two speakers give no interval
-    stage = personal_results.write_results(rated.run_dir, [rated], SOME[:3:2], table, results)
+    stage = personalize.write_results(rated.run_dir, [rated], SOME[:3:2], table, results)
     summary = (stage / "summary.md").read_text()
     assert "no statement from 2 speakers" in summary
     assert "come from all that test speakers say, without labels" in summary
@@ -392,40 +384,40 @@ def test_every_system_rates(rated):
 def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
     """Other ratings of the test speakers: the same predictions, plain, calibrated and adapted."""
     run = write_noise_corpus(tmp_path / "run", ratings=RATED, test_ratings=5.0)
-    pseudo_labels.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personal_data.hear(str(run), str(tiny_encoder))
-    other = personal_data.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
+    generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
+    personalize.hear(str(run), str(tiny_encoder))
+    other = rated_fold.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
     systems = [System(), System("mean"), System("learnt"), System("papt")]
     for task in (rated, other):
-        personalization.adapt(task, "output", UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
         for system in systems:
-            personalization.rate(task, system, QUICK)
-        personalization.adapt_unsupervised(task, "oversampling", 1, QUICK)
+            personalize.rate(task, system, QUICK)
+        personalize.adapt_unsupervised(task, "oversampling", 1, QUICK)
     for name in [*(system.name for system in systems), "none-mlp-oversampling"]:
-        one, two = (personal_results.calibrated(task, name) for task in (rated, other))
+        one, two = (ratings.calibrated(task, name) for task in (rated, other))
         assert not np.array_equal(one.true, two.true)
         np.testing.assert_array_equal(one.predicted, two.predicted)
 
 
 def test_adapting_to_test_speakers_hears_and_does_not_look(rated):
-    personalization.rate(rated, System(), QUICK)
-    for how in personalization.ADAPTATIONS:
-        stage = personalization.adapt_unsupervised(rated, how, 1, QUICK)
+    personalize.rate(rated, System(), QUICK)
+    for how in personalize.ADAPTATIONS:
+        stage = personalize.adapt_unsupervised(rated, how, 1, QUICK)
         assert pd.read_parquet(stage / "predictions.parquet").predicted.notna().all()
     with pytest.raises(
         GmpError, match="adaptation 'none': expected one of all, unique, oversampling"
     ):
-        personalization.adapt_unsupervised(rated, "none", 1, QUICK)
+        personalize.adapt_unsupervised(rated, "none", 1, QUICK)
 
 
 def test_known_people_are_told_from_new_ones(rated):
-    stage = personalization.with_fewer_speakers(rated, 1, QUICK)
+    stage = personalize.with_fewer_speakers(rated, 1, QUICK)
     found = pd.read_parquet(stage / "predictions.parquet")
     who = found.groupby("part").speaker.unique().map(set)
     assert who["known"] == who["train"] and len(who["train"]) == 1
     heard, kept = (set(found.utterance[found.part == part]) for part in ("train", "known"))
     assert len(heard) == len(kept) == 6 and not heard & kept  # halves of twelve
-    gaps = personal_analysis.gap(rated, {1: stage.name})
+    gaps = ratings.gap(rated, {1: stage.name})
     np.testing.assert_allclose(gaps.gap, gaps.known - gaps.unknown)
 
 
@@ -433,48 +425,48 @@ def test_the_encoder_may_be_trained_too(rated):
     from dataclasses import replace
 
     task = replace(rated, train_encoder=True)
-    personalization.rate(rated, System(), QUICK)
+    personalize.rate(rated, System(), QUICK)
     for position in ("input", "output"):
-        personalization.adapt(task, position, UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, position, UPDATES, Masking(0.8, 10))
         system = System("papt", "mlp", position)
-        stage = personalization.rate(task, system, QUICK)
-        metrics = runs.read_json(stage / "metrics.json")
-        before = personalization.rate(rated, System(), QUICK)
-        assert metrics["parameters"] > runs.read_json(before / "metrics.json")["parameters"]
+        stage = personalize.rate(task, system, QUICK)
+        metrics = read_json(stage / "metrics.json")
+        before = personalize.rate(rated, System(), QUICK)
+        assert metrics["parameters"] > read_json(before / "metrics.json")["parameters"]
 
 
 def test_what_cannot_be_rated_is_said(rated, noise_corpus, tiny_encoder):
-    task = personal_data.Task(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
+    task = rated_fold.Task(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
     with pytest.raises(GmpError, match=r"attributes \['valence'\]: expected some of none"):
-        personal_data.open_fold(task)
+        rated_fold.open_fold(task)
 
 
 def test_papt_asks_for_clusters_of_the_untouched_encoder(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run", ratings=RATED)
-    personal_data.hear(str(run), str(tiny_encoder))
-    task = personal_data.Task(str(run), 1, str(tiny_encoder), RATED)
+    personalize.hear(str(run), str(tiny_encoder))
+    task = rated_fold.Task(str(run), 1, str(tiny_encoder), RATED)
     with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
-        personalization.adapt(task, "output", UPDATES, Masking(0.8, 10))
-    stage = pseudo_labels.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    runs.write_json(
+        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
+    stage = generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
+    write_json(
         stage / "params.json",
-        runs.read_json(stage / "params.json") | {"clustered_model": "multitask"},
+        read_json(stage / "params.json") | {"clustered_model": "multitask"},
     )
     seal_again(stage)
     with pytest.raises(GmpError, match="clustered_model 'multitask', expected 'encoder'"):
-        personalization.adapt(task, "output", UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
 
 
 def test_what_is_compared_differs_in_one_thing():
     names = [system.name for system in EVERY] + ["none-mlp-all", "none-mlp-unique"]
-    found = personal_results.groups(names)
+    found = ratings.groups(names)
     assert set(found) == {"none-mlp", "none-transformer", "papt-none-mlp", "none-mlp-all"}
     assert found["none-transformer"] == [
         "mean-transformer", "max-transformer", "learnt-transformer", "papt-output-transformer",
     ]  # fmt: skip
     assert found["papt-none-mlp"] == ["papt-input-mlp", "papt-prefix-mlp", "papt-output-mlp"]
     assert found["none-mlp-all"] == ["none-mlp-unique"]
-    assert personal_results.groups(["mean-mlp"]) == {}
+    assert ratings.groups(["mean-mlp"]) == {}
 
 
 def test_few_utterances_make_no_score():
@@ -483,6 +475,6 @@ def test_few_utterances_make_no_score():
         pd.DataFrame({"speaker": name, "true": np.arange(n), "predicted": np.arange(n) + 1.0})
         for name, n in rows
     ).assign(system="s", calibration="none", attribute="valence")
-    found = personal_results.by_speaker(table)
+    found = ratings.by_speaker(table)
     assert found.speaker.tolist() == ["a"]
     assert found.ccc.item() == pytest.approx(2 * 2 / (2 + 2 + 1))

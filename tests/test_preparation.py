@@ -13,9 +13,12 @@ import pytest
 import soundfile
 from conftest import emodb_folder, needs_emodb, tried
 
-from gmp_utils import GmpError, audio, corpora, figures, preparation, waveform_store
-from gmp_utils.corpora import synthetic
-from gmp_utils.protocol import make_protocol
+from gmp_utils import GmpError
+from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data.corpora import synthetic
+from gmp_utils.data.protocol import make_protocol
+from gmp_utils.figures import series
+from gmp_utils.stages import prepare_data
 
 
 def test_decoding_averages_channels_and_resamples(tmp_path):
@@ -236,10 +239,12 @@ def prepared(run, corpus="table", corpus_dir="", exclude=(), test=("", ""), emot
         "validation": "speakers",
         "selection": "validation",
     } | rules
-    read = preparation.read_manifest(
+    read = prepare_data.read_manifest(
         str(run), corpus, str(corpus_dir), test[0], str(test[1]), list(emotions), {}, 0
     )
-    return preparation.prepare(str(run), read, list(exclude), 0.3, 4.0, transductive=False, **rules)
+    return prepare_data.prepare(
+        str(run), read, list(exclude), 0.3, 4.0, transductive=False, **rules
+    )
 
 
 def test_faults_are_listed_and_excluded_by_rule_only(tmp_path):
@@ -282,8 +287,8 @@ def test_ratings_do_without_emotions(tmp_path):
     assert len(corpus.manifest) == 7 and corpus.emotions == []
     with pytest.raises(GmpError, match=r'has no emotion, which is needed here.*exclude "no label"'):
         corpus.labels(["good1"], "emotion")
-    assert figures.counts(corpus.manifest).layout.title.text.endswith(", none with an emotion")
-    assert figures.durations(corpus.manifest).data[0].name == "unknown"
+    assert series.counts(corpus.manifest).layout.title.text.endswith(", none with an emotion")
+    assert series.durations(corpus.manifest).data[0].name == "unknown"
     rows.loc[0, "valence"] = None
     rows.to_csv(table, index=False)
     with pytest.raises(GmpError, match="no label: "):
@@ -313,16 +318,16 @@ def test_recordings_that_go_after_they_were_listed(tmp_path):
     )  # fmt: skip
     table.to_csv(tmp_path / "corpus" / "mine.csv", index=False)
     given = ("table", str(tmp_path / "corpus" / "mine.csv"), "", "", [], {}, 0)
-    read = preparation.read_manifest(str(tmp_path / "run"), *given)
+    read = prepare_data.read_manifest(str(tmp_path / "run"), *given)
     lost = Path(read.path[8])
     lost.rename(tmp_path / "elsewhere")
     rules = (0.3, 4.0, "speaker", 3, "speakers", "validation", False)
     with pytest.raises(GmpError, match=r"(?s)unreadable: .*not there, or not a file\. \(1 such\)"):
-        preparation.prepare(str(tmp_path / "run"), read, [], *rules)
-    corpus = preparation.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
+        prepare_data.prepare(str(tmp_path / "run"), read, [], *rules)
+    corpus = prepare_data.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
     assert corpus.manifest.index.tolist() == list(waves)[:8]
     (tmp_path / "elsewhere").rename(lost)
-    corpus = preparation.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
+    corpus = prepare_data.prepare(str(tmp_path / "run"), read, ["unreadable"], *rules)
     assert corpus.manifest.index.tolist() == list(waves)
 
 

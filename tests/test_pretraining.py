@@ -16,25 +16,21 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, Wav2Vec2ForPreTraining
 
-from gmp_utils import (
-    corpora,
-    encoders,
-    features,
-    pretraining,
-    runs,
-    spectra,
-    waveform_store,
-    weights,
-)
-from gmp_utils.corpora import synthetic
-from gmp_utils.errors import GmpError
-from gmp_utils.evaluation import uar
-from gmp_utils.kmeans import assign, fit_kmeans
-from gmp_utils.ragged import Ragged
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data.corpora import synthetic
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.evaluation.metrics import uar
+from gmp_utils.models import encoder
+from gmp_utils.runs import weights
+from gmp_utils.runs.files import file_digest
+from gmp_utils.stages import pretrain_encoder
+from gmp_utils.training import features
+from gmp_utils.training.kmeans import assign, fit_kmeans
+from gmp_utils.training.trainer import Schedule
 
 LAYER, ON_RECORD = 1, {"emotion": 0.5, "gender": 0.892, "speaker": 0.912}
-TINY = pretraining.Architecture(64, 2, (8,) * 7)
+TINY = pretrain_encoder.Architecture(64, 2, (8,) * 7)
 
 
 @pytest.fixture
@@ -49,7 +45,7 @@ def recordings(tmp_path):
 
 
 def test_recordings_are_cut_and_short_rests_left_out(tmp_path, recordings):
-    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 2.0)
+    stage = pretrain_encoder.read_recordings(str(tmp_path / "run"), recordings, 0, 2.0)
     pieces = Ragged.open(stage / "pieces")
     whole = Ragged.open(stage / "recordings")
     assert len(whole.utterances) == 6
@@ -60,21 +56,21 @@ def test_recordings_are_cut_and_short_rests_left_out(tmp_path, recordings):
         20800,
     ]
     np.testing.assert_array_equal(pieces["b/1.flac@32000"], whole["b/1.flac"][32000:64000])
-    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 3.5)
+    stage = pretrain_encoder.read_recordings(str(tmp_path / "run"), recordings, 0, 3.5)
     assert len(Ragged.open(stage / "pieces").utterances) == 12
-    stage = pretraining.read_recordings(str(tmp_path / "run"), recordings, 0, 4.0)
+    stage = pretrain_encoder.read_recordings(str(tmp_path / "run"), recordings, 0, 4.0)
     assert len(Ragged.open(stage / "pieces").utterances) == 6  # 1.3 s are less than half
 
 
 def test_nothing_to_hear_is_said(tmp_path):
     run = str(tmp_path / "run")
     with pytest.raises(GmpError, match="no such folder"):
-        pretraining.read_recordings(run, str(tmp_path / "none"), 0, 2.0)
+        pretrain_encoder.read_recordings(run, str(tmp_path / "none"), 0, 2.0)
     (tmp_path / "empty").mkdir()
     with pytest.raises(GmpError, match=r"no \.flac, \.mp3, \.ogg, \.wav below it"):
-        pretraining.read_recordings(run, str(tmp_path / "empty"), 5, 2.0)
+        pretrain_encoder.read_recordings(run, str(tmp_path / "empty"), 5, 2.0)
     with pytest.raises(GmpError, match="synthetic_utterances above 0"):
-        pretraining.read_recordings(run, "", 0, 2.0)
+        pretrain_encoder.read_recordings(run, "", 0, 2.0)
 
 
 def test_pretraining_hears_none_of_the_corpus_voices():
@@ -86,27 +82,27 @@ def test_pretraining_hears_none_of_the_corpus_voices():
 
 def test_no_recording_is_on_both_sides():
     pieces = [f"{name}@{start}" for name in range(50) for start in (0, 32000)]
-    training, held_out = pretraining.split(pieces, 0)
+    training, held_out = pretrain_encoder.split(pieces, 0)
     assert sorted(training + held_out) == sorted(pieces)
     assert len(held_out) == 2 * 2  # 4 % of 50 recordings
     names = [{name.split("@")[0] for name in part} for part in (training, held_out)]
     assert not names[0] & names[1]
-    assert pretraining.split(pieces, 1)[1] != held_out
+    assert pretrain_encoder.split(pieces, 1)[1] != held_out
 
 
 @pytest.mark.parametrize("n_samples", [400, 719, 720, 16000, 31999])
 def test_mfcc_frames_are_the_encoders_frames(n_samples, tiny_encoder):
     waveform = np.random.default_rng(0).normal(0, 500, n_samples).astype(np.int16)
-    n_frames = encoders.SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples)
-    assert spectra.mfcc_frames(waveform).shape == (n_frames, 39)
-    assert spectra.log_mel(waveform).shape == (40, n_frames)
+    n_frames = encoder.SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples)
+    assert audio.mfcc_frames(waveform).shape == (n_frames, 39)
+    assert audio.log_mel(waveform).shape == (40, n_frames)
 
 
 def test_a_tone_is_found_in_its_band_and_frames():
     """1 kHz from 0.5 s on: the band whose HTK mel centre is nearest, and from frame 25 on."""
     seconds = np.arange(16000) / 16000
     tone = np.where(seconds >= 0.5, np.sin(2 * np.pi * 1000 * seconds), 0) * 10000
-    mel = spectra.log_mel(tone.astype(np.int16))
+    mel = audio.log_mel(tone.astype(np.int16))
     top = 2595 * np.log10(1 + 8000 / 700)
     centres = 700 * (10 ** (np.arange(1, 41) * top / 41 / 2595) - 1)
     assert (mel[:, 26:].argmax(axis=0) == np.abs(centres - 1000).argmin()).all()
@@ -115,14 +111,14 @@ def test_a_tone_is_found_in_its_band_and_frames():
 
 def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
-    pretraining.read_recordings(run, recordings, 0, 2.0)
-    first = pretraining.pretrain_round(run, 1, TINY, [5], 1, schedule)
-    second = pretraining.pretrain_round(run, 2, TINY, [4, 6], 1, schedule)
+    pretrain_encoder.read_recordings(run, recordings, 0, 2.0)
+    first = pretrain_encoder.pretrain_round(run, 1, TINY, [5], 1, schedule)
+    second = pretrain_encoder.pretrain_round(run, 2, TINY, [4, 6], 1, schedule)
     pieces = Ragged.open(first.parent / "recordings" / "pieces")
-    training, held_out = pretraining.split(pieces.utterances, 0)
+    training, held_out = pretrain_encoder.split(pieces.utterances, 0)
     assert len(training) > len(held_out) > 0
 
-    mfcc = {name: spectra.mfcc_frames(pieces[name]) for name in pieces.utterances}
+    mfcc = {name: audio.mfcc_frames(pieces[name]) for name in pieces.utterances}
     (centroids,) = fit_kmeans(np.concatenate([mfcc[name] for name in training]), [5])
     labels = Ragged.open(first / "targets")
     assert labels.values.shape == (sum(map(len, mfcc.values())), 1)
@@ -130,7 +126,7 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
         expected = assign(mfcc[name], centroids)
         np.testing.assert_array_equal(labels[name][:, 0], expected)
 
-    teacher = encoders.SpeechModel.load(str(first / "encoder"), train_cnn=True)
+    teacher = encoder.SpeechModel.load(str(first / "encoder"), train_cnn=True)
     frames = features.layer_frames(teacher, pieces, pieces.utterances, 1, tmp_path / "frames")
     labels = Ragged.open(second / "targets")
     for stream, centroids in enumerate(fit_kmeans(frames.rows(training), [4, 6])):
@@ -146,18 +142,18 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     assert weights.heard(str(second / "encoder")) == digests
     assert len(digests) == len(store.utterances) > 1
     with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
-        pretraining.pretrain_round(str(tmp_path / "other"), 1, TINY, [5], 1, schedule)
+        pretrain_encoder.pretrain_round(str(tmp_path / "other"), 1, TINY, [5], 1, schedule)
     with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
-        pretraining.pretrain_round(run, 4, TINY, [5], 1, schedule)
+        pretrain_encoder.pretrain_round(run, 4, TINY, [5], 1, schedule)
 
 
 def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     """Transformers' own class loads all of it; the CNN is the HuBERT's, the Transformer has learnt."""
     run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
-    heard = pretraining.read_recordings(run, recordings, 0, 2.0) / weights.HEARD
+    heard = pretrain_encoder.read_recordings(run, recordings, 0, 2.0) / weights.HEARD
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
     (hubert / weights.HEARD).write_text("0123456789abcdef", encoding="utf-8")
-    model = pretraining.pretrain_contrastive(run, str(hubert), schedule) / "model"
+    model = pretrain_encoder.pretrain_contrastive(run, str(hubert), schedule) / "model"
     found, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     before, after = (
@@ -170,7 +166,7 @@ def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     assert weights.heard(str(model)) == {"0123456789abcdef", *heard.read_text().split()}
     assert weights.own_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
-        pretraining.pretrain_contrastive(run, str(model), schedule)
+        pretrain_encoder.pretrain_contrastive(run, str(model), schedule)
 
 
 @pytest.mark.parametrize("name", list(weights.EMBEDDED))
@@ -181,7 +177,7 @@ def test_the_shipped_encoders_are_those_on_record(name):
     assert files == {"config.json", "heard.txt", "model.safetensors", "README.md"}
     stored = folder / "model.safetensors"
     assert stored.stat().st_size < 16e6
-    assert runs.file_digest(stored) in (folder / "README.md").read_text()
+    assert file_digest(stored) in (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +201,7 @@ def test_the_shipped_encoders_need_transformers_alone(name, kind, tmp_path):
 
 def test_the_wav2vec2_is_the_hubert_gone_on():
     """The same CNN, bit for bit, another Transformer; and an exercise of its own."""
-    both = [encoders.SpeechModel.load(str(folder)) for folder in weights.EMBEDDED.values()]
+    both = [encoder.SpeechModel.load(str(folder)) for folder in weights.EMBEDDED.values()]
     before, after = (model.base_model.state_dict() for model in both)
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not [name for name in moved if name.startswith("feature_extractor.")]
@@ -218,7 +214,7 @@ def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):
     synthetic.make(tmp_path)
     manifest = corpora.load("synthetic", tmp_path)
     waveforms, _ = waveform_store.write_store(manifest, tmp_path / "waveforms")
-    model = encoders.SpeechModel.load(str(weights.EMBEDDED["embedded"]), train_cnn=True)
+    model = encoder.SpeechModel.load(str(weights.EMBEDDED["embedded"]), train_cnn=True)
     states = features.layer_states(model, waveforms, waveforms.utterances, [LAYER])
     pooled = {
         name: np.concatenate([frames[0].mean(axis=0), frames[0].std(axis=0)], dtype=np.float32)

@@ -13,8 +13,12 @@ import pytest
 import yaml
 from conftest import CLEAN, FULL, ROOT, SMALL, finished, script, tried, write_noise_corpus
 
-from gmp_utils import GmpError, comparison, experiments, figures, finetuning
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.evaluation import comparison
+from gmp_utils.figures import style
+from gmp_utils.runs import experiments
+from gmp_utils.stages import finetune
+from gmp_utils.training.trainer import Schedule
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import commit_outputs
@@ -130,17 +134,17 @@ def test_a_name_on_the_hub_is_refused_offline_and_nobody_is_asked(heard, tmp_pat
     assert noted() == []
 
 
-@pytest.mark.skipif(not figures.browser(), reason="pictures need a Chromium")
+@pytest.mark.skipif(not style.browser(), reason="pictures need a Chromium")
 def test_pictures_are_drawn_without_a_word_to_anybody(tmp_path):
     """Chromium's own log: left alone it asks its maker, and Kaleido a host of MathJax."""
     browser, log = tmp_path / "chromium", tmp_path / "net.json"
-    browser.write_text(f'#!/bin/sh\nexec "{figures.browser()}" --log-net-log="{log}" "$@"\n')
+    browser.write_text(f'#!/bin/sh\nexec "{style.browser()}" --log-net-log="{log}" "$@"\n')
     browser.chmod(0o755)
     code = (
         "import sys, time\n"
         "from plotly import graph_objects\n"
-        "from gmp_utils import figures\n"
-        "figures.show(graph_objects.Figure(), sys.argv[1], 'empty')\n"
+        "from gmp_utils.figures.style import show\n"
+        "show(graph_objects.Figure(), sys.argv[1], 'empty')\n"
         "time.sleep(2)\n"
     )
     subprocess.run(
@@ -163,7 +167,7 @@ def classified(tmp_path_factory, tiny_encoder):
     run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run")
     start = {"use_gmps": False, "network": SMALL}
     once = Schedule(1e-3, epochs=1, batch_seconds=10, batch_size=8)
-    finetuning.finetune(str(run), 1, str(tiny_encoder), "ams", once, **start)
+    finetune.finetune(str(run), 1, str(tiny_encoder), "ams", once, **start)
     return run
 
 

@@ -5,7 +5,11 @@ import pandas as pd
 import pytest
 from scipy.stats import ortho_group
 
-from gmp_utils import GmpError, evaluation, geometry, layer_figures, probing, runs
+from gmp_utils import GmpError
+from gmp_utils.evaluation import geometry, metrics
+from gmp_utils.figures import layers
+from gmp_utils.runs.paths import stage_of
+from gmp_utils.stages import probe_layers
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
@@ -36,10 +40,10 @@ def test_a_layer_that_holds_the_answers_scores_one_and_noise_scores_chance():
     points = points_of(each=200)
     noise = np.random.default_rng(1).normal(size=(len(points), 8))
     holding = np.hstack(
-        [*(5 * one_hot(points[task]) for task in probing.CLASSES), points[["arousal"]], noise]
+        [*(5 * one_hot(points[task]) for task in probe_layers.CLASSES), points[["arousal"]], noise]
     )
     scores = {
-        name: pd.DataFrame(probing.probe_layer(x, points, "validation")).set_index("task")
+        name: pd.DataFrame(probe_layers.probe_layer(x, points, "validation")).set_index("task")
         for name, x in (("holding", holding), ("noise", noise))
     }
     assert list(scores["noise"].index) == ["emotion", "gender", "speaker", "arousal"]
@@ -59,7 +63,7 @@ def test_a_task_with_nothing_to_learn_is_left_out():
     points = points_of().assign(gender="male", arousal=np.nan)
     points.loc[points.part == "test", "part"] = "validation"
     x = np.random.default_rng(0).normal(size=(len(points), 4))
-    rows = probing.probe_layer(x, points, "validation")
+    rows = probe_layers.probe_layer(x, points, "validation")
     assert [row["task"] for row in rows] == ["emotion", "speaker"]
 
 
@@ -68,7 +72,7 @@ def test_speakers_are_learnt_from_other_utterances_than_they_are_scored_on():
     points = points_of(each=10)
     frames = points.loc[points.index.repeat(5)].reset_index(drop=True)
     x = one_hot(frames.utterance)
-    rows = pd.DataFrame(probing.probe_layer(x, frames, "validation")).set_index("task")
+    rows = pd.DataFrame(probe_layers.probe_layer(x, frames, "validation")).set_index("task")
     assert rows.score["speaker"] == pytest.approx(0.5, abs=1e-9)
 
 
@@ -78,23 +82,23 @@ def test_every_speaker_is_in_both_halves_whatever_utterances_are_called():
     number = points.groupby("speaker").cumcount()
     points["utterance"] = [f"{n:02d}-{speaker}" for n, speaker in zip(number, points.speaker)]
     x = one_hot(points.speaker)
-    rows = pd.DataFrame(probing.probe_layer(x, points, "validation")).set_index("task")
+    rows = pd.DataFrame(probe_layers.probe_layer(x, points, "validation")).set_index("task")
     assert rows.score["speaker"] == 1
 
 
 def test_concordance_by_hand():
     true = np.array([1.0, 2.0, 3.0])
-    assert evaluation.ccc(true, true) == 1
-    assert evaluation.ccc(true, -true + 4) == -1
+    assert metrics.ccc(true, true) == 1
+    assert metrics.ccc(true, -true + 4) == -1
     # covariance 2/3, variances 2/3 and 2/3, means apart by 1
-    assert evaluation.ccc(true, true + 1) == pytest.approx((4 / 3) / (4 / 3 + 1))
-    assert evaluation.ccc(true, np.full(3, 2.0)) == 0
+    assert metrics.ccc(true, true + 1) == pytest.approx((4 / 3) / (4 / 3 + 1))
+    assert metrics.ccc(true, np.full(3, 2.0)) == 0
 
 
 def test_purity_by_hand():
     """Three of four are with their like: clusters a a b, and a alone."""
-    assert probing.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
-    assert probing.purity(["a", "b"], [0, 1]) == 1
+    assert probe_layers.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
+    assert probe_layers.purity(["a", "b"], [0, 1]) == 1
 
 
 def test_cka_is_one_for_a_rotation_and_nothing_for_noise():
@@ -133,13 +137,15 @@ def test_clusters_that_are_the_emotions_tell_all_of_them():
     points["carries"] = np.arange(len(points)) // 4 % 2 == 0
     x = 10 * one_hot(points.emotion) * points.carries.to_numpy()[:, None]
     x = (x + np.random.default_rng(0).normal(0, 0.01, x.shape)).astype(np.float32)
-    rows = pd.DataFrame(probing.cluster_layer(x, points, "validation", [5], 0)).set_index("known")
+    rows = pd.DataFrame(probe_layers.cluster_layer(x, points, "validation", [5], 0)).set_index(
+        "known"
+    )
     assert list(rows.index) == ["emotion", "gender", "speaker", "emotion, where it is"]
     assert rows.nmi["emotion, where it is"] == pytest.approx(1)
     assert rows.purity["emotion, where it is"] == 1
     assert 0 < rows.nmi["emotion"] < 0.9
     alone = points[points.speaker != "5"]
-    rows_of_one = probing.cluster_layer(x[: len(alone)], alone, "validation", [5], 0)
+    rows_of_one = probe_layers.cluster_layer(x[: len(alone)], alone, "validation", [5], 0)
     assert [row["known"] for row in rows_of_one] == ["emotion", "emotion, where it is"]
     # half of the frames in one cluster, an eighth in each of four: exp(entropy) = 2^(1/2 + 4 · 3/8)
     assert rows.occupancy.tolist() == pytest.approx([2**2 / 5] * 4)
@@ -159,10 +165,10 @@ def test_maps_are_turned_onto_each_other(monkeypatch):
     few = geometry.map_layers(np.stack([plane, mirrored]), points, "validation", 20, 0)
     assert few.groupby("layer").size().tolist() == [20, 20]
     with pytest.raises(GmpError, match="layer 2: this model has layers 0 to 1"):
-        layer_figures.maps(few.assign(of="frames"), "frames", [-1, 2])
+        layers.maps(few.assign(of="frames"), "frames", [-1, 2])
 
 
 def test_a_model_that_is_not_there_is_refused():
-    assert runs.stage_of("multitask").format(fold=2) == "fold2/02_train_multitask"
+    assert stage_of("multitask").format(fold=2) == "fold2/02_train_multitask"
     with pytest.raises(GmpError, match="model: found 'best', expected one of encoder, multitask"):
-        runs.stage_of("best")
+        stage_of("best")

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from gmp_utils import GmpError
-from gmp_utils.protocol import Protocol, check_leakage, make_protocol
+from gmp_utils.data.protocol import Protocol, check_leakage, make_protocol
 
 FOUR = ["angry", "happy", "neutral", "sad"]
 

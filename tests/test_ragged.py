@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from gmp_utils.ragged import Ragged
+from gmp_utils.data.ragged import Ragged
 
 
 def test_rows_are_drawn_in_order_from_the_utterances_named():

@@ -8,26 +8,18 @@ import pandas as pd
 import pytest
 from conftest import QUICK, snakemake, write_noise_corpus
 
-from gmp_utils import (
-    GmpError,
-    baselines,
-    classifiers,
-    costs,
-    declarations,
-    experiments,
-    finetuning,
-    masked_prediction,
-    multitask,
-    pseudo_labels,
-    results,
-    runs,
-)
-from gmp_utils.batching import Masking
-from gmp_utils.heads import Network
-from gmp_utils.preparation import open_corpus
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.evaluation import collect, tables
+from gmp_utils.models.heads import Network
+from gmp_utils.runs import experiments
+from gmp_utils.runs.files import read_json
+from gmp_utils.stages import baselines, finetune, generate_gmps, retrain, train_multitask
+from gmp_utils.training import features
+from gmp_utils.training.batching import Masking
+from gmp_utils.training.trainer import Schedule
 
-RECIPES = sorted(path.stem for path in declarations.RECIPES.glob("*.yaml"))
+RECIPES = sorted(path.stem for path in experiments.RECIPES.glob("*.yaml"))
 needs_opensmile = pytest.mark.skipif(
     find_spec("opensmile") is None, reason="openSMILE is not installed (its licence is not for all)"
 )
@@ -36,7 +28,7 @@ needs_opensmile = pytest.mark.skipif(
 def test_recipes_are_the_family():
     assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "papt", "tapt", "v-ft"]
     with pytest.raises(GmpError, match="recipe 'tap': expected one of egemaps, frozen, gmp-tl, "):
-        declarations.recipe("tap")
+        experiments.recipe("tap")
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -45,7 +37,7 @@ def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path, monkeyp
     planned = experiments.plan({"RECIPE": name, "RUN": str(tmp_path / "run")})
     experiments.write(planned)
     (run,) = planned.runs
-    use_gmps = declarations.recipe(name).get("use_gmps", True)
+    use_gmps = experiments.recipe(name).get("use_gmps", True)
     assert run.starts == ["gmps" if use_gmps else "no-gmps"]
     assert run.personal == (name == "papt")
 
@@ -124,7 +116,7 @@ def test_majority_by_hand(tmp_path):
     assert set(found.part) == {"validation", "test"}
     assert set(found.predicted) == {"angry"}  # all are as frequent: the first
     assert (found.angry == 6).all()  # of two training speakers' 24 utterances
-    assert runs.read_json(stage / "metrics.json")["parameters"] == 0
+    assert read_json(stage / "metrics.json")["parameters"] == 0
     with pytest.raises(GmpError, match="baseline 'svm': expected one of egemaps, majority"):
         baselines.classify(str(run), 1, "svm")
 
@@ -148,7 +140,7 @@ def test_the_svm_is_learnt_and_chosen_without_the_test_speakers(tmp_path, monkey
         stage = baselines.classify(str(run), 1, "egemaps")
         predictions = pd.read_parquet(stage / "predictions.parquet")
         found[case] = {part: own for part, own in predictions.groupby("part")}
-        metrics[case] = runs.read_json(stage / "metrics.json")
+        metrics[case] = read_json(stage / "metrics.json")
     assert (found["whole"]["test"].true == found["whole"]["test"].predicted).mean() > 0.9
     assert metrics["whole"] == metrics["spoilt"]
     assert metrics["whole"]["C"] in baselines.GRID
@@ -173,7 +165,7 @@ def test_egemaps_without_opensmile_is_an_error_in_words(tmp_path, monkeypatch):
     for module in (baselines, experiments):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
-        baselines.check(["majority", "egemaps"])
+        baselines.check_baselines(["majority", "egemaps"])
     with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
         experiments.plan({"RECIPE": "egemaps"})
     planned = experiments.plan({"EXPERIMENT": "family"})
@@ -200,39 +192,39 @@ def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
 def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
     """With its own losses, masks, heads and activation; clips shorter than a mask, and no genders known."""
     run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
-    given = declarations.recipe("p-tapt")
+    given = experiments.recipe("p-tapt")
     trained = Network(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
-    stage = multitask.train_multitask(
+    stage = train_multitask.train_multitask(
         run, 1, encoder, QUICK, given["alpha"], trained, given["frame_weight"]
     )
     history = pd.read_csv(stage / "history.csv")
     assert history.frame_loss.gt(0).all()
     assert not [column for column in history if "gender" in column]
-    stage = pseudo_labels.generate_gmps(run, 1, given["layer"], [4, 8])
-    labels, scales = pseudo_labels.open_labels(stage)
-    frames = pseudo_labels.frame_table(open_corpus(run), labels, labels.utterances)
-    assert [*pseudo_labels.agreement(frames, scales)] == ["K = 4", "K = 8", "emotion", "speaker"]
+    stage = generate_gmps.generate_gmps(run, 1, given["layer"], [4, 8])
+    labels, scales = features.open_labels(stage)
+    frames = generate_gmps.frame_table(open_corpus(run), labels, labels.utterances)
+    assert [*generate_gmps.agreement(frames, scales)] == ["K = 4", "K = 8", "emotion", "speaker"]
     masking = Masking(given["mask_probability"], 60)
     updates = Schedule(1e-3, updates=4, batch_seconds=10)
-    stage = masked_prediction.retrain(
+    stage = retrain.retrain(
         run, 1, encoder, updates, masking=masking, activation=given["activation"], projection_size=8
     )
-    table = masked_prediction.accuracies(run, 1)
+    table = retrain.accuracies(run, 1)
     assert table.index.tolist() == ["K = 4", "K = 8"]
     assert table.accuracy.between(0, 1).all()
     head = Network(head=given["head"], spec_augment=True, class_weights=True)
-    finetuning.finetune(run, 1, encoder, "ce", QUICK, network=head)
+    finetune.finetune(run, 1, encoder, "ce", QUICK, network=head)
     baselines.classify(run, 1, "majority")
-    predictions = classifiers.collect(run)
+    predictions = collect.collect(run)
     assert set(predictions.loss) == {"CE", "majority"}
-    assert "no GMPs, majority" in results.by_fold(predictions).index
+    assert "no GMPs, majority" in tables.by_fold(predictions).index
     frozen = Network(head="linear", mix_layers=True, train_encoder=False, projection_size=8)
-    finetuning.finetune(run, 1, encoder, "ce", QUICK, use_gmps=False, network=frozen)
-    table = costs.costs(run).set_index(["variant", "loss"])
+    finetune.finetune(run, 1, encoder, "ce", QUICK, use_gmps=False, network=frozen)
+    table = collect.training_costs(run).set_index(["variant", "loss"])
     assert table.parameters["no GMPs", "majority"] == 0
     dim, n_layers = 32, 4
     sizes = (n_layers + 1) + (dim + 1) * 8 + (8 + 1) * 4  # mixture, linear layer, classifier
     assert table.parameters["no GMPs", "CE"] == sizes
     assert table.parameters["GMPs", "CE"] > 10 * sizes
     with pytest.raises(GmpError, match="differ in head of 06_finetune"):
-        classifiers.collect(run)
+        collect.collect(run)

@@ -29,10 +29,13 @@ from transformers import (
     pipeline,
 )
 
-from gmp_utils import GmpError, audio, finetuning, hardware, publishing, readouts, recognition
+from gmp_utils import GmpError
 from gmp_utils.__main__ import main
-from gmp_utils.confidence import temperature
-from gmp_utils.networks import EmotionClassifier
+from gmp_utils.data import audio
+from gmp_utils.evaluation.metrics import temperature
+from gmp_utils.models.classifiers import EmotionClassifier
+from gmp_utils.runs import hardware
+from gmp_utils.stages import finetune, publish, recognize
 
 own_bfloat16 = hardware.bfloat16  # before conftest's float32
 CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
@@ -47,19 +50,19 @@ def classified(tmp_path_factory, tiny_encoder):
     """A run of noise with a classifier of each loss, and its ratings."""
     run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run", ratings=["arousal"])
     for loss in ("ce", "ams"):
-        finetuning.finetune(str(run), 1, str(tiny_encoder), loss, ONCE, False, network=SMALL)
+        finetune.finetune(str(run), 1, str(tiny_encoder), loss, ONCE, False, network=SMALL)
     return run
 
 
 @pytest.fixture(scope="module")
 def published(classified):
     """Its AM-Softmax classifier's folder, ready for use."""
-    return publishing.publish(classified / "fold1" / "06_finetune" / "no-gmps" / "ams") / "model"
+    return publish.publish(classified / "fold1" / "06_finetune" / "no-gmps" / "ams") / "model"
 
 
 @pytest.fixture(scope="module")
 def recognizer(published):
-    return publishing.open_recognizer(str(published))
+    return publish.open_recognizer(str(published))
 
 
 @pytest.fixture(scope="module")
@@ -84,26 +87,26 @@ def probabilities(recognizer, waveform):
 
 
 def test_windows_by_hand():
-    starts, edges = recognition.spans(100, 100, 50)
+    starts, edges = recognize.spans(100, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0], [0, 100])
-    starts, edges = recognition.spans(40, 100, 50)
+    starts, edges = recognize.spans(40, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0], [0, 40])
-    starts, edges = recognition.spans(200, 100, 50)
+    starts, edges = recognize.spans(200, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0, 50, 100], [0, 75, 125, 200])
-    starts, edges = recognition.spans(230, 100, 50)  # four windows, 130 / 3 apart
+    starts, edges = recognize.spans(230, 100, 50)  # four windows, 130 / 3 apart
     assert (starts.tolist(), edges.tolist()) == ([0, 43, 87, 130], [0, 71, 115, 158, 230])
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_windows_are_slices_however_the_pieces_come(size):
     whole = np.arange(230, dtype=np.float32)
-    starts, _ = recognition.spans(230, 100, 50)
+    starts, _ = recognize.spans(230, 100, 50)
     pieces = (whole[at : at + size] for at in range(0, 230, size))
-    found = dict(recognition.cut(pieces, starts, 100))
+    found = dict(recognize.cut(pieces, starts, 100))
     assert list(found) == [0, 1, 2, 3]
     for number, waveform in found.items():
         assert (waveform == whole[starts[number] : starts[number] + 100]).all()
-    (only,) = recognition.cut(iter([whole[:30], whole[30:40]]), np.array([0]), 100)
+    (only,) = recognize.cut(iter([whole[:30], whole[30:40]]), np.array([0]), 100)
     assert (only[1] == whole[:40]).all()
 
 
@@ -127,7 +130,7 @@ def test_pieces_together_are_the_whole(tmp_path, monkeypatch, rate, channels, su
 def test_a_short_recording_is_heard_whole(recognizer, tmp_path, sound):
     path = tmp_path / "short.wav"
     soundfile.write(path, sound[: 5 * SECOND], SECOND, subtype="FLOAT")
-    table = recognition.recognize(path, recognizer)
+    table = recognize.recognize(path, recognizer)
     (row,) = table.to_dict("records")
     assert (row["file"], row["start"], row["end"], row["error"]) == (str(path), 0, 5, None)
     scores = np.array([row[name] for name in recognizer.config.label2id])
@@ -145,8 +148,8 @@ def test_a_long_recording_is_heard_window_by_window(recognizer, tmp_path, sound,
     for path, seconds in zip(paths, lengths):
         soundfile.write(path, sound[: seconds * SECOND], SECOND, subtype="FLOAT")
     monkeypatch.setattr(audio, "BLOCK", 30000)
-    monkeypatch.setattr(recognition, "AT_ONCE", 0.2)
-    table = recognition.recognize(paths, recognizer, window=4.0, hop=2.0)
+    monkeypatch.setattr(recognize, "AT_ONCE", 0.2)
+    table = recognize.recognize(paths, recognizer, window=4.0, hop=2.0)
     assert table.file.tolist() == [str(paths[0])] * 4 + [str(paths[1])] + [str(paths[2])] * 3
     assert table.start.tolist() == [0, 3, 5, 7, 0, 0, 2.75, 4.25]
     assert table.end.tolist() == [3, 5, 7, 10, 2, 2.75, 4.25, 7]
@@ -164,13 +167,13 @@ def test_what_is_in_memory_is_heard_as_its_file(recognizer, tmp_path, sound):
     stereo = np.stack([sound, 0.5 * sound], axis=1)[: 4 * 8000]
     path = tmp_path / "telephone.wav"
     soundfile.write(path, stereo, 8000, subtype="FLOAT")
-    filed = recognition.recognize(path, recognizer).drop(columns="file")
-    heard = recognition.recognize(stereo, recognizer, 8000).drop(columns="file")
+    filed = recognize.recognize(path, recognizer).drop(columns="file")
+    heard = recognize.recognize(stereo, recognizer, 8000).drop(columns="file")
     pd.testing.assert_frame_equal(filed, heard, rtol=1e-5)
     whole = np.round(stereo * 2**30).astype(np.int32)
-    integers = recognition.recognize(whole, recognizer, 8000).drop(columns="file")
+    integers = recognize.recognize(whole, recognizer, 8000).drop(columns="file")
     pd.testing.assert_frame_equal(heard, integers, rtol=1e-3)
-    assert recognition.from_memory(np.full(500, 160, np.uint8), SECOND) == pytest.approx(0.25)
+    assert recognize.from_memory(np.full(500, 160, np.uint8), SECOND) == pytest.approx(0.25)
     for array, rate, message in (
         (
             stereo.T,
@@ -186,15 +189,15 @@ def test_what_is_in_memory_is_heard_as_its_file(recognizer, tmp_path, sound):
         (str(path), 8000, "sample_rate: expected with a NumPy array"),
     ):
         with pytest.raises(GmpError, match=message):
-            recognition.recognize(array, recognizer, rate)
+            recognize.recognize(array, recognizer, rate)
     for window, hop in ((2.0, 3.0), (0.02, 0.01), (np.inf, 3.0), (np.nan, 3.0)):
         with pytest.raises(GmpError, match=f"hop {hop} and window {window}: expected"):
-            recognition.recognize(path, recognizer, window=window, hop=hop)
+            recognize.recognize(path, recognizer, window=window, hop=hop)
 
 
 def test_silence_and_noise_are_no_reason_to_be_sure(recognizer, classified):
     """Here noise was called speech, so only silence differs; of the demo's model more is asked."""
-    table = recognition.recognize(np.zeros(20 * SECOND), recognizer, SECOND)
+    table = recognize.recognize(np.zeros(20 * SECOND), recognizer, SECOND)
     assert len(table) == 6 and (table.confidence < 0.5).all()
     assert table.notna()[["start", "end", "confidence", "speech"]].all(axis=None)
 
@@ -240,7 +243,7 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recognition, "recognize", stop)
+    monkeypatch.setattr(recognize, "recognize", stop)
     assert main(["recognize", str(good), "--model", str(published)]) == 130
     assert capfd.readouterr() == ("", "Stopped; nothing was written.\n")
 
@@ -248,24 +251,24 @@ def test_bad_recordings_are_told_of_and_the_rest_is_heard(
 def test_damage_that_shows_late_costs_that_recording_only(recognizer, tmp_path, sound, monkeypatch):
     for name in ("a.wav", "b.wav", "c.wav"):
         soundfile.write(tmp_path / name, sound, SECOND)
-    stream = recognition.stream
+    stream = audio.stream
 
     def damaged(path):
         yield from stream(path)
         if path.endswith("b.wav"):
             raise GmpError(f"{path}: cut short.")
 
-    monkeypatch.setattr(recognition, "stream", damaged)
-    table = recognition.recognize(tmp_path, recognizer)
+    monkeypatch.setattr(recognize, "stream", damaged)
+    table = recognize.recognize(tmp_path, recognizer)
     assert table.file.str[-5:].tolist() == ["a.wav"] * 3 + ["c.wav"] * 3 + ["b.wav"]
     assert table.error.notna().tolist() == [False] * 6 + [True]
 
     def broken(path):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(recognition, "stream", broken)
+    monkeypatch.setattr(recognize, "stream", broken)
     with pytest.raises(ZeroDivisionError):
-        recognition.recognize(tmp_path, recognizer)
+        recognize.recognize(tmp_path, recognizer)
 
 
 def test_a_long_recording_takes_little_more_memory_than_a_short_one(published, tmp_path, sound):
@@ -325,15 +328,15 @@ def test_readouts_are_scikit_learns():
     means = rng.normal(3, 2, (50, 4))
     positive = means[:, 0] + rng.normal(size=50) > 3
     layer = torch.nn.Linear(4, 1)
-    readouts.fit_binary(layer, means, positive)
+    publish.fit_binary(layer, means, positive)
     model = LogisticRegression(C=0.1, class_weight="balanced").fit(scale(means), positive)
     found = layer(torch.from_numpy(means).float()).sigmoid().detach().numpy()[:, 0]
     assert found == pytest.approx(model.predict_proba(scale(means))[:, 1], abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", readouts.NOISES)
+@pytest.mark.parametrize("kind", publish.NOISES)
 def test_noises_are_sound(kind):
-    waveform = readouts.noise(kind, 8001, np.random.default_rng(0))
+    waveform = publish.noise(kind, 8001, np.random.default_rng(0))
     assert waveform.shape == (8001,) and waveform.dtype == np.float32
     assert np.abs(waveform).max() == pytest.approx(0.0 if kind == "silence" else 0.5)
 
@@ -357,7 +360,7 @@ def test_transformers_load_it(published, recognizer, sound):
     [
         "import gmp_utils; from transformers import pipeline",
         "from transformers import pipeline; import gmp_utils",
-        "import gmp_utils.trainer; from transformers import pipeline",
+        "import gmp_utils.training.trainer; from transformers import pipeline",
     ],
 )
 def test_an_import_registers_it(published, imports):
@@ -365,10 +368,13 @@ def test_an_import_registers_it(published, imports):
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
-    assert "gmp_utils.recognizer.Recognizer" in done.stdout, done.stderr
+    assert "gmp_utils.models.recognizer.Recognizer" in done.stdout, done.stderr
 
 
-MODULES = sorted(path.stem for path in (ROOT / "gmp_utils").glob("[!_]*.py"))
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "gmp_utils").rglob("[!_]*.py")
+)
 assert len(MODULES) > 50
 IMPORT_EACH = """
 import os, sys, traceback
@@ -391,9 +397,9 @@ sys.exit("; ".join(failed) or 0)
 @pytest.mark.parametrize(
     ("before", "codes"),
     [
-        (  # `kernels` is papermill's to import
+        (  # the engine is papermill's to import
             "import faiss, papermill, plotly.express, torchaudio, umap; from transformers import HubertModel",
-            [f"import gmp_utils.{name}" for name in MODULES if name != "kernels"],
+            [f"import {name}" for name in MODULES if not name.endswith("papermill_engine")],
         ),
         (
             "import sklearn.metrics, torchaudio",
@@ -415,14 +421,14 @@ def test_modules_can_be_imported_in_any_order(before, codes):
 
 
 def test_torch_is_imported_when_it_is_needed():
-    code = "import sys, gmp_utils.experiments; sys.exit('torch' in sys.modules)"
+    code = "import sys, gmp_utils.runs.experiments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
 
 
 def test_a_run_stands_for_its_best_network(
     classified, published, tmp_path, tiny_encoder, monkeypatch
 ):
-    found = publishing.best(str(classified))
+    found = publish.best(str(classified))
     scores = {
         loss: json.loads(
             (classified / f"fold1/06_finetune/no-gmps/{loss}/metrics.json").read_text()
@@ -431,9 +437,9 @@ def test_a_run_stands_for_its_best_network(
     }
     assert scores[found.name]["emotion_uar"] == max(own["emotion_uar"] for own in scores.values())
     stage = classified / "fold1" / "09_recognize" / "no-gmps" / "ams"
-    assert publishing.open_recognizer(str(stage)).config.temperature > 0
+    assert publish.open_recognizer(str(stage)).config.temperature > 0
     monkeypatch.chdir(classified.parent)
-    opened = publishing.open_recognizer(classified.name)
+    opened = publish.open_recognizer(classified.name)
     assert (classified / "fold1" / "09_recognize" / "no-gmps" / found.name / "model").is_dir()
     assert opened.config.label2id == {"angry": 0, "happy": 1, "neutral": 2, "sad": 3}
     for model, message in (
@@ -442,7 +448,7 @@ def test_a_run_stands_for_its_best_network(
         (str(tiny_encoder), "a hubert model, expected one that notebook 09 published"),
     ):
         with pytest.raises(GmpError, match=message):
-            publishing.open_recognizer(model)
+            publish.open_recognizer(model)
 
 
 MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
@@ -465,9 +471,9 @@ def test_every_network_can_be_used(kind, norm, network, corpus, tmp_path, sound)
     config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
     run, encoder = str(write_noise_corpus(tmp_path / "run", **corpus)), str(tmp_path / "encoder")
-    finetuning.finetune(run, 1, encoder, "ce", ONCE, False, network=network)
-    recognizer = publishing.open_recognizer(run)
-    (row,) = recognition.recognize(sound[: 3 * SECOND], recognizer, SECOND).to_dict("records")
+    finetune.finetune(run, 1, encoder, "ce", ONCE, False, network=network)
+    recognizer = publish.open_recognizer(run)
+    (row,) = recognize.recognize(sound[: 3 * SECOND], recognizer, SECOND).to_dict("records")
     classifier = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
     samples = torch.from_numpy(audio.normalise(sound[: 3 * SECOND]))[None]
     with torch.inference_mode():
@@ -484,15 +490,15 @@ def test_every_network_can_be_used(kind, norm, network, corpus, tmp_path, sound)
         assert recognizer.config.temperature == 1 and "calibrated on NOTHING" in " ".join(
             card.split()
         )
-    publishing.export_onnx(run, str(tmp_path / "model.onnx"))
+    publish.export_onnx(run, str(tmp_path / "model.onnx"))
 
 
 def test_networks_need_not_be_alike_to_be_used(tmp_path, tiny_encoder):
     """Results of others, which were trained for longer, are not pooled with its own."""
     run = write_noise_corpus(tmp_path / "run")
     for fold, schedule in ((1, ONCE), (2, ONCE), (3, QUICK)):
-        finetuning.finetune(str(run), fold, str(tiny_encoder), "ce", schedule, False, network=SMALL)
-    made = publishing.publish(run / "fold1" / "06_finetune" / "no-gmps" / "ce")
+        finetune.finetune(str(run), fold, str(tiny_encoder), "ce", schedule, False, network=SMALL)
+    made = publish.publish(run / "fold1" / "06_finetune" / "no-gmps" / "ce")
     card = " ".join((made / "model" / "README.md").read_text().split())
     assert "pooled over 2 of 3 folds, a network for each; 4 test speakers" in card
 
@@ -500,7 +506,7 @@ def test_networks_need_not_be_alike_to_be_used(tmp_path, tiny_encoder):
 def test_onnx_is_torch(published, recognizer, tmp_path, sound):
     """Of other sizes than it was traced with; 1e-4 is what the export itself asks."""
     path = str(tmp_path / "model.onnx")
-    publishing.export_onnx(str(published), path)
+    publish.export_onnx(str(published), path)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     extractor = AutoFeatureExtractor.from_pretrained(published)
     for lengths in ([3], [1, 2.5, 4, 0.04]):
@@ -519,16 +525,16 @@ def test_onnx_is_compared_in_float32(published, tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "bfloat16", own_bfloat16)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     assert hardware.bfloat16()
-    publishing.export_onnx(str(published), str(tmp_path / "model.onnx"))
+    publish.export_onnx(str(published), str(tmp_path / "model.onnx"))
 
 
 def test_onnx_that_differs_is_refused(published, tmp_path, monkeypatch):
-    monkeypatch.setattr(publishing, "TOLERANCE", -1.0)
+    monkeypatch.setattr(publish, "TOLERANCE", -1.0)
     with pytest.raises(GmpError, match="differs from torch by"):
-        publishing.export_onnx(str(published), str(tmp_path / "model.onnx"))
+        publish.export_onnx(str(published), str(tmp_path / "model.onnx"))
     assert not list(tmp_path.iterdir())
     with pytest.raises(GmpError, match="its folder does not exist"):
-        publishing.export_onnx(str(published), str(tmp_path / "none" / "model.onnx"))
+        publish.export_onnx(str(published), str(tmp_path / "none" / "model.onnx"))
 
 
 @pytest.mark.parametrize(
@@ -551,7 +557,7 @@ def test_damaged_models_are_refused(published, tmp_path, damage, message):
     else:
         file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(GmpError, match=message):
-        publishing.open_recognizer(str(folder))
+        publish.open_recognizer(str(folder))
 
 
 def test_where_no_speech_is_heard_all_goes_to_chance(recognizer, monkeypatch, sound):
@@ -559,13 +565,13 @@ def test_where_no_speech_is_heard_all_goes_to_chance(recognizer, monkeypatch, so
     bias = recognizer.speech.bias.clone()
     monkeypatch.setattr(recognizer.speech.bias, "data", bias - 1e4)
     lowest, mean, highest = recognizer.config.rating_ranges[0]
-    (row,) = recognition.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
+    (row,) = recognize.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
     names = ["speech", "confidence", "female", "arousal"]
     assert [row[name] for name in names] == pytest.approx([0, 0.25, 0.5, mean])
     monkeypatch.setattr(recognizer.speech.bias, "data", bias + 1e4)
     for off, expected in ((-100, lowest), (100, highest)):
         monkeypatch.setattr(recognizer.ratings.bias, "data", torch.tensor([float(off)]))
-        (row,) = recognition.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
+        (row,) = recognize.recognize(sound[:SECOND], recognizer, SECOND).to_dict("records")
         assert row["speech"] == 1 and row["arousal"] == pytest.approx(expected)
 
 
@@ -574,6 +580,6 @@ def test_names_that_are_not_utf_8(recognizer, tmp_path, sound):
         path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
         soundfile.write(os.fsencode(path), sound[:SECOND], SECOND, format="WAV")
     (tmp_path / os.fsdecode(b"\xfd.wav")).write_text("no sound")
-    table = recognition.recognize(tmp_path, recognizer)
+    table = recognize.recognize(tmp_path, recognizer)
     assert table.file.str.rsplit("/").str[-1].tolist() == [r"\xfe.wav", r"\xff.wav", r"\xfd.wav"]
     assert table.error.notna().tolist() == [False, False, True]

@@ -5,12 +5,16 @@ import sys
 import nbformat
 import pytest
 
-from gmp_utils import GmpError, notebook, runs
+from gmp_utils import GmpError
+from gmp_utils.runs import notebook
+from gmp_utils.runs.files import read_json, text_digest
+from gmp_utils.runs.paths import NOTEBOOKS, ROOT
+from gmp_utils.runs.stage import SHARED, identity, make_stage, notebook_sources, sources
 
 
 def make(folder, build, **changes):
-    settings = {"parameters": {"a": 1}, "inputs": ["x"], "module": "gmp_utils.errors"} | changes
-    return runs.make_stage(folder, build, **settings)
+    settings = {"parameters": {"a": 1}, "inputs": ["x"], "module": "gmp_utils.runs.paths"} | changes
+    return make_stage(folder, build, **settings)
 
 
 def test_a_stage_is_made_once(tmp_path, capsys):
@@ -24,16 +28,16 @@ def test_a_stage_is_made_once(tmp_path, capsys):
     assert make(tmp_path / "s", build) == stage
     assert len(calls) == 1
     assert "same parameters" in capsys.readouterr().out
-    provenance = runs.read_json(stage / "provenance.json")
+    provenance = read_json(stage / "provenance.json")
     assert provenance["inputs"] == ["x"]
     assert set(provenance["files"]) == {"params.json", "result.txt"}
-    assert provenance["files"]["result.txt"] == runs.text_digest("done")
-    assert runs.read_json(stage / "params.json") == {"a": 1}
+    assert provenance["files"]["result.txt"] == text_digest("done")
+    assert read_json(stage / "params.json") == {"a": 1}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.losses"}],
+    [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.models.losses"}],
 )
 def test_what_matters_makes_it_anew(tmp_path, changes):
     calls = []
@@ -51,7 +55,7 @@ def test_an_interrupted_stage_is_not_there_and_goes_on(tmp_path):
         make(tmp_path / "s", broken)
     assert not (tmp_path / "s").exists()
     with pytest.raises(GmpError, match="01_prepare_data"):
-        runs.identity(tmp_path / "01_prepare_data")
+        identity(tmp_path / "01_prepare_data")
     found = []
     make(tmp_path / "s", lambda folder: found.append((folder / "half.txt").exists()))
     assert found == [True]
@@ -80,20 +84,20 @@ def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
     make(first, lambda folder: None)
     make(second, lambda folder: None, stages=[first])
     make(third, lambda folder: None, stages=[second])
-    before = runs.identity(third)
+    before = identity(third)
     make(first, lambda folder: None, parameters={"a": 2})
     for folder in (second, third):
         with pytest.raises(
             GmpError, match=r"02_train_multitask was made from another .*01_prepare"
         ):
-            runs.identity(folder)
+            identity(folder)
     make(second, lambda folder: None, stages=[first])
     with pytest.raises(
         GmpError, match=r"ce was made from another .*02_train.*06_finetune\.ipynb again"
     ):
-        runs.identity(third)
+        identity(third)
     make(third, lambda folder: None, stages=[second])
-    assert runs.identity(third) != before
+    assert identity(third) != before
 
 
 def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, capsys):
@@ -108,7 +112,7 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
     make(tmp_path / "apart" / "s", build)
     make(tmp_path / "too" / "s", build)
     assert len(calls) == 2
-    (tmp_path / runs.SHARED).mkdir()
+    (tmp_path / SHARED).mkdir()
     make(first, build)
     (first / "headline.json").write_text("{}")
     make(second, build)
@@ -116,7 +120,7 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
     assert "b/s is shared with" in capsys.readouterr().out
     assert (second / "inside" / "result.txt").samefile(first / "inside" / "result.txt")
     assert not (second / "headline.json").exists()
-    assert runs.identity(first) == runs.identity(second)
+    assert identity(first) == identity(second)
     make(tmp_path / "c" / "s", build, parameters={"a": 2})
     assert len(calls) == 4
     make(first, build, parameters={"a": 3})  # what the note points to is another stage by now
@@ -127,10 +131,10 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
 
 def test_two_processes_make_a_stage_once(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from gmp_utils import runs\n"
+        "import sys, time; from pathlib import Path; from gmp_utils.runs.stage import make_stage\n"
         "def build(folder):\n"
         "    (folder / 'built').open('x').close(); time.sleep(1)\n"
-        "runs.make_stage(Path(sys.argv[1]), build, parameters={}, module='gmp_utils.errors')"
+        "make_stage(Path(sys.argv[1]), build, parameters={}, module='gmp_utils.runs.paths')"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "s")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -140,15 +144,15 @@ def test_two_processes_make_a_stage_once(tmp_path):
 
 
 def test_sources_follow_imports_and_nothing_else():
-    names = {path.name for path in runs.sources("gmp_utils.pseudo_labels")}
-    assert {"pseudo_labels.py", "multitask.py", "encoders.py", "training.py", "runs.py"} <= names
-    assert not {"figures.py", "finetuning.py", "probing.py"} & names
+    names = {path.name for path in sources("gmp_utils.stages.generate_gmps")}
+    assert {"generate_gmps.py", "encoder.py", "kmeans.py", "stage.py"} <= names
+    assert not {"style.py", "finetune.py", "probe_layers.py"} & names
 
 
 def test_a_notebook_needs_what_it_imports():
-    names = {path.name for path in runs.notebook_sources("06_finetune")}
-    assert {"finetuning.py", "layer_figures.py", "probing.py", "notebook.py"} <= names
-    assert "pretraining.py" not in names
+    names = {path.name for path in notebook_sources("06_finetune")}
+    assert {"finetune.py", "layers.py", "probe_layers.py", "notebook.py"} <= names
+    assert "pretrain_encoder.py" not in names
     assert "emodb.py" not in names
 
 
@@ -204,7 +208,7 @@ def test_a_preset_may_hold_the_whole_series():
 def test_presets_fit_the_notebooks():
     import yaml
 
-    presets = sorted((runs.ROOT / "presets").glob("*.yaml"))
+    presets = sorted((ROOT / "presets").glob("*.yaml"))
     assert "paper.yaml" in [path.name for path in presets]
     for path in presets:
         given = yaml.safe_load(path.read_text())
@@ -215,7 +219,7 @@ def test_presets_fit_the_notebooks():
 def test_paper_preset_is_the_papers():
     import yaml
 
-    paper = yaml.safe_load((runs.ROOT / "presets" / "paper.yaml").read_text())
+    paper = yaml.safe_load((ROOT / "presets" / "paper.yaml").read_text())
     expected = {
         "alpha": 0.9, "layer": -3, "scales": [64, 512, 4096], "learning_rate": 1e-4,
         "batch_size": 64, "am_scale": 30.0, "am_margin": 0.2, "lstm_size": 256,
@@ -238,7 +242,7 @@ def test_parameters_are_written_per_notebook_and_left_alone(tmp_path):
 
 
 def test_demo_check_sees_a_perturbed_number(capsys):
-    defaults = notebook.notebook_parameters(runs.NOTEBOOKS / "07_results.ipynb")
+    defaults = notebook.notebook_parameters(NOTEBOOKS / "07_results.ipynb")
     notebook.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)
     assert capsys.readouterr().out == "ok\n"
     for moved in (0.56, float("nan")):
@@ -250,7 +254,7 @@ def test_demo_check_sees_a_perturbed_number(capsys):
 
 @pytest.mark.parametrize("name", SERIES)
 def test_notebooks_are_small_and_tidy(name):
-    path = runs.NOTEBOOKS / f"{name}.ipynb"
+    path = NOTEBOOKS / f"{name}.ipynb"
     assert path.stat().st_size < 500_000
     book = nbformat.read(path, as_version=4)
     nbformat.validate(book)

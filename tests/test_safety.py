@@ -15,12 +15,18 @@ from conftest import QUICK, SMALL, run_series, tried, write_noise_corpus
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils import GmpError, finetuning, integrity, multitask, runs, trainer, weights
-from gmp_utils.encoders import SpeechModel
-from gmp_utils.heads import Network
-from gmp_utils.preparation import open_corpus
-from gmp_utils.ragged import Ragged
-from gmp_utils.training import Schedule
+from gmp_utils import GmpError
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.models.heads import Network
+from gmp_utils.runs import weights
+from gmp_utils.runs.files import _seen, alone, file_digests, write_json
+from gmp_utils.runs.paths import notebook_of
+from gmp_utils.runs.stage import identity
+from gmp_utils.stages import finetune, train_multitask
+from gmp_utils.training import trainer
+from gmp_utils.training.trainer import Schedule
 
 THREE = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
 
@@ -50,7 +56,7 @@ def dropping(tmp_path_factory):
 def whole(dropping, tmp_path_factory):
     """A training that nothing happened to."""
     run = write_noise_corpus(tmp_path_factory.mktemp("whole") / "run")
-    return multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
+    return train_multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
 
 
 def truncate(path):
@@ -72,7 +78,7 @@ def plant(path):
 def plant_sealed(path):
     plant(path)
     (path.parent / trainer.HASHES).unlink()
-    runs.write_json(path.parent / trainer.HASHES, integrity.file_digests(path.parent))
+    write_json(path.parent / trainer.HASHES, file_digests(path.parent))
 
 
 CHECKPOINTS = {
@@ -104,7 +110,7 @@ def test_only_whole_checkpoints_of_numbers_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
+            train_multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
     checkpoints = run / "fold1" / ".02_train_multitask.partial" / "checkpoints"
     first, second = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     name, damage = CHECKPOINTS[fault]
@@ -112,9 +118,9 @@ def test_only_whole_checkpoints_of_numbers_are_read(
     monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
     if damage is plant_sealed:
         with pytest.raises(GmpError, match="holds more than numbers"):
-            multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
+            train_multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
     else:
-        stage = multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
+        stage = train_multitask.train_multitask(str(run), 1, str(dropping), THREE, network=SMALL)
         assert steps == [int(first.name[11:])]
         assert f"{second.name} is left out" in capsys.readouterr().out
         for file in ("history.csv", "model/model.safetensors"):
@@ -186,14 +192,14 @@ def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path, tiny_
     for stage, path in files:
         content, times = path.read_bytes(), path.stat()
         fault(path)
-        integrity._seen.clear()  # as another process would see it
-        said = f"nothing of {runs.notebook_of(stage)} there yet|Remove .*{stage.name} and run"
+        _seen.clear()  # as another process would see it
+        said = f"nothing of {notebook_of(stage)} there yet|Remove .*{stage.name} and run"
         with pytest.raises(GmpError, match=said):
-            runs.identity(stage)
+            identity(stage)
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-        integrity._seen.clear()
-        runs.identity(stage)
+        _seen.clear()
+        identity(stage)
     tried(f"artifact: {fault.__name__} a file", len(files), "named, with what to do")
 
 
@@ -261,7 +267,9 @@ def test_a_run_that_may_only_be_read_says_so(small_disk, series, tiny_encoder):
     shutil.copytree(series / "01_prepare_data", folder / "run" / "01_prepare_data")
     remount("ro")
     with pytest.raises(GmpError, match=r"Read-only file system\. Change its permissions"):
-        multitask.train_multitask(str(folder / "run"), 1, str(tiny_encoder), QUICK, network=SMALL)
+        train_multitask.train_multitask(
+            str(folder / "run"), 1, str(tiny_encoder), QUICK, network=SMALL
+        )
     assert len(open_corpus(str(folder / "run")).manifest) == 72
     tried("disk: read-only", 1, "said so; what is there can be read")
 
@@ -269,8 +277,8 @@ def test_a_run_that_may_only_be_read_says_so(small_disk, series, tiny_encoder):
 def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     code = (
-        "from conftest import QUICK, SMALL; from gmp_utils import multitask; "
-        f"multitask.train_multitask({str(run)!r}, 1, {str(tiny_encoder)!r}, QUICK, network=SMALL)"
+        "from conftest import QUICK, SMALL; from gmp_utils.stages.train_multitask import train_multitask; "
+        f"train_multitask({str(run)!r}, 1, {str(tiny_encoder)!r}, QUICK, network=SMALL)"
     )
     command = [sys.executable, "-c", code]
     options = {"cwd": os.path.dirname(__file__), "text": True, "stdout": subprocess.PIPE}
@@ -282,24 +290,24 @@ def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
     assert len(waiting) == 1
     assert any(f"is being made by process {pid} on " in waiting[0] for pid in pids)
     assert "is there, made with the same parameters" in waiting[0]
-    runs.identity(run / "fold1" / "02_train_multitask")
+    identity(run / "fold1" / "02_train_multitask")
     tried("two processes at one stage", 1, "the second waited, and said for whom")
 
 
 def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path):
     lock = tmp_path / ".lock"
     code = (
-        "import sys, time; from pathlib import Path; from gmp_utils import integrity\n"
-        f"with integrity.alone(Path({str(lock)!r}), 'runs/x'): print('held', flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from gmp_utils.runs.files import alone\n"
+        f"with alone(Path({str(lock)!r}), 'runs/x'): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         named = rf"runs/x is being made by process {holder.pid} on \S+, since 20"
-        with pytest.raises(GmpError, match=named), integrity.alone(lock, "runs/x", wait=False):
+        with pytest.raises(GmpError, match=named), alone(lock, "runs/x", wait=False):
             pass
         holder.kill()
     began = time.monotonic()
-    with integrity.alone(lock, "runs/x", wait=False):
+    with alone(lock, "runs/x", wait=False):
         assert time.monotonic() - began < 1
 
 
@@ -333,7 +341,7 @@ def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
     flip(run / "fold1" / "05_retrain" / "model" / "model.safetensors")
     before = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
     with pytest.raises(GmpError, match=r"05_retrain/model/model\.safetensors: is not what it was"):
-        finetuning.finetune(
+        finetune.finetune(
             str(run), 1, str(tiny_encoder), "ams", QUICK, network=Network(head_layer=-2)
         )
     after = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import CLEAN, ROOT, finished, snakemake
 
-from gmp_utils import declarations
+from gmp_utils.runs import experiments
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0
@@ -129,7 +129,7 @@ def slurm():
 
 def test_the_smoke_experiment_survives_a_cancelled_job(slurm, smoke, undisturbed, tmp_path):
     """Its first variant, three notebooks: each job waits for the plugin to ask for its state."""
-    declaration = yaml.safe_load((declarations.CONFIG / "smoke.yaml").read_text())
+    declaration = yaml.safe_load((experiments.CONFIG / "smoke.yaml").read_text())
     declaration["variants"] = {"no GMPs": declaration["variants"]["no GMPs"]}
     (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(declaration))
     settings = smoke(tmp_path / "run") | {"EXPERIMENT": str(tmp_path / "smoke.yaml")}

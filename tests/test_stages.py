@@ -11,26 +11,25 @@ from conftest import FINETUNED, MULTITASK, QUICK, SMALL, run_series, seal_again,
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel, set_seed
 
-from gmp_utils import (
-    GmpError,
-    classifiers,
-    costs,
-    encoders,
-    experiments,
-    features,
-    finetuning,
-    masked_prediction,
-    multitask,
-    probing,
-    pseudo_labels,
+from gmp_utils import GmpError
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.evaluation import collect, tables
+from gmp_utils.models import classifiers
+from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.runs import experiments
+from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.stages import (
+    finetune,
+    generate_gmps,
+    probe_layers,
     results,
-    runs,
-    trainer,
+    retrain,
+    train_multitask,
 )
-from gmp_utils.kmeans import assign, fit_kmeans
-from gmp_utils.preparation import open_corpus
-from gmp_utils.ragged import Ragged
-from gmp_utils.training import Schedule
+from gmp_utils.training import features, trainer
+from gmp_utils.training.kmeans import assign, fit_kmeans
+from gmp_utils.training.trainer import Schedule
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def test_every_stage_leaves_what_it_promises(finished):
     stages = [path.parent for path in finished.rglob("provenance.json")]
     assert len(stages) == 7
     for stage in stages:
-        provenance = runs.read_json(stage / "provenance.json")
+        provenance = read_json(stage / "provenance.json")
         assert provenance["protocol"]["selection"] == "validation"
         assert (stage / "metrics.json").is_file()
     trained = [path.parent for path in finished.rglob("history.csv")]
@@ -60,10 +59,10 @@ def test_every_stage_leaves_what_it_promises(finished):
 
 def test_costs_are_those_of_all_stages_of_a_system(finished):
     def seconds(*stages):
-        told = [runs.read_json(finished / stage / "provenance.json") for stage in stages]
+        told = [read_json(finished / stage / "provenance.json") for stage in stages]
         return sum(one["wall_seconds"] for one in told)
 
-    table = costs.costs(str(finished.parent)).set_index(["variant", "loss"])
+    table = collect.training_costs(str(finished.parent)).set_index(["variant", "loss"])
     own = "06_finetune/gmps/"
     before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
     plain = seconds("06_finetune/no-gmps/ams")
@@ -76,12 +75,12 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
     corpus = open_corpus(str(finished.parent))
     heard = QUICK.epochs * corpus.manifest.duration[corpus.split(1)["train"]].sum()
     assert table["audio s per s"]["no GMPs", "AMS"] == pytest.approx(heard / plain)
-    assert costs.inference_speed(str(finished.parent)) > 0
+    assert results.inference_speed(str(finished.parent)) > 0
 
 
 def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
     models = {"untouched": tiny_encoder, "retrained": finished / "05_retrain" / "model"}
-    table = probing.moved(str(finished.parent), 1, str(tiny_encoder), models)
+    table = probe_layers.moved(str(finished.parent), 1, str(tiny_encoder), models)
     found = table.pivot(index="layer", columns="model", values="cka")
     assert found.index.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(found.untouched, 1, atol=1e-6)
@@ -98,7 +97,7 @@ def test_the_selected_epoch_is_the_best_on_validation(finished):
 
 def test_multitask_loss_is_weighted(tiny_encoder):
     set_seed(0)
-    model = multitask.MultitaskModel.load(str(tiny_encoder), **MULTITASK).train()
+    model = classifiers.MultitaskModel.load(str(tiny_encoder), **MULTITASK).train()
     labels = torch.tensor([2]), torch.tensor([1])
     outputs = model(torch.randn(1, 8000), torch.tensor([8000]), *labels)
     expected = 0.9 * outputs["emotion_loss"] + 0.1 * outputs["gender_loss"]
@@ -137,7 +136,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
     """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
     schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
-    whole = multitask.train_multitask(str(plain), 1, str(tiny_encoder), schedule, network=SMALL)
+    whole = train_multitask.train_multitask(
+        str(plain), 1, str(tiny_encoder), schedule, network=SMALL
+    )
 
     def stop(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
@@ -145,7 +146,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Progress, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):
-            multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, network=SMALL)
+            train_multitask.train_multitask(
+                str(stopped), 1, str(tiny_encoder), schedule, network=SMALL
+            )
     assert not (stopped / "fold1" / "02_train_multitask").exists()
     steps = []
     begin = trainer.Progress.on_train_begin
@@ -155,7 +158,9 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         begin(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
-    resumed = multitask.train_multitask(str(stopped), 1, str(tiny_encoder), schedule, network=SMALL)
+    resumed = train_multitask.train_multitask(
+        str(stopped), 1, str(tiny_encoder), schedule, network=SMALL
+    )
     assert steps[0] > 0
     for name in ("history.csv", "model/model.safetensors"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
@@ -168,7 +173,7 @@ def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
 
     run = str(write_noise_corpus(tmp_path / "run"))
     monkeypatch.setenv("TENSORBOARD", "yes")
-    stage = multitask.train_multitask(run, 1, str(tiny_encoder), QUICK, network=SMALL)
+    stage = train_multitask.train_multitask(run, 1, str(tiny_encoder), QUICK, network=SMALL)
     events = EventAccumulator(str(stage / "tensorboard")).Reload()
     history = pd.read_csv(stage / "history.csv")
     kept = [event.value for event in events.Scalars("eval/emotion_uar")]
@@ -179,14 +184,14 @@ def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
 def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
-    assert len(classifiers.collect(str(run))) == 4 * 24
+    assert len(collect.collect(str(run))) == 4 * 24
     path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
-    runs.write_json(path, runs.read_json(path) | {"head_layer": -3})
+    write_json(path, read_json(path) | {"head_layer": -3})
     seal_again(path.parent)
     with pytest.raises(
         GmpError, match="differ in head_layer of 06_finetune and cannot be compared"
     ):
-        classifiers.collect(str(run))
+        collect.collect(str(run))
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):
@@ -194,7 +199,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
     run = write_noise_corpus(tmp_path / "run")
     shutil.copytree(finished, run / "fold1")
     schedule = Schedule(1e-3, updates=23, batch_seconds=10)
-    stage = masked_prediction.retrain(str(run), 1, str(tiny_encoder), schedule, projection_size=8)
+    stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, projection_size=8)
     history = pd.read_csv(stage / "history.csv")
     assert history.step.tolist() == [*range(2, 23, 2), 23]
     assert history[["loss", "masked_loss", "grad_norm"]].notna().all(axis=None)
@@ -204,7 +209,7 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     with pytest.raises(GmpError, match=r"the loss is .* at step .*lower learning_rate"):
         schedule = Schedule(1e30, epochs=5)
-        multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
+        train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     assert not (run / "fold1" / "02_train_multitask").exists()
 
 
@@ -217,7 +222,7 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     run = write_noise_corpus(tmp_path / "run")
     once = Schedule(1e-4, epochs=1, batch_seconds=20)
     fold = run_series(run, tmp_path / "base", once, updates=2, scales=(4,))
-    probing.probe_layers(str(run), 1, "retrained", str(tmp_path / "base"), [4], 30)
+    probe_layers.probe_layers(str(run), 1, "retrained", str(tmp_path / "base"), [4], 30)
     probes = pd.read_parquet(fold / "03_probe_layers" / "retrained" / "probes.parquet")
     assert probes.layer.max() == 12
 
@@ -260,13 +265,13 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
 @pytest.mark.parametrize("transductive", [False, True])
 def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
     run = write_noise_corpus(tmp_path / "run", transductive=transductive)
-    multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
-    stage = pseudo_labels.generate_gmps(str(run), 1, -3, [5])
+    train_multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
+    stage = generate_gmps.generate_gmps(str(run), 1, -3, [5])
     corpus = open_corpus(str(run))
     parts = corpus.split(1)
     heard = parts["train"] + (parts["validation"] + parts["test"]) * transductive
-    from gmp_utils import features
-    from gmp_utils.encoders import SpeechModel
+    from gmp_utils.models.encoder import SpeechModel
+    from gmp_utils.training import features
 
     model = SpeechModel.load(str(run / "fold1" / "02_train_multitask" / "model"))
     inputs = features.model_inputs(model, corpus)
@@ -291,7 +296,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
     """72 utterances of 6 speakers: what is classified is what the rules hold out."""
     run = write_noise_corpus(tmp_path / "run", **rules)
     fold = run_series(run, tiny_encoder)
-    probes = probing.probe_layers(str(run), 1, "encoder", str(tiny_encoder), [4], 60)
+    probes = probe_layers.probe_layers(str(run), 1, "encoder", str(tiny_encoder), [4], 60)
     assert set(pd.read_parquet(probes / "probes.parquet").task) >= {"emotion", "gender"}
     compared = open_corpus(str(run)).protocol.compared_on
     assert set(pd.read_parquet(probes / "maps.parquet").part) == {"train", compared}
@@ -304,7 +309,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
         history = pd.read_csv(stage / "history.csv")
         if rules.get("selection") == "last":
             assert history.selected.tolist() == [False, True]
-    assert set(classifiers.collect(str(run)).speaker.unique()) == set(
+    assert set(collect.collect(str(run)).speaker.unique()) == set(
         open_corpus(str(run)).protocol.folds[0]
     )
 
@@ -314,7 +319,7 @@ def experiment(tmp_path, finished):
     """Of the finished run: itself as a variant, and a copy with other clusters as another."""
     shutil.copytree(finished.parent, tmp_path / "other")
     clusters = tmp_path / "other" / "fold1" / "04_generate_gmps" / "params.json"
-    runs.write_json(clusters, runs.read_json(clusters) | {"layer": -1})
+    write_json(clusters, read_json(clusters) | {"layer": -1})
     folders = {"first": finished.parent, "second": tmp_path / "other"}
     told = {
         "question": "?", "against": None, "paper": {}, "impossible": {"third": "no such layer"},
@@ -327,26 +332,26 @@ def experiment(tmp_path, finished):
         ],
     }  # fmt: skip
     (tmp_path / "experiment").mkdir()
-    runs.write_json(tmp_path / "experiment" / experiments.FILE, told)
+    write_json(tmp_path / "experiment" / experiments.FILE, told)
     return tmp_path / "experiment"
 
 
 def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(experiment):
-    told = runs.read_json(experiment / experiments.FILE)
+    told = read_json(experiment / experiments.FILE)
     run = Path(told["runs"][1]["run_dir"]) / "fold1" / "06_finetune"
     assert (run / "no-gmps" / "ams").is_dir()  # another start, and no variant's
     shutil.copytree(
         run / "gmps" / "ams", run / "gmps" / ".ams.partial"
     )  # killed before its renaming
-    predictions = classifiers.collect(str(experiment))
+    predictions = collect.collect(str(experiment))
     assert len(predictions) == 2 * 24
     assert predictions.groupby("variant").loss.unique().map(list).to_dict() == {
         "first": ["AMS"], "second": ["AMS"],
     }  # fmt: skip
-    assert classifiers.missing(str(experiment)) == [
+    assert collect.missing_runs(str(experiment)) == [
         "first, AMS, fold 2, seed 0", "second, AMS, fold 2, seed 0", "third: no such layer",
     ]  # fmt: skip
-    table = results.results_table(predictions, told, results.scores(predictions))
+    table = tables.results_table(predictions, told, tables.scores(predictions))
     stage = results.write_results(str(experiment), predictions, table)
     summary = (stage / "summary.md").read_text()
     assert "NOT RUN (3): first, AMS, fold 2, seed 0; " in summary
@@ -359,43 +364,43 @@ def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(
 
 
 def test_variants_that_were_tested_on_other_utterances_are_not_compared(experiment):
-    told = runs.read_json(experiment / experiments.FILE)
+    told = read_json(experiment / experiments.FILE)
     stage = Path(told["runs"][1]["run_dir"]) / "fold1" / "06_finetune" / "gmps" / "ams"
     predictions = pd.read_parquet(stage / "predictions.parquet")
     predictions[1:].to_parquet(stage / "predictions.parquet")
     seal_again(stage)
     assert predictions.part[0] == "validation"
-    classifiers.collect(str(experiment))
+    collect.collect(str(experiment))
     predictions[:-1].to_parquet(stage / "predictions.parquet")
     seal_again(stage)
     with pytest.raises(
         GmpError, match="differ in test utterances of fold 1 and cannot be compared"
     ):
-        classifiers.collect(str(experiment))
+        collect.collect(str(experiment))
 
 
 def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
-    stage = pseudo_labels.generate_gmps(run, 1, -2, [4], kmeans_frames=300, seed=5, **options)
+    stage = generate_gmps.generate_gmps(run, 1, -2, [4], kmeans_frames=300, seed=5, **options)
     assert not list(stage.glob("frames*"))
-    corpus, model = open_corpus(run), encoders.SpeechModel.load(str(tiny_encoder))
+    corpus, model = open_corpus(run), SpeechModel.load(str(tiny_encoder))
     heard, inputs = corpus.split(1)["train"], features.model_inputs(model, corpus)
     frames = features.layer_frames(model, inputs, heard, -2, tmp_path / "frames")
     assert len(frames.values) > 400
     (expected,) = fit_kmeans(frames.sample(heard, 300, 5), [4], 5)
     np.testing.assert_array_equal(np.load(stage / "centroids-4.npy"), expected)
     with pytest.raises(GmpError, match="kmeans_frames: found -1"):
-        pseudo_labels.generate_gmps(run, 1, kmeans_frames=-1)
+        generate_gmps.generate_gmps(run, 1, kmeans_frames=-1)
 
 
 def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
-    stage = pseudo_labels.generate_gmps(run, 1, -2, [4, 8], **options)
+    stage = generate_gmps.generate_gmps(run, 1, -2, [4, 8], **options)
     assert not (tmp_path / "run" / "fold1" / "02_train_multitask").exists()
-    labels, _ = pseudo_labels.open_labels(stage)
-    corpus, model = open_corpus(run), encoders.SpeechModel.load(str(tiny_encoder))
+    labels, _ = features.open_labels(stage)
+    corpus, model = open_corpus(run), SpeechModel.load(str(tiny_encoder))
     names = list(corpus.manifest.index)
     frames = features.layer_frames(
         model, features.model_inputs(model, corpus), names, -2, tmp_path / "frames"
@@ -403,14 +408,14 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
     nearest = assign(frames.values, np.load(stage / "centroids-8.npy"))
     np.testing.assert_array_equal(labels.values[:, 1], nearest)
     before = {name: labels[name].tolist() for name in names}
-    stage = pseudo_labels.generate_gmps(run, 1, -2, [4, 8], permuted=True, **options)
-    after, _ = pseudo_labels.open_labels(stage)
+    stage = generate_gmps.generate_gmps(run, 1, -2, [4, 8], permuted=True, **options)
+    after, _ = features.open_labels(stage)
     assert len(names) == 72
     for name in names:
         assert sorted(after[name].tolist()) == sorted(before[name])  # rows, so scales stay together
     assert sum(after[name].tolist() != before[name] for name in names) > 60
     with pytest.raises(GmpError, match="clustered_model 'finetuned'"):
-        pseudo_labels.generate_gmps(run, 1, clustered_model="finetuned")
+        generate_gmps.generate_gmps(run, 1, clustered_model="finetuned")
 
 
 def test_frames_that_carry_the_emotion_are_known():
@@ -423,7 +428,7 @@ def test_frames_that_carry_the_emotion_are_known():
     )  # fmt: skip
     corpus = type("Corpus", (), {"manifest": manifest})()
     labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5])
-    table = pseudo_labels.frame_table(corpus, labels, ["a"])
+    table = generate_gmps.frame_table(corpus, labels, ["a"])
     # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
     assert table.carries.tolist() == [False, False, True, True, False]
     assert table.stream1.tolist() == [1, 3, 5, 7, 9]
@@ -432,49 +437,49 @@ def test_frames_that_carry_the_emotion_are_known():
 def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
     run = str(tmp_path / "nothing")
     with pytest.raises(GmpError, match=r"01_prepare_data\.ipynb"):
-        multitask.train_multitask(run, 1, str(tiny_encoder), QUICK)
+        train_multitask.train_multitask(run, 1, str(tiny_encoder), QUICK)
     write_noise_corpus(tmp_path / "nothing")
     with pytest.raises(GmpError, match=r"02_train_multitask\.ipynb"):
-        pseudo_labels.generate_gmps(run, 1)
+        generate_gmps.generate_gmps(run, 1)
     with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
-        masked_prediction.retrain(run, 1, str(tiny_encoder), QUICK)
+        retrain.retrain(run, 1, str(tiny_encoder), QUICK)
     with pytest.raises(GmpError, match=r"05_retrain\.ipynb"):
-        finetuning.finetune(run, 1, str(tiny_encoder), "ce", QUICK)
+        finetune.finetune(run, 1, str(tiny_encoder), "ce", QUICK)
     with pytest.raises(GmpError, match=r"06_finetune\.ipynb"):
-        classifiers.collect(run)
+        collect.collect(run)
 
 
 def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
     run, encoder = str(noise_corpus), str(tiny_encoder)
     with pytest.raises(GmpError, match="fold 9: this protocol has folds 1 to 3"):
-        multitask.train_multitask(run, 9, encoder, QUICK)
+        train_multitask.train_multitask(run, 9, encoder, QUICK)
     with pytest.raises(GmpError, match="loss 'arcface'"):
-        finetuning.finetune(run, 1, encoder, "arcface", QUICK)
+        finetune.finetune(run, 1, encoder, "arcface", QUICK)
     with pytest.raises(GmpError, match="retrain_from 'scratch'"):
-        masked_prediction.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
+        retrain.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
     with pytest.raises(GmpError, match="loss_on 'none'"):
-        masked_prediction.retrain(run, 1, encoder, QUICK, loss_on="none")
+        retrain.retrain(run, 1, encoder, QUICK, loss_on="none")
     with pytest.raises(GmpError, match="combine 'median'"):
-        masked_prediction.retrain(run, 1, encoder, QUICK, combine="median")
+        retrain.retrain(run, 1, encoder, QUICK, combine="median")
     with pytest.raises(GmpError, match=r"alpha: found 1\.5, expected 0 to 1"):
-        multitask.train_multitask(run, 1, encoder, QUICK, alpha=1.5)
+        train_multitask.train_multitask(run, 1, encoder, QUICK, alpha=1.5)
     with pytest.raises(GmpError, match="scales: found none"):
-        pseudo_labels.generate_gmps(run, 1, -3, [])
+        generate_gmps.generate_gmps(run, 1, -3, [])
     with pytest.raises(GmpError, match='run loss "ce" first'):
-        finetuning.finetune(run, 1, encoder, "ce-then-ams", QUICK, use_gmps=False)
+        finetune.finetune(run, 1, encoder, "ce-then-ams", QUICK, use_gmps=False)
     for wrong in ({"epochs": 0}, {"epochs": 2, "updates": 2}, {"updates": -1}):
         with pytest.raises(GmpError, match="expected one of them above 0"):
             Schedule(1e-3, **wrong)
     with pytest.raises(GmpError, match="batch_seconds: found 0"):
         Schedule(1e-3, epochs=1, batch_seconds=0)
     with pytest.raises(GmpError, match="model: found 'best'"):
-        probing.probe_layers(run, 1, "best", encoder, [4])
+        probe_layers.probe_layers(run, 1, "best", encoder, [4])
 
 
 def test_masks_never_occur_in_evaluation(tiny_encoder):
     """Nothing at random is left in evaluation: no masks, no dropout."""
     settings = FINETUNED | {"hidden_dropout": 0.5}
-    model = finetuning.EmotionClassifier.load(str(tiny_encoder), **settings).eval()
+    model = classifiers.EmotionClassifier.load(str(tiny_encoder), **settings).eval()
     inputs = torch.randn(1, 16000), torch.tensor([16000]), torch.tensor([0])
     first = model(*inputs)["logits"]
     assert torch.equal(first, model(*inputs)["logits"])

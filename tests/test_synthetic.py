@@ -10,8 +10,8 @@ from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gmp_utils import audio, corpora
-from gmp_utils.corpora import synthetic
+from gmp_utils.data import audio, corpora
+from gmp_utils.data.corpora import synthetic
 
 
 @pytest.fixture(scope="module")

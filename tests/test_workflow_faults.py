@@ -16,7 +16,7 @@ import pytest
 import yaml
 from conftest import CLEAN, FULL, ROOT, finished, script, snakemake, tried
 
-from gmp_utils import declarations
+from gmp_utils.runs import experiments
 
 ODD = "a \"b's $(touch x)$(shell touch y)`touch z`; touch w & | # % é ü * [0] ? \\ -"
 PAPERMILL = ("papermill", "--engine", "ipc", "--kernel", "python3", "--log-output")
@@ -222,7 +222,7 @@ def odd_settings(smoke, run):
     """The smoke experiment's settings with everything at paths that would bite."""
     given = smoke(run)
     run.parent.mkdir()
-    declared = declarations.CONFIG / "smoke.yaml"
+    declared = experiments.CONFIG / "smoke.yaml"
     moved = {"EXPERIMENT": declared, "PRESET": given["PRESET"], "ENCODER": given["ENCODER"]}
     for name, path in (moved | {"CORPUS_DIR": Path(given["CORPUS_DIR"]).parent}).items():
         copy = shutil.copytree if Path(path).is_dir() else shutil.copy

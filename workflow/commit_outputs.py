@@ -7,11 +7,13 @@ python workflow/commit_outputs.py
 
 import nbformat
 
-from gmp_utils import GmpError, declarations, notebook, runs
+from gmp_utils import GmpError
+from gmp_utils.runs import experiments, notebook
+from gmp_utils.runs.paths import NOTEBOOKS, ROOT, figures_folder, run_folder
 
 RUNS = {  # and what notebook 01 is told there
     "runs/demo": {"corpus": "synthetic"},
-    "runs/personal": declarations.recipe("papt") | {"corpus": "synthetic_speakers"},
+    "runs/personal": experiments.recipe("papt") | {"corpus": "synthetic_speakers"},
 }
 README_FIGURE = "03-probes-multitask-fold1"
 
@@ -72,7 +74,7 @@ def refuse_others(
     checked += [("01_prepare_data", run, own) for run, own in prepared.items()]
     for name, run, own in checked:
         told = own.metadata.papermill
-        defaults = notebook.notebook_parameters(runs.NOTEBOOKS / f"{name}.ipynb")
+        defaults = notebook.notebook_parameters(NOTEBOOKS / f"{name}.ipynb")
         if run:
             defaults |= RUNS[run] | {"run_dir": run}
             told.parameters.setdefault("corpus", "synthetic")
@@ -94,10 +96,10 @@ def refuse_others(
 
 def main() -> None:
     """Copy the demo's executed notebooks over their sources, and one of its figures for the README."""
-    sources = sorted(runs.NOTEBOOKS.glob("[0-9]*.ipynb"))
+    sources = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
     def read(run: str, name: str) -> nbformat.NotebookNode:
-        found = sorted(runs.run_folder(run).glob(f"notebooks/{name}*.ipynb"))
+        found = sorted(run_folder(run).glob(f"notebooks/{name}*.ipynb"))
         return nbformat.read(found[0], as_version=4)
 
     places = {path.stem: notebook.notebook_parameters(path)["run_dir"] for path in sources}
@@ -106,8 +108,8 @@ def main() -> None:
     for source in sources:
         nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
-    picture = runs.figures_folder("runs/demo") / f"{README_FIGURE}.png"
-    (runs.ROOT / "figures" / "readme-probes.png").write_bytes(picture.read_bytes())
+    picture = figures_folder("runs/demo") / f"{README_FIGURE}.png"
+    (ROOT / "figures" / "readme-probes.png").write_bytes(picture.read_bytes())
 
 
 if __name__ == "__main__":

@@ -11,14 +11,15 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from gmp_utils import experiments, runs
+from gmp_utils.runs import experiments
+from gmp_utils.runs.paths import ROOT, run_folder
 
 
 def jobs() -> pd.DataFrame:
     """Snakemake's own summary: a row per output, with its `rule`, and whether it is `pending`."""
     command = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
     told = subprocess.run(
-        [*command, "--cores", "1", "--summary"], cwd=runs.ROOT, capture_output=True, text=True
+        [*command, "--cores", "1", "--summary"], cwd=ROOT, capture_output=True, text=True
     )
     if told.returncode:
         sys.exit(told.stderr)
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     table = jobs()
     table["stage"] = table.output_file.str.extract(r"/(\d\d)_[a-z_]+/[^\d]*headline.json$")[0]
     counted = table.groupby(["stage", "rule"]).pending.agg(["size", "sum"]).reset_index("rule")
-    took = seconds(runs.run_folder(planned.folder)).reindex(counted.index)
+    took = seconds(run_folder(planned.folder)).reindex(counted.index)
     trainings = [
         (run.variant, run.seed, *classified)
         for run in planned.runs

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from nbconvert import HTMLExporter
 
-from gmp_utils import experiments, runs
+from gmp_utils.runs import experiments
+from gmp_utils.runs.paths import NOTEBOOKS, run_folder, shown
 
 # What nbconvert's page would fetch, and notebook 07 does not use.
 FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")
@@ -24,12 +25,12 @@ def write_page(executed: Path, folder: Path) -> None:
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
     page, _ = HTMLExporter(**hidden, **offline).from_filename(str(executed))
     (folder / "report.html").write_text(page, encoding="utf-8")
-    print(runs.shown(folder / "report.html"))
+    print(shown(folder / "report.html"))
 
 
 planned = experiments.plan(os.environ)
 experiments.begin(planned, looking=True)
-folders = {run.folder: runs.run_folder(run.folder) for run in planned.runs if run.personal}
+folders = {run.folder: run_folder(run.folder) for run in planned.runs if run.personal}
 for name, folder in folders.items():
     executed = folder / "notebooks" / "08_personalize.ipynb"
     if executed.is_file():
@@ -37,11 +38,11 @@ for name, folder in folders.items():
     else:
         print(f"{name}: notebook 08 has not been run yet")
 if not folders:
-    folder = runs.run_folder(planned.folder)
+    folder = run_folder(planned.folder)
     executed = folder / "notebooks" / "07_report.ipynb"
     executed.parent.mkdir(exist_ok=True)
     papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
     given = folder / "parameters" / "07_results.yaml"
-    source = runs.NOTEBOOKS / "07_results.ipynb"
+    source = NOTEBOOKS / "07_results.ipynb"
     subprocess.run([*papermill, "-f", given, source, executed], check=True)
     write_page(executed, folder)

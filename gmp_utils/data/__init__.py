@@ -1,0 +1,1 @@
+"""A folder of recordings to a manifest, a waveform store and folds. Knows no model."""

@@ -1,0 +1,127 @@
+"""A prepared corpus: its manifest, waveforms and protocol."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from gmp_utils import GmpError
+from gmp_utils.data.protocol import PARTS, Protocol
+from gmp_utils.data.ragged import Ragged
+from gmp_utils.runs import weights
+from gmp_utils.runs.files import read_json
+from gmp_utils.runs.paths import PREPARE_DATA, run_folder
+from gmp_utils.runs.stage import identity
+
+RECORDINGS = "recordings"  # in the run's folder: decoded once, whatever is made of them
+MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
+RATINGS = ("valence", "arousal", "dominance")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus.
+
+    Attributes
+    ----------
+    manifest : DataFrame
+        See `gmp_utils.data.corpora.check`; indexed by utterance, with `duration` in seconds.
+    waveforms : Ragged
+        int16 at 16 kHz.
+    protocol : Protocol
+    stage : Path
+        What prepared it; with faults.parquet and leakage.parquet.
+    """
+
+    manifest: pd.DataFrame
+    waveforms: Ragged
+    protocol: Protocol
+    stage: Path
+
+    @property
+    def name(self) -> str:
+        """Of the corpus; of both, trained on → tested on, where there are two."""
+        return " → ".join(self.manifest.corpus.unique())
+
+    @property
+    def emotions(self) -> list[str]:
+        """The classes, in alphabetical order."""
+        return sorted(self.manifest.emotion.dropna().unique())
+
+    def labels(self, utterances: list[str], column: str) -> np.ndarray:
+        """Index of each utterance's `column` among the sorted values of the whole corpus.
+
+        Parameters
+        ----------
+        utterances : list of str
+        column : str
+            "emotion", "gender" or "speaker".
+
+        Returns
+        -------
+        labels : (n_utterances,) int64
+
+        Raises
+        ------
+        GmpError
+            If an utterance has none.
+        """
+        unknown = self.manifest.utterance[self.manifest[column].isna()]
+        if len(unknown):
+            raise GmpError(
+                f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such); "
+                f'complete the corpus, or exclude "{MISSING[column]}" in notebook 01.'
+            )
+        values = sorted(self.manifest[column].unique())
+        return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
+
+    def split(self, fold: int) -> dict[str, list[str]]:
+        """Utterances of a fold's train, validation and test part, each in order of length."""
+        parts = self.protocol.parts(self.manifest, fold)
+        ordered = self.manifest.duration.sort_values(kind="stable").index
+        return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
+
+    def check_encoder(self, encoder: str, fold: int) -> None:
+        """Refuse an encoder that heard a fold's held-out recordings, unless the protocol is transductive.
+
+        Recordings are told by their samples: other cuts or encodings of them are not found.
+
+        Parameters
+        ----------
+        encoder : str
+            See `gmp_utils.runs.weights.heard`.
+        fold : int
+
+        Raises
+        ------
+        GmpError
+            Naming one of them.
+        """
+        parts = self.protocol.parts(self.manifest, fold)
+        held_out = self.manifest[parts.isin(["validation", "test"])]
+        known = held_out.utterance[held_out.digest.isin(weights.heard(encoder))]
+        if len(known) and not self.protocol.transductive:
+            raise GmpError(
+                f"encoder {encoder!r} was pre-trained on {len(known)} recordings that fold {fold} "
+                f"holds out, such as {known.iloc[0]}. Take another encoder, or say so: transductive true."
+            )
+
+
+def open_corpus(run_dir: str) -> Corpus:
+    """Open what `prepare` made.
+
+    Raises
+    ------
+    GmpError
+        If it is not there; says which notebook makes it.
+    """
+    folder = run_folder(run_dir) / PREPARE_DATA
+    identity(folder)
+    identity(folder.parent / RECORDINGS)
+    return Corpus(
+        manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
+        waveforms=Ragged.open(folder.parent / RECORDINGS / "waveforms"),
+        protocol=Protocol.from_dict(read_json(folder / "protocol.json")),
+        stage=folder,
+    )

@@ -1,0 +1,111 @@
+"""Plotly figures of the series: one look, one colour per emotion and gender, everywhere."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from functools import cache
+from itertools import cycle
+
+import kaleido
+import plotly.graph_objects as go
+
+from gmp_utils.runs.paths import figures_folder, shown
+
+# Okabe and Ito's palette and some of Paul Tol's, told apart by colour-blind readers.
+COLOURS = {
+    "angry": "#D55E00",
+    "happy": "#E69F00",
+    "neutral": "#999999",
+    "sad": "#0072B2",
+    "fearful": "#CC79A7",
+    "disgusted": "#009E73",
+    "bored": "#56B4E9",
+    "surprised": "#332288",
+    "calm": "#44AA99",
+    "excited": "#DDCC77",
+    "frustrated": "#661100",
+    "contemptuous": "#882255",
+    "other": "#000000",
+    "unknown": "#DDDDDD",
+    "trained on": "#DDDDDD",
+    "female": "#CC79A7",
+    "male": "#009E73",
+    "emotion": "#D55E00",
+    "gender": "#009E73",
+    "speaker": "#0072B2",
+    "valence": "#E69F00",
+    "arousal": "#CC79A7",
+    "dominance": "#999999",
+    "CE": "#0072B2",
+    "AMS": "#D55E00",
+    "CE then AMS": "#009E73",
+}
+SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+TEMPLATE = go.layout.Template(
+    layout={
+        "colorway": SEQUENCE,
+        "font": {"size": 13},
+        "title": {"font": {"size": 16}, "x": 0, "xref": "paper"},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+        "paper_bgcolor": "white",
+        "plot_bgcolor": "white",
+        "xaxis": {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"},
+        "yaxis": {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"},
+        "modebar": {"remove": ["sendChartToCloud"]},
+    }
+)
+
+
+def colours(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name: its own where it has one, else one that none of the others has."""
+    names = list(names)
+    own = {name: COLOURS[name] for name in names if name in COLOURS}
+    spare = cycle(sorted(set(COLOURS.values()) - set(own.values()) - {COLOURS["unknown"]}))
+    return {name: own.get(name) or next(spare) for name in names}
+
+
+def browser() -> str | None:
+    """The Chromium that draws PNG pictures: BROWSER_PATH, empty for none, or one that is found."""
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    found = next(filter(None, map(shutil.which, names)), None)
+    return os.environ.get("BROWSER_PATH", found) or None
+
+
+@cache
+def _start_renderer() -> None:
+    """One Chromium for all figures of a notebook: starting it costs ten times what a figure does."""
+    nowhere = "127.0.0.1:9"  # a proxy that is not there, for what Chromium asks of its maker
+    kaleido.start_sync_server(mathjax=False, proxy_server=nowhere, silence_warnings=True)
+
+
+def show(figure: go.Figure, run_dir: str, name: str) -> None:
+    """Show a figure in the notebook and keep it under figures/.
+
+    Parameters
+    ----------
+    figure : Figure
+    run_dir : str
+        See `gmp_utils.runs.paths.figures_folder`.
+    name : str
+        Of the files, without ending: `.html`, and `.png` and `.svg` where a Chromium is found.
+    """
+    from IPython.display import display
+
+    figure.update_layout(template=TEMPLATE)
+    folder = figures_folder(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
+    bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
+    if browser():
+        _start_renderer()
+        size = {"width": 900, "height": figure.layout.height or 420}
+        drawn = {
+            kind: kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
+            for kind in ("png", "svg")
+        }
+        for kind, content in drawn.items():
+            (folder / f"{name}.{kind}").write_bytes(content)
+        bundle["image/png"] = drawn["png"]
+    else:
+        print(f"no Chromium found: {shown(folder / name)}.html only, no PNG or SVG")
+    display(bundle, raw=True)

@@ -1,0 +1,1 @@
+"""One module per notebook, with its name: reads artifacts and writes artifacts. Draws no figure."""

@@ -1,0 +1,87 @@
+"""Stage 07: the results of a run or an experiment."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils.evaluation.collect import classifiers, corpus_of, first_corpus, training_costs
+from gmp_utils.evaluation.comparison import comparisons
+from gmp_utils.evaluation.metrics import uar
+from gmp_utils.evaluation.tables import describe
+from gmp_utils.models.classifiers import EmotionClassifier
+from gmp_utils.runs import experiments
+from gmp_utils.runs.paths import RESULTS, run_folder
+from gmp_utils.runs.stage import identity, make_stage
+from gmp_utils.training import features
+
+
+def inference_speed(run_dir: str) -> float | None:
+    """Seconds of audio that a classifier hears per second, from waveforms to scores, on this machine.
+
+    Parameters
+    ----------
+    run_dir : str
+        The test utterances of its first network are classified, a first few unmeasured. Without one,
+        baselines aside, the speed is None.
+    """
+    found = classifiers(run_dir)
+    networks = found[[(stage / "model").is_dir() for stage in found.stage]]
+    if networks.empty:
+        return None
+    stage, fold = networks.iloc[0][["stage", "fold"]]
+    corpus = corpus_of(stage)
+    identity(stage)
+    model = EmotionClassifier.load(str(stage / "model"))
+    tested = corpus.split(fold)["test"]
+    features.embed_and_classify(model, corpus, corpus.waveforms, tested[:2])
+    began = time.monotonic()
+    features.embed_and_classify(model, corpus, corpus.waveforms, tested)
+    return float(corpus.manifest.duration[tested].sum() / (time.monotonic() - began))
+
+
+def write_results(
+    run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame, seed: int = 0
+) -> Path:
+    """Keep the results as a stage.
+
+    Parameters
+    ----------
+    run_dir : str
+    predictions : DataFrame
+        As `collect` returns them.
+    table : DataFrame
+        Of them, see `results_table`.
+    seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    stage : Path
+        With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv
+        and summary.md.
+    """
+    told = experiments.told(run_dir)
+
+    def build(folder: Path) -> None:
+        compared = comparisons(predictions, uar, told["against"])
+        predictions.to_parquet(folder / "predictions.parquet", index=False)
+        table.to_csv(folder / "table.csv", index=False)
+        markdown = table.to_markdown(index=False, disable_numparse=True)
+        (folder / "table.md").write_text(markdown, encoding="utf-8")
+        table.to_latex(folder / "table.tex", index=False, escape=True)
+        table.to_html(folder / "table.html", index=False)
+        compared.to_csv(folder / "comparisons.csv", index=False)
+        training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
+        findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
+        text = [describe(run_dir), "", markdown, ""]
+        (folder / "summary.md").write_text("\n".join([*text, *findings, ""]), encoding="utf-8")
+
+    return make_stage(
+        run_folder(run_dir) / RESULTS,
+        build,
+        parameters={"seed": seed, "told": told},
+        stages=list(classifiers(run_dir).stage),
+        module=__name__,
+        protocol=first_corpus(run_dir).protocol.to_dict(),
+    )
