@@ -23,14 +23,20 @@ from transformers import HubertConfig, HubertModel, logging, set_seed
 
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models import classifiers, masked_prediction
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
 from gmp_utils.runs.notebook import series_parameters
 from gmp_utils.runs.paths import GENERATE_GMPS, ROOT
 from gmp_utils.stages import finetune, generate_gmps, prepare_data, retrain, train_multitask
 from gmp_utils.training import features
-from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.batching import (
+    DurationBatchSampler,
+    Masking,
+    Utterances,
+    collate,
+    to_gpu_if_it_fits,
+)
+from gmp_utils.training.trainer import TrainingConfig
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 SPEAKERS, COPIES = 10, 4  # each speaker's recordings are repeated so often
@@ -90,7 +96,7 @@ def steps(
     def step(chosen: list[int]) -> None:
         take(collate([dataset[index] for index in chosen]))
 
-    batches = list(SecondsBatches(dataset, seconds, size))[:UPDATES]
+    batches = list(DurationBatchSampler(dataset, seconds, size))[:UPDATES]
     with FlopCounterMode(display=False) as counter:
         for chosen in batches[:2]:
             step(chosen)
@@ -122,11 +128,11 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     data = open_corpus(run)
     audio_seconds = float(data.manifest.duration.sum())
 
-    def schedule(**lasting) -> Schedule:
-        return Schedule(1e-5, batch_seconds=seconds, batch_size=size, **lasting)
+    def schedule(**lasting) -> TrainingConfig:
+        return TrainingConfig(1e-5, batch_seconds=seconds, batch_size=size, **lasting)
 
     where = (run, 1, encoder)
-    settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, **vars(Network())}
+    settings = {"loss": "ams", "scale": 30.0, "margin": 0.2, **vars(HeadConfig())}
     model = classifiers.EmotionClassifier.load(
         encoder, emotions=EMOTIONS, emotion_weights=[], **settings
     )
@@ -135,15 +141,15 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         "multitask, one pass", lambda: train_multitask.train_multitask(*where, schedule(epochs=1))
     )
     timed("pseudo-labels", lambda: generate_gmps.generate_gmps(run, 1, -3, scales))
-    updating = schedule(updates=UPDATES)
+    updating = schedule(max_steps=UPDATES)
     timed(f"retraining, {UPDATES} updates", lambda: retrain.retrain(*where, updating))
     timed(
         "fine-tuning, one pass",
         lambda: finetune.finetune(*where, "ams", schedule(epochs=1)),
     )
 
-    training, top = data.split(1)["train"], peak()
-    inputs = {"CNN's output": resident(features.model_inputs(model, data))}
+    training, top = data.partition(1)["train"], peak()
+    inputs = {"CNN's output": to_gpu_if_it_fits(features.model_inputs(model, data))}
     inputs["waveforms"] = data.waveforms
     labels, _ = features.open_labels(Path(run) / "fold1" / GENERATE_GMPS)
     predictor = masked_prediction.MaskedPredictionModel.load(
@@ -167,8 +173,8 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
     heard = data.manifest.duration[training].sum()
     every = Utterances(inputs["CNN's output"], training)
-    batch = float(np.mean([len(chosen) for chosen in SecondsBatches(every, seconds, size)]))
-    retrained_on = paper["retrain_updates"] * batch * heard / len(training)
+    batch = float(np.mean([len(chosen) for chosen in DurationBatchSampler(every, seconds, size)]))
+    retrained_on = paper["retrain_steps"] * batch * heard / len(training)
     fold = {
         "prepare": took["prepare"],
         "CNN": took["CNN"],

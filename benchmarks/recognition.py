@@ -18,7 +18,7 @@ import torch
 from transformers import HubertConfig
 
 from gmp_utils.data import audio
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.models.recognizer import Recognizer, RecognizerConfig
 from gmp_utils.runs import hardware
 from gmp_utils.stages import publish, recognize
@@ -29,17 +29,17 @@ from gmp_utils.training.batching import Utterances
 def base() -> Recognizer:
     """HuBERT base with random weights, as large as the published one."""
     torch.manual_seed(0)
-    own = vars(Network()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
+    own = vars(HeadConfig()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
     network = HubertConfig(**own, scale=30.0, margin=0.2).to_dict()
     labels = {"id2label": dict(enumerate("abcd")), "label2id": dict(zip("abcd", range(4)))}
-    config = RecognizerConfig(network=network, knows_gender=True, **labels)
+    config = RecognizerConfig(network=network, has_gender_head=True, **labels)
     return Recognizer(config).eval().to(hardware.device())
 
 
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
     """Seconds of audio per second, taking turns; the encoder gets decoded waveforms, batched alike."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
-    store = publish.joined(waveforms)
+    store = publish.concatenate(waveforms)
     seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
 
     def encoder() -> None:

@@ -40,13 +40,19 @@ from gmp_utils.data import audio, waveform_store
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
-from gmp_utils.models.heads import Network, StreamHeads
+from gmp_utils.models.heads import ClusterHeads, HeadConfig
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import ROOT
 from gmp_utils.training import features, kmeans
-from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.batching import (
+    DurationBatchSampler,
+    Masking,
+    Utterances,
+    collate,
+    to_gpu_if_it_fits,
+)
+from gmp_utils.training.trainer import TrainingConfig, train
 
 SCALES = [64, 512, 4096]
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
@@ -297,7 +303,7 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
 
 def batches_of(dataset: Utterances, size: int) -> Iterator[dict[str, torch.Tensor]]:
     """Our batches, in an order that changes with the dataset's epoch."""
-    sampler = SecondsBatches(dataset, np.inf, size)
+    sampler = DurationBatchSampler(dataset, np.inf, size)
     sampler.set_epoch(dataset.epoch)
     return (collate([dataset[index] for index in chosen]) for chosen in sampler)
 
@@ -340,7 +346,7 @@ class PlainMaskedPrediction(torch.nn.Module):
         super().__init__()
         self.hubert = HubertModel.from_pretrained(encoder, mask_time_prob=0.05, layerdrop=0.0)
         self.hubert.feature_extractor.requires_grad_(False)
-        self.streams = StreamHeads(768, SCALES)
+        self.streams = ClusterHeads(768, SCALES)
 
     def forward(self, input_values, labels, mask):
         """As `MaskedPredictionModel`, on waveforms."""
@@ -374,7 +380,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
             )
         steps(plain, batches)
 
-    dataset = Utterances(resident(inputs), data.names, None, labels, masking)
+    dataset = Utterances(to_gpu_if_it_fits(inputs), data.names, None, labels, masking)
 
     def ours() -> None:
         steps(model, batches_of(dataset, data.batch_size))
@@ -415,7 +421,7 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         return model
 
     def our_model() -> EmotionClassifier:
-        settings = {"loss": "ce", "scale": 30.0, "margin": 0.2, **vars(Network(lstm_size=0))}
+        settings = {"loss": "ce", "scale": 30.0, "margin": 0.2, **vars(HeadConfig(lstm_size=0))}
         own = {"emotions": EMOTIONS, "emotion_weights": []}
         return EmotionClassifier.load(data.encoder, **settings, **own)
 
@@ -448,7 +454,7 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             sets = utterances(data.names), utterances(held_out)
-            schedule = Schedule(1e-5, 2, 0, 1e9, data.batch_size)
+            schedule = TrainingConfig(1e-5, 2, 0, 1e9, data.batch_size)
             train(our_model(), *sets, Path(folder), schedule, _loss, "ce_loss")
 
     def with_cnn() -> None:

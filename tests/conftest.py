@@ -14,12 +14,12 @@ import soundfile
 import torch
 from transformers import HubertConfig, HubertModel
 
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import _seen, file_digest, read_json, write_json
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.stages import finetune, generate_gmps, retrain, train_multitask
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -162,20 +162,20 @@ def seal_again(stage: Path) -> None:
     write_json(stage / "provenance.json", told)
 
 
-QUICK = Schedule(1e-3, epochs=2, batch_seconds=10, batch_size=8)
-SMALL = Network(lstm_size=8, projection_size=8)
+QUICK = TrainingConfig(1e-3, epochs=2, batch_seconds=10, batch_size=8)
+SMALL = HeadConfig(lstm_size=8, projection_size=8)
 CLASSIFIER = vars(SMALL) | {"emotions": ["a", "b", "c"], "emotion_weights": []}
 MULTITASK = CLASSIFIER | {"alpha": 0.9, "frame_weight": 0.0}
 FINETUNED = CLASSIFIER | {"loss": "ams", "scale": 30.0, "margin": 0.2}
 PREDICTOR = {"projection_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
 
 
-def run_series(run: Path, encoder: Path, schedule=QUICK, updates=4, scales=(4, 8)) -> Path:
+def run_series(run: Path, encoder: Path, schedule=QUICK, max_steps=4, scales=(4, 8)) -> Path:
     """Every stage of fold 1, and every loss."""
     where = (str(run), 1, str(encoder))
     train_multitask.train_multitask(*where, schedule, network=SMALL)
     generate_gmps.generate_gmps(str(run), 1, -3, list(scales))
-    retraining = Schedule(1e-3, updates=updates, batch_seconds=10)
+    retraining = TrainingConfig(1e-3, max_steps=max_steps, batch_seconds=10)
     retrain.retrain(*where, retraining, projection_size=8)
     for loss in ("ce", "ams", "ce-then-ams"):
         finetune.finetune(*where, loss, schedule, network=SMALL)

@@ -7,7 +7,13 @@ import torch
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
-from gmp_utils.training.batching import Masking, SecondsBatches, Utterances, collate, resident
+from gmp_utils.training.batching import (
+    DurationBatchSampler,
+    Masking,
+    Utterances,
+    collate,
+    to_gpu_if_it_fits,
+)
 
 
 @pytest.mark.parametrize("n_frames", [1, 2, 5, 9, 10, 11, 49, 499])
@@ -101,11 +107,11 @@ def test_batches_of_what_lies_on_the_gpu_are_the_same(monkeypatch):
     frames, labels = ragged_frames([30, 12, 40])
     monkeypatch.setattr(hardware, "device", lambda: "cpu")
     monkeypatch.setattr(hardware, "fits", lambda n_bytes: False)
-    assert resident(frames) is frames
+    assert to_gpu_if_it_fits(frames) is frames
     monkeypatch.setattr(hardware, "fits", lambda n_bytes: True)
-    placed = resident(frames)
+    placed = to_gpu_if_it_fits(frames)
     assert torch.is_tensor(placed.values)
-    assert resident(placed) is placed
+    assert to_gpu_if_it_fits(placed) is placed
     batches = [
         collate([Utterances(inputs, ["u2", "u1"], None, labels)[index] for index in range(2)])
         for inputs in (frames, placed)
@@ -113,7 +119,7 @@ def test_batches_of_what_lies_on_the_gpu_are_the_same(monkeypatch):
     assert batches[0].keys() == {"lengths", "inputs", "frame_labels"}
     torch.testing.assert_close(*batches, rtol=0, atol=0)
     waveforms = Ragged(np.zeros(24000, np.int16), ["a", "b"], [16000, 8000])
-    assert resident(waveforms) is waveforms
+    assert to_gpu_if_it_fits(waveforms) is waveforms
 
 
 def test_seconds_count_samples_and_frames():
@@ -136,7 +142,7 @@ def lognormal_lengths(n, mean=1.3, spread=0.65):
 def test_batches_hold_everything_once_under_the_budget_with_little_padding(lengths, budget, size):
     """EmoDB's size and mean (2.8 s) with the demo's batches, IEMOCAP's with the paper's, and more."""
     dataset, n = lognormal_lengths(*lengths), lengths[0]
-    sampler = SecondsBatches(dataset, budget, max_utterances=size)
+    sampler = DurationBatchSampler(dataset, budget, max_utterances=size)
     batches = list(sampler)
     assert sorted(index for batch in batches for index in batch) == list(range(n))
     assert len(batches) == len(sampler)
@@ -148,34 +154,34 @@ def test_batches_hold_everything_once_under_the_budget_with_little_padding(lengt
 
 def test_an_utterance_beyond_the_budget_is_alone():
     dataset = SimpleNamespace(seconds=np.array([5, 50, 5]), epoch=0)
-    batches = list(SecondsBatches(dataset, 20))
+    batches = list(DurationBatchSampler(dataset, 20))
     assert [1] in batches
     assert sorted(sum(batches, [])) == [0, 1, 2]
 
 
 def test_epochs_differ_seeds_repeat_and_evaluation_keeps_order():
     dataset = lognormal_lengths(300)
-    sampler = SecondsBatches(dataset, 100, seed=3)
+    sampler = DurationBatchSampler(dataset, 100, seed=3)
     first = list(sampler)
-    assert first == list(SecondsBatches(dataset, 100, seed=3))
+    assert first == list(DurationBatchSampler(dataset, 100, seed=3))
     sampler.set_epoch(1)
     held = [{frozenset(batch) for batch in batches} for batches in (first, sampler)]
     assert len(held[0] & held[1]) < len(first) / 2
     assert dataset.epoch == 1
-    plain = list(SecondsBatches(dataset, 100, shuffle=False))
+    plain = list(DurationBatchSampler(dataset, 100, shuffle=False))
     assert sum(plain, []) == list(range(300))
 
 
 def test_every_epoch_has_as_many_batches():
     """Trainer plans with one number; an epoch with more would lose the rest."""
     dataset = lognormal_lengths(300)
-    sampler = SecondsBatches(dataset, 40, seed=3)
+    sampler = DurationBatchSampler(dataset, 40, seed=3)
     plain = set()
     for epoch in range(8):
         sampler.set_epoch(epoch)
         plain.add(len(list(sampler)))
     assert len(plain) > 1
-    sampler.even_out(8)
+    sampler.fix_batches_per_epoch(8)
     for epoch in range(8):
         sampler.set_epoch(epoch)
         batches = list(sampler)

@@ -21,7 +21,7 @@ def test_the_smallest_difference_is_found_eight_times_in_ten():
     rng = np.random.default_rng(0)
     spread = rng.normal(0, 3, 10)
     spread = 3 * (spread - spread.mean()) / spread.std(ddof=1)
-    smallest = comparison.smallest_difference(spread)
+    smallest = comparison.minimum_detectable_effect(spread)
     assert smallest == pytest.approx((2.262157 + 0.883404) * 3 / np.sqrt(10), abs=1e-5)
     draws = rng.normal(smallest, 3, (4000, 10))
     assert np.mean(stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05) == pytest.approx(
@@ -105,11 +105,11 @@ def test_what_could_have_been_shown_gets_larger_with_every_comparison():
     alone = {WITHOUT: first, WITH: second}
     one = comparison.comparisons(predictions("abcdefghij", alone), metrics.war).iloc[0]
     gains = 10 * (np.array(second) - first)
-    assert one.smallest == pytest.approx(comparison.smallest_difference(gains))
+    assert one.smallest == pytest.approx(comparison.minimum_detectable_effect(gains))
     three = comparison.comparisons(
         predictions("abcdefghij", alone | {("other", "CE"): second}), metrics.war
     )
-    assert three.smallest[0] == pytest.approx(comparison.smallest_difference(gains, 0.05 / 3))
+    assert three.smallest[0] == pytest.approx(comparison.minimum_detectable_effect(gains, 0.05 / 3))
     assert three.smallest[0] > one.smallest
     assert one.finding == (
         f"no difference shown: below {one.smallest:.1f} points it could hardly have been"

@@ -6,12 +6,12 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from gmp_utils import GmpError
 from gmp_utils.models.contrastive import ContrastiveModel, draw_negatives
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.stages import finetune, retrain
 from gmp_utils.training.batching import Masking
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 HEADS = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
 
@@ -82,7 +82,7 @@ def test_codes_are_chosen_less_and_less_at_random(published):
     model = ContrastiveModel.load(str(published))
     temperatures = []
     for share in (0.0, 0.5, 1.0):
-        model.begin_update(share)
+        model.on_step_begin(share)
         temperatures.append(model.quantizer.temperature)
     assert temperatures == pytest.approx([2.0, 1.0, 0.5])
 
@@ -90,7 +90,7 @@ def test_codes_are_chosen_less_and_less_at_random(published):
 def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, published, tiny_encoder):
     """Clips shorter than a mask among them; then V-FT's head on what came of it."""
     run = str(write_noise_corpus(tmp_path / "run"))
-    schedule = Schedule(1e-3, updates=4, batch_seconds=10)
+    schedule = TrainingConfig(1e-3, max_steps=4, batch_seconds=10)
     where = (run, 1, str(published), schedule)
     stage = retrain.retrain(*where, masking=Masking(0.65, 30), objective="own")
     assert read_json(stage / "params.json")["objective"] == "contrastive"
@@ -99,8 +99,8 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, published, tiny_
     assert {"contrastive_loss", "diversity_loss", "accuracy", "chance", "codes"} < set(metrics)
     foretold = retrain.accuracies(run, 1)
     assert 0 < foretold.chance.item() < 1
-    network = Network(head="relu", spec_augment=True, class_weights=True)
-    quick = Schedule(1e-3, epochs=1, batch_seconds=10)
+    network = HeadConfig(head="relu", spec_augment=True, class_weights=True)
+    quick = TrainingConfig(1e-3, epochs=1, batch_seconds=10)
     found = finetune.finetune(run, 1, str(published), "ce", quick, network=network)
     assert (found / "predictions.parquet").is_file()
     with pytest.raises(GmpError, match=r"with a hubert encoder: it is wav2vec 2\.0's own"):

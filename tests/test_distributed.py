@@ -19,8 +19,8 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.models import classifiers, masked_prediction, regression
 from gmp_utils.stages import finetune
 from gmp_utils.training import distributed
-from gmp_utils.training.batching import Masking, SecondsBatches, Utterances
-from gmp_utils.training.trainer import Schedule, SecondsTrainer, train
+from gmp_utils.training.batching import DurationBatchSampler, Masking, Utterances
+from gmp_utils.training.trainer import DurationTrainer, TrainingConfig, train
 
 RATER = {
     "attributes": ["valence", "arousal"], "interpreter": "mlp", "fixed_vectors": False,
@@ -57,8 +57,8 @@ def leave_gradients(cases: dict, folder: Path) -> None:
         arguments = TrainingArguments(
             str(folder), use_cpu=True, remove_unused_columns=False, report_to="none"
         )
-        trainer = SecondsTrainer(
-            load(source), arguments, train_dataset=dataset, schedule=Schedule(epochs=1)
+        trainer = DurationTrainer(
+            load(source), arguments, train_dataset=dataset, schedule=TrainingConfig(epochs=1)
         )
         model = trainer.accelerator.prepare(trainer._wrap_model(trainer.model))
         (batch,) = trainer.get_train_dataloader()
@@ -114,7 +114,7 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     one.mkdir()
     two.mkdir()
     leave_gradients(cases, one)
-    distributed.call(leave_gradients, (cases, two), 2, tmp_path)
+    distributed.launch(leave_gradients, (cases, two), 2, tmp_path)
     for name in cases:
         whole = load_file(one / f"{name}0.safetensors")
         shares = [load_file(two / f"{name}{process}.safetensors") for process in (0, 1)]
@@ -140,7 +140,7 @@ def test_processes_take_equally_many_batches_and_every_utterance():
     dataset.seconds[7] = 50  # beyond the budget: alone
 
     def batches(**share):
-        return list(SecondsBatches(dataset, 40, max_utterances=9, n_batches=61, **share))
+        return list(DurationBatchSampler(dataset, 40, max_utterances=9, n_batches=61, **share))
 
     whole = batches()
     assert {1, 2, 3} < set(map(len, whole))
@@ -174,7 +174,7 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
     stages = []
     for processes in (1, 2):
         run = write_noise_corpus(tmp_path / f"run{processes}", validation="share")
-        schedule = Schedule(1e-3, 3, 0, 10, batch_size=3, processes=processes)
+        schedule = TrainingConfig(1e-3, 3, 0, 10, batch_size=3, processes=processes)
         stage = partial(
             finetune.finetune, str(run), 1, str(tiny_encoder), "ams", schedule, use_gmps=False
         )
@@ -210,6 +210,6 @@ def test_pickled_a_file_is_its_place_and_an_array_its_values(tmp_path):
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(GmpError, match="processes: found 2, expected at most 1, the GPUs"):
-        train(None, [0], [0], tmp_path, Schedule(epochs=1, processes=2), None, "loss")
+        train(None, [0], [0], tmp_path, TrainingConfig(epochs=1, processes=2), None, "loss")
     with pytest.raises(GmpError, match="processes: found 0, expected more than 0"):
-        Schedule(epochs=1, processes=0)
+        TrainingConfig(epochs=1, processes=0)

@@ -34,7 +34,7 @@ def test_every_declaration_can_be_laid_out_with_parameters_that_notebooks_have(n
         )
         assert given["run_dir"] == run.folder
         assert given["seed"] == run.seed
-    told = experiments.told(str(tmp_path / "all"))
+    told = experiments.read_declaration(str(tmp_path / "all"))
     assert len(told["runs"]) == len(planned.runs)
     assert set(told["variants"]) == {run.variant for run in planned.runs} | set(told["impossible"])
     for variant, losses in told["paper"].items():
@@ -86,7 +86,7 @@ def test_a_plain_run_is_an_experiment_of_one(tmp_path):
     assert planned.experiment is None
     assert laid_out().folder == "runs/demo"
     assert laid_out(corpus="emodb", test_corpus="esd").folder == "runs/emodb-on-esd-embedded"
-    told = experiments.told(str(tmp_path / "run"))
+    told = experiments.read_declaration(str(tmp_path / "run"))
     assert [run["run_dir"] for run in told["runs"]] == [str(tmp_path / "run")]
     assert "GMPs" in told["paper"]
 
@@ -95,10 +95,10 @@ def test_layers_that_the_encoder_does_not_have_are_told_and_not_run():
     planned = laid_out(experiment="table4", folds="1")
     assert planned.experiment["impossible"] == {"layer -8": "the encoder's layers end with -7"}
     assert [run.variant for run in planned.runs] == [f"layer -{n}" for n in range(7, 0, -1)]
-    assert experiments.one_number(experiments.declared("table4")["variants"])
-    assert not experiments.one_number(experiments.declared("table3")["variants"])
-    assert experiments.one_number(experiments.declared("gender_balance")["variants"])
-    assert not experiments.one_number({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
+    assert experiments.is_sweep(experiments.declared("table4")["variants"])
+    assert not experiments.is_sweep(experiments.declared("table3")["variants"])
+    assert experiments.is_sweep(experiments.declared("gender_balance")["variants"])
+    assert not experiments.is_sweep({"a": {"x": True}, "b": {"x": False}, "c": {"x": True}})
 
 
 @pytest.mark.parametrize(

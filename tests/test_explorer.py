@@ -28,8 +28,8 @@ from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.figures import explore_recording, style, timeline
 from gmp_utils.figures.explore_layers import (
-    TAUGHT,
-    Explored,
+    TRAINING,
+    FoldMaps,
     Panel,
     composition,
     explore,
@@ -68,15 +68,15 @@ def test_maps_of_different_points_are_refused(run, tmp_path, tiny_encoder):
     other = shutil.copytree(run, tmp_path / "run")
     probe_layers.probe_layers(str(other), 1, "multitask", str(tiny_encoder), [4], 100)
     with pytest.raises(GmpError, match="the maps of multitask and finetuned hold different points"):
-        Explored(str(other), 1, "frames")
+        FoldMaps(str(other), 1, "frames")
     map_model(str(other), 1, "finetuned")
-    assert 50 < len(Explored(str(other), 1, "frames").points) <= 100
+    assert 50 < len(FoldMaps(str(other), 1, "frames").points) <= 100
     stage = other / "fold1" / PROBE_LAYERS / "finetuned"
     maps = pd.read_parquet(stage / "maps.parquet")
     maps[maps.layer == 3].to_parquet(stage / "maps.parquet", index=False)
     seal_again(stage)
     with pytest.raises(GmpError, match="finetuned maps 1 of 5 layers"):
-        Explored(str(other), 1, "frames")
+        FoldMaps(str(other), 1, "frames")
 
 
 def test_more_points_on_the_map_leave_probes_and_clusters_alone(run, tmp_path, tiny_encoder):
@@ -93,7 +93,7 @@ def test_more_points_on_the_map_leave_probes_and_clusters_alone(run, tmp_path, t
 
 
 def test_points_are_what_the_stages_say(run):
-    explored = Explored(str(run), 1, "frames")
+    explored = FoldMaps(str(run), 1, "frames")
     points = explored.points
     assert 100 < len(points) <= 200
     assert list(explored.places) == ["multitask", "finetuned"]
@@ -113,14 +113,14 @@ def test_points_are_what_the_stages_say(run):
     asked = points[points.part != "train"]
     assert len(asked)
     assert asked.predicted.tolist() == [known[name] for name in asked.utterance]
-    assert set(points.predicted[points.part == "train"]) == {TAUGHT}
+    assert set(points.predicted[points.part == "train"]) == {TRAINING}
 
 
 def test_a_run_without_maps_says_what_to_run(run, tmp_path):
     shutil.copytree(run / "01_prepare_data", tmp_path / "01_prepare_data")
     shutil.copytree(run / "recordings", tmp_path / "recordings")
     with pytest.raises(GmpError, match=r"run notebooks/03_probe_layers\.ipynb"):
-        Explored(str(tmp_path), 1, "frames")
+        FoldMaps(str(tmp_path), 1, "frames")
     with pytest.raises(GmpError, match=r"run notebooks/03_probe_layers\.ipynb"):
         map_model(str(tmp_path), 1, "encoder")
 
@@ -137,12 +137,12 @@ def test_compositions_are_counted_by_hand():
 
 
 def test_every_category_has_a_colour():
-    assert palette(["angry", TAUGHT]) == [style.COLOURS["angry"], style.COLOURS["unknown"]]
+    assert palette(["angry", TRAINING]) == [style.COLORS["angry"], style.COLORS["unknown"]]
     ravdess = ["angry", "calm", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
     assert len(set(palette(ravdess))) == 8
     assert len(set(palette([*ravdess, "amused"]))) == 9
     assert len(set(palette(list(range(64))))) == 64
-    assert all(re.fullmatch("#[0-9a-f]{6}", colour) for colour in palette(list(range(4096))))
+    assert all(re.fullmatch("#[0-9a-f]{6}", color) for color in palette(list(range(4096))))
 
 
 @pytest.mark.parametrize("unknown", ["all", "some"])
@@ -155,11 +155,11 @@ def test_what_is_not_known_is_coloured_and_counted(run, tmp_path, unknown):
         maps["gender"] = maps.gender.where((maps.speaker == "2f") & (unknown == "some"), None)
         maps.to_parquet(path, index=False)
         seal_again(path.parent)
-    explored = Explored(str(other), 1, "frames")
+    explored = FoldMaps(str(other), 1, "frames")
     panel = Panel(explored, "multitask")
-    panel.colour("gender")
-    drawn = [style.COLOURS[name] for name in sorted(set(explored.points.gender))]
-    assert [to_hex(colour).upper() for colour in panel.scatter.widget.color] == drawn
+    panel.color("gender")
+    drawn = [style.COLORS[name] for name in sorted(set(explored.points.gender))]
+    assert [to_hex(color).upper() for color in panel.scatter.widget.color] == drawn
     everything = composition(explored.points, np.arange(len(explored.points)))
     assert everything.ratio.tolist() == pytest.approx([1] * len(everything))
 
@@ -210,13 +210,13 @@ def test_what_is_spoken_is_recognised(listener, monkeypatch):
 
 def test_a_second_of_an_utterance_is_scored_as_if_it_were_alone(run):
     """One window that holds everything is what the classifier says of the whole utterance."""
-    explored = Explored(str(run), 1, "utterances")
+    explored = FoldMaps(str(run), 1, "utterances")
     waveform = explored.corpus.waveforms[explored.points.utterance[0]]
     n_frames = int(explored.model.frame_lengths(len(waveform)))
     assert n_frames < timeline.WINDOW
     seconds, scores = timeline.scores_over_time(explored.model, waveform)
     assert seconds.tolist() == [n_frames / 2 / 50]
-    samples = torch.from_numpy(audio.normalise(waveform))[None]
+    samples = torch.from_numpy(audio.normalize(waveform))[None]
     asked = samples, torch.tensor([len(waveform)]), torch.tensor([0])
     with torch.inference_mode():
         whole = explored.model.eval()(*asked)["logits"].softmax(dim=1)
@@ -250,7 +250,7 @@ class Many:
 def test_a_layer_change_is_quick_with_many_points():
     """Python's share: the browser's is in the test below."""
     panel = Panel(Many(50_000), "base")
-    panel.colour("emotion")
+    panel.color("emotion")
     took = []
     for layer in range(5):
         began = time.perf_counter()
@@ -343,7 +343,7 @@ def lab(run, tmp_path_factory):
         "import ipywidgets, jscatter\n"
         "panels = [Panel(Many(n_points), 'base') for _ in range(2)]\n"
         "linked = jscatter.compose([panel.scatter for panel in panels], sync_selection=True)\n"
-        "for panel in panels: panel.colour('emotion')\n"
+        "for panel in panels: panel.color('emotion')\n"
         "ipywidgets.HBox([panel.widget for panel in panels])"
     )
     for n_points in MANY:
@@ -447,7 +447,7 @@ def lonely(explored, panel, part):
 @needs_browser
 def test_look_click_listen(run, lab, page):
     run_notebook(page, lab.format("explore_layers.ipynb"))
-    explored = Explored(str(run), 1, "frames")
+    explored = FoldMaps(str(run), 1, "frames")
     titles = []
     for panel, part in ((0, "validation"), (1, "train")):
         point = lonely(explored, panel, part)
@@ -467,7 +467,7 @@ def test_look_click_listen(run, lab, page):
         assert heard[1][2] <= heard[0][2] + 0.01
     assert "heard as" in titles[0]
     assert "(gmps/ams)" in titles[0]
-    assert TAUGHT in titles[1]
+    assert TRAINING in titles[1]
     keep(page, "explorer-light")
 
     before = page.locator("canvas").nth(0).screenshot()

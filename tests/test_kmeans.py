@@ -52,7 +52,7 @@ def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk
         assert one.shape == other.shape == (k, 24)
         assert inertia(frames, other.numpy()) == pytest.approx(inertia(frames, one), rel=1e-3)
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-3)
-    found = kmeans.nearest(torch.from_numpy(frames).float(), ours[2])
+    found = kmeans.nearest_centroid(torch.from_numpy(frames).float(), ours[2])
     np.testing.assert_array_equal(found, assign(frames, ours[2].numpy()))
 
 

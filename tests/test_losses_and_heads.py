@@ -9,13 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from gmp_utils import GmpError
-from gmp_utils.evaluation.metrics import separation
+from gmp_utils.evaluation.metrics import class_separation
 from gmp_utils.models import classifiers
 from gmp_utils.models.heads import (
+    ClusterHeads,
     CosineClassifier,
+    HeadConfig,
     LayerMix,
-    Network,
-    StreamHeads,
     UtteranceHead,
     mean_over_time,
 )
@@ -48,7 +48,7 @@ def test_am_softmax_by_hand():
 def test_stream_loss_equals_the_written_out_sum_in_float64():
     torch.manual_seed(0)
     scales, dim, hidden = [3, 5, 7], 6, 4
-    heads = StreamHeads(dim, scales, hidden)
+    heads = ClusterHeads(dim, scales, hidden)
     frames = torch.randn(2, 9, dim)
     mask = torch.rand(2, 9) < 0.6
     labels = torch.stack([torch.randint(0, k, (2, 9)) for k in scales], dim=-1)
@@ -78,7 +78,7 @@ def test_stream_loss_equals_the_written_out_sum_in_float64():
 
 
 def test_stream_loss_of_no_frames_is_zero():
-    heads = StreamHeads(4, [2, 3], 4)
+    heads = ClusterHeads(4, [2, 3], 4)
     mask = torch.zeros(1, 5, dtype=torch.bool)
     labels = torch.zeros(1, 5, 2, dtype=torch.int64)
     loss = stream_loss(heads(torch.randn(1, 5, 4)[mask]), labels, mask)
@@ -140,9 +140,9 @@ def test_layers_are_mixed_as_s3prl_does():
 
 def test_unknown_heads_and_half_frozen_encoders_are_refused():
     with pytest.raises(GmpError, match="head 'attention': expected one of bilstm, relu, linear"):
-        Network(head="attention")
+        HeadConfig(head="attention")
     with pytest.raises(GmpError, match="the CNN is part of the encoder"):
-        Network(train_encoder=False, train_cnn=True)
+        HeadConfig(train_encoder=False, train_cnn=True)
 
 
 def test_class_weights_by_hand(tiny_encoder):
@@ -192,7 +192,7 @@ def test_separation_by_hand():
     """Two classes at right angles; one holds its centre, the other lies 60 degrees around it."""
     side = np.sqrt(3) / 2
     vectors = np.array([[2.0, 0, 0], [1, 0, 0], [0, 0.5, side], [0, 5, -10 * side]])
-    found = separation(vectors, np.array([0, 0, 1, 1]))
+    found = class_separation(vectors, np.array([0, 0, 1, 1]))
     assert found["between"] == pytest.approx(1)
     assert found["within"] == pytest.approx((0 + 0 + 0.5 + 0.5) / 4)
     assert found["ratio"] == pytest.approx(4)

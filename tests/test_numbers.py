@@ -19,7 +19,7 @@ from gmp_utils.runs.paths import run_folder
 from gmp_utils.stages import prepare_data, probe_layers, train_multitask
 from gmp_utils.training import features, kmeans, trainer
 from gmp_utils.training.batching import Masking
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -27,7 +27,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
     """The longest training utterance makes it; it is met in the first epoch, and after one if asked."""
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
-    poison = corpus.split(1)["train"][-1]
+    poison = corpus.partition(1)["train"][-1]
     frames = SpeechModel.load(str(tiny_encoder)).frame_lengths(corpus.waveforms.lengths[poison])
     forward, met = classifiers.MultitaskModel.forward, []
 
@@ -45,7 +45,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
     kept = "there is no checkpoint yet" if where == "loss" else r"checkpoint-\d+ is good"
     told = rf"the {where} is nan at step \d+, of the utterances .*\b{poison}\b.*; {kept}"
     with pytest.raises(GmpError, match=told) as caught:
-        schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
+        schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
         train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     named = str(caught.value).split("utterances ")[1].split(";")[0].split(", ")
     assert len(named) == met[-1] < 9
@@ -217,7 +217,9 @@ def test_gradients_of_pieces_are_those_of_the_batch(tmp_path, tiny_encoder, monk
         arguments = TrainingArguments(
             str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none"
         )
-        own = SecondsTrainer(model, arguments, train_dataset=dataset, schedule=Schedule(epochs=1))
+        own = SecondsTrainer(
+            model, arguments, train_dataset=dataset, schedule=TrainingConfig(epochs=1)
+        )
         own.pieces, own.current_gradient_accumulation_steps = pieces, 1
         (batch,) = own.get_train_dataloader()
         loss = own.training_step(model, batch)

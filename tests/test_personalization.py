@@ -16,11 +16,11 @@ from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models import losses, regression
 from gmp_utils.models.encoder import SPEAKER_POSITIONS, SpeechModel
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
-from gmp_utils.models.regression import System
+from gmp_utils.models.regression import RatingModelConfig
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.stages import generate_gmps, personalize
 from gmp_utils.training.batching import Masking
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 RATED = ["valence", "arousal"]
 PREDICTING = {
@@ -149,12 +149,12 @@ def test_a_prefix_is_no_frame_of_the_utterance(tiny_encoder):
 def test_unseen_speakers_are_made_of_the_nearest():
     index, known = ["new", "a"], ["a", "b", "c"]
     alike = pd.DataFrame([[0.2, 0.9, 0.8], [1.0, 0.1, 0.0]], index, known)
-    assert speakers.nearest(alike, 2) == {"new": ["b", "c"], "a": ["a", "b"]}
-    found = speakers.mixing(alike, 2)
+    assert speakers.nearest_speakers(alike, 2) == {"new": ["b", "c"], "a": ["a", "b"]}
+    found = speakers.speaker_weights(alike, 2)
     assert found.to_numpy().tolist() == [[0, 0.5, 0.5], [1, 0, 0]]
-    assert speakers.mixing(alike, 9).loc["new"].tolist() == pytest.approx([1 / 3] * 3)
+    assert speakers.speaker_weights(alike, 9).loc["new"].tolist() == pytest.approx([1 / 3] * 3)
     with pytest.raises(GmpError, match="neighbours: found 0, expected 1 or more"):
-        speakers.nearest(alike, 0)
+        speakers.nearest_speakers(alike, 0)
 
 
 def test_cosines_by_hand():
@@ -244,7 +244,7 @@ def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -
     own, training = (rows[rows.speaker.isin(part)] for part in (tested, learnt))
     found = {"none": own.predicted}
     for variant in ratings.VARIANTS:
-        neighbours = speakers.nearest(alike, 5)
+        neighbours = speakers.nearest_speakers(alike, 5)
         found[variant] = ratings.pldc(own, training, alike, neighbours, variant, gate=-9)
 
     def mean_ccc(values: pd.Series) -> float:
@@ -333,17 +333,26 @@ def rated(tmp_path_factory, tiny_encoder):
     """Noise of six speakers with ratings, two of whom are tested; a few passes of every system."""
     run = write_noise_corpus(tmp_path_factory.mktemp("rated") / "run", ratings=RATED)
     generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personalize.hear(str(run), str(tiny_encoder))
-    return rated_fold.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
+    personalize.summarize_utterances(str(run), str(tiny_encoder))
+    return rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
 
 
-UPDATES = Schedule(1e-3, updates=2, batch_seconds=10)
-EVERY = regression.every_system(
+UPDATES = TrainingConfig(1e-3, max_steps=2, batch_seconds=10)
+EVERY = regression.rating_model_configs(
     regression.REPRESENTATIONS, regression.INTERPRETERS, SPEAKER_POSITIONS
 )
 
-SOME = [System(), System("max", "transformer"), System("learnt"), System("papt", "mlp", "none")]
-SOME += [System("papt", "mlp", "input"), System("papt", "transformer", "output"), System("papt")]
+SOME = [
+    RatingModelConfig(),
+    RatingModelConfig("max", "transformer"),
+    RatingModelConfig("learned"),
+    RatingModelConfig("papt", "mlp", "none"),
+]
+SOME += [
+    RatingModelConfig("papt", "mlp", "input"),
+    RatingModelConfig("papt", "transformer", "output"),
+    RatingModelConfig("papt"),
+]
 
 
 def test_every_system_there_is():
@@ -351,7 +360,7 @@ def test_every_system_there_is():
     assert len(set(names)) == len(names) == 4 * 2 + 4 + 1
     assert {"none-mlp", "papt-prefix-mlp", "papt-output-transformer"} < set(names)
     with pytest.raises(GmpError, match="position 'middle': expected one of none, input, prefix"):
-        System("papt", "mlp", "middle")
+        RatingModelConfig("papt", "mlp", "middle")
 
 
 def test_every_system_rates(rated):
@@ -359,7 +368,7 @@ def test_every_system_rates(rated):
         personalize.adapt(rated, position, UPDATES, Masking(0.8, 10))
     manifest = rated_fold.open_fold(rated).corpus.manifest
     for system in SOME:
-        stage = personalize.rate(rated, system, QUICK)
+        stage = personalize.train_and_predict(rated, system, QUICK)
         found = pd.read_parquet(stage / "predictions.parquet")
         assert set(found.attribute) == set(RATED)
         assert found.predicted.notna().all()
@@ -385,13 +394,18 @@ def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
     """Other ratings of the test speakers: the same predictions, plain, calibrated and adapted."""
     run = write_noise_corpus(tmp_path / "run", ratings=RATED, test_ratings=5.0)
     generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personalize.hear(str(run), str(tiny_encoder))
-    other = rated_fold.Task(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
-    systems = [System(), System("mean"), System("learnt"), System("papt")]
+    personalize.summarize_utterances(str(run), str(tiny_encoder))
+    other = rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
+    systems = [
+        RatingModelConfig(),
+        RatingModelConfig("mean"),
+        RatingModelConfig("learned"),
+        RatingModelConfig("papt"),
+    ]
     for task in (rated, other):
         personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
         for system in systems:
-            personalize.rate(task, system, QUICK)
+            personalize.train_and_predict(task, system, QUICK)
         personalize.adapt_unsupervised(task, "oversampling", 1, QUICK)
     for name in [*(system.name for system in systems), "none-mlp-oversampling"]:
         one, two = (ratings.calibrated(task, name) for task in (rated, other))
@@ -400,7 +414,7 @@ def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
 
 
 def test_adapting_to_test_speakers_hears_and_does_not_look(rated):
-    personalize.rate(rated, System(), QUICK)
+    personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
     for how in personalize.ADAPTATIONS:
         stage = personalize.adapt_unsupervised(rated, how, 1, QUICK)
         assert pd.read_parquet(stage / "predictions.parquet").predicted.notna().all()
@@ -425,26 +439,26 @@ def test_the_encoder_may_be_trained_too(rated):
     from dataclasses import replace
 
     task = replace(rated, train_encoder=True)
-    personalize.rate(rated, System(), QUICK)
+    personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
     for position in ("input", "output"):
         personalize.adapt(task, position, UPDATES, Masking(0.8, 10))
-        system = System("papt", "mlp", position)
-        stage = personalize.rate(task, system, QUICK)
+        system = RatingModelConfig("papt", "mlp", position)
+        stage = personalize.train_and_predict(task, system, QUICK)
         metrics = read_json(stage / "metrics.json")
-        before = personalize.rate(rated, System(), QUICK)
+        before = personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
         assert metrics["parameters"] > read_json(before / "metrics.json")["parameters"]
 
 
 def test_what_cannot_be_rated_is_said(rated, noise_corpus, tiny_encoder):
-    task = rated_fold.Task(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
+    task = rated_fold.RatingTask(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
     with pytest.raises(GmpError, match=r"attributes \['valence'\]: expected some of none"):
         rated_fold.open_fold(task)
 
 
 def test_papt_asks_for_clusters_of_the_untouched_encoder(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run", ratings=RATED)
-    personalize.hear(str(run), str(tiny_encoder))
-    task = rated_fold.Task(str(run), 1, str(tiny_encoder), RATED)
+    personalize.summarize_utterances(str(run), str(tiny_encoder))
+    task = rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED)
     with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
         personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
     stage = generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))

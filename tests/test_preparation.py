@@ -398,17 +398,17 @@ def test_an_encoder_that_heard_the_test_speakers_is_refused(tmp_path):
     table["gender"] = "male"
     table.to_csv(tmp_path / "mine.csv", index=False)
     corpus = prepared(tmp_path / "run", corpus_dir=tmp_path / "mine.csv")
-    tested = corpus.manifest.loc[corpus.split(1)["test"][0]]
+    tested = corpus.manifest.loc[corpus.partition(1)["test"][0]]
     encoder = tmp_path / "encoder"
     encoder.mkdir()
     (encoder / "config.json").write_text("{}")
     corpus.check_encoder(str(encoder), 1)
-    (encoder / "heard.txt").write_text(f"{'0' * 16}\n{tested.digest}\n")
+    (encoder / "pretraining_recordings.txt").write_text(f"{'0' * 16}\n{tested.digest}\n")
     with pytest.raises(
         GmpError, match=f"1 recordings that fold 1 holds out, such as {tested.utterance}"
     ):
         corpus.check_encoder(str(encoder), 1)
-    trained = next(fold for fold in (2, 3) if tested.name in corpus.split(fold)["train"])
+    trained = next(fold for fold in (2, 3) if tested.name in corpus.partition(fold)["train"])
     corpus.check_encoder(str(encoder), trained)
     loose = replace(corpus, protocol=replace(corpus.protocol, transductive=True))
     loose.check_encoder(str(encoder), 1)

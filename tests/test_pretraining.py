@@ -27,7 +27,7 @@ from gmp_utils.runs.files import file_digest
 from gmp_utils.stages import pretrain_encoder
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 LAYER, ON_RECORD = 1, {"emotion": 0.5, "gender": 0.892, "speaker": 0.912}
 TINY = pretrain_encoder.Architecture(64, 2, (8,) * 7)
@@ -110,7 +110,7 @@ def test_a_tone_is_found_in_its_band_and_frames():
 
 
 def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
-    run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
+    run, schedule = str(tmp_path / "run"), TrainingConfig(1e-3, 0, 3, batch_seconds=8)
     pretrain_encoder.read_recordings(run, recordings, 0, 2.0)
     first = pretrain_encoder.pretrain_round(run, 1, TINY, [5], 1, schedule)
     second = pretrain_encoder.pretrain_round(run, 2, TINY, [4, 6], 1, schedule)
@@ -139,7 +139,7 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
     assert not torch.equal(before.get_parameter(conv), after.get_parameter(conv))
     store = Ragged.open(first.parent / "recordings" / "recordings")
     digests = {hashlib.sha256(store[name].tobytes()).hexdigest()[:16] for name in store.utterances}
-    assert weights.heard(str(second / "encoder")) == digests
+    assert weights.pretraining_digests(str(second / "encoder")) == digests
     assert len(digests) == len(store.utterances) > 1
     with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
         pretrain_encoder.pretrain_round(str(tmp_path / "other"), 1, TINY, [5], 1, schedule)
@@ -149,10 +149,12 @@ def test_two_rounds_and_what_the_second_is_asked(tmp_path, recordings):
 
 def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     """Transformers' own class loads all of it; the CNN is the HuBERT's, the Transformer has learnt."""
-    run, schedule = str(tmp_path / "run"), Schedule(1e-3, 0, 3, batch_seconds=8)
-    heard = pretrain_encoder.read_recordings(run, recordings, 0, 2.0) / weights.HEARD
+    run, schedule = str(tmp_path / "run"), TrainingConfig(1e-3, 0, 3, batch_seconds=8)
+    heard = (
+        pretrain_encoder.read_recordings(run, recordings, 0, 2.0) / weights.PRETRAINING_RECORDINGS
+    )
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
-    (hubert / weights.HEARD).write_text("0123456789abcdef", encoding="utf-8")
+    (hubert / weights.PRETRAINING_RECORDINGS).write_text("0123456789abcdef", encoding="utf-8")
     model = pretrain_encoder.pretrain_contrastive(run, str(hubert), schedule) / "model"
     found, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -163,7 +165,10 @@ def test_a_hubert_goes_on_as_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     assert before.keys() == after.keys()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {name for name in before if not name.startswith("feature_extractor.")}
-    assert weights.heard(str(model)) == {"0123456789abcdef", *heard.read_text().split()}
+    assert weights.pretraining_digests(str(model)) == {
+        "0123456789abcdef",
+        *heard.read_text().split(),
+    }
     assert weights.own_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
         pretrain_encoder.pretrain_contrastive(run, str(model), schedule)
@@ -174,7 +179,7 @@ def test_the_shipped_encoders_are_those_on_record(name):
     """The card names the weights' checksum: whoever changes them writes about it there."""
     folder = weights.EMBEDDED[name]
     files = {path.name for path in folder.iterdir()}
-    assert files == {"config.json", "heard.txt", "model.safetensors", "README.md"}
+    assert files == {"config.json", "pretraining_recordings.txt", "model.safetensors", "README.md"}
     stored = folder / "model.safetensors"
     assert stored.stat().st_size < 16e6
     assert file_digest(stored) in (folder / "README.md").read_text()
@@ -206,7 +211,11 @@ def test_the_wav2vec2_is_the_hubert_gone_on():
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved and not [name for name in moved if name.startswith("feature_extractor.")]
     assert list(map(weights.own_objective, weights.EMBEDDED)) == ["clusters", "contrastive"]
-    assert weights.heard("embedded") == weights.heard("embedded-wav2vec2") != set()
+    assert (
+        weights.pretraining_digests("embedded")
+        == weights.pretraining_digests("embedded-wav2vec2")
+        != set()
+    )
 
 
 def test_the_shipped_encoder_still_hears_emotion_gender_and_speakers(tmp_path):

@@ -18,7 +18,7 @@ from gmp_utils.evaluation import comparison
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
 from gmp_utils.stages import finetune
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import commit_outputs
@@ -166,7 +166,7 @@ def classified(tmp_path_factory, tiny_encoder):
     """A run of noise and one classifier; speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
     run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run")
     start = {"use_gmps": False, "network": SMALL}
-    once = Schedule(1e-3, epochs=1, batch_seconds=10, batch_size=8)
+    once = TrainingConfig(1e-3, epochs=1, batch_seconds=10, batch_size=8)
     finetune.finetune(str(run), 1, str(tiny_encoder), "ams", once, **start)
     return run
 

@@ -148,7 +148,7 @@ def test_clusters_that_are_the_emotions_tell_all_of_them():
     rows_of_one = probe_layers.cluster_layer(x[: len(alone)], alone, "validation", [5], 0)
     assert [row["known"] for row in rows_of_one] == ["emotion", "emotion, where it is"]
     # half of the frames in one cluster, an eighth in each of four: exp(entropy) = 2^(1/2 + 4 · 3/8)
-    assert rows.occupancy.tolist() == pytest.approx([2**2 / 5] * 4)
+    assert rows.cluster_usage.tolist() == pytest.approx([2**2 / 5] * 4)
 
 
 def test_maps_are_turned_onto_each_other(monkeypatch):

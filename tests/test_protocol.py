@@ -44,10 +44,10 @@ def test_strict_is_the_default_and_hears_the_least():
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
     assert strict.unsupervised_parts == ("train",)
-    assert strict.compared_on == "validation"
+    assert strict.selection_part == "validation"
     loose = make_protocol(manifest, selection="oracle", transductive=True)
     assert loose.unsupervised_parts == ("train", "validation", "test")
-    assert loose.compared_on == "test"
+    assert loose.selection_part == "test"
 
 
 @pytest.mark.parametrize(("share", "women", "men"), [(0.5, 4, 4), (0.75, 6, 2), (1, 8, 0)])
@@ -57,7 +57,7 @@ def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, 
     everyone = make_protocol(manifest, "leave-one-speaker-out").parts(manifest, 5)
     trained = manifest.gender[everyone == "train"].value_counts().to_dict()
     assert trained == {"female": 16, "male": 8}
-    protocol = make_protocol(manifest, "leave-one-speaker-out", women_share=share)
+    protocol = make_protocol(manifest, "leave-one-speaker-out", female_share=share)
     parts = protocol.parts(manifest, 5)
     trained = manifest.gender[parts == "train"]
     assert ((trained == "female").sum(), (trained == "male").sum()) == (women, men)
@@ -80,7 +80,7 @@ def test_every_rule_can_be_read_aloud():
         ({"selection": "last"}, "the last epoch is reported"),
         ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
         ({"transductive": True}, "TRANSDUCTIVE"),
-        ({"women_share": 0.8}, "80% of the training utterances are women's"),
+        ({"female_share": 0.8}, "80% of the training utterances are women's"),
         ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
     ]
     for rules, said in departures:
@@ -110,7 +110,7 @@ def test_one_speaker_is_left_out():
 def test_validation_may_be_a_share_of_the_training_utterances():
     manifest = pd.concat([speakers_manifest(5, 5)] * 5, ignore_index=True)
     protocol = make_protocol(manifest, validation="share")
-    assert protocol.compared_on == "validation"
+    assert protocol.selection_part == "validation"
     parts = protocol.parts(manifest, 2)
     assert parts.value_counts().to_dict() == {"train": 144, "test": 40, "validation": 16}
     assert set(manifest.speaker[parts == "validation"]) <= set(manifest.speaker[parts == "train"])
@@ -120,7 +120,7 @@ def test_validation_may_be_a_share_of_the_training_utterances():
 def test_there_may_be_no_validation():
     manifest = speakers_manifest(2, 2)
     protocol = make_protocol(manifest, n_folds=2, validation="none", selection="last")
-    assert protocol.compared_on == "test"
+    assert protocol.selection_part == "test"
     assert protocol.parts(manifest, 1).value_counts().to_dict() == {"train": 8, "test": 8}
     with pytest.raises(GmpError, match='leaves nothing to choose an epoch on: selection "last"'):
         make_protocol(manifest, validation="none")

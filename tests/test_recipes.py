@@ -11,13 +11,13 @@ from conftest import QUICK, snakemake, write_noise_corpus
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import collect, tables
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import experiments
 from gmp_utils.runs.files import read_json
 from gmp_utils.stages import baselines, finetune, generate_gmps, retrain, train_multitask
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 RECIPES = sorted(path.stem for path in experiments.RECIPES.glob("*.yaml"))
 needs_opensmile = pytest.mark.skipif(
@@ -126,7 +126,7 @@ def test_the_svm_is_learnt_and_chosen_without_the_test_speakers(tmp_path, monkey
     """Features that tell the emotion; those of the test speakers are spoilt, and nothing else changes."""
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
-    parts = corpus.split(1)
+    parts = corpus.partition(1)
     rng, names = np.random.default_rng(0), corpus.manifest.index
     table = pd.DataFrame(rng.normal(size=(len(names), 8)), names)
     heard = baselines._svm
@@ -179,7 +179,7 @@ def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
     for name in ("", "gmp-tl", "v-ft"):
         run = str(tmp_path / (name or "plain"))
         experiments.write(experiments.plan({"RECIPE": name, "RUN": run}))
-        found[name] = experiments.told(run)
+        found[name] = experiments.read_declaration(run)
     for name in ("", "gmp-tl"):
         assert found[name]["runs"][0]["variant"] is None
         assert "GMPs" in found[name]["paper"]
@@ -193,7 +193,7 @@ def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
     """With its own losses, masks, heads and activation; clips shorter than a mask, and no genders known."""
     run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
     given = experiments.recipe("p-tapt")
-    trained = Network(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
+    trained = HeadConfig(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
     stage = train_multitask.train_multitask(
         run, 1, encoder, QUICK, given["alpha"], trained, given["frame_weight"]
     )
@@ -205,20 +205,20 @@ def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
     frames = generate_gmps.frame_table(open_corpus(run), labels, labels.utterances)
     assert [*generate_gmps.agreement(frames, scales)] == ["K = 4", "K = 8", "emotion", "speaker"]
     masking = Masking(given["mask_probability"], 60)
-    updates = Schedule(1e-3, updates=4, batch_seconds=10)
+    updates = TrainingConfig(1e-3, max_steps=4, batch_seconds=10)
     stage = retrain.retrain(
         run, 1, encoder, updates, masking=masking, activation=given["activation"], projection_size=8
     )
     table = retrain.accuracies(run, 1)
     assert table.index.tolist() == ["K = 4", "K = 8"]
     assert table.accuracy.between(0, 1).all()
-    head = Network(head=given["head"], spec_augment=True, class_weights=True)
+    head = HeadConfig(head=given["head"], spec_augment=True, class_weights=True)
     finetune.finetune(run, 1, encoder, "ce", QUICK, network=head)
     baselines.classify(run, 1, "majority")
     predictions = collect.collect(run)
     assert set(predictions.loss) == {"CE", "majority"}
     assert "no GMPs, majority" in tables.by_fold(predictions).index
-    frozen = Network(head="linear", mix_layers=True, train_encoder=False, projection_size=8)
+    frozen = HeadConfig(head="linear", mix_layers=True, train_encoder=False, projection_size=8)
     finetune.finetune(run, 1, encoder, "ce", QUICK, use_gmps=False, network=frozen)
     table = collect.training_costs(run).set_index(["variant", "loss"])
     assert table.parameters["no GMPs", "majority"] == 0

@@ -75,7 +75,7 @@ def sound():
 
 def probabilities(recognizer, waveform):
     """By the network's own parts, of a waveform alone."""
-    samples = torch.from_numpy(audio.normalise(waveform))[None]
+    samples = torch.from_numpy(audio.normalize(waveform))[None]
     with torch.inference_mode():
         states, valid = recognizer.network.hidden_states(
             samples, torch.tensor([len(waveform)]), layers=(0, -1)
@@ -87,26 +87,26 @@ def probabilities(recognizer, waveform):
 
 
 def test_windows_by_hand():
-    starts, edges = recognize.spans(100, 100, 50)
+    starts, edges = recognize.window_grid(100, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0], [0, 100])
-    starts, edges = recognize.spans(40, 100, 50)
+    starts, edges = recognize.window_grid(40, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0], [0, 40])
-    starts, edges = recognize.spans(200, 100, 50)
+    starts, edges = recognize.window_grid(200, 100, 50)
     assert (starts.tolist(), edges.tolist()) == ([0, 50, 100], [0, 75, 125, 200])
-    starts, edges = recognize.spans(230, 100, 50)  # four windows, 130 / 3 apart
+    starts, edges = recognize.window_grid(230, 100, 50)  # four windows, 130 / 3 apart
     assert (starts.tolist(), edges.tolist()) == ([0, 43, 87, 130], [0, 71, 115, 158, 230])
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_windows_are_slices_however_the_pieces_come(size):
     whole = np.arange(230, dtype=np.float32)
-    starts, _ = recognize.spans(230, 100, 50)
+    starts, _ = recognize.window_grid(230, 100, 50)
     pieces = (whole[at : at + size] for at in range(0, 230, size))
-    found = dict(recognize.cut(pieces, starts, 100))
+    found = dict(recognize.iter_windows(pieces, starts, 100))
     assert list(found) == [0, 1, 2, 3]
     for number, waveform in found.items():
         assert (waveform == whole[starts[number] : starts[number] + 100]).all()
-    (only,) = recognize.cut(iter([whole[:30], whole[30:40]]), np.array([0]), 100)
+    (only,) = recognize.iter_windows(iter([whole[:30], whole[30:40]]), np.array([0]), 100)
     assert (only[1] == whole[:40]).all()
 
 
@@ -306,8 +306,8 @@ def test_what_is_published_is_calibrated_and_says_what_it_is_worth(classified, p
     expected = temperature(held_out[emotions].to_numpy(), labels)
     assert metrics["temperature"] == pytest.approx(expected, rel=1e-3)
     assert set(metrics) == {
-        "temperature", "emotion_uar", "calibration_error_as_trained", "calibration_error",
-        "speech_heard", "altered_speech_heard", "noise_refused", "gender_uar", "arousal_ccc",
+        "temperature", "emotion_uar", "ece_uncalibrated", "calibration_error",
+        "speech_recall", "noisy_speech_recall", "noise_specificity", "gender_uar", "arousal_ccc",
     }  # fmt: skip
     assert sorted(path.name for path in published.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json"
@@ -475,7 +475,7 @@ def test_every_network_can_be_used(kind, norm, network, corpus, tmp_path, sound)
     recognizer = publish.open_recognizer(run)
     (row,) = recognize.recognize(sound[: 3 * SECOND], recognizer, SECOND).to_dict("records")
     classifier = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
-    samples = torch.from_numpy(audio.normalise(sound[: 3 * SECOND]))[None]
+    samples = torch.from_numpy(audio.normalize(sound[: 3 * SECOND]))[None]
     with torch.inference_mode():
         feature = classifier.embed(samples, torch.tensor([3 * SECOND]))
         logits = classifier.logits(feature)[0] / recognizer.config.temperature

@@ -9,7 +9,7 @@ from gmp_utils import GmpError
 from gmp_utils.runs import notebook
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
-from gmp_utils.runs.stage import SHARED, identity, make_stage, notebook_sources, sources
+from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, notebook_sources, sources
 
 
 def make(folder, build, **changes):
@@ -55,7 +55,7 @@ def test_an_interrupted_stage_is_not_there_and_goes_on(tmp_path):
         make(tmp_path / "s", broken)
     assert not (tmp_path / "s").exists()
     with pytest.raises(GmpError, match="01_prepare_data"):
-        identity(tmp_path / "01_prepare_data")
+        check_and_identify(tmp_path / "01_prepare_data")
     found = []
     make(tmp_path / "s", lambda folder: found.append((folder / "half.txt").exists()))
     assert found == [True]
@@ -84,20 +84,20 @@ def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
     make(first, lambda folder: None)
     make(second, lambda folder: None, stages=[first])
     make(third, lambda folder: None, stages=[second])
-    before = identity(third)
+    before = check_and_identify(third)
     make(first, lambda folder: None, parameters={"a": 2})
     for folder in (second, third):
         with pytest.raises(
             GmpError, match=r"02_train_multitask was made from another .*01_prepare"
         ):
-            identity(folder)
+            check_and_identify(folder)
     make(second, lambda folder: None, stages=[first])
     with pytest.raises(
         GmpError, match=r"ce was made from another .*02_train.*06_finetune\.ipynb again"
     ):
-        identity(third)
+        check_and_identify(third)
     make(third, lambda folder: None, stages=[second])
-    assert identity(third) != before
+    assert check_and_identify(third) != before
 
 
 def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, capsys):
@@ -112,7 +112,7 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
     make(tmp_path / "apart" / "s", build)
     make(tmp_path / "too" / "s", build)
     assert len(calls) == 2
-    (tmp_path / SHARED).mkdir()
+    (tmp_path / CACHE).mkdir()
     make(first, build)
     (first / "headline.json").write_text("{}")
     make(second, build)
@@ -120,7 +120,7 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
     assert "b/s is shared with" in capsys.readouterr().out
     assert (second / "inside" / "result.txt").samefile(first / "inside" / "result.txt")
     assert not (second / "headline.json").exists()
-    assert identity(first) == identity(second)
+    assert check_and_identify(first) == check_and_identify(second)
     make(tmp_path / "c" / "s", build, parameters={"a": 2})
     assert len(calls) == 4
     make(first, build, parameters={"a": 3})  # what the note points to is another stage by now

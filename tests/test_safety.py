@@ -19,16 +19,16 @@ from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.encoder import SpeechModel
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
-from gmp_utils.runs.files import _seen, alone, file_digests, write_json
+from gmp_utils.runs.files import _seen, exclusive_lock, file_digests, write_json
 from gmp_utils.runs.paths import notebook_of
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.stage import check_and_identify
 from gmp_utils.stages import finetune, train_multitask
 from gmp_utils.training import trainer
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
-THREE = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
+THREE = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
 
 
 class Payload:
@@ -195,11 +195,11 @@ def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path, tiny_
         _seen.clear()  # as another process would see it
         said = f"nothing of {notebook_of(stage)} there yet|Remove .*{stage.name} and run"
         with pytest.raises(GmpError, match=said):
-            identity(stage)
+            check_and_identify(stage)
         path.write_bytes(content)
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         _seen.clear()
-        identity(stage)
+        check_and_identify(stage)
     tried(f"artifact: {fault.__name__} a file", len(files), "named, with what to do")
 
 
@@ -290,7 +290,7 @@ def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
     assert len(waiting) == 1
     assert any(f"is being made by process {pid} on " in waiting[0] for pid in pids)
     assert "is there, made with the same parameters" in waiting[0]
-    identity(run / "fold1" / "02_train_multitask")
+    check_and_identify(run / "fold1" / "02_train_multitask")
     tried("two processes at one stage", 1, "the second waited, and said for whom")
 
 
@@ -303,11 +303,11 @@ def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path):
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         named = rf"runs/x is being made by process {holder.pid} on \S+, since 20"
-        with pytest.raises(GmpError, match=named), alone(lock, "runs/x", wait=False):
+        with pytest.raises(GmpError, match=named), exclusive_lock(lock, "runs/x", wait=False):
             pass
         holder.kill()
     began = time.monotonic()
-    with alone(lock, "runs/x", wait=False):
+    with exclusive_lock(lock, "runs/x", wait=False):
         assert time.monotonic() - began < 1
 
 
@@ -342,7 +342,7 @@ def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
     before = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
     with pytest.raises(GmpError, match=r"05_retrain/model/model\.safetensors: is not what it was"):
         finetune.finetune(
-            str(run), 1, str(tiny_encoder), "ams", QUICK, network=Network(head_layer=-2)
+            str(run), 1, str(tiny_encoder), "ams", QUICK, network=HeadConfig(head_layer=-2)
         )
     after = pd.read_parquet(run / "fold1/06_finetune/gmps/ams/predictions.parquet")
     pd.testing.assert_frame_equal(before, after)

@@ -29,7 +29,7 @@ from gmp_utils.stages import (
 )
 from gmp_utils.training import features, trainer
 from gmp_utils.training.kmeans import assign, fit_kmeans
-from gmp_utils.training.trainer import Schedule
+from gmp_utils.training.trainer import TrainingConfig
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +73,14 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
     assert table.times["GMPs", "CE then AMS"] == pytest.approx(chain / plain)
     assert (table["peak MB"] > 100).all()
     corpus = open_corpus(str(finished.parent))
-    heard = QUICK.epochs * corpus.manifest.duration[corpus.split(1)["train"]].sum()
+    heard = QUICK.epochs * corpus.manifest.duration[corpus.partition(1)["train"]].sum()
     assert table["audio s per s"]["no GMPs", "AMS"] == pytest.approx(heard / plain)
     assert results.inference_speed(str(finished.parent)) > 0
 
 
 def test_training_moves_layers_and_nothing_else_does(finished, tiny_encoder):
     models = {"untouched": tiny_encoder, "retrained": finished / "05_retrain" / "model"}
-    table = probe_layers.moved(str(finished.parent), 1, str(tiny_encoder), models)
+    table = probe_layers.cka_to_pretrained(str(finished.parent), 1, str(tiny_encoder), models)
     found = table.pivot(index="layer", columns="model", values="cka")
     assert found.index.tolist() == [0, 1, 2, 3, 4]
     np.testing.assert_allclose(found.untouched, 1, atol=1e-6)
@@ -134,7 +134,7 @@ def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
 
 def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, monkeypatch):
     """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
-    schedule = Schedule(1e-3, epochs=3, batch_seconds=10, batch_size=8)
+    schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
     whole = train_multitask.train_multitask(
         str(plain), 1, str(tiny_encoder), schedule, network=SMALL
@@ -198,7 +198,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
     """Every row of the history has its losses, also the last; means over the steps in between."""
     run = write_noise_corpus(tmp_path / "run")
     shutil.copytree(finished, run / "fold1")
-    schedule = Schedule(1e-3, updates=23, batch_seconds=10)
+    schedule = TrainingConfig(1e-3, max_steps=23, batch_seconds=10)
     stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, projection_size=8)
     history = pd.read_csv(stage / "history.csv")
     assert history.step.tolist() == [*range(2, 23, 2), 23]
@@ -208,7 +208,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
 def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     with pytest.raises(GmpError, match=r"the loss is .* at step .*lower learning_rate"):
-        schedule = Schedule(1e30, epochs=5)
+        schedule = TrainingConfig(1e30, epochs=5)
         train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     assert not (run / "fold1" / "02_train_multitask").exists()
 
@@ -220,8 +220,8 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     assert (config.hidden_size, config.num_hidden_layers) == (768, 12)
     HubertModel(config).save_pretrained(tmp_path / "base")
     run = write_noise_corpus(tmp_path / "run")
-    once = Schedule(1e-4, epochs=1, batch_seconds=20)
-    fold = run_series(run, tmp_path / "base", once, updates=2, scales=(4,))
+    once = TrainingConfig(1e-4, epochs=1, batch_seconds=20)
+    fold = run_series(run, tmp_path / "base", once, max_steps=2, scales=(4,))
     probe_layers.probe_layers(str(run), 1, "retrained", str(tmp_path / "base"), [4], 30)
     probes = pd.read_parquet(fold / "03_probe_layers" / "retrained" / "probes.parquet")
     assert probes.layer.max() == 12
@@ -238,7 +238,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
     corpus = open_corpus(str(run))
     waveforms = np.load(run / "recordings" / "waveforms.npy", mmap_mode="r+")
     store = Ragged(waveforms, corpus.waveforms.utterances, list(corpus.waveforms.lengths.values()))
-    test = corpus.split(1)["test"]
+    test = corpus.partition(1)["test"]
     assert set(corpus.manifest.speaker[test]) == set(corpus.protocol.folds[0])
     for name in test:
         store[name][:] = np.random.default_rng(1).normal(500, 900, len(store[name]))
@@ -268,7 +268,7 @@ def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transdu
     train_multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
     stage = generate_gmps.generate_gmps(str(run), 1, -3, [5])
     corpus = open_corpus(str(run))
-    parts = corpus.split(1)
+    parts = corpus.partition(1)
     heard = parts["train"] + (parts["validation"] + parts["test"]) * transductive
     from gmp_utils.models.encoder import SpeechModel
     from gmp_utils.training import features
@@ -298,7 +298,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
     fold = run_series(run, tiny_encoder)
     probes = probe_layers.probe_layers(str(run), 1, "encoder", str(tiny_encoder), [4], 60)
     assert set(pd.read_parquet(probes / "probes.parquet").task) >= {"emotion", "gender"}
-    compared = open_corpus(str(run)).protocol.compared_on
+    compared = open_corpus(str(run)).protocol.selection_part
     assert set(pd.read_parquet(probes / "maps.parquet").part) == {"train", compared}
     stages = sorted(path.parent for path in fold.glob("06_finetune/*/*/predictions.parquet"))
     assert len(stages) == 4
@@ -385,7 +385,7 @@ def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder
     stage = generate_gmps.generate_gmps(run, 1, -2, [4], kmeans_frames=300, seed=5, **options)
     assert not list(stage.glob("frames*"))
     corpus, model = open_corpus(run), SpeechModel.load(str(tiny_encoder))
-    heard, inputs = corpus.split(1)["train"], features.model_inputs(model, corpus)
+    heard, inputs = corpus.partition(1)["train"], features.model_inputs(model, corpus)
     frames = features.layer_frames(model, inputs, heard, -2, tmp_path / "frames")
     assert len(frames.values) > 400
     (expected,) = fit_kmeans(frames.sample(heard, 300, 5), [4], 5)
@@ -467,11 +467,11 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
         generate_gmps.generate_gmps(run, 1, -3, [])
     with pytest.raises(GmpError, match='run loss "ce" first'):
         finetune.finetune(run, 1, encoder, "ce-then-ams", QUICK, use_gmps=False)
-    for wrong in ({"epochs": 0}, {"epochs": 2, "updates": 2}, {"updates": -1}):
+    for wrong in ({"epochs": 0}, {"epochs": 2, "max_steps": 2}, {"max_steps": -1}):
         with pytest.raises(GmpError, match="expected one of them above 0"):
-            Schedule(1e-3, **wrong)
+            TrainingConfig(1e-3, **wrong)
     with pytest.raises(GmpError, match="batch_seconds: found 0"):
-        Schedule(1e-3, epochs=1, batch_seconds=0)
+        TrainingConfig(1e-3, epochs=1, batch_seconds=0)
     with pytest.raises(GmpError, match="model: found 'best'"):
         probe_layers.probe_layers(run, 1, "best", encoder, [4])
 

@@ -55,7 +55,7 @@ if __name__ == "__main__":
     pending = set(table.output_file[table.pending])
     missing = [one for one in trainings if one[-1] in pending]
     print(f"{planned.folder}: {len(trainings)} runs, {len(trainings) - len(missing)} done")
-    for variant, why in experiments.told(planned.folder)["impossible"].items():
+    for variant, why in experiments.read_declaration(planned.folder)["impossible"].items():
         print(f"not possible: {variant}, {why}")
     if planned.experiment and missing:
         for (variant, seed), own in pd.DataFrame(missing).groupby([0, 1], sort=False):

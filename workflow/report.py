@@ -13,7 +13,7 @@ from pathlib import Path
 from nbconvert import HTMLExporter
 
 from gmp_utils.runs import experiments
-from gmp_utils.runs.paths import NOTEBOOKS, run_folder, shown
+from gmp_utils.runs.paths import NOTEBOOKS, display_path, run_folder
 
 # What nbconvert's page would fetch, and notebook 07 does not use.
 FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")
@@ -25,11 +25,11 @@ def write_page(executed: Path, folder: Path) -> None:
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
     page, _ = HTMLExporter(**hidden, **offline).from_filename(str(executed))
     (folder / "report.html").write_text(page, encoding="utf-8")
-    print(shown(folder / "report.html"))
+    print(display_path(folder / "report.html"))
 
 
 planned = experiments.plan(os.environ)
-experiments.begin(planned, looking=True)
+experiments.prepare(planned, looking=True)
 folders = {run.folder: run_folder(run.folder) for run in planned.runs if run.personal}
 for name, folder in folders.items():
     executed = folder / "notebooks" / "08_personalize.ipynb"

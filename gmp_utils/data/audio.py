@@ -56,8 +56,8 @@ def decode(path: str) -> np.ndarray:
 
 def length(path: str) -> int:
     """Samples at 16 kHz of a recording of any length, as its header says; raises as `stream`."""
-    with opened(path) as recording:
-        _, last = span(recording, path, 0.0, None, math.inf)
+    with open_audio(path) as recording:
+        _, last = sample_range(recording, path, 0.0, None, math.inf)
         return resampled_length(last, recording.samplerate)
 
 
@@ -78,8 +78,8 @@ def stream(path: str) -> Iterator[np.ndarray]:
     GmpError
         As `decode` does, but for the length; also when a damaged part is reached.
     """
-    with opened(path) as recording:
-        _, last = span(recording, path, 0.0, None, math.inf)
+    with open_audio(path) as recording:
+        _, last = sample_range(recording, path, 0.0, None, math.inf)
         recording.seek(0)
         rate = recording.samplerate
         step = rate // math.gcd(rate, SAMPLE_RATE)  # after so many the resampler begins alike
@@ -103,7 +103,7 @@ def stream(path: str) -> Iterator[np.ndarray]:
 
 
 @contextmanager
-def opened(path: str) -> Iterator[soundfile.SoundFile]:
+def open_audio(path: str) -> Iterator[soundfile.SoundFile]:
     """Open a recording; what libsndfile cannot read is refused in words."""
     if not os.path.isfile(path):
         raise GmpError(f"{path}: not there, or not a file.")
@@ -117,8 +117,8 @@ def opened(path: str) -> Iterator[soundfile.SoundFile]:
 
 def read(path: str, start: float, end: float | None) -> tuple[np.ndarray, int]:
     """Samples (samples, channels) as they are, and their rate."""
-    with opened(path) as recording:
-        first, last = span(recording, path, start, end)
+    with open_audio(path) as recording:
+        first, last = sample_range(recording, path, start, end)
         recording.seek(first)
         samples = recording.read(last - first, dtype="float32", always_2d=True)
         rate = recording.samplerate
@@ -175,7 +175,7 @@ def check_rate(what: str, rate: int) -> None:
         )
 
 
-def span(
+def sample_range(
     recording: soundfile.SoundFile,
     path: str,
     start: float,
@@ -221,7 +221,7 @@ def _count(recording: soundfile.SoundFile, path: str, n_samples: int) -> None:
         found += len(block)
 
 
-def normalise(waveform: np.ndarray) -> np.ndarray:
+def normalize(waveform: np.ndarray) -> np.ndarray:
     """Zero mean and unit variance, over this utterance alone and before any padding.
 
     Parameters
@@ -249,7 +249,7 @@ def log_mel(waveform: np.ndarray) -> np.ndarray:
     mel : (40, n_frames) float32
     """
     transform = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **MEL)
-    return torch.log(transform(torch.from_numpy(normalise(waveform))) + 1e-3).numpy()
+    return torch.log(transform(torch.from_numpy(normalize(waveform))) + 1e-3).numpy()
 
 
 @cache
@@ -270,9 +270,19 @@ def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
     -------
     frames : (n_frames, 39) float32
     """
-    mfcc = _mfcc()(torch.from_numpy(normalise(waveform)))
+    mfcc = _mfcc()(torch.from_numpy(normalize(waveform)))
     delta = torchaudio.functional.compute_deltas(mfcc)
     return torch.cat([mfcc, delta, torchaudio.functional.compute_deltas(delta)]).T.numpy()
+
+
+def to_int16(waveform: np.ndarray) -> np.ndarray:
+    """Samples from -1 to 1 as int16, full scale at 32767; louder ones are clipped."""
+    return np.round(waveform.clip(-1, 1) * 32767).astype(np.int16)
+
+
+def to_float(samples: np.ndarray) -> np.ndarray:
+    """int16 samples as float32 from -1 to 1, the inverse of `to_int16`."""
+    return samples.astype(np.float32) / 32767
 
 
 def wav(waveform: np.ndarray) -> bytes:

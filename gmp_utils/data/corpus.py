@@ -12,7 +12,7 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import PREPARE_DATA, run_folder
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.stage import check_and_identify
 
 RECORDINGS = "recordings"  # in the run's folder: decoded once, whatever is made of them
 MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
@@ -76,7 +76,7 @@ class Corpus:
         values = sorted(self.manifest[column].unique())
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
-    def split(self, fold: int) -> dict[str, list[str]]:
+    def partition(self, fold: int) -> dict[str, list[str]]:
         """Utterances of a fold's train, validation and test part, each in order of length."""
         parts = self.protocol.parts(self.manifest, fold)
         ordered = self.manifest.duration.sort_values(kind="stable").index
@@ -90,7 +90,7 @@ class Corpus:
         Parameters
         ----------
         encoder : str
-            See `gmp_utils.runs.weights.heard`.
+            See `gmp_utils.runs.weights.pretraining_digests`.
         fold : int
 
         Raises
@@ -100,7 +100,7 @@ class Corpus:
         """
         parts = self.protocol.parts(self.manifest, fold)
         held_out = self.manifest[parts.isin(["validation", "test"])]
-        known = held_out.utterance[held_out.digest.isin(weights.heard(encoder))]
+        known = held_out.utterance[held_out.digest.isin(weights.pretraining_digests(encoder))]
         if len(known) and not self.protocol.transductive:
             raise GmpError(
                 f"encoder {encoder!r} was pre-trained on {len(known)} recordings that fold {fold} "
@@ -117,8 +117,8 @@ def open_corpus(run_dir: str) -> Corpus:
         If it is not there; says which notebook makes it.
     """
     folder = run_folder(run_dir) / PREPARE_DATA
-    identity(folder)
-    identity(folder.parent / RECORDINGS)
+    check_and_identify(folder)
+    check_and_identify(folder.parent / RECORDINGS)
     return Corpus(
         manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
         waveforms=Ragged.open(folder.parent / RECORDINGS / "waveforms"),

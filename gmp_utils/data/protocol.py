@@ -7,7 +7,7 @@ import pandas as pd
 
 from gmp_utils import GmpError
 
-FOLDINGS = {
+FOLD_RULES = {
     "session": "by session",
     "speaker": "by speaker",
     "leave-one-speaker-out": "of one speaker each",
@@ -36,7 +36,7 @@ class Protocol:
     Attributes
     ----------
     fold_by : str
-        What a fold holds out, one of `FOLDINGS`.
+        What a fold holds out, one of `FOLD_RULES`.
     folds : tuple of tuple of str
         The speakers that each fold tests on; fold 1 comes first.
     validation : str
@@ -48,7 +48,7 @@ class Protocol:
     transductive : bool
         Whether what needs no labels may hear the held-out speakers: clustering, retraining, and the
         encoder's own pre-training.
-    women_share : float or None
+    female_share : float or None
         Share of women among the training utterances: every share is drawn from as many utterances as
         the smaller gender has. None takes all training utterances.
     """
@@ -59,7 +59,7 @@ class Protocol:
     validation_folds: tuple[tuple[str, ...], ...]
     selection: str
     transductive: bool
-    women_share: float | None
+    female_share: float | None
 
     def __post_init__(self):
         for name in ("folds", "validation_folds"):
@@ -87,7 +87,7 @@ class Protocol:
         return cls(**values)
 
     @property
-    def compared_on(self) -> str:
+    def selection_part(self) -> str:
         """The part of a fold that epochs and layers are compared on."""
         return "test" if self.selection == "oracle" or self.validation == "none" else "validation"
 
@@ -97,10 +97,10 @@ class Protocol:
         return PARTS if self.transductive else ("train",)
 
     @property
-    def folding(self) -> str:
+    def describe_folds(self) -> str:
         """Its folds in a few words."""
         folds = "1 fold" if len(self.folds) == 1 else f"{len(self.folds)} folds"
-        return f"{folds} {FOLDINGS[self.fold_by]}"
+        return f"{folds} {FOLD_RULES[self.fold_by]}"
 
     def describe(self) -> str:
         """The protocol in one sentence."""
@@ -109,12 +109,12 @@ class Protocol:
             if self.transductive
             else "clustering and retraining hear training speakers only"
         )
-        if self.women_share is not None:
+        if self.female_share is not None:
             heard += (
-                f"; {self.women_share:.0%} of the training utterances are women's, the rest unused"
+                f"; {self.female_share:.0%} of the training utterances are women's, the rest unused"
             )
         return (
-            f"{self.folding}, test speakers disjoint from training; "
+            f"{self.describe_folds}, test speakers disjoint from training; "
             f"{VALIDATIONS[self.validation]}; {heard}; {SELECTIONS[self.selection]}."
         )
 
@@ -147,7 +147,7 @@ class Protocol:
             training = parts.index[parts == "train"]
             chosen = np.random.default_rng(fold).permutation(len(training))
             parts[training[chosen[: max(round(SHARE * len(training)), 1)]]] = "validation"
-        if self.women_share is not None:
+        if self.female_share is not None:
             training = manifest[parts == "train"].sample(frac=1, random_state=fold)
             alike = training.groupby(["gender", "emotion"]).emotion
             turn = alike.cumcount() / alike.transform(
@@ -155,7 +155,7 @@ class Protocol:
             )  # so that every emotion keeps its share
             training = training.loc[turn.sort_values(kind="stable").index]
             size = training.gender.value_counts().reindex(["female", "male"], fill_value=0).min()
-            n_women = round(self.women_share * size)
+            n_women = round(self.female_share * size)
             women, men = (training.index[training.gender == name] for name in ("female", "male"))
             parts[training.index] = UNUSED
             parts[women[:n_women].union(men[: size - n_women])] = "train"
@@ -225,7 +225,7 @@ def make_protocol(
     validation: str = "speakers",
     selection: str = "validation",
     transductive: bool = False,
-    women_share: float | None = None,
+    female_share: float | None = None,
 ) -> Protocol:
     """Lay out the folds of a corpus.
 
@@ -243,7 +243,7 @@ def make_protocol(
     validation : str
         One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the last fold's
         are the first's); those of a split are its own, or one in `n_folds` of its training speakers.
-    selection, transductive, women_share
+    selection, transductive, female_share
         See `Protocol`.
 
     Raises
@@ -255,20 +255,20 @@ def make_protocol(
     has_sessions = "session" in manifest and manifest.session.notna().all()
     recurring = pd.Series(dtype=object)
     if has_sessions:
-        recurring = _torn(manifest.speaker, manifest.session)
+        recurring = _in_several_parts(manifest.speaker, manifest.session)
     n_corpora = manifest.corpus.nunique()
     if fold_by == "auto" and n_corpora > 1:
         fold_by = "cross-corpus"
     elif fold_by == "auto":
         fold_by = "session" if has_sessions and recurring.empty else "speaker"
-    rules = {"fold_by": FOLDINGS, "validation": VALIDATIONS, "selection": SELECTIONS}
+    rules = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
     given = {"fold_by": fold_by, "validation": validation, "selection": selection}
     for name, known in rules.items():
         if given[name] not in known:
             raise GmpError(f"{name} {given[name]!r}: expected one of {', '.join(known)}.")
-    if women_share is not None and not 0 <= women_share <= 1:
+    if female_share is not None and not 0 <= female_share <= 1:
         raise GmpError(
-            f"women_share: found {women_share}, expected 0 to 1, or -1 for all there are."
+            f"female_share: found {female_share}, expected 0 to 1, or -1 for all there are."
         )
     if (fold_by == "cross-corpus") != (n_corpora > 1):
         raise GmpError(
@@ -277,7 +277,7 @@ def make_protocol(
     if validation == "none" and selection == "validation":
         raise GmpError('validation "none" leaves nothing to choose an epoch on: selection "last".')
     if fold_by in ("split", "cross-corpus"):
-        folds, validating = _official(manifest, n_folds if validation == "speakers" else 1)
+        folds, validating = _official_split(manifest, n_folds if validation == "speakers" else 1)
     elif fold_by == "session":
         if not has_sessions:
             raise GmpError('fold_by "session": the corpus names no sessions; use "speaker".')
@@ -288,7 +288,9 @@ def make_protocol(
             )
         folds = manifest.groupby("session").speaker.unique().sort_index().tolist()
     else:
-        folds = _deal(manifest, n_folds if fold_by == "speaker" else manifest.speaker.nunique())
+        folds = _speaker_groups(
+            manifest, n_folds if fold_by == "speaker" else manifest.speaker.nunique()
+        )
     if fold_by not in ("split", "cross-corpus"):
         validating = folds[1:] + folds[:1]
         needed = 3 if validation == "speakers" else 2
@@ -300,17 +302,17 @@ def make_protocol(
         validating = [() for _ in folds]
     ordered = [[sorted(speakers) for speakers in part] for part in (folds, validating)]
     return Protocol(
-        fold_by, ordered[0], validation, ordered[1], selection, transductive, women_share
+        fold_by, ordered[0], validation, ordered[1], selection, transductive, female_share
     )
 
 
-def _torn(speakers: pd.Series, places: pd.Series) -> pd.Series:
+def _in_several_parts(speakers: pd.Series, places: pd.Series) -> pd.Series:
     """Speakers who are in more than one place, with their places."""
     found = places.groupby(speakers).unique()
     return found[found.map(len) > 1]
 
 
-def _deal(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
+def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
     """Groups of speakers, women and men dealt out evenly."""
     if manifest.speaker.nunique() < n_groups:
         raise GmpError(f"n_folds {n_groups}: there are {manifest.speaker.nunique()} speakers.")
@@ -318,7 +320,9 @@ def _deal(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
     return [ordered[group::n_groups].tolist() for group in range(n_groups)]
 
 
-def _official(manifest: pd.DataFrame, n_folds: int) -> tuple[list[list[str]], list[list[str]]]:
+def _official_split(
+    manifest: pd.DataFrame, n_folds: int
+) -> tuple[list[list[str]], list[list[str]]]:
     """Test and validation speakers of a corpus's own split."""
     split = (
         manifest.split if "split" in manifest else pd.Series(np.nan, manifest.index, dtype=object)
@@ -331,7 +335,7 @@ def _official(manifest: pd.DataFrame, n_folds: int) -> tuple[list[list[str]], li
             f'fold_by "split": the corpus\'s utterances are in {", ".join(sorted(split.unique()))}, '
             'expected "train" and "test" (or "test1", …), and "validation" if there is one.'
         )
-    torn = _torn(manifest.speaker, parts)
+    torn = _in_several_parts(manifest.speaker, parts)
     if len(torn):
         raise GmpError(
             f'fold_by "split": speaker {torn.index[0]} is in the parts {" and ".join(torn.iloc[0])} of '
@@ -339,5 +343,5 @@ def _official(manifest: pd.DataFrame, n_folds: int) -> tuple[list[list[str]], li
         )
     validating = manifest.speaker[split == "validation"].unique().tolist()
     if not validating:
-        validating = _deal(manifest[split == "train"], n_folds)[0]
+        validating = _speaker_groups(manifest[split == "train"], n_folds)[0]
     return [manifest.speaker[tested].unique().tolist()], [validating]

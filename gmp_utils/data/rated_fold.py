@@ -10,13 +10,13 @@ from gmp_utils import GmpError
 from gmp_utils.data import speakers
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.runs.paths import PERSONALIZE, run_folder
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.stage import check_and_identify
 
 SUMMARIES = ("mean", "std", "max")
 
 
 @dataclass(frozen=True)
-class Task:
+class RatingTask:
     """What is to be rated, from what, on which fold.
 
     Attributes
@@ -47,7 +47,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RatedFold:
     """A fold's utterances that have ratings, and how their speakers sound to the untouched encoder.
 
     Attributes
@@ -80,20 +80,20 @@ class Heard:
         """Of all parts."""
         return [name for own in self.parts.values() for name in own]
 
-    def mixtures(self, k: int) -> dict[str, np.ndarray]:
+    def speaker_weights(self, k: int) -> dict[str, np.ndarray]:
         """For each utterance, how its speaker is made up of training speakers; see `speakers.mixing`."""
-        made_of = speakers.mixing(self.alike, k)
+        made_of = speakers.speaker_weights(self.alike, k)
         speaker = self.speaker[self.utterances]
         return {name: made_of.loc[who].to_numpy(np.float32) for name, who in speaker.items()}
 
 
-def open_fold(task: Task) -> Heard:
+def open_fold(task: RatingTask) -> RatedFold:
     """What systems are trained on.
 
     Raises
     ------
     GmpError
-        If the corpus lacks an attribute, a part of the fold has no rated utterances, or `hear` was not run.
+        If the corpus lacks an attribute, a part of the fold has no rated utterances, or no features are there.
     """
     corpus = open_corpus(task.run_dir)
     corpus.check_encoder(task.encoder, task.fold)
@@ -109,14 +109,15 @@ def open_fold(task: Task) -> Heard:
         )
     rated = manifest[task.attributes].notna().all(axis=1)
     parts = {
-        part: [name for name in own if rated[name]] for part, own in corpus.split(task.fold).items()
+        part: [name for name in own if rated[name]]
+        for part, own in corpus.partition(task.fold).items()
     }
-    needed = {"train", corpus.protocol.compared_on, "test"}
+    needed = {"train", corpus.protocol.selection_part, "test"}
     empty = [part for part in needed if not parts[part]]
     if empty:
         raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(empty)}.")
     stage = run_folder(task.run_dir) / PERSONALIZE / "heard"
-    identity(stage)
+    check_and_identify(stage)
     summaries = {
         how: pd.DataFrame(np.load(stage / f"{how}.npy", allow_pickle=False), manifest.index)
         for how in SUMMARIES
@@ -125,4 +126,4 @@ def open_fold(task: Task) -> Heard:
     means = speakers.by_speaker(summaries["mean"].loc[names].to_numpy(), manifest.speaker[names])
     learnt = sorted(manifest.speaker[parts["train"]].unique())
     frames = None if task.train_encoder else stage / "frames"
-    return Heard(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]), frames)
+    return RatedFold(corpus, parts, summaries, speakers.cosines(means, means.loc[learnt]), frames)

@@ -57,7 +57,7 @@ def cosines(of: pd.DataFrame, among: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(one @ other.T, index=of.index, columns=among.index)
 
 
-def nearest(alike: pd.DataFrame, k: int) -> dict[str, list[str]]:
+def nearest_speakers(alike: pd.DataFrame, k: int) -> dict[str, list[str]]:
     """The k most similar speakers of each, most similar first; all if there are fewer.
 
     Parameters
@@ -77,7 +77,7 @@ def nearest(alike: pd.DataFrame, k: int) -> dict[str, list[str]]:
     return {name: alike.columns[row].tolist() for name, row in zip(alike.index, order)}
 
 
-def mixing(alike: pd.DataFrame, k: int) -> pd.DataFrame:
+def speaker_weights(alike: pd.DataFrame, k: int) -> pd.DataFrame:
     """How speakers are made up of those that a model knows: themselves, or their k nearest in equal parts.
 
     Parameters
@@ -92,7 +92,7 @@ def mixing(alike: pd.DataFrame, k: int) -> pd.DataFrame:
         Of the same shape; rows sum to one.
     """
     weights = pd.DataFrame(0.0, index=alike.index, columns=alike.columns)
-    for name, known in nearest(alike, k).items():
+    for name, known in nearest_speakers(alike, k).items():
         made_of = [name] if name in alike.columns else known
         weights.loc[name, made_of] = 1 / len(made_of)
     return weights
@@ -164,7 +164,7 @@ def adaptation_set(alike: pd.DataFrame, k: int) -> pd.Series:
     chosen : Series
         By speaker, 0 for those that nobody chose.
     """
-    names = [name for own in nearest(alike, k).values() for name in own]
+    names = [name for own in nearest_speakers(alike, k).values() for name in own]
     return pd.Series(names).value_counts().reindex(alike.columns, fill_value=0)
 
 

@@ -17,14 +17,14 @@ from gmp_utils.data.ragged import Ragged
 SILENCE = 1e-3  # peak of a silent recording, 60 dB below full scale
 FULL_SCALE = 0.999  # a sample beyond it is clipped
 CLIPPED_SHARE = 1e-3  # of a clipped recording's samples
-PORTION = 500  # recordings that an interruption may lose
+CHUNK = 500  # recordings that an interruption may lose
 
 
 def _header(path: str, start: float, end: float | None) -> tuple[int, int, int, str | None]:
     """Samples at 16 kHz, the recording's own rate and channels; or why it cannot be used."""
     try:
-        with audio.opened(path) as recording:
-            first, last = audio.span(recording, path, start, end)
+        with audio.open_audio(path) as recording:
+            first, last = audio.sample_range(recording, path, start, end)
             rate = recording.samplerate
             return audio.resampled_length(last - first, rate), rate, recording.channels, None
     except GmpError as error:
@@ -93,9 +93,9 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
         return found | {"unreadable": unreadable}
 
     with tqdm(desc="decode", total=len(rows), unit="file", disable=None) as bar:
-        for first in range(0, len(rows), PORTION):
+        for first in range(0, len(rows), CHUNK):
             portion = portions / f"{first:09d}.parquet"
-            chosen = slice(first, first + PORTION)
+            chosen = slice(first, first + CHUNK)
             if not portion.is_file():
                 with ThreadPoolExecutor() as pool:
                     found = list(pool.map(write, rows[chosen], headers[chosen]))

@@ -11,8 +11,14 @@ from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.runs import experiments
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import PREPARE_DATA, missing_artifact, notebook_of, run_folder, shown
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.paths import (
+    PREPARE_DATA,
+    display_path,
+    missing_artifact,
+    notebook_of,
+    run_folder,
+)
+from gmp_utils.runs.stage import check_and_identify
 
 LOSS_NAMES = {
     "ce": "CE",
@@ -86,7 +92,7 @@ def classifiers(run_dir: str) -> pd.DataFrame:
     GmpError
         If there is none.
     """
-    told, rows = experiments.told(run_dir), []
+    told, rows = experiments.read_declaration(run_dir), []
     for run in told["runs"]:
         folder = run_folder(run["run_dir"])
         for finished in sorted(folder.glob("fold*/06_finetune/*/[!.]*/provenance.json")):
@@ -110,7 +116,7 @@ def corpus_of(stage: Path) -> Corpus:
 
 def missing_runs(run_dir: str) -> list[str]:
     """What an experiment declares and does not have, a line each; nothing for a plain run."""
-    told = experiments.told(run_dir)
+    told = experiments.read_declaration(run_dir)
     there = set(classifiers(run_dir)[[*SYSTEM, "fold", "seed"]].itertuples(index=False, name=None))
     absent = [
         f"{run['variant']}, {loss}, fold {fold}, seed {run['seed']}"
@@ -172,10 +178,10 @@ def collect(run_dir: str) -> pd.DataFrame:
         pooled or compared.
     """
     tables, seen, tested_on = [], {}, {}
-    variants = experiments.told(run_dir)["variants"]
+    variants = experiments.read_declaration(run_dir)["variants"]
     for one in classifiers(run_dir).itertuples(index=False):
-        name = shown(one.stage)
-        identity(one.stage, "params.json", "predictions.parquet")
+        name = display_path(one.stage)
+        check_and_identify(one.stage, "params.json", "predictions.parquet")
         group = seen.setdefault(one.variant if variants else "", {})
         _refuse_differing(name, settings_of(one.stage), group)
         table = pd.read_parquet(one.stage / "predictions.parquet")
@@ -213,7 +219,7 @@ def training_costs(run_dir: str) -> pd.DataFrame:
     for one in classifiers(run_dir).itertuples(index=False):
         made = [read_json(stage / "provenance.json") for stage in lineage(one.stage)]
         corpus = corpus_of(one.stage)
-        seconds = corpus.manifest.duration[corpus.split(one.fold)["train"]].sum()
+        seconds = corpus.manifest.duration[corpus.partition(one.fold)["train"]].sum()
         given = read_json(one.stage / "params.json")
         passes = given["schedule"]["epochs"] if "schedule" in given else np.nan
         rows.append(

@@ -58,7 +58,7 @@ def with_interval(
     return float(value), (float(low), float(high))
 
 
-def smallest_difference(values: Sequence[float], level: float = LEVEL) -> float:
+def minimum_detectable_effect(values: Sequence[float], level: float = LEVEL) -> float:
     """The mean difference that so many speakers, spread like these, would show 8 times in 10.
 
     Parameters
@@ -195,7 +195,7 @@ def comparisons(
     tested = table.p.notna()
     level = LEVEL / max(tested.sum(), 1)  # of the smallest p, by Holm's correction
     table.loc[tested, "smallest"] = [
-        smallest_difference(gains, level) if 2.0 ** (1 - len(gains)) < level else np.nan
+        minimum_detectable_effect(gains, level) if 2.0 ** (1 - len(gains)) < level else np.nan
         for gains in table.gains[tested]
     ]
     table.loc[tested, "p"] = holm(table.p[tested])

@@ -68,7 +68,7 @@ def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
     return {f"{task}_ce": float(loss), f"{task}_uar": uar(labels, logits.argmax(axis=1))}
 
 
-def separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """How far classes are apart, and how wide each is, in cosine distance.
 
     Parameters

@@ -7,21 +7,21 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from gmp_utils import GmpError
-from gmp_utils.data.rated_fold import Task, open_fold
-from gmp_utils.data.speakers import cosines, nearest, shift
+from gmp_utils.data.rated_fold import RatingTask, open_fold
+from gmp_utils.data.speakers import cosines, nearest_speakers, shift
 from gmp_utils.evaluation import comparison
 from gmp_utils.evaluation.metrics import ccc
-from gmp_utils.models.regression import INTERPRETERS, System
+from gmp_utils.models.regression import INTERPRETERS, RatingModelConfig
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.stage import check_and_identify
 
 VARIANTS = ("mean", "scale", "both")
-LEAST = 5  # rated utterances of a speaker; CCC of fewer says nothing
+MIN_UTTERANCES = 5  # rated utterances of a speaker; CCC of fewer says nothing
 PLAIN = "none"  # no calibration
 CALIBRATIONS = (PLAIN, *(f"PLDC {variant}" for variant in VARIANTS))
-HEARD_TOGETHER = (
+TRANSDUCTIVE_NOTE = (
     "Vectors of test speakers, PLDC and adaptations come from all that test speakers say, without labels. "
-    f"A-CCC is of speakers with at least {LEAST} rated utterances."
+    f"A-CCC is of speakers with at least {MIN_UTTERANCES} rated utterances."
 )
 REDUCED = 10  # dimensions that speakers' features are compared in
 
@@ -107,7 +107,7 @@ def pldc(
     alike : DataFrame
         Cosines, speakers × training speakers.
     neighbours : dict of str to list of str
-        See `gmp_utils.data.speakers.nearest`.
+        See `gmp_utils.data.speakers.nearest_speakers`.
     variant, pooled
         See `calibrate` and `statistics`.
     gate : float
@@ -127,7 +127,7 @@ def pldc(
     return found
 
 
-def read_predictions(task: Task, system: str, part: str = "test") -> pd.DataFrame:
+def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.DataFrame:
     """What a finished system made of a part of its fold.
 
     Returns
@@ -136,14 +136,18 @@ def read_predictions(task: Task, system: str, part: str = "test") -> pd.DataFram
         utterance, speaker, gender, part, attribute, true, predicted; `system` and `fold`.
     """
     stage = task.folder / system
-    identity(stage, "predictions.parquet")
+    check_and_identify(stage, "predictions.parquet")
     table = pd.read_parquet(stage / "predictions.parquet")
     own = table[table.part == part].reset_index(drop=True)
     return own.assign(system=system, fold=task.fold)
 
 
 def calibrated(
-    task: Task, system: str, neighbours: int | None = None, pooled: bool = True, gate: float = -1.0
+    task: RatingTask,
+    system: str,
+    neighbours: int | None = None,
+    pooled: bool = True,
+    gate: float = -1.0,
 ) -> pd.DataFrame:
     """A system's ratings of the test speakers, as they are and by every variant of PLDC.
 
@@ -162,11 +166,11 @@ def calibrated(
         As of `predictions`, once for each of `CALIBRATIONS`, which is the column `calibration`.
     """
     tested, learnt = (read_predictions(task, system, part) for part in ("test", "train"))
-    identity(task.folder / system, "speakers.parquet")
+    check_and_identify(task.folder / system, "speakers.parquet")
     means = pd.read_parquet(task.folder / system / "speakers.parquet")
     known = sorted(learnt.speaker.unique())
     alike = cosines(means.loc[sorted(tested.speaker.unique())], means.loc[known])
-    near = nearest(alike, neighbours or task.neighbours)
+    near = nearest_speakers(alike, neighbours or task.neighbours)
     tables = []
     for attribute, own in tested.groupby("attribute", sort=False):
         labels = learnt[learnt.attribute == attribute]
@@ -177,7 +181,7 @@ def calibrated(
     return pd.concat(tables, ignore_index=True)
 
 
-def by_own_labels(table: pd.DataFrame) -> pd.DataFrame:
+def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
     """What calibration by a test speaker's own labels would do, for comparison.
 
     Parameters
@@ -216,7 +220,9 @@ def by_speaker(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["system", "calibration", "attribute", "speaker"]
     groups = table.groupby(keys, sort=False)[["true", "predicted"]]
-    scores = groups.apply(lambda own: ccc(own.true, own.predicted) if len(own) >= LEAST else np.nan)
+    scores = groups.apply(
+        lambda own: ccc(own.true, own.predicted) if len(own) >= MIN_UTTERANCES else np.nan
+    )
     return scores.rename("ccc").dropna().reset_index()
 
 
@@ -328,7 +334,7 @@ def differences(
     """
     told = table[column].isin([against, *(among if among is not None else table[column].unique())])
     sizes = table[told].groupby([column, "attribute", "speaker"]).utterance.transform("size")
-    rows = table[told][sizes >= LEAST]
+    rows = table[told][sizes >= MIN_UTTERANCES]
     rows = rows.assign(variant=rows[column], loss="CCC", seed=0)
     found = {
         attribute: comparison.comparisons(own, ccc, against)
@@ -386,7 +392,7 @@ def compared(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_neighbours(
-    tasks: Sequence[Task],
+    tasks: Sequence[RatingTask],
     system: str,
     counts: Sequence[int],
     pooled: bool = True,
@@ -409,7 +415,7 @@ def by_neighbours(
     return means.rename("A-CCC").reset_index()
 
 
-def gap(task: Task, stages: dict[int, str]) -> pd.DataFrame:
+def gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFrame:
     """How much better known people are rated than unknown ones, by how many people were learnt from.
 
     Parameters
@@ -440,7 +446,7 @@ def gap(task: Task, stages: dict[int, str]) -> pd.DataFrame:
     return pd.concat(rows, ignore_index=True)
 
 
-def shifts(task: Task, system: str = "none-mlp") -> pd.DataFrame:
+def shifts(task: RatingTask, system: str = "none-mlp") -> pd.DataFrame:
     """How far test speakers are from the training speakers, and how well they are rated.
 
     An analysis that looks at test labels; nothing is chosen by it.
@@ -477,7 +483,7 @@ def shifts(task: Task, system: str = "none-mlp") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def rating_costs(task: Task, systems: Sequence[System]) -> pd.DataFrame:
+def rating_costs(task: RatingTask, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
     """What the systems cost on a fold.
 
     Returns

@@ -73,7 +73,7 @@ def results_table(predictions: pd.DataFrame, told: dict, scored: pd.DataFrame) -
     predictions : DataFrame
         As `collect` returns them.
     told : dict
-        See `gmp_utils.runs.experiments.told`.
+        See `gmp_utils.runs.experiments.read_declaration`.
     scored : DataFrame
         Of these predictions, see `scores`.
 
@@ -165,7 +165,11 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
 
 def describe(run_dir: str) -> str:
     """What a run's or an experiment's numbers rest on, in a few sentences."""
-    corpus, told, found = first_corpus(run_dir), experiments.told(run_dir), classifiers(run_dir)
+    corpus, told, found = (
+        first_corpus(run_dir),
+        experiments.read_declaration(run_dir),
+        classifiers(run_dir),
+    )
     rules: dict[str, list[str]] = {}
     for variant, own in found.groupby("variant", sort=False):
         protocol = corpus_of(own.stage.iloc[0]).protocol
@@ -177,7 +181,7 @@ def describe(run_dir: str) -> str:
     named = [read_json(stage / "params.json").get("encoder") for stage in found.stage]
     encoders = []
     for encoder in dict.fromkeys(filter(None, named)):
-        known = weights.heard(encoder)
+        known = weights.pretraining_digests(encoder)
         heard = "recordings that are not known here"
         if known:
             heard = f"{corpus.manifest.digest.isin(known).sum()} of these recordings"

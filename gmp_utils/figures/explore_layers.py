@@ -19,8 +19,8 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, wav
 from gmp_utils.data.corpus import open_corpus
-from gmp_utils.figures.style import colours
-from gmp_utils.figures.timeline import scores_over_time, timeline
+from gmp_utils.figures.style import colors
+from gmp_utils.figures.timeline import draw_timeline, scores_over_time
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_at
 from gmp_utils.runs.files import read_json
@@ -29,15 +29,15 @@ from gmp_utils.runs.paths import (
     GENERATE_GMPS,
     MODELS,
     PROBE_LAYERS,
+    display_path,
     missing_artifact,
     run_folder,
-    shown,
 )
-from gmp_utils.runs.stage import identity
+from gmp_utils.runs.stage import check_and_identify
 from gmp_utils.stages import probe_layers
 from gmp_utils.training import features
 
-TAUGHT = "trained on"  # no prediction: the classifier knows the answer
+TRAINING = "trained on"  # no prediction: the classifier knows the answer
 MOST = 8
 KNOWN = ("emotion", "predicted", "gender", "speaker", "part")
 PLAYED = 0.5  # seconds on each side of a frame
@@ -72,7 +72,7 @@ def map_model(run_dir: str, fold: int, model: str) -> Path:
     return probe_layers.probe_layers(run_dir, **read_json(mapped[-1]) | {"model": model})
 
 
-class Explored:
+class FoldMaps:
     """What a fold of a run offers to look at.
 
     Parameters
@@ -101,7 +101,7 @@ class Explored:
         for other in others:
             if not maps[other][0].index.equals(maps[first][0].index):
                 raise GmpError(
-                    f"{shown(self.fold)}: the maps of {first} and {other} hold different points; "
+                    f"{display_path(self.fold)}: the maps of {first} and {other} hold different points; "
                     f"run notebooks/{PROBE_LAYERS}.ipynb for both with the same settings."
                 )
         self.places = {
@@ -112,10 +112,10 @@ class Explored:
         preferred = self.fold / FINETUNE / "gmps" / "ams" / "predictions.parquet"
         self.classifier = (preferred if preferred in found else found[0]).parent if found else None
         if self.classifier:
-            identity(self.classifier)
+            check_and_identify(self.classifier)
             predictions = pd.read_parquet(self.classifier / "predictions.parquet")
             predicted = points.utterance.map(predictions.set_index("utterance").predicted)
-            points["predicted"] = predicted.fillna(TAUGHT)
+            points["predicted"] = predicted.fillna(TRAINING)
         self.labels = None
         if (self.fold / GENERATE_GMPS).is_dir():
             self.labels, self.scales = features.open_labels(self.fold / GENERATE_GMPS)
@@ -134,7 +134,7 @@ class Explored:
         for model in MODELS:
             stage = self.fold / PROBE_LAYERS / model
             if stage.is_dir():
-                identity(stage)
+                check_and_identify(stage)
                 table = pd.read_parquet(stage / "maps.parquet").query("of == @of")
                 maps[model] = [rows.set_index(key) for _, rows in table.groupby("layer")]
                 probes = pd.read_parquet(stage / "probes.parquet")
@@ -142,7 +142,7 @@ class Explored:
                 scores[model] = probes.pivot(index="layer", columns="task", values="score")
                 if len(maps[model]) != len(scores[model]):
                     raise GmpError(
-                        f"{shown(stage)} maps {len(maps[model])} of {len(scores[model])} layers; "
+                        f"{display_path(stage)} maps {len(maps[model])} of {len(scores[model])} layers; "
                         f"run notebooks/{PROBE_LAYERS}.ipynb again."
                     )
         if not maps:
@@ -155,7 +155,7 @@ class Explored:
         return EmotionClassifier.load(str(self.classifier / "model"))
 
     def timeline(self, point: int, around: tuple[float, float] | None):
-        """Draw the utterance of a point; see `gmp_utils.figures.timeline.timeline`."""
+        """Draw the utterance of a point; see `gmp_utils.figures.timeline.draw_timeline`."""
         row = self.points.loc[point]
         waveform = self.corpus.waveforms[row.utterance]
         about = self.corpus.manifest.loc[row.utterance]
@@ -167,11 +167,11 @@ class Explored:
         if self.classifier:
             seconds, values = scores_over_time(self.model, waveform)
             scores = seconds, values, self.model.config.emotions
-            name, taught = "/".join(self.classifier.parts[-2:]), row.predicted == TAUGHT
-            title += f", {TAUGHT}" if taught else f", heard as {row.predicted} ({name})"
+            name, taught = "/".join(self.classifier.parts[-2:]), row.predicted == TRAINING
+            title += f", {TRAINING}" if taught else f", heard as {row.predicted} ({name})"
         if "emotion_start" in about and pd.notna(about.emotion_start):
             carries = about.emotion_start, about.emotion_end
-        return timeline(waveform, title, streams, scores, around, carries)
+        return draw_timeline(waveform, title, streams, scores, around, carries)
 
 
 def composition(points: pd.DataFrame, chosen: np.ndarray) -> pd.DataFrame:
@@ -180,7 +180,7 @@ def composition(points: pd.DataFrame, chosen: np.ndarray) -> pd.DataFrame:
     Parameters
     ----------
     points : DataFrame
-        See `Explored`.
+        See `FoldMaps`.
     chosen : (n,) int
         Rows.
 
@@ -213,7 +213,7 @@ class Panel:
     model : str
     """
 
-    def __init__(self, explored: Explored, model: str):
+    def __init__(self, explored: FoldMaps, model: str):
         self.explored = explored
         n_layers = len(explored.places[model]) - 1
         self.model = widgets.Dropdown(options=list(explored.places), value=model)
@@ -262,7 +262,7 @@ class Panel:
             f"layer {layer} ({layer - self.layer.max - 1}); linear probes, UAR: {told}"
         )
 
-    def colour(self, column: str) -> None:
+    def color(self, column: str) -> None:
         """Colour the points by what is known of them."""
         values = self.explored.points[column]
         if pd.api.types.is_float_dtype(values):
@@ -275,13 +275,13 @@ class Panel:
 
 
 def palette(categories: list) -> list[str]:
-    """A colour per category; beyond `MANY` neighbours differ, and no more can be asked."""
+    """A color per category; beyond `MANY` neighbours differ, and no more can be asked."""
     if len(categories) <= MANY:
-        return list(colours(map(str, categories)).values())
+        return list(colors(map(str, categories)).values())
     hues = np.arange(len(categories)) * 0.618 % 1  # golden ratio
     lights = 0.35 + 0.1 * (np.arange(len(categories)) % 3)
     rgb = [colorsys.hls_to_rgb(hue, light, 0.7) for hue, light in zip(hues, lights)]
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in colour) for colour in rgb]
+    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in rgb]
 
 
 def _close(widget: widgets.Widget) -> None:
@@ -309,10 +309,10 @@ class Explorer:
     """
 
     def __init__(self, run_dir: str, fold: int):
-        own = shown(run_folder(run_dir)), fold
+        own = display_path(run_folder(run_dir)), fold
         folders = run_folder(run_dir).parent.glob(f"*/fold*/{PROBE_LAYERS}")
         found = {
-            (shown(path.parents[1]), int(path.parent.name[4:]))
+            (display_path(path.parents[1]), int(path.parent.name[4:]))
             for path in folders
             if path.parent.name[4:].isdigit()
         }
@@ -321,7 +321,7 @@ class Explorer:
         ]
         self.run = widgets.Dropdown(description="run", options=options, value=own)
         self.of = widgets.ToggleButtons(options=["frames", "utterances"])
-        self.column = widgets.Dropdown(description="colour")
+        self.column = widgets.Dropdown(description="color")
         self.maps, self.players = widgets.HBox(), widgets.HBox()
         self.sounds = [widgets.Audio(format="wav", loop=False) for _ in range(2)]
         self._labelled = [
@@ -344,7 +344,7 @@ class Explorer:
 
     def _show(self) -> None:
         """Draw the maps of the run, fold and kind of points asked for."""
-        explored = Explored(*self.run.value, self.of.value)
+        explored = FoldMaps(*self.run.value, self.of.value)
         models, old = list(explored.places), self.maps.children
         panels = [Panel(explored, models[0]), Panel(explored, models[-1])]
         jscatter.compose(
@@ -382,7 +382,7 @@ class Explorer:
 
     def _colour(self, _change=None) -> None:
         for panel in self.panels:
-            panel.colour(self.column.value)
+            panel.color(self.column.value)
 
     @property
     def selected(self) -> pd.DataFrame:
@@ -434,7 +434,7 @@ class Explorer:
         names = (folder / f"{self.of.value}-{number:03d}.csv" for number in count(1))
         path = next(path for path in names if not path.exists())
         self.selected.to_csv(path, index=False)
-        self.saved.value = f"{len(self.chosen)} points: {shown(path)}"
+        self.saved.value = f"{len(self.chosen)} points: {display_path(path)}"
 
 
 def explore(run_dir: str, fold: int = 1) -> Explorer:

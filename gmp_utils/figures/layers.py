@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import GmpError
-from gmp_utils.figures.style import COLOURS, SEQUENCE
+from gmp_utils.figures.style import COLORS, SEQUENCE
 
 DRAWN_POINTS = 2000
 
@@ -25,14 +25,14 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     figure = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True)
     for column, panel in enumerate(panels.values(), start=1):
         for task, group in panel.groupby("task"):
-            colour = COLOURS[task]
+            color = COLORS[task]
             figure.add_scatter(
-                x=group.layer, y=group.score, name=task, legendgroup=task, line={"color": colour},
+                x=group.layer, y=group.score, name=task, legendgroup=task, line={"color": color},
                 showlegend=column != 2, row=1, col=column,
             )  # fmt: skip
             figure.add_scatter(
                 x=group.layer, y=group.chance, name=f"{task}, chance", showlegend=False,
-                line={"color": colour, "dash": "dot", "width": 1}, row=1, col=column,
+                line={"color": color, "dash": "dot", "width": 1}, row=1, col=column,
             )  # fmt: skip
     emotion = panels["utterances, UAR"].query("task == 'emotion'")
     emotion = emotion.loc[emotion.score.idxmax()]
@@ -43,7 +43,7 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     return figure.update_xaxes(title="layer (0 enters the first)")
 
 
-def cluster_information(clusters: pd.DataFrame) -> go.Figure:
+def cluster_nmi(clusters: pd.DataFrame) -> go.Figure:
     """What clusters tell of emotion, gender and speaker, per layer and scale."""
     figure = px.line(
         clusters.assign(K="K = " + clusters.K.astype(str)),
@@ -86,11 +86,11 @@ def similarity(table: pd.DataFrame) -> go.Figure:
     return figure.update_layout(title=title, margin={"t": 80})
 
 
-def moved(table: pd.DataFrame) -> go.Figure:
+def layer_change(table: pd.DataFrame) -> go.Figure:
     """How alike each layer still is to what it was, after each training."""
     figure = px.line(
         table, x="layer", y="cka", color="model", markers=True, range_y=[-0.02, 1.02],
-        color_discrete_map=COLOURS,
+        color_discrete_map=COLORS,
     )  # fmt: skip
     most = table.sort_values("cka").iloc[0]
     title = (
@@ -157,7 +157,7 @@ def maps(table: pd.DataFrame, of: str, layers: list[int]) -> go.Figure:
         y="y",
         color="emotion",
         facet_col="layer",
-        color_discrete_map=COLOURS,
+        color_discrete_map=COLORS,
         category_orders={name: sorted(chosen[name].unique()) for name in ("layer", "emotion")},
         symbol="part",
         symbol_map={"train": "circle", "validation": "diamond", "test": "diamond"},
@@ -191,7 +191,7 @@ def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
         .melt(ignore_index=False, var_name=by, value_name="share")
     )
     figure = px.bar(
-        long, x=long.index, y="share", color=by, color_discrete_map=COLOURS
+        long, x=long.index, y="share", color=by, color_discrete_map=COLORS
     ).update_traces(marker_line_width=0)
     expected = table[by].value_counts(normalize=True)
     far_above = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()

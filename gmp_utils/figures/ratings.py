@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.stats import pearsonr
 
-from gmp_utils.figures.style import SEQUENCE, colours
+from gmp_utils.figures.style import SEQUENCE, colors
 
 
 def scores(results: pd.DataFrame, by: str, title: str) -> go.Figure:
@@ -18,7 +18,7 @@ def scores(results: pd.DataFrame, by: str, title: str) -> go.Figure:
     results : DataFrame
         As `gmp_utils.evaluation.ratings.results_table` returns it.
     by : str
-        The column along the axis, "system" or "calibration"; the other one is the colour.
+        The column along the axis, "system" or "calibration"; the other one is the color.
     title : str
         The finding.
     """
@@ -82,7 +82,7 @@ def by_shift(table: pd.DataFrame) -> go.Figure:
     """
     kinds = {"feature": "how they sound", "label": "how they are rated"}
     figure = make_subplots(1, 2, subplot_titles=list(kinds.values()), shared_yaxes=True)
-    palette = colours(table.attribute.unique())
+    palette = colors(table.attribute.unique())
     found = []
     for column, kind in enumerate(kinds, start=1):
         for attribute, own in table.groupby("attribute", sort=False):

@@ -7,9 +7,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gmp_utils.evaluation.metrics import calibration_error, reliability
-from gmp_utils.figures.style import COLOURS, SEQUENCE, colours
+from gmp_utils.figures.style import COLORS, SEQUENCE, colors
 
-CALIBRATION_COLOURS = {"as trained": "#999999", "calibrated": "#0072B2"}
+CALIBRATION_COLORS = {"as trained": "#999999", "calibrated": "#0072B2"}
 
 
 def reliability_diagram(table: pd.DataFrame) -> go.Figure:
@@ -26,13 +26,13 @@ def reliability_diagram(table: pd.DataFrame) -> go.Figure:
         name="as sure as right",
     )  # fmt: skip
     errors = {}
-    for name, colour in CALIBRATION_COLOURS.items():
+    for name, color in CALIBRATION_COLORS.items():
         errors[name] = calibration_error(table[name], table.correct)
         points = reliability(table[name], table.correct)
         sizes = 36 * np.sqrt(points.utterances / len(table))
         drawn.add_scatter(
             x=points.confidence, y=points.accuracy, text=points.utterances, mode="markers+lines", name=name,
-            marker={"color": colour, "size": sizes}, line={"color": colour},
+            marker={"color": color, "size": sizes}, line={"color": color},
             hovertemplate="%{text} utterances: confidence %{x:.2f}, right %{y:.2f}<extra></extra>",
         )  # fmt: skip
     title = "Confidence is off by {calibrated:.2f} on average, {as trained:.2f} before calibration"
@@ -50,7 +50,7 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     table = rows.groupby(keys).size().rename("utterances").reset_index()
     figure = px.bar(
         table, x="speaker", y="utterances", color="emotion", facet_col="gender",
-        color_discrete_map=COLOURS,
+        color_discrete_map=COLORS,
     )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
     figure.update_xaxes(matches=None)
@@ -72,7 +72,7 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
         x="duration",
         color="emotion",
         nbins=40,
-        color_discrete_map=COLOURS,
+        color_discrete_map=COLORS,
     )
     low, high = manifest.duration.quantile([0.05, 0.95])
     figure.update_layout(
@@ -92,7 +92,7 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     if rated.empty:
         return None
     figure = px.scatter(
-        rated, x="valence", y="arousal", color="emotion", color_discrete_map=COLOURS,
+        rated, x="valence", y="arousal", color="emotion", color_discrete_map=COLORS,
         hover_name="utterance", opacity=0.5,
     )  # fmt: skip
     means = rated.groupby("emotion")[["valence", "arousal"]].mean()
@@ -123,14 +123,14 @@ def curves(history: pd.DataFrame, panels: dict[str, dict[str, str]], title: str)
     figure = make_subplots(1, len(panels), subplot_titles=list(panels))
     for column, lines in enumerate(panels.values(), start=1):
         for number, (line, values) in enumerate(lines.items()):
-            colour = COLOURS.get(line.split(",")[0], SEQUENCE[number])
+            color = COLORS.get(line.split(",")[0], SEQUENCE[number])
             dash = "dot" if "training" in line else "solid"
             figure.add_scatter(
                 x=history[x],
                 y=history[values],
                 name=line,
                 mode="lines+markers",
-                line={"color": colour, "dash": dash},
+                line={"color": color, "dash": dash},
                 legendgroup=line,
                 showlegend=not any(trace.name == line for trace in figure.data),
                 row=1,
@@ -163,12 +163,12 @@ def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Fi
     return figure.update_xaxes(title="s", row=rows, col=1).update_layout(title=title)
 
 
-def heatmap(table: pd.DataFrame, title: str, colour_title: str) -> go.Figure:
-    """A table of numbers as colours, with the numbers in it."""
+def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
+    """A table of numbers as colors, with the numbers in it."""
     figure = px.imshow(
         table, text_auto=".2f", color_continuous_scale="Blues", zmin=0, aspect="auto"
     )
-    return figure.update_layout(title=title, coloraxis_colorbar_title=colour_title)
+    return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
 
 
 def separations(spread: dict[str, dict]) -> go.Figure:
@@ -206,7 +206,7 @@ def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
     for column, table in enumerate(tables.values(), start=1):
         for gender, row in table.iterrows():
             figure.add_bar(
-                x=row.index, y=row, name=gender, marker_color=COLOURS.get(gender),
+                x=row.index, y=row, name=gender, marker_color=COLORS.get(gender),
                 showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
     return figure.update_layout(title=title, yaxis_title="recall", yaxis_range=[0, 1])
@@ -224,7 +224,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     joined : bool
         Whether variants are steps of one number, such as layers: a line and a band for bars.
     """
-    figure, palette = go.Figure(), colours(means.loss.unique())
+    figure, palette = go.Figure(), colors(means.loss.unique())
     places = {variant: place for place, variant in enumerate(means.variant.unique())}
     for number, (loss, own) in enumerate(means.groupby("loss", sort=False)):
         shift, style = 0.12 * number, {"color": palette[loss]}
@@ -267,13 +267,13 @@ def speakers(scores: dict[str, pd.Series]) -> go.Figure:
     for speaker, row in table.iterrows():
         figure.add_scatter(
             x=row.index, y=row, name=str(speaker), mode="lines+markers", showlegend=False,
-            line={"color": COLOURS["unknown"]}, marker={"color": COLOURS["neutral"]},
+            line={"color": COLORS["unknown"]}, marker={"color": COLORS["neutral"]},
         )  # fmt: skip
     means, gap = table.mean(), (table.max() - table.min()).max()
     apart = means.max() - means.min()
     figure.add_scatter(
         x=means.index, y=means, name="mean", mode="markers",
-        marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLOURS["CE"]}},
+        marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
     title = f"Speakers of one system are up to {gap:.0f} points apart, means of systems {apart:.0f}"
     return figure.update_layout(title=title, yaxis_title="UAR of a speaker, points")

@@ -1,4 +1,4 @@
-"""Plotly figures of the series: one look, one colour per emotion and gender, everywhere."""
+"""Plotly figures of the series: one look, one color per emotion and gender, everywhere."""
 
 import os
 import shutil
@@ -9,10 +9,10 @@ from itertools import cycle
 import kaleido
 import plotly.graph_objects as go
 
-from gmp_utils.runs.paths import figures_folder, shown
+from gmp_utils.runs.paths import display_path, figures_folder
 
-# Okabe and Ito's palette and some of Paul Tol's, told apart by colour-blind readers.
-COLOURS = {
+# Okabe and Ito's palette and some of Paul Tol's, told apart by color-blind readers.
+COLORS = {
     "angry": "#D55E00",
     "happy": "#E69F00",
     "neutral": "#999999",
@@ -56,11 +56,11 @@ TEMPLATE = go.layout.Template(
 )
 
 
-def colours(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name: its own where it has one, else one that none of the others has."""
+def colors(names: Iterable[str]) -> dict[str, str]:
+    """A color for each name: its own where it has one, else one that none of the others has."""
     names = list(names)
-    own = {name: COLOURS[name] for name in names if name in COLOURS}
-    spare = cycle(sorted(set(COLOURS.values()) - set(own.values()) - {COLOURS["unknown"]}))
+    own = {name: COLORS[name] for name in names if name in COLORS}
+    spare = cycle(sorted(set(COLORS.values()) - set(own.values()) - {COLORS["unknown"]}))
     return {name: own.get(name) or next(spare) for name in names}
 
 
@@ -107,5 +107,5 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
             (folder / f"{name}.{kind}").write_bytes(content)
         bundle["image/png"] = drawn["png"]
     else:
-        print(f"no Chromium found: {shown(folder / name)}.html only, no PNG or SVG")
+        print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)

@@ -5,8 +5,8 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from gmp_utils.data.audio import SAMPLE_RATE, normalise
-from gmp_utils.figures.style import TEMPLATE, colours
+from gmp_utils.data.audio import SAMPLE_RATE, normalize
+from gmp_utils.figures.style import TEMPLATE, colors
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import Recognizer
 from gmp_utils.stages.recognize import recognize
@@ -37,7 +37,7 @@ def scores_over_time(
     scores : (n_windows, emotions) float32
         Softmax of the logits. An utterance shorter than a window is one window.
     """
-    samples = torch.from_numpy(normalise(waveform))[None]
+    samples = torch.from_numpy(normalize(waveform))[None]
     lengths = torch.tensor([samples.shape[1]])
     model.eval()
     with torch.inference_mode():
@@ -51,7 +51,7 @@ def scores_over_time(
     return (starts + size / 2) / FRAMES_PER_SECOND, logits.float().softmax(dim=1).cpu().numpy()
 
 
-def timeline(
+def draw_timeline(
     waveform: np.ndarray,
     title: str,
     streams: dict[str, np.ndarray] | None = None,
@@ -92,16 +92,16 @@ def timeline(
         )  # fmt: skip
     if scores is not None:
         middles, values, emotions = scores
-        for (emotion, colour), score in zip(colours(emotions).items(), values.T):
+        for (emotion, color), score in zip(colors(emotions).items(), values.T):
             figure.add_scatter(
-                x=middles, y=score, name=emotion, mode="lines+markers", line={"color": colour},
+                x=middles, y=score, name=emotion, mode="lines+markers", line={"color": color},
                 row=len(rows), col=1,
             )  # fmt: skip
         figure.update_yaxes(title="score", range=[-0.05, 1.05], row=len(rows), col=1)
-    for marked, colour, text in ((around, "#0072B2", "played"), (carries, "#E69F00", "emotion")):
+    for marked, color, text in ((around, "#0072B2", "played"), (carries, "#E69F00", "emotion")):
         if marked:
             figure.add_vrect(
-                *marked, fillcolor=colour, opacity=0.15, line_width=0, row=1, col=1,
+                *marked, fillcolor=color, opacity=0.15, line_width=0, row=1, col=1,
                 annotation_text=text, annotation_position="top left",
             )  # fmt: skip
     figure.update_xaxes(title="s", row=len(rows), col=1)
@@ -134,4 +134,4 @@ def of_recording(
     if not (table.speech > 0.5).any():
         title = f"{name}: no speech is heard"
     samples = np.round(waveform.clip(-1, 1) * 32767).astype(np.int16)
-    return timeline(samples, title, streams, (middles, table[emotions].to_numpy(), emotions))
+    return draw_timeline(samples, title, streams, (middles, table[emotions].to_numpy(), emotions))

@@ -8,8 +8,8 @@ from gmp_utils.data.corpus import Corpus
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import (
     CosineClassifier,
+    HeadConfig,
     LayerMix,
-    Network,
     UtteranceHead,
     mean_over_time,
     projection,
@@ -170,7 +170,7 @@ def load_classifier(
     source: str,
     corpus: Corpus,
     train: list[str],
-    network: Network,
+    network: HeadConfig,
     **own,
 ) -> UtteranceModel:
     """A classifier of a corpus's emotions, see `SpeechModel.load`.

@@ -76,7 +76,7 @@ class ContrastiveModel(encoder.SpeechModel):
         self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
         self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)
 
-    def begin_update(self, share: float) -> None:
+    def on_step_begin(self, share: float) -> None:
         """Choose codes less and less at random."""
         first, last = GUMBEL
         self.quantizer.temperature = first * (last / first) ** share

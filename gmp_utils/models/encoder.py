@@ -63,7 +63,7 @@ class SpeakerTable(nn.Module):
         nn.init.zeros_(self.weight)
 
     def forward(self, speaker: Tensor) -> Tensor:
-        """Vectors, (batch, dim), of mixtures of speakers, (batch, n_speakers)."""
+        """Vectors, (batch, dim), of weights of speakers, (batch, n_speakers)."""
         return speaker @ self.weight
 
 
@@ -105,7 +105,7 @@ class SpeechModel(PreTrainedModel):
             self.base_model.eval()
         return self
 
-    def begin_update(self, share: float) -> None:
+    def on_step_begin(self, share: float) -> None:
         """What changes with the share of a training that is behind it, 0 to 1: nothing, here."""
 
     def _init_weights(self, module: nn.Module) -> None:

@@ -13,7 +13,7 @@ HEADS = ("bilstm", "relu", "linear")
 
 
 @dataclass(frozen=True)
-class Network:
+class HeadConfig:
     """What reads an encoder's frames to classify utterances, and what of both is trained, and how.
 
     Attributes
@@ -206,7 +206,7 @@ class CosineClassifier(nn.Module):
         return F.normalize(features) @ F.normalize(self.weight).T
 
 
-class StreamHeads(nn.Module):
+class ClusterHeads(nn.Module):
     """One projection per stream of pseudo-labels, to the logits of its clusters.
 
     Parameters

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from gmp_utils.models import encoder
-from gmp_utils.models.heads import StreamHeads
+from gmp_utils.models.heads import ClusterHeads
 from gmp_utils.models.losses import stream_loss, sum_by_utterance
 
 
@@ -15,7 +15,7 @@ class MaskedPredictionModel(encoder.SpeechModel):
 
     def _build_heads(self, config) -> None:
         sizes = config.scales, config.projection_size
-        self.streams = StreamHeads(config.hidden_size, *sizes, config.activation)
+        self.streams = ClusterHeads(config.hidden_size, *sizes, config.activation)
 
     def forward(
         self,

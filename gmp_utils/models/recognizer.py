@@ -32,7 +32,7 @@ class RecognizerConfig(PretrainedConfig):
         Configuration of the `EmotionClassifier`.
     temperature : float
         Its logits are divided by it, see `gmp_utils.evaluation.metrics.temperature`.
-    knows_gender : bool
+    has_gender_head : bool
         Whether there is a readout for it.
     ratings : list of str
         What there are readouts for, of valence, arousal and dominance.
@@ -43,7 +43,7 @@ class RecognizerConfig(PretrainedConfig):
     model_type = "gmp-tl"
     network: dict | None = None
     temperature: float = 1.0
-    knows_gender: bool = False
+    has_gender_head: bool = False
     ratings: list | None = None
     rating_ranges: list | None = None
 
@@ -53,7 +53,7 @@ class RecognizerConfig(PretrainedConfig):
 
 
 @dataclass
-class Recognized(ModelOutput):
+class RecognizerOutput(ModelOutput):
     """What a `Recognizer` hears in utterances.
 
     Attributes
@@ -92,7 +92,7 @@ class Recognizer(PreTrainedModel):
         self.network = EmotionClassifier(config.network_config())
         size = self.network.config.hidden_size
         self.speech = nn.Linear(size, 1)
-        self.female = nn.Linear(size, 1) if config.knows_gender else None
+        self.female = nn.Linear(size, 1) if config.has_gender_head else None
         self.ratings = nn.Linear(size, len(config.ratings)) if config.ratings else None
         self.post_init()
 
@@ -123,8 +123,8 @@ class Recognizer(PreTrainedModel):
         entering, means = (mean_over_time(own, valid) for own in (states[0], frames))
         return network.logits(network.head(frames, valid)), entering, means
 
-    def recognize(self, inputs: Tensor, lengths: Tensor) -> Recognized:
-        """As `forward`, of inputs and lengths as `raw` takes them."""
+    def recognize(self, inputs: Tensor, lengths: Tensor) -> RecognizerOutput:
+        """As `forward`, of inputs and lengths as `forward_uncalibrated` takes them."""
         logits, entering, means = self.raw(inputs, lengths)
         calibrated = (logits / self.config.temperature).softmax(dim=1)
         speech = self.speech(entering).sigmoid()
@@ -135,7 +135,7 @@ class Recognizer(PreTrainedModel):
         if self.ratings:
             lowest, mean, highest = means.new_tensor(self.config.rating_ranges).T
             ratings = mean + speech * (self.ratings(means).clamp(lowest, highest) - mean)
-        return Recognized(
+        return RecognizerOutput(
             logits=calibrated.clamp_min(1e-9).log(),
             speech=speech.squeeze(1),
             female=female,
@@ -144,7 +144,7 @@ class Recognizer(PreTrainedModel):
 
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, **_options
-    ) -> Recognized:
+    ) -> RecognizerOutput:
         """Recognise utterances.
 
         Parameters

@@ -15,10 +15,10 @@ from gmp_utils.models.losses import concordance_loss
 
 INTERPRETERS = ("mlp", "transformer")
 WIDTH = 128  # of the small Transformer
-REPRESENTATIONS = ("none", "mean", "max", "learnt", "papt")
+REPRESENTATIONS = ("none", "mean", "max", "learned", "papt")
 
 
-def gathered(rows: Tensor) -> Tensor:
+def all_gather_ragged(rows: Tensor) -> Tensor:
     """The rows of all processes, one after the other; gradients go back to each one's own.
 
     Summed over the processes, as often as there are: they are right once the processes average theirs.
@@ -48,7 +48,7 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """As torch's."""
-        everyone = gathered(input) if self.training else input
+        everyone = all_gather_ragged(input) if self.training else input
         mean, variance = self.running_mean, self.running_var
         if self.training and (everyone != everyone[0]).any():
             mean, variance = everyone.mean(dim=0), everyone.var(dim=0, unbiased=False)
@@ -137,7 +137,7 @@ class TransformerInterpreter(nn.Module):
 
 
 @dataclass(frozen=True)
-class System:
+class RatingModelConfig:
     """What is told of a speaker, and what rates.
 
     Attributes
@@ -176,29 +176,32 @@ class System:
         return f"{self.representation}{where}-{self.interpreter}"
 
     @property
-    def learns_vectors(self) -> bool:
+    def learns_embeddings(self) -> bool:
         """Whether there is a vector for each training speaker among the weights."""
         from_papt = self.representation == "papt" and self.position != "none"
-        return self.representation == "learnt" or from_papt
+        return self.representation == "learned" or from_papt
 
 
-def every_system(
+def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
-) -> list[System]:
+) -> list[RatingModelConfig]:
     """All representations with all interpreters; PAPT's positions with the first, "output" with all.
 
     Parameters
     ----------
     representations, interpreters, positions : sequence of str
-        See `System`.
+        See `RatingModelConfig`.
     """
     first, *others = interpreters
     found = [
-        System(told, rates) for rates in interpreters for told in representations if told != "papt"
+        RatingModelConfig(told, rates)
+        for rates in interpreters
+        for told in representations
+        if told != "papt"
     ]
     if "papt" in representations:
-        found += [System("papt", first, position) for position in positions]
-        found += [System("papt", rates) for rates in others if "output" in positions]
+        found += [RatingModelConfig("papt", first, position) for position in positions]
+        found += [RatingModelConfig("papt", rates) for rates in others if "output" in positions]
     return found
 
 
@@ -286,5 +289,5 @@ class AttributeModel(encoder.SpeechModel):
         weight = torch.ones_like(ratings[:, 0]) if weight is None else weight
         compared = predicted, ratings, weight
         if self.training:
-            compared = map(gathered, compared)
+            compared = map(all_gather_ragged, compared)
         return {"loss": concordance_loss(*compared), "predicted": predicted}

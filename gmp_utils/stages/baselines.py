@@ -30,7 +30,7 @@ from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.experiments import OPENSMILE
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import FINETUNE, STARTS, run_folder
+from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
@@ -89,7 +89,7 @@ def _svm(
     corpus: Corpus, parts: dict[str, list[str]], x: pd.DataFrame
 ) -> tuple[dict[str, np.ndarray], dict]:
     """Scores of the held-out parts by the C that the protocol selects, and what was selected."""
-    judged, n = corpus.protocol.compared_on, len(corpus.emotions)
+    judged, n = corpus.protocol.selection_part, len(corpus.emotions)
     y = {part: corpus.labels(names, "emotion") for part, names in parts.items()}
     grid = (C,) if corpus.protocol.selection == "last" else GRID
     fitted = []
@@ -151,7 +151,7 @@ def classify(run_dir: str, fold: int, baseline: str, use_gmps: bool = False, see
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
-    parts, made_from = corpus.split(fold), [corpus.stage]
+    parts, made_from = corpus.partition(fold), [corpus.stage]
     if baseline == "egemaps":
         made_from.append(functionals(corpus))
 
@@ -165,7 +165,7 @@ def classify(run_dir: str, fold: int, baseline: str, use_gmps: bool = False, see
         write_json(folder / "metrics.json", metrics)
 
     return make_stage(
-        run_folder(run_dir) / f"fold{fold}" / FINETUNE / STARTS[use_gmps] / baseline,
+        run_folder(run_dir) / f"fold{fold}" / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
         build,
         parameters={"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed},
         stages=made_from,
@@ -337,12 +337,12 @@ def fuse(
     if kind not in KINDS:
         raise GmpError(f"text: found {kind!r}, expected some of {', '.join(KINDS)}.")
     corpus = open_corpus(run_dir)
-    parts, names = corpus.split(fold), list(corpus.manifest.index)
+    parts, names = corpus.partition(fold), list(corpus.manifest.index)
     transcripts = _transcripts(corpus)
     place = {name: index for index, name in enumerate(names)}
     rows = {part: [place[name] for name in own] for part, own in parts.items() if own}
     y = {part: corpus.labels(parts[part], "emotion") for part in rows}
-    judged, held_out = corpus.protocol.compared_on, [part for part in rows if part != "train"]
+    judged, held_out = corpus.protocol.selection_part, [part for part in rows if part != "train"]
     choose, n = corpus.protocol.selection != "last", len(corpus.emotions)
 
     def by_text(words) -> tuple[dict[str, np.ndarray], dict]:
@@ -401,7 +401,7 @@ def fuse(
 
     given = read_json(speech / "params.json")
     joined = {} if kind == "text" else {"speech": given["loss"]}
-    known = [] if text_encoder == "tf-idf" else [weights.identity(text_encoder)]
+    known = [] if text_encoder == "tf-idf" else [weights.fingerprint(text_encoder)]
     return make_stage(
         speech.with_name(kind),
         build,

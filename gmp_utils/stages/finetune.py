@@ -7,16 +7,16 @@ from transformers import set_seed
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.collect import write_predictions
-from gmp_utils.evaluation.metrics import separation, task_metrics
+from gmp_utils.evaluation.metrics import class_separation, task_metrics
 from gmp_utils.models.classifiers import LOSSES, EmotionClassifier, load_classifier
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
-from gmp_utils.runs.paths import FINETUNE, RETRAIN, STARTS, run_folder
+from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, RETRAIN, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 from gmp_utils.training.features import embed_and_classify, labelled
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.trainer import TrainingConfig, train
 
 
 def _metrics(prediction) -> dict[str, float]:
@@ -28,11 +28,11 @@ def finetune(
     fold: int,
     encoder: str,
     loss: str,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     use_gmps: bool = True,
     scale: float = 30.0,
     margin: float = 0.2,
-    network: Network = Network(),
+    network: HeadConfig = HeadConfig(),
 ) -> Path:
     """Fine-tune on a fold's training speakers, and classify its validation and test speakers.
 
@@ -66,7 +66,7 @@ def finetune(
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
     corpus, run = open_corpus(run_dir), run_folder(run_dir)
     stages = run / f"fold{fold}"
-    own = stages / FINETUNE / STARTS[use_gmps]
+    own = stages / FINETUNE / INITIALIZATIONS[use_gmps]
     source, made_from = weights.resolve(encoder), [corpus.stage]
     if loss == "ce-then-ams" and not (own / "ce").is_dir():
         raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
@@ -74,7 +74,7 @@ def finetune(
         before = own / "ce" if loss == "ce-then-ams" else stages / RETRAIN
         source, made_from = str(before / "model"), [corpus.stage, before]
     corpus.check_encoder(encoder, fold)
-    parts = corpus.split(fold)
+    parts = corpus.partition(fold)
     settings = {"loss": "ce" if loss == "ce" else "ams", "scale": scale, "margin": margin}
 
     def build(folder: Path) -> None:
@@ -83,7 +83,7 @@ def finetune(
             EmotionClassifier, source, corpus, parts["train"], network, **settings
         )
         inputs = features.model_inputs(model, corpus)
-        part, selection = corpus.protocol.compared_on, corpus.protocol.selection
+        part, selection = corpus.protocol.selection_part, corpus.protocol.selection
         emotions = corpus.labels(parts[part], "emotion")
         before = embed_and_classify(model, corpus, inputs, parts[part])[0]
         masks = (model.config.hidden_size if network.spec_augment else 0, schedule.seed)
@@ -98,7 +98,7 @@ def finetune(
             if parts[held_out]
         }
         spread = {"before": before, "after": after[part][0]}
-        spread = {when: separation(vectors, emotions) for when, vectors in spread.items()}
+        spread = {when: class_separation(vectors, emotions) for when, vectors in spread.items()}
         write_json(folder / "separation.json", spread)
         logits = {held_out: own for held_out, (_, own) in after.items()}
         write_predictions(folder, corpus.manifest, parts, logits, corpus.emotions)
@@ -116,7 +116,7 @@ def finetune(
             "schedule": vars(schedule),
         },
         stages=made_from,
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

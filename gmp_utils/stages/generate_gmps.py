@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import normalise
+from gmp_utils.data.audio import normalize
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
@@ -100,8 +100,8 @@ def generate_gmps(
     if clustered_model == "encoder":
         corpus.check_encoder(encoder, fold)
         source, made_from = weights.resolve(encoder), corpus.stage
-        initial = [weights.identity(encoder)]
-    parts = corpus.split(fold)
+        initial = [weights.fingerprint(encoder)]
+    parts = corpus.partition(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
 
     def build(folder: Path) -> None:
@@ -168,7 +168,7 @@ def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.nda
     untouched = told["clustered_model"] == "encoder"
     source = weights.resolve(encoder) if untouched else str(made_from / "model")
     model = SpeechModel.load(source).eval().to(hardware.device())
-    samples = torch.from_numpy(normalise(waveform))[None].to(model.device)
+    samples = torch.from_numpy(normalize(waveform))[None].to(model.device)
     lengths = torch.tensor([samples.shape[1]], device=model.device)
     with torch.inference_mode():
         (frames,), _ = model.hidden_states(samples, lengths, layers=[told["layer"]])

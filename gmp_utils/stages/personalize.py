@@ -18,24 +18,24 @@ from gmp_utils import GmpError
 from gmp_utils.data import speakers
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.data.rated_fold import SUMMARIES, Heard, Task, open_fold
+from gmp_utils.data.rated_fold import SUMMARIES, RatedFold, RatingTask, open_fold
 from gmp_utils.evaluation.metrics import ccc
-from gmp_utils.evaluation.ratings import HEARD_TOGETHER, compared, shown
+from gmp_utils.evaluation.ratings import TRANSDUCTIVE_NOTE, compared, shown
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
-from gmp_utils.models.regression import AttributeModel, System
+from gmp_utils.models.regression import AttributeModel, RatingModelConfig
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import GENERATE_GMPS, PERSONALIZE, run_folder
-from gmp_utils.runs.stage import identity, make_stage
+from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking, Utterances
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.trainer import TrainingConfig, train
 
 ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
 
 
-def hear(run_dir: str, encoder: str, keep_frames: bool = True) -> Path:
+def summarize_utterances(run_dir: str, encoder: str, keep_frames: bool = True) -> Path:
     """Summarise every utterance's last layer over time, by the untouched encoder.
 
     Returns
@@ -66,14 +66,14 @@ def hear(run_dir: str, encoder: str, keep_frames: bool = True) -> Path:
         build,
         parameters={"encoder": encoder, "keep_frames": keep_frames},
         stages=[corpus.stage],
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
 @dataclass(frozen=True)
-class Told:
+class RatingData:
     """Utterances, and what is known of each.
 
     Attributes
@@ -113,11 +113,11 @@ def _rating_metrics(attributes: list[str], prediction: EvalPrediction) -> dict[s
 
 def fit_ratings(
     model: AttributeModel,
-    told: Told,
+    told: RatingData,
     training: list[str],
     held_out: list[str],
     folder: Path,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     selection: str,
     weight: Sequence[float] | None = None,
 ) -> None:
@@ -130,7 +130,7 @@ def fit_ratings(
 
 
 def predict_ratings(
-    model: AttributeModel, told: Told, utterances: list[str]
+    model: AttributeModel, told: RatingData, utterances: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rate and represent utterances.
 
@@ -150,7 +150,7 @@ def predict_ratings(
 
 
 def _stage(
-    task: Task,
+    task: RatingTask,
     name: str,
     build: Callable[[Path], None],
     parameters: dict,
@@ -165,13 +165,13 @@ def _stage(
         build,
         parameters={name: getattr(task, name) for name in read} | parameters,
         stages=[corpus.stage, run_folder(task.run_dir) / PERSONALIZE / "heard", *stages],
-        inputs=[weights.identity(task.encoder)],
+        inputs=[weights.fingerprint(task.encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Path:
+def adapt(task: RatingTask, position: str, schedule: TrainingConfig, masking: Masking) -> Path:
     """PAPT: masked prediction goes on, with a vector for every training speaker that is learnt with it.
 
     Its targets are the pseudo-labels of stage 04, which have to be the untouched encoder's.
@@ -212,11 +212,11 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
         source = weights.resolve(task.encoder)
         model = MaskedPredictionModel.load(source, train_encoder=True, train_cnn=False, **settings)
         inputs = features.model_inputs(model, heard.corpus)
-        made_of = heard.mixtures(task.neighbours)
+        made_of = heard.speaker_weights(task.neighbours)
         protocol, sets = heard.corpus.protocol, []
         parts = [heard.parts[part] for part in protocol.unsupervised_parts]
         learnt = sorted((name for own in parts for name in own), key=inputs.lengths.get)
-        for names in (learnt, heard.parts[protocol.compared_on]):
+        for names in (learnt, heard.parts[protocol.selection_part]):
             told = {"speaker": np.stack([made_of[name] for name in names])}
             told = told if settings["n_speakers"] else None
             sets.append(Utterances(inputs, names, told, labels, masking, schedule.seed))
@@ -227,13 +227,13 @@ def adapt(task: Task, position: str, schedule: Schedule, masking: Masking) -> Pa
     return _stage(task, f"papt-{position}", build, given, [clusters], position != "none")
 
 
-def _papt_frames(task: Task, heard: Heard, position: str) -> Path:
+def _papt_frames(task: RatingTask, heard: RatedFold, position: str) -> Path:
     """Frames of the last layer that `adapt` left, without the vector that is added there."""
     source = task.folder / f"papt-{position}"
 
     def build(folder: Path) -> None:
         model = SpeechModel.load(str(source / "model"))
-        made_of = heard.mixtures(task.neighbours)
+        made_of = heard.speaker_weights(task.neighbours)
         inside = made_of if position in ("input", "prefix") else None
         inputs = features.model_inputs(model, heard.corpus)
         features.layer_frames(model, inputs, list(made_of), -1, folder / "frames", inside)
@@ -241,11 +241,13 @@ def _papt_frames(task: Task, heard: Heard, position: str) -> Path:
     return _stage(task, f"{source.name}-frames", build, {}, [source], position != "none")
 
 
-def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> Told:
+def _inputs_and_labels(
+    task: RatingTask, heard: RatedFold, system: RatingModelConfig, model: AttributeModel
+) -> RatingData:
     """Inputs of a system's model, and what is known of each utterance."""
     names, vectors = heard.utterances, None
-    if system.learns_vectors:
-        vectors = heard.mixtures(task.neighbours)
+    if system.learns_embeddings:
+        vectors = heard.speaker_weights(task.neighbours)
     elif system.representation in ("mean", "max"):
         table = heard.summaries[system.representation].loc[names].to_numpy()
         of = speakers.by_speaker(table, heard.speaker[names], system.representation)
@@ -256,15 +258,15 @@ def _told(task: Task, heard: Heard, system: System, model: AttributeModel) -> To
     inputs = Ragged.open(kept) if kept else features.model_inputs(model, heard.corpus)
     rows = heard.corpus.manifest[task.attributes]
     ratings = dict(zip(rows.index, rows.to_numpy(np.float32)))
-    return Told(inputs, ratings, vectors)
+    return RatingData(inputs, ratings, vectors)
 
 
 def _fit_and_rate(
-    task: Task,
-    heard: Heard,
-    system: System,
+    task: RatingTask,
+    heard: RatedFold,
+    system: RatingModelConfig,
     source: str,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     folder: Path,
     training: list[str],
     counted: Sequence[float] | None = None,
@@ -278,7 +280,7 @@ def _fit_and_rate(
         "attributes": task.attributes,
         "interpreter": system.interpreter,
         "fixed_vectors": system.representation in ("mean", "max"),
-        "n_speakers": heard.alike.shape[1] if system.learns_vectors else 0,
+        "n_speakers": heard.alike.shape[1] if system.learns_embeddings else 0,
         "speaker_position": in_position,
         "offset": rated.mean().tolist(),
         "spread": rated.std(ddof=0).tolist(),
@@ -286,8 +288,8 @@ def _fit_and_rate(
     model = AttributeModel.load(
         source, train_encoder=task.train_encoder, train_cnn=False, **settings
     )
-    told = _told(task, heard, system, model)
-    held_out = heard.parts[corpus.protocol.compared_on]
+    told = _inputs_and_labels(task, heard, system, model)
+    held_out = heard.parts[corpus.protocol.selection_part]
     selection = corpus.protocol.selection
     fit_ratings(model, told, training, held_out, folder, schedule, selection, counted)
     tables, vectors = [], []
@@ -306,7 +308,9 @@ def _fit_and_rate(
     means.to_parquet(folder / "speakers.parquet")
 
 
-def rate(task: Task, system: System, schedule: Schedule) -> Path:
+def train_and_predict(
+    task: RatingTask, system: RatingModelConfig, schedule: TrainingConfig
+) -> Path:
     """Train a system on a fold's training speakers, and rate all its utterances.
 
     Parameters
@@ -326,7 +330,7 @@ def rate(task: Task, system: System, schedule: Schedule) -> Path:
     if system.representation == "papt":
         before = [task.folder / f"papt-{system.position}"]
         source = str(before[0] / "model")
-        identity(before[0])
+        check_and_identify(before[0])
         if not task.train_encoder:
             before.append(_papt_frames(task, heard, system.position))
             heard = replace(heard, frames=before[-1] / "frames")
@@ -335,10 +339,10 @@ def rate(task: Task, system: System, schedule: Schedule) -> Path:
         _fit_and_rate(task, heard, system, source, schedule, folder, heard.parts["train"])
 
     given = {"system": vars(system), "schedule": vars(schedule)}
-    return _stage(task, system.name, build, given, before, system.learns_vectors)
+    return _stage(task, system.name, build, given, before, system.learns_embeddings)
 
 
-def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) -> Path:
+def adapt_unsupervised(task: RatingTask, how: str, chosen: int, schedule: TrainingConfig) -> Path:
     """Sridhar & Busso's personalisation: go on training with speakers who sound like the test speakers.
 
     Each test speaker chooses training speakers by `speakers.divergences`.
@@ -357,7 +361,7 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
     Returns
     -------
     stage : Path
-        As of `rate`, whose "none-mlp" it begins with.
+        As of `train_and_predict`, whose "none-mlp" it begins with.
 
     Raises
     ------
@@ -366,9 +370,9 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
     """
     if how not in ADAPTATIONS:
         raise GmpError(f"adaptation {how!r}: expected one of {', '.join(ADAPTATIONS)}.")
-    heard, system = open_fold(task), System()
+    heard, system = open_fold(task), RatingModelConfig()
     before = task.folder / system.name
-    identity(before)
+    check_and_identify(before)
 
     def build(folder: Path) -> None:
         names = heard.parts["train"] + heard.parts["test"]
@@ -392,7 +396,7 @@ def adapt_unsupervised(task: Task, how: str, chosen: int, schedule: Schedule) ->
     return _stage(task, f"{system.name}-{how}", build, given, [before])
 
 
-def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
+def with_fewer_speakers(task: RatingTask, n: int, schedule: TrainingConfig) -> Path:
     """Train "none-mlp" on half of the utterances of some training speakers.
 
     What it makes of the other half is what it makes of people whom it knows: the difference to unseen people
@@ -409,7 +413,7 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     Returns
     -------
     stage : Path
-        As of `rate`; utterances that were left out are of the part "known".
+        As of `train_and_predict`; utterances that were left out are of the part "known".
     """
     heard = open_fold(task)
     learnt = heard.alike.columns.to_numpy()
@@ -426,16 +430,16 @@ def with_fewer_speakers(task: Task, n: int, schedule: Schedule) -> Path:
     def build(folder: Path) -> None:
         fewer = replace(heard, parts=parts)
         source = weights.resolve(task.encoder)
-        _fit_and_rate(task, fewer, System(), source, schedule, folder, parts["train"])
+        _fit_and_rate(task, fewer, RatingModelConfig(), source, schedule, folder, parts["train"])
 
     given = {"speakers": n, "schedule": vars(schedule)}
-    return _stage(task, f"{System().name}-{n}-speakers", build, given)
+    return _stage(task, f"{RatingModelConfig().name}-{n}-speakers", build, given)
 
 
 def write_results(
     run_dir: str,
-    tasks: Sequence[Task],
-    systems: Sequence[System],
+    tasks: Sequence[RatingTask],
+    systems: Sequence[RatingModelConfig],
     table: pd.DataFrame,
     results: pd.DataFrame,
 ) -> Path:
@@ -471,7 +475,7 @@ def write_results(
         findings = [
             f"- {row.attribute}: {row.compared}: {row.finding}" for row in found.itertuples()
         ]
-        text = [said, HEARD_TOGETHER, "", markdown, "", *findings, ""]
+        text = [said, TRANSDUCTIVE_NOTE, "", markdown, "", *findings, ""]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
     return make_stage(

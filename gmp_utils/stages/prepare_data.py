@@ -14,7 +14,7 @@ from gmp_utils.runs.paths import PREPARE_DATA, ROOT, run_folder
 from gmp_utils.runs.stage import make_stage
 
 FAULTS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
-SPOKEN = {"synthetic": synthetic, "synthetic_speakers": synthetic_speakers}
+SYNTHETIC = {"synthetic": synthetic, "synthetic_speakers": synthetic_speakers}
 UNUSABLE = ("no label", "no speaker", "unreadable")
 
 
@@ -57,19 +57,19 @@ def read_manifest(
     """
 
     def folder_of(corpus: str, corpus_dir: str) -> Path:
-        if (corpus in SPOKEN) == bool(corpus_dir):
+        if (corpus in SYNTHETIC) == bool(corpus_dir):
             raise GmpError(
                 f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and "
-                f"{' and '.join(SPOKEN)} are spoken here and take none."
+                f"{' and '.join(SYNTHETIC)} are spoken here and take none."
             )
         if corpus_dir:
             return ROOT / Path(corpus_dir).expanduser()
         given = {"seed": seed} | ({} if corpus == "synthetic" else {"shifts": shifts})
         return make_stage(
             run_folder(run_dir) / corpus,
-            lambda folder: SPOKEN[corpus].make(folder, **given),
+            lambda folder: SYNTHETIC[corpus].make(folder, **given),
             parameters=given,
-            module=SPOKEN[corpus].__name__,
+            module=SYNTHETIC[corpus].__name__,
         )
 
     folder = folder_of(corpus, corpus_dir)
@@ -157,7 +157,7 @@ def prepare(
     validation: str,
     selection: str,
     transductive: bool,
-    women_share: float | None = None,
+    female_share: float | None = None,
 ) -> Corpus:
     """Decode recordings once, leave out what is to be left out, and lay out the folds.
 
@@ -168,7 +168,7 @@ def prepare(
         Of `read_manifest`.
     exclude, min_seconds, max_seconds
         See `find_faults`.
-    fold_by, n_folds, validation, selection, transductive, women_share
+    fold_by, n_folds, validation, selection, transductive, female_share
         See `gmp_utils.data.protocol.make_protocol`.
 
     Returns
@@ -216,7 +216,7 @@ def prepare(
     if len(found) < 2 and not _rated(kept).any():
         raise GmpError(f"emotions: found {found}, expected two or more that can be told apart.")
     protocol = make_protocol(
-        kept, fold_by, n_folds, validation, selection, transductive, women_share
+        kept, fold_by, n_folds, validation, selection, transductive, female_share
     )
     leakage = check_leakage(kept, protocol)
 

@@ -29,7 +29,7 @@ from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.kmeans import assign, fit_kmeans
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.trainer import TrainingConfig, train
 
 FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
 SYNTHETIC_SEED = 10_000  # far from the seeds of the synthetic corpus
@@ -127,7 +127,9 @@ def read_recordings(
             manifest = pd.concat([manifest, spoken], ignore_index=True)
         waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
         waveform_store.check_readable(report)
-        (folder / weights.HEARD).write_text("\n".join(sorted(report.digest)), encoding="utf-8")
+        (folder / weights.PRETRAINING_RECORDINGS).write_text(
+            "\n".join(sorted(report.digest)), encoding="utf-8"
+        )
         longest = int(piece_seconds * audio.SAMPLE_RATE)
         cut = {
             f"{name}@{start}": waveforms[name][start : start + longest]
@@ -190,7 +192,7 @@ def pretrain_round(
     architecture: Architecture,
     scales: list[int],
     layer: int,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     loss_on: str = "all",
 ) -> Path:
     """One round: targets, and masked prediction of them.
@@ -253,7 +255,7 @@ def pretrain_round(
         train(model, *sets, folder, schedule, metrics, "masked_loss", "last")
         model.base_model.save_pretrained(folder / "encoder")
         for kept in ("encoder", "model"):
-            shutil.copy(stage / weights.HEARD, folder / kept)
+            shutil.copy(stage / weights.PRETRAINING_RECORDINGS, folder / kept)
 
     return make_stage(
         run / f"round{number}",
@@ -271,7 +273,7 @@ def pretrain_round(
     )
 
 
-def pretrain_contrastive(run_dir: str, encoder: str, schedule: Schedule) -> Path:
+def pretrain_contrastive(run_dir: str, encoder: str, schedule: TrainingConfig) -> Path:
     """A wav2vec 2.0 that begins with a HuBERT's weights, and goes on with the contrastive objective.
 
     Both are one architecture. The CNN stays as it is, because the objective takes its targets from it.
@@ -320,15 +322,15 @@ def pretrain_contrastive(run_dir: str, encoder: str, schedule: Schedule) -> Path
         ]
         train(model, *sets, folder, schedule, contrastive_metrics, "masked_loss", "last")
         frames.remove()
-        own = (stage / weights.HEARD).read_text(encoding="utf-8").split()
-        listed = "\n".join(sorted({*own, *weights.heard(encoder)}))
-        (folder / "model" / weights.HEARD).write_text(listed, encoding="utf-8")
+        own = (stage / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
+        listed = "\n".join(sorted({*own, *weights.pretraining_digests(encoder)}))
+        (folder / "model" / weights.PRETRAINING_RECORDINGS).write_text(listed, encoding="utf-8")
 
     return make_stage(
         run / "wav2vec2",
         build,
         parameters={"encoder": encoder, "schedule": vars(schedule)},
         stages=[stage],
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
     )

@@ -118,7 +118,7 @@ def cluster_layer(
     -------
     rows : list of dict
         `K`, what is `known` of the compared part's frames, `nmi` and `purity` of the clusters with it,
-        and `occupancy`: the clusters in use (the exponential of their entropy) over K.
+        and `cluster_usage`: the clusters in use (the exponential of their entropy) over K.
     """
     scored = points.part == compared
     asked = {name: (name, scored) for name in CLASSES if points[name].notna().all()}
@@ -132,7 +132,7 @@ def cluster_layer(
         for known, (name, chosen) in asked.items():
             true, found = points[name][chosen], clusters[chosen]
             row = {"K": k, "known": known, "nmi": normalized_mutual_info_score(true, found)}
-            row |= {"purity": purity(true, found), "occupancy": np.exp(entropy(shares)) / k}
+            row |= {"purity": purity(true, found), "cluster_usage": np.exp(entropy(shares)) / k}
             rows.append(row)
     return rows
 
@@ -231,7 +231,7 @@ def probe_layers(
     stage = run / stage_of(model).format(fold=fold)
     untouched = weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
-    compared = corpus.protocol.compared_on
+    compared = corpus.protocol.selection_part
 
     def build(folder: Path) -> None:
         network = SpeechModel.load(untouched if model == "encoder" else str(stage / "model"))
@@ -292,13 +292,13 @@ def probe_layers(
             "seed": seed,
         },
         stages=list(dict.fromkeys([corpus.stage, stage])),
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def moved(
+def cka_to_pretrained(
     run_dir: str, fold: int, encoder: str, models: dict[str, Path], seed: int = 0
 ) -> pd.DataFrame:
     """How far trainings moved each layer, by its CKA with the untouched encoder's.
@@ -321,7 +321,7 @@ def moved(
     """
     corpus = open_corpus(run_dir)
     parts = corpus.protocol.parts(corpus.manifest, fold)
-    points = corpus.manifest.loc[parts == corpus.protocol.compared_on, ["utterance"]]
+    points = corpus.manifest.loc[parts == corpus.protocol.selection_part, ["utterance"]]
     before = _frames(SpeechModel.load(weights.resolve(encoder)), corpus, points, seed)
     rows = []
     for name, folder in models.items():

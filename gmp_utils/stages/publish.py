@@ -78,10 +78,10 @@ These weights, on the test speakers of fold {fold} ({n_test} utterances of {test
 {metrics}
 
 `calibration_error` is how far confidence is from the share that is right, on average, and
-`calibration_error_as_trained` the same before temperature and readout of speech: of few validation
-speakers calibration does not always help. `speech_heard` is the share of test utterances that are taken for
-speech, `altered_speech_heard` of at most 400 of them with noise 5 to 25 dB below, half of them dulled above
-3.4 kHz; `noise_refused` is the share of noises that are not (silence, white, pink and brown noise, hum,
+`ece_uncalibrated` the same before temperature and readout of speech: of few validation
+speakers calibration does not always help. `speech_recall` is the share of test utterances that are taken for
+speech, `noisy_speech_recall` of at most 400 of them with noise 5 to 25 dB below, half of them dulled above
+3.4 kHz; `noise_specificity` is the share of noises that are not (silence, white, pink and brown noise, hum,
 tones, clicks, as long as utterances, made in the same way as those it was fitted to, by other numbers).
 Where no speech is heard, scores go to chance and ratings to their mean. Noises below a second and buzzing
 may be taken for speech; music, laughter and several voices at once were not tried. Gender, speech and
@@ -137,7 +137,7 @@ def noise(kind: str, n_samples: int, rng: np.random.Generator) -> np.ndarray:
     return (0.5 * sound / np.abs(sound).max()).astype(np.float32)
 
 
-def altered(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def augment(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Speech as it may come: with noise 5 to 25 dB below it, and every other time as by telephone.
 
     Parameters
@@ -157,7 +157,7 @@ def altered(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return speech + added * level * 10 ** (-rng.uniform(5, 25) / 20)
 
 
-def joined(waveforms: Sequence[np.ndarray]) -> Ragged:
+def concatenate(waveforms: Sequence[np.ndarray]) -> Ragged:
     """Waveforms as one store in memory, named by number."""
     names = list(map(str, range(len(waveforms))))
     return Ragged(np.concatenate(waveforms), names, list(map(len, waveforms)))
@@ -171,8 +171,10 @@ def _batches(inputs: Ragged, utterances: Sequence[str], function: Callable) -> I
         yield found
 
 
-def raw(model: Recognizer, inputs: Ragged, utterances: Sequence[str]) -> tuple[np.ndarray, ...]:
-    """See `Recognizer.raw`; of many utterances."""
+def forward_uncalibrated(
+    model: Recognizer, inputs: Ragged, utterances: Sequence[str]
+) -> tuple[np.ndarray, ...]:
+    """See `Recognizer.forward_uncalibrated`; of many utterances."""
     with torch.inference_mode():
         found = list(_batches(inputs, utterances, model.raw))
     return tuple(torch.cat(part).float().cpu().numpy() for part in zip(*found))
@@ -222,12 +224,14 @@ def heard_as_speech(
     """
     rng = np.random.default_rng(seed)
     chosen = list(rng.permutation(list(utterances))[:READOUT_UTTERANCES])
-    spoken = joined([altered(waveforms[name], rng) for name in chosen])
+    spoken = concatenate([augment(waveforms[name], rng) for name in chosen])
     kinds = np.resize(NOISES, len(chosen))
-    noises = joined(
+    noises = concatenate(
         [noise(kind, waveforms.lengths[name], rng) for kind, name in zip(kinds, chosen)]
     )
-    return raw(model, spoken, spoken.utterances)[1], raw(model, noises, noises.utterances)[1]
+    return forward_uncalibrated(model, spoken, spoken.utterances)[1], forward_uncalibrated(
+        model, noises, noises.utterances
+    )[1]
 
 
 def set_linear(layer: nn.Linear, fitted) -> None:
@@ -384,7 +388,7 @@ def publish(stage: Path, seed: int = 0) -> Path:
         extractor and model card.
     """
     corpus, told = corpus_of(stage), read_json(stage / "params.json")
-    parts = corpus.split(told["fold"])
+    parts = corpus.partition(told["fold"])
     fold, (start, loss) = stage.parents[2], stage.parts[-2:]
 
     def build(folder: Path) -> None:
@@ -415,7 +419,7 @@ def _fitted(
     model = Recognizer(
         RecognizerConfig(
             network=network.config.to_dict() | {"_name_or_path": ""},  # it tells of folders here
-            knows_gender=manifest.gender.loc[train].nunique() == 2,
+            has_gender_head=manifest.gender.loc[train].nunique() == 2,
             ratings=rated,
             rating_ranges=[
                 [float(own.min()), float(own.mean()), float(own.max())]
@@ -428,10 +432,10 @@ def _fitted(
     model.network.load_state_dict(network.state_dict())
     model.eval().to(hardware.device())
     inputs = features.model_inputs(model.network, corpus)
-    _, entering, means = raw(model, inputs, train)
+    _, entering, means = forward_uncalibrated(model, inputs, train)
     if parts["validation"]:
         labels = corpus.labels(parts["validation"], "emotion")
-        held_out = raw(model, inputs, parts["validation"])[0]
+        held_out = forward_uncalibrated(model, inputs, parts["validation"])[0]
         model.config.temperature = temperature(held_out, labels)
     spoken, noises = heard_as_speech(model, corpus.waveforms, train, seed)
     everything = np.concatenate([entering, spoken, noises])
@@ -458,15 +462,15 @@ def _measured(
     )
     probabilities = found["emotions"]
     correct = probabilities.argmax(axis=1) == labels
-    before = softmax(raw(model, inputs, test)[0], axis=1)
+    before = softmax(forward_uncalibrated(model, inputs, test)[0], axis=1)
     metrics = {
         "temperature": model.config.temperature,
         "emotion_uar": uar(labels, probabilities.argmax(axis=1)),
-        "calibration_error_as_trained": calibration_error(before.max(axis=1), correct),
+        "ece_uncalibrated": calibration_error(before.max(axis=1), correct),
         "calibration_error": calibration_error(probabilities.max(axis=1), correct),
-        "speech_heard": float(np.mean(found["speech"] > 0.5)),
-        "altered_speech_heard": float(np.mean(spoken)),
-        "noise_refused": float(np.mean(~noises)),
+        "speech_recall": float(np.mean(found["speech"] > 0.5)),
+        "noisy_speech_recall": float(np.mean(spoken)),
+        "noise_specificity": float(np.mean(~noises)),
     }
     known = manifest.gender.notna().to_numpy()
     if model.female and known.any():
@@ -546,7 +550,7 @@ class _Graph(nn.Module):
 def export_onnx(model: str, path: str) -> None:
     """Write a model as ONNX, for batches and recordings of any size, and compare it with torch's.
 
-    Inputs are `input_values` and `attention_mask`, outputs those of `Recognized` that the model has; see
+    Inputs are `input_values` and `attention_mask`, outputs those of `RecognizerOutput` that it has; see
     `Recognizer.forward`. Needs the extra `onnx`.
 
     Parameters

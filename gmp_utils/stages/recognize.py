@@ -41,12 +41,12 @@ from gmp_utils.training import features
 
 ALSO = ("aif", "oga", "opus", "sph")  # suffixes that are not names of formats
 SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALSO)}
-AT_ONCE = 10  # batches, whose windows are sorted by length
-AHEAD = 96 * SAMPLE_RATE  # samples of a recording that wait, decoded
+BATCHES_PER_SORT = 10  # batches, whose windows are sorted by length
+PREFETCH_SAMPLES = 96 * SAMPLE_RATE  # samples of a recording that wait, decoded
 READERS = min(8, os.cpu_count() or 1)
 
 
-def spans(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
+def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
     """Where windows begin, and which part of each is told.
 
     Parameters
@@ -70,7 +70,7 @@ def spans(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray
     return starts, np.concatenate([[0], middles, [n_samples]])
 
 
-def cut(
+def iter_windows(
     pieces: Iterator[np.ndarray], starts: np.ndarray, window: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Cut what comes piece by piece into overlapping windows.
@@ -180,7 +180,7 @@ def _windows(
 
     def read(name: str, ready: Queue) -> None:
         try:
-            for found in cut(sources[name](), starts[name], window):
+            for found in iter_windows(sources[name](), starts[name], window):
                 put(ready, found)
                 if stopped.is_set():
                     return
@@ -193,7 +193,7 @@ def _windows(
         try:
             while True:
                 for name in islice(names, 2 * READERS - len(waiting)):
-                    waiting.append((name, Queue(max(1, AHEAD // window))))
+                    waiting.append((name, Queue(max(1, PREFETCH_SAMPLES // window))))
                     pool.submit(read, *waiting[-1])
                 if not waiting:
                     return
@@ -206,7 +206,7 @@ def _windows(
             stopped.set()
 
 
-def _hear(
+def _recognize_sources(
     model: Recognizer,
     sources: dict[str, Callable[[], Iterator[np.ndarray]]],
     lengths: dict[str, int],
@@ -214,14 +214,14 @@ def _hear(
     hop: int,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """`recognize`, of sources that give 16 kHz piece by piece; damaged ones apart, with the reason."""
-    plans = {name: spans(samples, window, hop) for name, samples in lengths.items()}
+    plans = {name: window_grid(samples, window, hop) for name, samples in lengths.items()}
     starts = {name: own for name, (own, _) in plans.items()}
-    portion = AT_ONCE * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
+    portion = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
     tables, damaged, waiting = [], {}, []
 
     def hear() -> None:
         waiting.sort(key=lambda item: len(item[2]))
-        store = publish.joined([waveform for *_, waveform in waiting])
+        store = publish.concatenate([waveform for *_, waveform in waiting])
         found = publish.recognized(model, store, store.utterances)
         parts = [plans[name][1][number : number + 2] / SAMPLE_RATE for name, number, _ in waiting]
         table = pd.DataFrame(parts, columns=["start", "end"])
@@ -312,7 +312,7 @@ def recognize(
         except GmpError as error:
             unread[name] = printable(str(error))
     size = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
-    table, damaged = _hear(recognizer.to(hardware.device()), sources, lengths, *size)
+    table, damaged = _recognize_sources(recognizer.to(hardware.device()), sources, lengths, *size)
     unread |= damaged
     if table.empty:
         raise GmpError(" ".join(unread.values()) or "audio: no recordings were named.")

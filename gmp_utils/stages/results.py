@@ -12,7 +12,7 @@ from gmp_utils.evaluation.tables import describe
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.runs import experiments
 from gmp_utils.runs.paths import RESULTS, run_folder
-from gmp_utils.runs.stage import identity, make_stage
+from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training import features
 
 
@@ -31,9 +31,9 @@ def inference_speed(run_dir: str) -> float | None:
         return None
     stage, fold = networks.iloc[0][["stage", "fold"]]
     corpus = corpus_of(stage)
-    identity(stage)
+    check_and_identify(stage)
     model = EmotionClassifier.load(str(stage / "model"))
-    tested = corpus.split(fold)["test"]
+    tested = corpus.partition(fold)["test"]
     features.embed_and_classify(model, corpus, corpus.waveforms, tested[:2])
     began = time.monotonic()
     features.embed_and_classify(model, corpus, corpus.waveforms, tested)
@@ -61,7 +61,7 @@ def write_results(
         With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv
         and summary.md.
     """
-    told = experiments.told(run_dir)
+    told = experiments.read_declaration(run_dir)
 
     def build(folder: Path) -> None:
         compared = comparisons(predictions, uar, told["against"])

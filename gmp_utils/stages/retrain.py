@@ -14,17 +14,17 @@ from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_met
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, run_folder
-from gmp_utils.runs.stage import identity, make_stage
+from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking, Utterances
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.trainer import TrainingConfig, train
 
 
 def retrain(
     run_dir: str,
     fold: int,
     encoder: str,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     retrain_from: str = "encoder",
     masking: Masking = Masking(0.8, 10),
     loss_on: str = "masked",
@@ -53,7 +53,7 @@ def retrain(
     combine : str
         Of the streams' losses, see `stream_loss`.
     activation : str
-        Of the streams' projections, see `StreamHeads`.
+        Of the streams' projections, see `ClusterHeads`.
     objective : str
         "clusters" are those of stage 04; "contrastive" is wav2vec 2.0's, see
         `gmp_utils.models.contrastive`, which needs no stage 04; "own" is what the encoder was
@@ -94,9 +94,9 @@ def retrain(
         labels, scales = features.open_labels(stages / GENERATE_GMPS)
         made_from.append(stages / GENERATE_GMPS)
     corpus.check_encoder(encoder, fold)
-    parts = corpus.split(fold)
+    parts = corpus.partition(fold)
     heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
-    compared = parts[corpus.protocol.compared_on]
+    compared = parts[corpus.protocol.selection_part]
     if retrain_from == "multitask":
         source = str(stages / TRAIN_MULTITASK / "model")
         made_from.append(stages / TRAIN_MULTITASK)
@@ -136,7 +136,7 @@ def retrain(
             "schedule": vars(schedule),
         },
         stages=made_from,
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
@@ -157,14 +157,14 @@ def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
         the `column` of history.csv.
     """
     stages = run_folder(run_dir) / f"fold{fold}"
-    identity(stages / RETRAIN, "metrics.json", "params.json")
+    check_and_identify(stages / RETRAIN, "metrics.json", "params.json")
     selected = read_json(stages / RETRAIN / "metrics.json")
     if read_json(stages / RETRAIN / "params.json")["objective"] == "contrastive":
         rows = {"among frames": ("accuracy", selected["chance"])}
     else:
         labels, scales = features.open_labels(stages / GENERATE_GMPS)
         corpus = open_corpus(run_dir)
-        held_out = corpus.split(fold)[corpus.protocol.compared_on]
+        held_out = corpus.partition(fold)[corpus.protocol.selection_part]
         by_chance = chance(labels.rows(held_out))
         rows = {f"K = {k}": (f"accuracy_{k}", share) for k, share in zip(scales, by_chance)}
     found = pd.DataFrame.from_dict(rows, orient="index", columns=["column", "chance"])

@@ -9,13 +9,13 @@ from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.metrics import task_metrics
 from gmp_utils.models.classifiers import MultitaskModel, load_classifier, tasks
-from gmp_utils.models.heads import Network
+from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import TRAIN_MULTITASK, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 from gmp_utils.training.features import labelled
-from gmp_utils.training.trainer import Schedule, train
+from gmp_utils.training.trainer import TrainingConfig, train
 
 
 def _metrics(learnt: tuple[str, ...], prediction: EvalPrediction) -> dict[str, float]:
@@ -31,9 +31,9 @@ def train_multitask(
     run_dir: str,
     fold: int,
     encoder: str,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     alpha: float = 0.9,
-    network: Network = Network(),
+    network: HeadConfig = HeadConfig(),
     frame_weight: float = 0.0,
 ) -> Path:
     """Train on a fold's training speakers.
@@ -68,7 +68,7 @@ def train_multitask(
         raise GmpError(f"frame_weight: found {frame_weight}, expected 0 or more.")
     corpus, run = open_corpus(run_dir), run_folder(run_dir)
     corpus.check_encoder(encoder, fold)
-    parts = corpus.split(fold)
+    parts = corpus.partition(fold)
     parameters = {
         "fold": fold,
         "encoder": encoder,
@@ -88,7 +88,7 @@ def train_multitask(
             labelled(corpus, inputs, parts[part], tasks(alpha), *masks)
             for part, masks in (
                 ("train", (masked_size, schedule.seed)),
-                (corpus.protocol.compared_on, ()),
+                (corpus.protocol.selection_part, ()),
             )
         ]
         selection = corpus.protocol.selection
@@ -100,7 +100,7 @@ def train_multitask(
         build,
         parameters=parameters,
         stages=[corpus.stage],
-        inputs=[weights.identity(encoder)],
+        inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

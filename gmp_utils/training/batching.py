@@ -9,12 +9,12 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from gmp_utils.data.audio import SAMPLE_RATE, normalise
+from gmp_utils.data.audio import SAMPLE_RATE, normalize
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
 
 FRAMES_PER_SECOND = 50  # of the encoder
-PORTION = 2500  # utterances that are sorted together, at most
+BUCKET = 2500  # utterances that are sorted together, at most
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Utterances(Dataset):
         name = self.utterances[index]
         values = self.inputs[name]
         if values.ndim == 1:
-            values = normalise(values)  # of 16 kHz; a frame is 400 samples, and 320 from the next
+            values = normalize(values)  # of 16 kHz; a frame is 400 samples, and 320 from the next
         item = {"inputs": values if torch.is_tensor(values) else np.array(values)}
         item.update({task: labels[index] for task, labels in self.targets.items()})
         if self.frame_labels is not None:
@@ -124,7 +124,7 @@ class Utterances(Dataset):
         return item
 
 
-def resident(inputs: Ragged) -> Ragged:
+def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
     """The CNN's output on the GPU, where it takes at most half of the free memory; else as it is.
 
     Batches are then put together there, and nothing is copied at every step.
@@ -146,10 +146,10 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
 
 
 @dataclass
-class SecondsBatches(Sampler[list[int]]):
+class DurationBatchSampler(Sampler[list[int]]):
     """Batches of utterances of similar length under a budget.
 
-    A shuffled half of the utterances (`PORTION` at most) is sorted by length and cut where the padded
+    A shuffled half of the utterances (`CHUNK` at most) is sorted by length and cut where the padded
     size would pass the budget, and so on with the rest: little is padding (4 % for IEMOCAP's lengths
     in batches of 64), and batches differ from epoch to epoch.
 
@@ -185,7 +185,7 @@ class SecondsBatches(Sampler[list[int]]):
         """Shuffle, and draw masks, for this epoch."""
         self.epoch = self.dataset.epoch = epoch
 
-    def even_out(self, epochs: int) -> None:
+    def fix_batches_per_epoch(self, epochs: int) -> None:
         """Give every one of so many epochs as many batches as the one with most of them.
 
         Trainer plans with one number of batches for all epochs.
@@ -201,7 +201,7 @@ class SecondsBatches(Sampler[list[int]]):
         rng = np.random.default_rng([self.seed, self.epoch])
         if self.shuffle:
             order = rng.permutation(len(lengths))
-            halves = max(2, math.ceil(len(order) / PORTION))
+            halves = max(2, math.ceil(len(order) / BUCKET))
             portions = np.array_split(
                 order, min(halves, math.ceil(len(order) / self.max_utterances))
             )

@@ -12,7 +12,7 @@ import torch
 from gmp_utils import GmpError
 
 
-def call(function: Callable, arguments: tuple, processes: int, folder: Path) -> None:
+def launch(function: Callable, arguments: tuple, processes: int, folder: Path) -> None:
     """Call a function in processes that torch.distributed connects, and print what they print.
 
     Parameters

@@ -17,8 +17,8 @@ from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel, cnn_digest
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.stage import identity, make_stage
-from gmp_utils.training.batching import SPEC_AUGMENT, SecondsBatches, Utterances, collate
+from gmp_utils.runs.stage import check_and_identify, make_stage
+from gmp_utils.training.batching import SPEC_AUGMENT, DurationBatchSampler, Utterances, collate
 
 # In a batch; on a CPU what does not fit its caches is slow.
 CNN_SECONDS = {"cuda": 120.0, "cpu": 6.0}
@@ -49,7 +49,7 @@ def batches(
     found : object
         What the function made of their batch.
     """
-    sampler = SecondsBatches(dataset, seconds[hardware.device()], shuffle=False)
+    sampler = DurationBatchSampler(dataset, seconds[hardware.device()], shuffle=False)
     for indices in tqdm(sampler, title, disable=None if title else True):
         batch = collate([dataset[index] for index in indices])
         batch = {key: value.to(hardware.device()) for key, value in batch.items()}
@@ -282,5 +282,5 @@ def embed_and_classify(
 
 def open_labels(stage: Path) -> tuple[Ragged, list[int]]:
     """Pseudo-labels of a finished stage, and its scales."""
-    identity(stage)
+    check_and_identify(stage)
     return Ragged.open(stage / "labels"), read_json(stage / "params.json")["scales"]

@@ -85,7 +85,7 @@ def lloyd(
         for chunk in frames.split(CHUNK):
             x = chunk.to(device).float()
             for own, total, count in zip(centroids, sums, counts):
-                labels = nearest(x, own)
+                labels = nearest_centroid(x, own)
                 total.index_add_(0, labels, x)
                 count += labels.bincount(minlength=len(own))
         for own, total, count in zip(centroids, sums, counts):
@@ -95,7 +95,7 @@ def lloyd(
     return centroids
 
 
-def nearest(x: Tensor, centroids: Tensor) -> Tensor:
+def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     """Nearest centroid of each frame: ‖x‖² − 2x·c + ‖c‖² without what all centroids share."""
     return torch.addmm(-centroids.square().sum(1) / 2, x, centroids.T).argmax(1)
 
@@ -118,7 +118,7 @@ def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
         placed = torch.from_numpy(centroids).to("cuda")
 
         def find(chunk: np.ndarray) -> np.ndarray:
-            return nearest(torch.from_numpy(chunk).to("cuda"), placed).cpu().numpy()
+            return nearest_centroid(torch.from_numpy(chunk).to("cuda"), placed).cpu().numpy()
 
     else:
         index = faiss.IndexFlatL2(centroids.shape[1])

@@ -25,14 +25,14 @@ from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rota
 from gmp_utils import GmpError
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware
-from gmp_utils.runs.files import damage, file_digests, read_json, write_json
+from gmp_utils.runs.files import file_digests, find_mismatch, read_json, write_json
 from gmp_utils.training import distributed
 from gmp_utils.training.batching import (
     FRAMES_PER_SECOND,
-    SecondsBatches,
+    DurationBatchSampler,
     Utterances,
     collate,
-    resident,
+    to_gpu_if_it_fits,
 )
 
 HASHES = "hashes.json"  # of a checkpoint's files, in it
@@ -82,7 +82,7 @@ def too_small(batch_seconds: float) -> GmpError:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class TrainingConfig:
     """How long, how fast, in which portions.
 
     Gradients are clipped to a norm of 1.
@@ -92,8 +92,8 @@ class Schedule:
     learning_rate : float
         Of Adam, reached after a warm-up over 10 % of the updates, then falling linearly to zero.
     epochs : int
-        Passes over the training set, each followed by an evaluation; 0 where `updates` is given.
-    updates : int
+        Passes over the training set, each followed by an evaluation; 0 where `max_steps` is given.
+    max_steps : int
         Optimiser steps, evaluated ten times on the way; 0 where `epochs` is given.
     batch_seconds : float
         Padded seconds of audio per batch.
@@ -107,23 +107,23 @@ class Schedule:
 
     learning_rate: float = 1e-4
     epochs: int = 0
-    updates: int = 0
+    max_steps: int = 0
     batch_seconds: float = 320.0
     batch_size: int = 64
     seed: int = 0
     processes: int = 1
 
     def __post_init__(self):
-        if (self.epochs > 0) == (self.updates > 0) or min(self.epochs, self.updates) < 0:
+        if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
             raise GmpError(
-                f"{self.epochs} epochs and {self.updates} updates: expected one of them above 0."
+                f"{self.epochs} epochs and {self.max_steps} max_steps: expected one of them above 0."
             )
         for name in ("learning_rate", "batch_seconds", "batch_size", "processes"):
             if not getattr(self, name) > 0:
                 raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
 
 
-def keep_whole(checkpoints: Path) -> None:
+def remove_incomplete_checkpoints(checkpoints: Path) -> None:
     """Remove checkpoints that were not finished, or have changed since, or whose best one is not whole."""
     whole: list[str] = []
     for checkpoint in sorted(
@@ -131,7 +131,7 @@ def keep_whole(checkpoints: Path) -> None:
     ):
         best = str(checkpoint)
         try:
-            fault = damage(checkpoint, read_json(checkpoint / HASHES))
+            fault = find_mismatch(checkpoint, read_json(checkpoint / HASHES))
             if not fault:
                 state = read_json(checkpoint / "trainer_state.json")
                 best = state["best_model_checkpoint"] or best
@@ -191,17 +191,17 @@ def _counted(outputs: dict, inputs: dict) -> torch.Tensor:
     return outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum()
 
 
-class SecondsTrainer(Trainer):
+class DurationTrainer(Trainer):
     """Trainer with our batches, and with the parts of the loss in its log."""
 
-    def __init__(self, *args, schedule: Schedule, **kwargs):
+    def __init__(self, *args, schedule: TrainingConfig, **kwargs):
         super().__init__(*args, **kwargs)
         self.schedule = schedule
         self.pieces = 1  # of a batch
         self._parts: dict[str, torch.Tensor] = {}
 
     def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
-        sampler = SecondsBatches(
+        sampler = DurationBatchSampler(
             dataset,
             self.schedule.batch_seconds,
             self.schedule.batch_size,
@@ -211,7 +211,9 @@ class SecondsTrainer(Trainer):
             n_processes=self.args.world_size,
         )
         if train:
-            sampler.even_out(self.schedule.epochs or self.schedule.updates // len(sampler) + 1)
+            sampler.fix_batches_per_epoch(
+                self.schedule.epochs or self.schedule.max_steps // len(sampler) + 1
+            )
             self._batches = sampler
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
         return prepare_data_loader(loader, self.args.device, 1, 0, put_on_device=True)
@@ -240,7 +242,7 @@ class SecondsTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Make a step; where the GPU's memory does not suffice, piece by piece, with the same gradient."""
-        self.model.begin_update(self.state.global_step / max(self.state.max_steps, 1))
+        self.model.on_step_begin(self.state.global_step / max(self.state.max_steps, 1))
         while True:
             try:
                 if self.pieces == 1:
@@ -321,7 +323,7 @@ def train(
     training_set: Utterances,
     held_out: Utterances,
     folder: Path,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     metrics: Callable[[EvalPrediction], dict[str, float]],
     judge: str,
     selection: str = "validation",
@@ -371,7 +373,7 @@ def train(
         )
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    keep_whole(checkpoints)
+    remove_incomplete_checkpoints(checkpoints)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     size = f"{n_parameters / 1e6:.1f} M parameters, batches of {schedule.batch_seconds:g} s"
     needed = training_bytes(model, schedule.batch_seconds)
@@ -383,7 +385,7 @@ def train(
         begun = checkpoints / "begun"
         model.save_pretrained(begun)
         load = type(model).load
-        distributed.call(_fit_saved, (load, begun, *work), schedule.processes, checkpoints)
+        distributed.launch(_fit_saved, (load, begun, *work), schedule.processes, checkpoints)
         model.load_state_dict(load(str(folder / "model")).state_dict())
     shutil.rmtree(checkpoints)
     return read_json(folder / "metrics.json")
@@ -399,20 +401,20 @@ def _fit(
     training_set: Utterances,
     held_out: Utterances,
     folder: Path,
-    schedule: Schedule,
+    schedule: TrainingConfig,
     metrics: Callable[[EvalPrediction], dict[str, float]],
     judge: str,
     selection: str,
 ) -> None:
     """Train as `train` says, in the only process or in one of several."""
-    every = max(schedule.updates // 10, 1)
+    every = max(schedule.max_steps // 10, 1)
     strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    if schedule.updates:
+    if schedule.max_steps:
         strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=schedule.epochs,
-        max_steps=schedule.updates or -1,
+        max_steps=schedule.max_steps or -1,
         learning_rate=schedule.learning_rate,
         warmup_steps=0.1,
         weight_decay=0.0,
@@ -432,10 +434,10 @@ def _fit(
     arguments.seed += arguments.process_index  # of dropout
     if arguments.device.type == "cuda":  # asked for the first time, this chooses the process's GPU
         arguments._n_gpu = 1  # DataParallel would split what hidden_states' hooks collect
-    shared, placed = training_set.inputs, resident(training_set.inputs)
+    shared, placed = training_set.inputs, to_gpu_if_it_fits(training_set.inputs)
     for dataset in (training_set, held_out):
-        dataset.inputs = placed if dataset.inputs is shared else resident(dataset.inputs)
-    trainer = SecondsTrainer(
+        dataset.inputs = placed if dataset.inputs is shared else to_gpu_if_it_fits(dataset.inputs)
+    trainer = DurationTrainer(
         model=model,
         args=arguments,
         train_dataset=training_set,
@@ -445,7 +447,7 @@ def _fit(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
-        trainer.add_callback(Progress(by_update=bool(schedule.updates)))
+        trainer.add_callback(Progress(by_update=bool(schedule.max_steps)))
         if os.environ.get("TENSORBOARD"):
             from torch.utils.tensorboard import SummaryWriter
 

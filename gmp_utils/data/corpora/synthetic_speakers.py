@@ -33,7 +33,7 @@ UTTERANCES = 20  # of each speaker
 VOICES = {"female": "en-us+f1", "male": "en-us+m3"}
 RATINGS = ("valence", "arousal", "dominance")
 NOISE = 0.2  # of ratings, standard deviation
-AT_ONCE = 5  # speakers that one process speaks
+SPEAKERS_PER_PROCESS = 5  # speakers that one process speaks
 _PHRASES = ("after lunch", "I found the letter", "on the way", "she called my name", "so we waited",
             "by the bridge", "as you told me", "we drove back home")  # fmt: skip
 # What one deviation of valence, arousal and dominance adds to espeak's pitch and range (0 to 100), to the
@@ -107,7 +107,7 @@ def make(folder: Path, seed: int = 0, shifts: str = "voice") -> None:
         subprocess.run(command, check=True)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(speak, range(0, N_SPEAKERS, AT_ONCE)))
+        list(pool.map(speak, range(0, N_SPEAKERS, SPEAKERS_PER_PROCESS)))
     (folder / "felt.npy").unlink()
     height, flat = people.height.to_numpy(), felt.reshape(-1, 3)
     if shifts == "chance":
@@ -148,7 +148,7 @@ def _speak(folder: Path, seed: int, first: int) -> None:
     from gmp_utils.data.corpora.espeak import SAMPLE_RATE, speak
 
     felt = np.load(folder / "felt.npy", allow_pickle=False)
-    people = speakers(seed).iloc[first : first + AT_ONCE]
+    people = speakers(seed).iloc[first : first + SPEAKERS_PER_PROCESS]
     for place, (name, person) in enumerate(people.iterrows(), start=first):
         rng = np.random.default_rng([seed, place])
         for number, latent in enumerate(felt[place]):
