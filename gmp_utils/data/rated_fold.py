@@ -93,7 +93,7 @@ def open_fold(task: RatingTask) -> RatedFold:
     Raises
     ------
     GmpError
-        If the corpus lacks an attribute, a part of the fold has no rated utterances, or no features are there.
+        If the corpus lacks an attribute, a part of the fold has no rated utterances, or features are missing.
     """
     corpus = open_corpus(task.run_dir)
     corpus.check_encoder(task.encoder, task.fold)
