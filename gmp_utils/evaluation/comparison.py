@@ -1,106 +1,116 @@
-"""Is one system better than another, or is it noise: paired by speaker, with few speakers in mind."""
+"""Compare systems over the same speakers: intervals, tests and detectable differences."""
 
 from collections.abc import Callable, Sequence
-from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from confidence_intervals import evaluate_with_conf_int
 from scipy import stats
 
-MIN_SPEAKERS = 4  # an interval by speaker from fewer says nothing
+MIN_SPEAKERS = 4  # an interval from fewer speakers is meaningless
 LEVEL = 0.05
 POWER = 0.8
+BOOTSTRAP_SAMPLES = 1000
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of a mean, by Student's t.
+def bootstrap_interval(
+    sums: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile interval of a statistic, from 1000 bootstrap samples of speakers.
+
+    Speakers are resampled with all their utterances (a cluster bootstrap).
 
     Parameters
     ----------
-    values : (n,) float
-        One per speaker.
+    sums : (n_speakers, ...)
+        Sums over each speaker's utterances of what the statistic is computed from, e.g. confusion matrices.
+    statistic : callable
+        Maps resampled totals, (1000, ...), to values, (1000,).
+    seed : int
+
+    Returns
+    -------
+    low, high : float
+        NaN for fewer than `MIN_SPEAKERS` speakers.
     """
-    half = stats.t.ppf(1 - LEVEL / 2, len(values) - 1) * stats.sem(values)
-    return float(np.mean(values) - half), float(np.mean(values) + half)
+    n = len(sums)
+    if n < MIN_SPEAKERS:
+        return np.nan, np.nan
+    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), BOOTSTRAP_SAMPLES)
+    low, high = np.nanpercentile(statistic(np.tensordot(counts, sums, 1)), [2.5, 97.5])
+    return float(low), float(high)
 
 
-def with_interval(
-    predictions: pd.DataFrame, metric: Callable, seed: int = 0
-) -> tuple[float, tuple[float, float] | None]:
-    """A metric and its 95 % interval, from 1000 bootstrap samples of speakers.
+def with_intervals(
+    predictions: pd.DataFrame, seed: int = 0
+) -> dict[str, tuple[float, float, float]]:
+    """UAR and WAR, each with the ends of its 95 % interval by `bootstrap_interval`, 0 to 1.
+
+    Earlier versions used the package confidence-intervals: the percentile method, too, but it also resampled
+    the utterances of each drawn speaker, so its intervals were wider.
 
     Parameters
     ----------
     predictions : DataFrame
         With `true`, `predicted` and `speaker`.
-    metric : callable
-        `uar` or `war` of `gmp_utils.evaluation.metrics`.
     seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    value : float
-    interval : (float, float) or None
-        None for fewer than `MIN_SPEAKERS` speakers.
     """
-    true, predicted = (predictions[name].to_numpy() for name in ("true", "predicted"))
-    if predictions.speaker.nunique() < MIN_SPEAKERS:
-        return metric(true, predicted), None
-    np.random.seed(seed)  # noqa: NPY002, the package draws from the global state
-    value, (low, high) = evaluate_with_conf_int(
-        predicted,
-        metric,
-        labels=true,
-        conditions=predictions.speaker.astype("category").cat.codes.to_numpy(),
-    )
-    return float(value), (float(low), float(high))
+    columns = ["true", "predicted"]
+    classes = pd.Index(np.unique(predictions[columns].to_numpy(dtype=str)))
+    true, predicted = (classes.get_indexer(predictions[name].astype(str)) for name in columns)
+    speakers, speaker = np.unique(predictions.speaker, return_inverse=True)
+    confusions = np.zeros((len(speakers), len(classes), len(classes)), dtype=np.int64)
+    np.add.at(confusions, (speaker, true, predicted), 1)
+
+    def uar(totals: np.ndarray) -> np.ndarray:
+        sizes = totals.sum(axis=-1)
+        recalls = np.diagonal(totals, axis1=-2, axis2=-1) / np.maximum(sizes, 1)
+        return recalls.sum(axis=-1) / (sizes > 0).sum(axis=-1)
+
+    def war(totals: np.ndarray) -> np.ndarray:
+        return np.trace(totals, axis1=-2, axis2=-1) / totals.sum(axis=(-2, -1))
+
+    return {
+        name: (float(metric(confusions.sum(axis=0))), *bootstrap_interval(confusions, metric, seed))
+        for name, metric in (("UAR", uar), ("WAR", war))
+    }
 
 
-def minimum_detectable_effect(values: Sequence[float], level: float = LEVEL) -> float:
-    """The mean difference that so many speakers, spread like these, would show 8 times in 10.
+def minimum_detectable_difference(differences: Sequence[float], level: float = LEVEL) -> float:
+    """The mean difference that a two-sided t test at this level finds with 80 % power.
 
     Parameters
     ----------
-    values : (n,) float
-        Differences, one per speaker.
+    differences : (n_speakers,) float
+        The spread is taken from them.
     level : float
-        Of the two-sided test.
     """
-    freedom = len(values) - 1
-    needed = stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom)
-    return float(needed * stats.sem(values))
+    freedom = len(differences) - 1
+    quantiles = stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom)
+    return float(quantiles * stats.sem(differences))
 
 
-def sign_flip(values: Sequence[float]) -> float:
-    """Two-sided p of a mean difference: how often signs at random give one as far from zero.
+def sign_flip(differences: Sequence[float]) -> float:
+    """Two-sided p of a mean difference by random sign flips.
 
     Exact up to 13 speakers, from 9,999 draws with more.
 
     Parameters
     ----------
-    values : (n,) float
-        Differences, one per speaker.
+    differences : (n_speakers,) float
     """
-    found = stats.permutation_test(
-        (np.asarray(values),), np.mean, permutation_type="samples", rng=np.random.default_rng(0)
+    test = stats.permutation_test(
+        (np.asarray(differences),),
+        np.mean,
+        permutation_type="samples",
+        rng=np.random.default_rng(0),
     )
-    return float(found.pvalue)
+    return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction for having asked several questions.
+    """Holm's correction for multiple comparisons.
 
     Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
-
-    Parameters
-    ----------
-    p_values : (n,) float
-
-    Returns
-    -------
-    corrected : (n,) float
     """
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values)
@@ -118,96 +128,78 @@ def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
     predictions : DataFrame
         With `speaker`, `seed`, `true` and `predicted`.
     metric : callable
-        `uar` or `war` of `gmp_utils.evaluation.metrics`.
+        Of true and predicted labels, such as `gmp_utils.evaluation.metrics.uar`.
 
     Returns
     -------
     scores : Series
-        By speaker and seed.
+        Indexed by speaker and seed.
     """
     groups = predictions.groupby(["speaker", "seed"])
-    return groups[["true", "predicted"]].apply(lambda own: 100 * metric(own.true, own.predicted))
+    return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
 
 
 def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, str]:
-    """What figures call the speakers, for figures are handed on.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        With `speaker`.
-    names : bool
-        Whether to use their names, for "speaker 1", "speaker 2", … in the names' order.
-    """
+    """What figures call the speakers: their names, or "speaker 1", "speaker 2", … in the names' order."""
     speakers = sorted(predictions.speaker.unique())
-    return {one: one if names else f"speaker {n}" for n, one in enumerate(speakers, start=1)}
+    return {
+        name: name if names else f"speaker {number}"
+        for number, name in enumerate(speakers, start=1)
+    }
 
 
-def comparisons(
-    predictions: pd.DataFrame, metric: Callable, against: str | None = None
-) -> pd.DataFrame:
-    """Compare systems that differ in one thing, the variant or the loss.
-
-    Variants that have no loss in common, as other systems of the family, are compared by the first of each.
+def comparisons(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Compare pairs of systems, paired by speaker.
 
     Parameters
     ----------
-    predictions : DataFrame
-        As `gmp_utils.evaluation.collect.collect` returns them.
-    metric : callable
-        See `speaker_scores`.
-    against : str, optional
-        The variant that the other variants are compared with; every two of them without it.
+    scores : DataFrame
+        `system`, `speaker`, `seed` and `score` in points.
+    pairs : sequence of (str, str)
+        Names of systems; the difference is the second minus the first.
 
     Returns
     -------
     table : DataFrame
-        A row per comparison over the speakers and seeds that both have, seeds averaged within
-        speakers: `compared`, `speakers`, mean `difference` (points, second less first), its interval
-        `low` to `high`, `p` of the sign-flip test by Holm's correction, the `smallest` difference that
-        could have been shown among so many comparisons, NaN where signs of so few speakers cannot
-        show any, and the `finding` in words. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers.
+        A row per pair, over the speakers and seeds that both systems have, seeds averaged within speakers:
+        `compared`, `speakers`, the mean `difference` (points), its 95 % interval `low` to `high` (Student's
+        t), `p` of the sign-flip test after Holm's correction, the `minimum_detectable` difference at the
+        corrected level, and the `finding` as text. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers;
+        `minimum_detectable` also where so few speakers cannot reach significance in so many comparisons.
     """
-    systems = {
-        system: speaker_scores(own, metric)
-        for system, own in predictions.groupby(["variant", "loss"], sort=False)
-    }
-    losses: dict[str, list[str]] = {}
-    for variant, loss in systems:
-        losses.setdefault(variant, []).append(loss)
-    rows = []
-    for first, second in combinations(sorted(systems, key=lambda one: one[0] != against), 2):
-        same_variant, same_loss = first[0] == second[0], first[1] == second[1]
-        apart = set(losses[first[0]]).isdisjoint(losses[second[0]])
-        leading = all(loss == losses[variant][0] for variant, loss in (first, second))
-        comparable = same_variant != same_loss or (apart and leading)
-        if not comparable or not (same_variant or against in (None, first[0])):
-            continue
-        gains = (systems[second] - systems[first]).dropna().groupby("speaker").mean().to_numpy()
-        row = {"compared": f"{', '.join(first)} → {', '.join(second)}", "speakers": len(gains)}
-        if len(gains) >= MIN_SPEAKERS:
-            row["difference"] = gains.mean()
-            row["low"], row["high"] = interval(gains)
-            row["p"], row["gains"] = sign_flip(gains), gains
+    by_system = scores.pivot(index=["speaker", "seed"], columns="system", values="score")
+    rows, all_differences = [], []
+    for first, second in pairs:
+        differences = (by_system[second] - by_system[first]).dropna()
+        differences = differences.groupby("speaker").mean().to_numpy()
+        row = {"compared": f"{first} → {second}", "speakers": len(differences)}
+        if len(differences) >= MIN_SPEAKERS:
+            row["difference"] = differences.mean()
+            row["low"], row["high"] = stats.ttest_1samp(differences, 0).confidence_interval()
+            row["p"] = sign_flip(differences)
         rows.append(row)
-    columns = ["compared", "speakers", "difference", "low", "high", "p", "smallest"]
-    table = pd.DataFrame(rows, columns=[*columns, "gains"])
-    tested = table.p.notna()
-    level = LEVEL / max(tested.sum(), 1)  # of the smallest p, by Holm's correction
-    table.loc[tested, "smallest"] = [
-        minimum_detectable_effect(gains, level) if 2.0 ** (1 - len(gains)) < level else np.nan
-        for gains in table.gains[tested]
-    ]
+        all_differences.append(differences)
+    numbers = ["difference", "low", "high", "p", "minimum_detectable"]
+    table = pd.DataFrame(rows, columns=["compared", "speakers", *numbers])
+    table = table.astype(dict.fromkeys(numbers, float))
+    tested = np.flatnonzero(table.p.notna())
+    level = LEVEL / max(len(tested), 1)  # for the smallest p, by Holm's correction
+    for row in tested:
+        if 2.0 ** (1 - len(all_differences[row])) < level:
+            table.loc[row, "minimum_detectable"] = minimum_detectable_difference(
+                all_differences[row], level
+            )
     table.loc[tested, "p"] = holm(table.p[tested])
-    table["finding"] = [_finding(row, tested.sum()) for row in table.itertuples()]
-    return table.drop(columns="gains")
+    return table.assign(finding=[_finding(row, len(tested)) for row in table.itertuples()])
 
 
 def _finding(row, n_compared: int) -> str:
     if np.isnan(row.difference):
         return f"no statement from {row.speakers} speakers"
     if row.p < LEVEL:
-        return f"{abs(row.difference):.1f} points {'more' if row.difference > 0 else 'less'}"
-    if np.isnan(row.smallest):
-        return f"no difference shown: {row.speakers} speakers cannot show any in {n_compared} comparisons"
-    return f"no difference shown: below {row.smallest:.1f} points it could hardly have been"
+        return f"{abs(row.difference):.1f} points {'higher' if row.difference > 0 else 'lower'}"
+    if np.isnan(row.minimum_detectable):
+        reason = f"{row.speakers} speakers cannot show one in {n_compared} comparisons"
+    else:
+        reason = f"minimum detectable difference: {row.minimum_detectable:.1f} points"
+    return f"no significant difference ({reason})"
