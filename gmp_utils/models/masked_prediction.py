@@ -23,13 +23,13 @@ class MaskedPredictionModel(encoder.SpeechModel):
         lengths: Tensor,
         frame_labels: Tensor,
         mask: Tensor,
-        speaker: Tensor | None = None,
+        **conditions: Tensor | None,
     ) -> dict[str, Tensor]:
         """Predict pseudo-labels, and compare.
 
         Parameters
         ----------
-        inputs, lengths, speaker
+        inputs, lengths, **conditions
             See `SpeechModel.hidden_states`.
         frame_labels : (batch, frames, streams) int64
         mask : (batch, frames) bool
@@ -40,7 +40,7 @@ class MaskedPredictionModel(encoder.SpeechModel):
             `loss`, see `stream_loss`, and `n_frames` (batch,) that it counts; at evaluation, by
             utterance and stream, `ce` (summed cross-entropy) and `correct` (frames).
         """
-        (frames,), valid = self.hidden_states(inputs, lengths, mask, speaker=speaker)
+        (frames,), valid = self.hidden_states(inputs, lengths, mask, **conditions)
         chosen = mask if self.config.loss_on == "masked" else valid
         logits = self.streams(frames[chosen])
         loss = stream_loss(logits, frame_labels, chosen, self.config.combine)

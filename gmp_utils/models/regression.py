@@ -7,12 +7,17 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
+from torch.nn import functional as F
 
 from gmp_utils import GmpError
-from gmp_utils.models import encoder
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.models.losses import concordance_loss
+from gmp_utils.models.masked_prediction import MaskedPredictionModel
 
+# Where a speaker's embedding goes: added to the frames that enter the Transformer, prepended to them as one more
+# frame, or added to the last layer's frames (the ablation of PAPT, arXiv 2309.02418).
+SPEAKER_POSITIONS = ("none", "input", "prefix", "output")
 INTERPRETERS = ("mlp", "transformer")
 WIDTH = 128  # of the small Transformer
 REPRESENTATIONS = ("none", "mean", "max", "learned", "papt")
@@ -152,7 +157,7 @@ class RatingModelConfig:
     interpreter : str
         "mlp" or "transformer".
     position : str
-        Of PAPT's vector, see `encoders.SPEAKER_POSITIONS`; "none" goes on without one.
+        Of PAPT's vector, see `SPEAKER_POSITIONS`; "none" goes on without one.
     """
 
     representation: str = "none"
@@ -163,7 +168,7 @@ class RatingModelConfig:
         for name, known in (
             ("representation", REPRESENTATIONS),
             ("interpreter", INTERPRETERS),
-            ("position", encoder.SPEAKER_POSITIONS),
+            ("position", SPEAKER_POSITIONS),
         ):
             if getattr(self, name) not in known:
                 found = getattr(self, name)
@@ -205,7 +210,61 @@ def rating_model_configs(
     return found
 
 
-class AttributeModel(encoder.SpeechModel):
+class SpeakerTable(nn.Module):
+    """One embedding per speaker, zero-initialized."""
+
+    def __init__(self, n_speakers: int, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_speakers, dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Zero-initialize."""
+        nn.init.zeros_(self.weight)
+
+    def forward(self, speaker: Tensor) -> Tensor:
+        """Embeddings, (batch, dim), for weights of speakers, (batch, n_speakers)."""
+        return speaker @ self.weight
+
+
+class SpeakerConditionedModel(SpeechModel):
+    """An encoder that takes a speaker embedding at one of `SPEAKER_POSITIONS`."""
+
+    def _build_heads(self, config) -> None:
+        if config.n_speakers:
+            self.speakers = SpeakerTable(config.n_speakers, config.hidden_size)
+        super()._build_heads(config)
+
+    def hidden_states(self, *args, speaker: Tensor | None = None, **kwargs):
+        """`SpeechModel.hidden_states`, with the weights of speakers, (batch, n_speakers) float32."""
+        vector = None
+        if speaker is not None and self.config.speaker_position != "none":
+            vector = self.speakers(speaker).unsqueeze(1)
+        return super().hidden_states(*args, vector=vector, **kwargs)
+
+    def _embed(self, *args, vector: Tensor | None) -> Tensor:
+        x = super()._embed(*args)
+        added = vector is not None and self.config.speaker_position == "input"
+        return x + vector.to(x) if added else x
+
+    def _run_layers(self, x: Tensor, attention_mask: Tensor, indices, vector: Tensor | None):
+        position = "none" if vector is None else self.config.speaker_position
+        if position == "prefix":
+            x = torch.cat([vector.to(x), x], dim=1)
+            attention_mask = F.pad(attention_mask, (1, 0), value=True)
+        states = super()._run_layers(x, attention_mask, indices)
+        if position == "prefix":
+            return {index: state[:, 1:] for index, state in states.items()}
+        if position == "output" and self.n_layers in states:
+            states[self.n_layers] = states[self.n_layers] + vector
+        return states
+
+
+class PaptModel(SpeakerConditionedModel, MaskedPredictionModel):
+    """Masked prediction with an embedding for each training speaker."""
+
+
+class AttributeModel(SpeakerConditionedModel):
     """An encoder and an interpreter of its last layer's frames.
 
     Where the encoder is not trained the frames themselves are its inputs, once computed for all epochs. The
@@ -215,6 +274,7 @@ class AttributeModel(encoder.SpeechModel):
     loss_of_batch = True
 
     def _build_heads(self, config) -> None:
+        super()._build_heads(config)
         sizes = config.hidden_size, len(config.attributes)
         kind = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}[config.interpreter]
         self.interpreter = kind(*sizes)
