@@ -12,7 +12,7 @@ import psutil
 import pytest
 import soundfile
 import torch
-from transformers import HubertConfig, HubertModel
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2ForPreTraining
 
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
@@ -82,6 +82,17 @@ def tiny_encoder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_wav2vec2(tmp_path_factory) -> Path:
+    """A wav2vec 2.0 with random weights and the heads of its pre-training, as the hub has it."""
+    folder = tmp_path_factory.mktemp("wav2vec2")
+    torch.manual_seed(0)
+    heads = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
+    heads |= {"num_codevectors_per_group": 3, "feat_quantizer_dropout": 0.0}  # few codes, often the same
+    Wav2Vec2ForPreTraining(Wav2Vec2Config(**TINY, **heads)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def noise_corpus(tmp_path):
     """A prepared corpus of noise: 3 sessions of a woman and a man, 4 emotions, 72 utterances."""
@@ -139,7 +150,7 @@ def write_noise_corpus(
 
     def record(folder: Path) -> None:
         names, lengths = [*manifest.utterance, "excluded"], [len(wave) for wave in waves]
-        store = Ragged.create(folder / "waveforms", names, lengths, np.int16)
+        store = Ragged.create(folder / "waveforms", names, lengths, np.int16, kind="waveform")
         store.values[:] = np.concatenate(waves)
         store.flush()
 
