@@ -1,4 +1,4 @@
-"""Networks that classify utterances, as stages 02 and 06 train them: an encoder, a head, classifiers."""
+"""Utterance classifiers of stages 02 and 06: an encoder, a head and linear or cosine classifiers."""
 
 import numpy as np
 from torch import Tensor, nn
@@ -16,64 +16,64 @@ from gmp_utils.models.heads import (
 )
 from gmp_utils.models.losses import am_softmax
 
-FRAME_HEAD = 128  # hidden units of the frames' classifier, as in P-TAPT's published code
+FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's published code
 LOSSES = ("ce", "ams", "ce-then-ams")
 
 
 def tasks(alpha: float) -> tuple[str, ...]:
-    """What is learnt of an utterance: its gender too, unless emotion has all the weight."""
+    """Labels that the multi-task model is trained on: no gender if emotion has all the weight."""
     return ("emotion",) if alpha == 1 else ("emotion", "gender")
 
 
 class UtteranceModel(SpeechModel):
-    """An encoder and `UtteranceHead`."""
+    """An encoder and an `UtteranceHead`."""
 
     def _build_heads(self, config) -> None:
         if config.mix_layers:
             self.mix = LayerMix(config.num_hidden_layers)
-        sizes = config.lstm_size, config.projection_size
-        self.head = UtteranceHead(config.hidden_size, *sizes, config.head)
+        self.head = UtteranceHead(
+            config.hidden_size,
+            lstm_size=config.lstm_size,
+            projection_size=config.projection_size,
+            head=config.head,
+        )
 
     def frames(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
-        """What the head reads of each utterance, and where it is valid; see `SpeechModel.hidden_states`."""
-        if self.config.mix_layers:
-            layers = range(self.n_layers + 1)
-            states, valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
-            return self.mix(states), valid
-        layers = (self.config.head_layer,)
-        (frames,), valid = self.hidden_states(inputs, lengths, layers=layers, **masks)
-        return frames, valid
+        """Input of the head, (batch, frames, dim), and its attention mask; see `hidden_states`."""
+        mixed = self.config.mix_layers
+        layers = range(self.n_layers + 1) if mixed else (self.config.head_layer,)
+        states, attention_mask = self.hidden_states(inputs, lengths, layers=layers, **masks)
+        return self.mix(states) if mixed else states[0], attention_mask
 
     def embed(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> Tensor:
         """Feature of each utterance, (batch, head.size)."""
         return self.head(*self.frames(inputs, lengths, **masks))
 
-    def emotion_loss(self, logits: Tensor, emotion: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Cross-entropy, averaged over utterances with the weights of their classes, if there are any.
+    def emotion_loss(
+        self, logits: Tensor, emotion: Tensor, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy over utterances, with class weights if there are any.
 
         Parameters
         ----------
         logits : (batch, emotions) or (batch, frames, emotions) float32
-            An utterance's frames are averaged first.
+            Losses of frames are averaged by utterance.
         emotion : (batch,) int64
-        valid : (batch, frames) bool, optional
+        attention_mask : (batch, frames) bool, optional
             With logits of frames.
-
-        Returns
-        -------
-        loss : () float32
         """
-        each = emotion if valid is None else emotion.unsqueeze(1).expand(valid.shape)
-        losses = F.cross_entropy(logits.float().movedim(-1, 1), each, reduction="none")
-        if valid is not None:
-            losses = mean_over_time(losses.unsqueeze(-1), valid).squeeze(-1)
+        framewise = attention_mask is not None
+        target = emotion.unsqueeze(1).expand(attention_mask.shape) if framewise else emotion
+        losses = F.cross_entropy(logits.float().movedim(-1, 1), target, reduction="none")
+        if framewise:
+            losses = mean_over_time(losses.unsqueeze(-1), attention_mask).squeeze(-1)
         if self.config.emotion_weights:
             losses = losses * losses.new_tensor(self.config.emotion_weights)[emotion]
         return losses.mean()
 
 
 class MultitaskModel(UtteranceModel):
-    """Of stage 02: classifies emotion; gender, unless α is 1; and frames, if they have a loss."""
+    """Stage 02: classifies emotion, gender unless α is 1, and frames if `frame_weight` is above 0."""
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
@@ -92,25 +92,24 @@ class MultitaskModel(UtteranceModel):
         gender: Tensor | None = None,
         **masks: Tensor,
     ) -> dict[str, Tensor]:
-        """Classify utterances, and compare with their labels.
+        """Logits and losses.
 
         Parameters
         ----------
         inputs, lengths, **masks
             See `SpeechModel.hidden_states`.
         emotion, gender : (batch,) int64
-            No gender where α is 1.
+            No gender if α is 1.
 
         Returns
         -------
         outputs : dict
-            `loss` = α · CE(emotion) + (1 − α) · CE(gender), paper equation 1, + the weight of frames ·
-            the mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
-            `emotion_logits` (batch, emotions) and, with gender, `gender_logits` (batch, 2); while
-            training each part's loss.
+            `loss` = α · CE(emotion) + (1 − α) · CE(gender), equation 1 of the paper, + `frame_weight` · the
+            mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
+            `emotion_logits` (batch, emotions); `gender_logits` (batch, 2); in training each loss.
         """
-        frames, valid = self.frames(inputs, lengths, **masks)
-        feature = self.head(frames, valid)
+        frames, attention_mask = self.frames(inputs, lengths, **masks)
+        feature = self.head(frames, attention_mask)
         alpha, frame_weight = self.config.alpha, self.config.frame_weight
         outputs = {"emotion_logits": self.emotion(feature)}
         losses = {"emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion)}
@@ -120,13 +119,14 @@ class MultitaskModel(UtteranceModel):
             losses["gender_loss"] = F.cross_entropy(outputs["gender_logits"].float(), gender)
             loss = loss + (1 - alpha) * losses["gender_loss"]
         if frame_weight:
-            losses["frame_loss"] = self.emotion_loss(self.frame_emotion(frames), emotion, valid)
+            frame_logits = self.frame_emotion(frames)
+            losses["frame_loss"] = self.emotion_loss(frame_logits, emotion, attention_mask)
             loss = loss + frame_weight * losses["frame_loss"]
         return {"loss": loss, **outputs, **(losses if self.training else {})}
 
 
 class EmotionClassifier(UtteranceModel):
-    """Of stage 06: a linear (CE) or cosine (AM-Softmax) classifier."""
+    """Stage 06: a linear (CE) or cosine (AM-Softmax) classifier."""
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
@@ -134,7 +134,7 @@ class EmotionClassifier(UtteranceModel):
         self.classifier = classifier(self.head.size, len(config.emotions))
 
     def logits(self, feature: Tensor) -> Tensor:
-        """Logits, (batch, emotions), of utterances' features; for AM-Softmax they are scaled cosines."""
+        """Logits, (batch, emotions), of features; scaled cosines for AM-Softmax."""
         return self._scaled(self.classifier(feature))
 
     def _scaled(self, scores: Tensor) -> Tensor:
@@ -143,52 +143,29 @@ class EmotionClassifier(UtteranceModel):
     def forward(
         self, inputs: Tensor, lengths: Tensor, emotion: Tensor, **masks: Tensor
     ) -> dict[str, Tensor]:
-        """Classify utterances, and compare with their labels.
-
-        Parameters
-        ----------
-        inputs, lengths, **masks
-            See `SpeechModel.hidden_states`.
-        emotion : (batch,) int64
-
-        Returns
-        -------
-        outputs : dict
-            `loss`, with the margin while training only, and `logits` (batch, emotions).
-        """
+        """`logits` (batch, emotions) and `loss`, with the margin in training only; see `hidden_states`."""
         scores, config = self.classifier(self.embed(inputs, lengths, **masks)), self.config
         logits = self._scaled(scores)
         if config.loss == "ce":
             return {"loss": self.emotion_loss(logits, emotion), "logits": logits}
         margin = config.margin if self.training else 0.0
-        loss = am_softmax(scores, emotion, config.scale, margin)
+        loss = am_softmax(scores, emotion, scale=config.scale, margin=margin)
         return {"loss": loss, "logits": logits}
 
 
 def load_classifier(
-    kind: type[UtteranceModel],
+    model_class: type[UtteranceModel],
     source: str,
+    *,
     corpus: Corpus,
     train: list[str],
     network: HeadConfig,
-    **own,
+    **settings,
 ) -> UtteranceModel:
-    """A classifier of a corpus's emotions, see `SpeechModel.load`.
-
-    Parameters
-    ----------
-    kind : type
-    source : str
-    corpus : Corpus
-    train : list of str
-        Utterances that classes are counted in.
-    network : Network
-    **own
-        Further settings that `kind` reads.
-    """
-    labels = corpus.labels(train, "emotion")
-    counts = np.bincount(labels, minlength=len(corpus.emotions))
-    rarity = len(labels) / (len(counts) * np.maximum(counts, 1))
-    class_weights = rarity.tolist() if network.class_weights else []
-    settings = vars(network) | {"emotions": corpus.emotions, "emotion_weights": class_weights}
-    return kind.load(source, **settings, **own)
+    """Load a classifier of a corpus's emotions (`SpeechModel.load`); class weights are from `train`."""
+    class_weights = []
+    if network.class_weights:
+        counts = np.bincount(corpus.labels(train, "emotion"), minlength=len(corpus.emotions))
+        class_weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+    settings |= vars(network) | {"emotions": corpus.emotions, "emotion_weights": class_weights}
+    return model_class.load(source, **settings)

@@ -1,4 +1,4 @@
-"""AM-Softmax, the loss of masked prediction, concordance, and how losses of frames are summed."""
+"""Losses: AM-Softmax, masked prediction, and concordance."""
 
 from collections.abc import Sequence
 
@@ -6,51 +6,38 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def am_softmax(cosines: Tensor, labels: Tensor, scale: float = 30.0, margin: float = 0.2) -> Tensor:
-    """Cross-entropy of scaled cosines, the true class's lowered by a margin.
+def am_softmax(
+    cosines: Tensor, labels: Tensor, *, scale: float = 30.0, margin: float = 0.2
+) -> Tensor:
+    """Cross-entropy of scaled cosines, the true class's reduced by a margin.
 
-    Wang et al., "Additive Margin Softmax for Face Verification", 2018, equation 6; GMP-TL paper,
-    equation 2.
+    Wang et al., "Additive Margin Softmax for Face Verification", 2018, equation 6; equation 2 of the GMP-TL
+    paper. A margin of 0 is used for validation.
 
     Parameters
     ----------
     cosines : (batch, classes) float32
-        Between each utterance's feature and each class vector.
     labels : (batch,) int64
-    scale : float > 0
-    margin : float
-        Zero gives plain cross-entropy of the scaled cosines, as used for validation.
-
-    Returns
-    -------
-    loss : () float32
-        Mean over the batch.
     """
     margins = margin * F.one_hot(labels, cosines.shape[-1])
     return F.cross_entropy(scale * (cosines - margins).float(), labels)
 
 
 def stream_loss(
-    logits: Sequence[Tensor], labels: Tensor, chosen: Tensor, combine: str = "sum"
+    logits: Sequence[Tensor], labels: Tensor, loss_mask: Tensor, combine: str = "sum"
 ) -> Tensor:
-    """Cross-entropy of every stream, averaged over the chosen frames, streams summed or averaged.
+    """Mean cross-entropy over frames, summed over streams as in HuBERT, or their mean; 0 without frames.
 
     Parameters
     ----------
-    logits : sequence of (n_chosen, K) float32
-        One per stream, for the chosen frames only.
+    logits : sequence of (n_selected, K) float32
+        Of the frames in `loss_mask`, one per stream.
     labels : (batch, frames, streams) int64
-    chosen : (batch, frames) bool
-        The frames that count.
+    loss_mask : (batch, frames) bool
     combine : str
-        "sum" over streams, as HuBERT, or their "mean".
-
-    Returns
-    -------
-    loss : () float32
-        Zero where no frame is chosen.
+        "sum" or "mean".
     """
-    targets = labels[chosen]  # (n_chosen, streams)
+    targets = labels[loss_mask]  # (n_selected, streams)
     total = sum(
         F.cross_entropy(stream.float(), targets[:, index], reduction="sum")
         for index, stream in enumerate(logits)
@@ -59,41 +46,26 @@ def stream_loss(
     return total / len(logits) if combine == "mean" else total
 
 
-def sum_by_utterance(values: Tensor, chosen: Tensor) -> Tensor:
-    """Sum what was computed of chosen frames over each utterance.
-
-    Parameters
-    ----------
-    values : (n_chosen, n) float32
-    chosen : (batch, frames) bool
-
-    Returns
-    -------
-    sums : (batch, n) float32
-    """
-    rows = chosen.nonzero()[:, 0]
-    return values.new_zeros(len(chosen), values.shape[1]).index_add_(0, rows, values)
+def sum_by_utterance(values: Tensor, loss_mask: Tensor) -> Tensor:
+    """Sums, (batch, n), of values of the frames in `loss_mask`, (n_selected, n), by utterance."""
+    rows = loss_mask.nonzero()[:, 0]
+    return values.new_zeros(len(loss_mask), values.shape[1]).index_add_(0, rows, values)
 
 
 def concordance_loss(predicted: Tensor, rated: Tensor, weights: Tensor) -> Tensor:
-    """1 − CCC of a batch, averaged over attributes.
+    """1 − CCC of a batch, averaged over attributes; 1 if the variance is zero.
 
-    Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989; population moments.
+    Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989, with population moments.
 
     Parameters
     ----------
     predicted, rated : (batch, attributes) float32
     weights : (batch,) float32
-        How often each utterance counts.
-
-    Returns
-    -------
-    loss : () float32
-        1 where nothing varies.
+        Sample weights.
     """
     x, y, w = predicted.float(), rated.float(), (weights / weights.sum()).float().unsqueeze(1)
     x_mean, y_mean = (w * x).sum(dim=0), (w * y).sum(dim=0)
     covariance = (w * (x - x_mean) * (y - y_mean)).sum(dim=0)
-    spread = (w * (x - x_mean) ** 2).sum(dim=0) + (w * (y - y_mean) ** 2).sum(dim=0)
-    ccc = 2 * covariance / (spread + (x_mean - y_mean) ** 2).clamp(min=1e-8)
+    variances = (w * (x - x_mean) ** 2).sum(dim=0) + (w * (y - y_mean) ** 2).sum(dim=0)
+    ccc = 2 * covariance / (variances + (x_mean - y_mean) ** 2).clamp(min=1e-8)
     return (1 - ccc).mean()
