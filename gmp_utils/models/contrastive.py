@@ -1,8 +1,7 @@
-"""wav2vec 2.0's own objective: masked frames are told from others by what the CNN heard of them.
+"""The contrastive objective of wav2vec 2.0.
 
-Task-adaptive pre-training (TAPT) goes on with it on a corpus of emotional speech. The objective is that of
-Baevski et al., "wav2vec 2.0", 2020, equations 2 to 4, without the penalty on the CNN's output, for the CNN
-is frozen.
+The model identifies the quantized CNN output of each masked frame among distractors: Baevski et al., "wav2vec
+2.0", 2020, equations 2 to 4, without the penalty on the CNN's output because the CNN is frozen.
 """
 
 import math
@@ -14,137 +13,132 @@ from transformers import EvalPrediction
 from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2GumbelVectorQuantizer
 
 from gmp_utils import GmpError
-from gmp_utils.models import encoder
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.losses import sum_by_utterance
 
 GUMBEL = (
     2.0,
     0.5,
-)  # temperature at the first and at the last update; geometric between, as published
+)  # temperature at the first and the last step, geometric between them, as published
 
 
 def draw_negatives(mask: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """For every masked frame others of the same utterance.
+    """Draw `n` distractors for every masked frame, from the other masked frames of its utterance.
+
+    They are drawn with replacement. The only masked frame of an utterance is its own distractor.
 
     Parameters
     ----------
     mask : (batch, frames) bool
-    n : int
-        Drawn with replacement, but never the frame itself; of an utterance's only masked frame there is
-        no other, and it is its own.
-    generator : torch Generator, optional
 
     Returns
     -------
     negatives : (n_masked, n) int64
-        Places among all masked frames of the batch, utterance after utterance.
+        Indices among all masked frames of the batch, utterance by utterance.
     """
     counts = mask.sum(dim=1)
-    own = torch.arange(int(counts.sum()), device=mask.device)
+    positions = torch.arange(int(counts.sum()), device=mask.device)
     count = counts.repeat_interleave(counts)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    shape = len(own), n
-    drawn = torch.rand(shape, generator=generator, device=mask.device) * (count - 1).unsqueeze(1)
-    drawn = drawn.long()
-    drawn += drawn >= (own - first).unsqueeze(1)
+    uniform = torch.rand((len(positions), n), generator=generator, device=mask.device)
+    drawn = (uniform * (count - 1).unsqueeze(1)).long()
+    drawn += drawn >= (positions - first).unsqueeze(1)  # skip the frame itself
     return first.unsqueeze(1) + drawn.minimum((count - 1).unsqueeze(1))
 
 
 class Quantizer(Wav2Vec2GumbelVectorQuantizer):
-    """Transformers' own, that can be started anew."""
+    """Transformers' quantizer with an initialization."""
 
     def reset_parameters(self) -> None:
-        """As published models began."""
+        """Initialize as published models were."""
         nn.init.normal_(self.weight_proj.weight)
         nn.init.zeros_(self.weight_proj.bias)
         nn.init.uniform_(self.codevectors)
 
 
-class ContrastiveModel(encoder.SpeechModel):
-    """wav2vec 2.0 with the quantizer and the projections of its pre-training.
-
-    They are called as in published weights, and start at random where an encoder comes without them.
-    """
+class ContrastiveModel(SpeechModel):
+    """wav2vec 2.0 with the quantizer and the projections of its pre-training, named as in published weights."""
 
     def _build_heads(self, config) -> None:
         if config.model_type != "wav2vec2":
             raise GmpError(
-                f'objective "contrastive" with a {config.model_type} encoder: it is wav2vec 2.0\'s own. '
-                'Take objective "clusters" with clustered_model "encoder".'
+                f'objective "contrastive" with a {config.model_type} encoder: expected wav2vec 2.0. '
+                'Use objective "clusters" with clustered_model "encoder".'
             )
         self.quantizer = Quantizer(config)
         self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
         self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)
 
-    def on_step_begin(self, share: float) -> None:
-        """Choose codes less and less at random."""
+    def on_step_begin(self, progress: float) -> None:
+        """Anneal the Gumbel temperature."""
         first, last = GUMBEL
-        self.quantizer.temperature = first * (last / first) ** share
+        self.quantizer.temperature = first * (last / first) ** progress
 
     def forward(self, inputs: Tensor, lengths: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Tell masked frames from others.
-
-        Parameters
-        ----------
-        inputs, lengths
-            See `SpeechModel.hidden_states`.
-        mask : (batch, frames) bool
+        """Loss, and at evaluation sums over each utterance; see `SpeechModel.hidden_states`.
 
         Returns
         -------
         outputs : dict
-            `loss`, per masked frame: the contrastive loss and a tenth (as configured) of the share of
-            codes that go unused; each of them while training. `n_frames` (batch,) that it counts. At
-            evaluation these are frames that there is another to tell from; for each utterance, summed
-            over them, `ce`, `correct` and `chance` (batch, 1); and `codes` (batch,) in use.
+            `loss`: contrastive loss per masked frame + `diversity_loss_weight` · share of unused codes;
+            `n_frames` (batch,), the masked frames; in training `contrastive_loss` and `diversity_loss`. At
+            evaluation `n_frames` leaves out frames without distractors; `ce`, `correct` and `chance`
+            (batch, 1) are sums over the others; `perplexity` (batch,) is that of the codevectors.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
         (states,), _ = self.hidden_states(inputs, lengths, mask)
-        heard = self.base_model.feature_projection.layer_norm(inputs)[mask]  # (n_masked, conv_dim)
-        codes, used = self.quantizer(heard.unsqueeze(0))
-        targets = F.normalize(self.project_q(codes[0]), dim=-1)
-        foretold = F.normalize(self.project_hid(states[mask]), dim=-1)
-        config, fixed = self.config, None
-        if not self.training:
-            fixed = torch.Generator(mask.device).manual_seed(0)
-        negatives = draw_negatives(mask, config.num_negatives, fixed)
-        alike = (foretold @ targets.T) / config.contrastive_logits_temperature
-        with torch.no_grad():  # the same code is no negative
-            same = (targets @ targets.T).gather(1, negatives) > 1 - 1e-6
-        others = alike.gather(1, negatives).masked_fill(same, -torch.inf)
-        logits = torch.cat([alike.diagonal().unsqueeze(1), others], dim=1)  # (n_masked, 1 + n)
-        each = F.cross_entropy(
-            logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="none"
-        )
-        n_codes = config.num_codevectors_per_group * config.num_codevector_groups
-        losses = {"contrastive_loss": each.mean(), "diversity_loss": (n_codes - used) / n_codes}
-        loss = losses["contrastive_loss"] + config.diversity_loss_weight * losses["diversity_loss"]
+        cnn_features = self.base_model.feature_projection.layer_norm(inputs)[mask]
+        codevectors, perplexity = self.quantizer(cnn_features.unsqueeze(0))
+        targets = F.normalize(self.project_q(codevectors[0]), dim=-1)  # (n_masked, dim)
+        predicted = F.normalize(self.project_hid(states[mask]), dim=-1)
+        logits, negatives, same = self._logits(predicted, targets, mask)
+        first = logits.new_zeros(len(logits), dtype=torch.int64)
+        ce = F.cross_entropy(logits, first, reduction="none")
+        n_codes = self.config.num_codevectors_per_group * self.config.num_codevector_groups
+        contrastive_loss, diversity_loss = ce.mean(), (n_codes - perplexity) / n_codes
+        loss = contrastive_loss + self.config.diversity_loss_weight * diversity_loss
         outputs = {"loss": loss, "n_frames": mask.sum(dim=1)}
         if self.training:
-            return outputs | losses
+            return outputs | {
+                "contrastive_loss": contrastive_loss,
+                "diversity_loss": diversity_loss,
+            }
         n = len(logits)
-        different = torch.zeros(n, n, dtype=torch.bool, device=mask.device)
-        n_others = different.scatter_(1, negatives, ~same).sum(dim=1)
-        found = n_others > 0
-        correct = logits.argmax(dim=1) == 0
-        values = torch.stack([found, each, correct, 1 / (1 + n_others)], dim=1).float()
-        sums = sum_by_utterance(values * found.unsqueeze(1), mask)
-        outputs["n_frames"] = sums[:, 0]
-        kept = dict(zip(("ce", "correct", "chance"), sums[:, 1:].split(1, dim=1)))
-        return outputs | kept | {"codes": used.expand(len(mask))}
+        distractors = torch.zeros(n, n, dtype=torch.bool, device=mask.device)
+        n_distractors = distractors.scatter_(1, negatives, ~same).sum(dim=1)
+        counted, correct = n_distractors > 0, logits.argmax(dim=1) == 0
+        values = torch.stack([counted, ce, correct, 1 / (1 + n_distractors)], dim=1).float()
+        n_frames, *sums = sum_by_utterance(values * counted.unsqueeze(1), mask).split(1, dim=1)
+        outputs["n_frames"] = n_frames.squeeze(1)
+        outputs |= dict(zip(("ce", "correct", "chance"), sums))
+        return outputs | {"perplexity": perplexity.expand(len(mask))}
+
+    def _logits(
+        self, predicted: Tensor, targets: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n_masked, 1 + n) of the target and its n distractors; the distractors; which equal the target.
+
+        A distractor with the target's code gets a logit of -inf. Evaluation always draws the same ones.
+        """
+        generator = None if self.training else torch.Generator(mask.device).manual_seed(0)
+        negatives = draw_negatives(mask, self.config.num_negatives, generator)
+        similarity = (predicted @ targets.T) / self.config.contrastive_logits_temperature
+        with torch.no_grad():
+            same = (targets @ targets.T).gather(1, negatives) > 1 - 1e-6
+        others = similarity.gather(1, negatives).masked_fill(same, -torch.inf)
+        return torch.cat([similarity.diagonal().unsqueeze(1), others], dim=1), negatives, same
 
 
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`masked_loss` and `accuracy` of telling frames apart, and what `chance` would; `codes` in use.
+    """`masked_loss`, `accuracy` and `chance` level over masked frames, and codevector `perplexity`.
 
-    Where the CNN's output has become the same code everywhere, nothing can be told apart: the loss is
-    that of choosing among a hundred at random, not zero.
+    Without any distractors (the CNN's output has collapsed to one code) the loss is that of guessing among 101.
     """
-    n_frames, ce, correct, chance, codes = prediction.predictions
+    n_frames, ce, correct, chance, perplexity = prediction.predictions
     n = n_frames.sum()
     if not n:
-        return {"masked_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "codes": 1.0}
-    means = {"masked_loss": ce, "accuracy": correct, "chance": chance}
-    found = {name: float(values.sum() / n) for name, values in means.items()}
-    return found | {"codes": float((codes * n_frames).sum() / n)}
+        return {"masked_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "perplexity": 1.0}
+    sums = {"masked_loss": ce, "accuracy": correct, "chance": chance}
+    means = {name: float(values.sum() / n) for name, values in sums.items()}
+    return means | {"perplexity": float((perplexity * n_frames).sum() / n)}

@@ -1,20 +1,22 @@
-"""Masked prediction of pseudo-labels: the network of stage 05."""
+"""Masked prediction of pseudo-labels, the model of stages 00, 05 and 08."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import EvalPrediction
 
-from gmp_utils.models import encoder
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import ClusterHeads
 from gmp_utils.models.losses import stream_loss, sum_by_utterance
 
 
-class MaskedPredictionModel(encoder.SpeechModel):
-    """HuBERT with span masks, and a projection to the clusters of each scale."""
+class MaskedPredictionModel(SpeechModel):
+    """An encoder with span masks, and a projection to the clusters of each stream of pseudo-labels."""
 
     def _build_heads(self, config) -> None:
-        sizes = config.scales, config.projection_size
+        sizes = config.scales, config.stream_hidden_size
         self.streams = ClusterHeads(config.hidden_size, *sizes, config.activation)
 
     def forward(
@@ -25,38 +27,35 @@ class MaskedPredictionModel(encoder.SpeechModel):
         mask: Tensor,
         **conditions: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Predict pseudo-labels, and compare.
+        """Loss, and at evaluation sums of cross-entropy and of correct frames.
 
         Parameters
         ----------
-        inputs, lengths, **conditions
+        inputs, lengths, mask, **conditions
             See `SpeechModel.hidden_states`.
         frame_labels : (batch, frames, streams) int64
-        mask : (batch, frames) bool
 
         Returns
         -------
         outputs : dict
-            `loss`, see `stream_loss`, and `n_frames` (batch,) that it counts; at evaluation, by
-            utterance and stream, `ce` (summed cross-entropy) and `correct` (frames).
+            `loss`, see `stream_loss`; `n_frames` (batch,) in the loss; at evaluation `ce` and `correct`
+            (batch, streams), sums over these frames.
         """
-        (frames,), valid = self.hidden_states(inputs, lengths, mask, **conditions)
-        chosen = mask if self.config.loss_on == "masked" else valid
-        logits = self.streams(frames[chosen])
-        loss = stream_loss(logits, frame_labels, chosen, self.config.combine)
-        outputs = {"loss": loss, "n_frames": chosen.sum(dim=1)}
+        (frames,), attention_mask = self.hidden_states(inputs, lengths, mask, **conditions)
+        loss_mask = mask if self.config.loss_on == "masked" else attention_mask
+        logits = self.streams(frames[loss_mask])
+        loss = stream_loss(logits, frame_labels, loss_mask, self.config.combine)
+        outputs = {"loss": loss, "n_frames": loss_mask.sum(dim=1)}
         if self.training:
             return outputs
-        pairs = list(zip(logits, frame_labels[chosen].unbind(dim=1)))
-        losses = [F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs]
+        pairs = list(zip(logits, frame_labels[loss_mask].unbind(dim=1)))
+        ce = [F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs]
         correct = [(x.argmax(dim=-1) == y).float() for x, y in pairs]
-        ce, correct = (
-            sum_by_utterance(torch.stack(each, dim=1), chosen) for each in (losses, correct)
-        )
-        return outputs | {"ce": ce, "correct": correct}
+        sums = {"ce": torch.stack(ce, dim=1), "correct": torch.stack(correct, dim=1)}
+        return outputs | {name: sum_by_utterance(x, loss_mask) for name, x in sums.items()}
 
 
-def stream_metrics(scales: list[int], prediction: EvalPrediction) -> dict[str, float]:
+def stream_metrics(scales: Sequence[int], prediction: EvalPrediction) -> dict[str, float]:
     """`masked_loss`, and `accuracy_<K>` of each stream."""
     n_frames, ce, correct = prediction.predictions
     accuracies = correct.sum(axis=0) / n_frames.sum()
