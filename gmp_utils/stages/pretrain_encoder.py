@@ -161,7 +161,7 @@ def pretrain_round(
     architecture: Architecture,
     scales: list[int],
     layer: int,
-    config: TrainingConfig,
+    training: TrainingConfig,
     loss_on: str = "all",
 ) -> Path:
     """One round of masked prediction.
@@ -179,7 +179,7 @@ def pretrain_round(
         Numbers of clusters, one per stream.
     layer : int
         Hidden state of the previous round's model that is clustered; MFCCs in round 1.
-    config : TrainingConfig
+    training : TrainingConfig
     loss_on : str
         "masked" frames, as HuBERT, or "all": in a short pre-training, unmasked frames help to train the CNN.
 
@@ -195,28 +195,28 @@ def pretrain_round(
     settings |= {"combine": "sum", "activation": "relu", "train_cnn": True}
 
     def build(folder: Path) -> None:
-        set_seed(config.seed)
+        set_seed(training.seed)
         segments = Ragged.open(stage / "segments")
         names = segments.utterances
-        training, validation = split(names, config.seed)
+        train_names, validation_names = split(names, training.seed)
         if number == 1:
             mfcc = [audio.mfcc_frames(segments[name]) for name in names]
             frames = Ragged(np.concatenate(mfcc), names, list(map(len, mfcc)), kind="hidden")
-            targets = _write_targets(frames, training, scales, config.seed, folder / "targets")
+            targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
             model_config = architecture.config()
             model_config.update(settings)
             model = MaskedPredictionModel(model_config)
         else:
             initial = SpeechModel.load(str(previous / "encoder"), train_cnn=True)
             frames = features.layer_frames(initial, segments, names, layer, folder / "frames")
-            targets = _write_targets(frames, training, scales, config.seed, folder / "targets")
+            targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
             frames.remove()
             model = MaskedPredictionModel.load(str(previous / "encoder"), **settings)
-        parts = training, sorted(validation, key=segments.lengths.get)
-        masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": config.seed}
+        parts = train_names, sorted(validation_names, key=segments.lengths.get)
+        masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": training.seed}
         sets = [Utterances(segments, part, **masking) for part in parts]
         metrics = {"compute_metrics": partial(stream_metrics, scales)}
-        train(model, *sets, folder, config, **metrics, **SELECTION)
+        train(model, *sets, folder, training, **metrics, **SELECTION)
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
             shutil.copy(stage / weights.PRETRAINING_RECORDINGS, folder / subfolder)
@@ -230,7 +230,7 @@ def pretrain_round(
             "scales": scales,
             "layer": layer,
             "loss_on": loss_on,
-            "config": vars(config),
+            "training": vars(training),
         },
         stages=[stage, *([previous] if number > 1 else [])],
         module=__name__,
@@ -238,10 +238,10 @@ def pretrain_round(
 
 
 def _write_targets(
-    frames: Ragged, training: list[str], scales: Sequence[int], seed: int, stem: Path
+    frames: Ragged, train_names: list[str], scales: Sequence[int], seed: int, stem: Path
 ) -> Ragged:
     """Clusters of frames, (frames, scales) int32, with centroids from the training segments."""
-    sample = frames.sample(training, CLUSTERED_FRAMES, seed)
+    sample = frames.sample(train_names, CLUSTERED_FRAMES, seed)
     names, lengths = frames.utterances, list(frames.lengths.values())
     targets = Ragged.create(stem, names, lengths, np.int32, kind="labels", shape=(len(scales),))
     for stream, centroids in enumerate(fit_kmeans(sample, scales, seed)):
@@ -250,7 +250,7 @@ def _write_targets(
     return targets
 
 
-def pretrain_contrastive(run_dir: str, encoder: str, config: TrainingConfig) -> Path:
+def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -> Path:
     """Further pre-train a HuBERT (`gmp_utils.runs.weights.resolve`) with the contrastive objective.
 
     Its architecture is that of wav2vec 2.0. The CNN is frozen, because the targets are its output.
@@ -265,16 +265,16 @@ def pretrain_contrastive(run_dir: str, encoder: str, config: TrainingConfig) -> 
     stage = run / "recordings"
 
     def build(folder: Path) -> None:
-        set_seed(config.seed)
+        set_seed(training.seed)
         model = _as_wav2vec2(encoder, folder / "initial")
         segments = Ragged.open(stage / "segments")
         names = segments.utterances
         features.write_cnn_output(model, segments, names, folder / "cnn")
         inputs = Ragged.open(folder / "cnn")
-        masking = {"masking": CONTRASTIVE_MASKING, "seed": config.seed}
-        parts = [sorted(part, key=inputs.lengths.get) for part in split(names, config.seed)]
+        masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
+        parts = [sorted(part, key=inputs.lengths.get) for part in split(names, training.seed)]
         sets = [Utterances(inputs, part, **masking) for part in parts]
-        train(model, *sets, folder, config, compute_metrics=contrastive_metrics, **SELECTION)
+        train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **SELECTION)
         inputs.remove()
         digests = (stage / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
         digests = "\n".join(sorted({*digests, *weights.pretraining_digests(encoder)}))
@@ -283,7 +283,7 @@ def pretrain_contrastive(run_dir: str, encoder: str, config: TrainingConfig) -> 
     return make_stage(
         run / "wav2vec2",
         build,
-        parameters={"encoder": encoder, "config": vars(config)},
+        parameters={"encoder": encoder, "training": vars(training)},
         stages=[stage],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
