@@ -1,4 +1,8 @@
 import json
+import pickle
+import shutil
+from functools import partial
+from pathlib import Path
 
 import huggingface_hub
 import numpy as np
@@ -16,11 +20,13 @@ from transformers import (
 )
 
 from gmp_utils import GmpError
-from gmp_utils.models.classifiers import MultitaskModel
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.weights import resolve
 from gmp_utils.training import features
+from gmp_utils.training.batching import Utterances, collate
 
 CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 LARGE = dict(
@@ -45,36 +51,31 @@ def padded_batch(lengths):
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_padding_changes_nothing(tmp_path, norm, kind):
-    """Float32 sums in another order: 1e-4 is far above that and far below any leak (0.01 and up)."""
-    stable = norm == "layer"
-    config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=stable)
+    """1e-4 is far above float32 rounding, and far below any leak (0.01 and more)."""
+    config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(tmp_path)
     torch.manual_seed(0)
     model = MultitaskModel.load(str(tmp_path), **MULTITASK).eval()
     lengths = [16000, 12345, 9000, 801]
     waveforms, n_samples = padded_batch(lengths)
-    labels = torch.zeros(1, dtype=torch.int64)
+    labels = torch.zeros(len(lengths), dtype=torch.int64)
+    close = partial(torch.testing.assert_close, atol=1e-4, rtol=0)
     with torch.no_grad():
-        states, valid = model.hidden_states(waveforms, n_samples, layers=(-1, -3, 0))
-        zeros = labels.expand(len(lengths))
-        together = model(waveforms, n_samples, zeros, zeros)
-        for index, length in enumerate(lengths):
-            own = waveforms[index : index + 1, :length]
-            alone, _ = model.hidden_states(own, n_samples[index : index + 1], layers=(-1, -3, 0))
+        states, mask = model.hidden_states(waveforms, n_samples, layers=(-1, -3, 0))
+        together = model(waveforms, n_samples, labels, labels)
+        for row, length in enumerate(lengths):
+            single = waveforms[row : row + 1, :length], n_samples[row : row + 1]
+            alone, _ = model.hidden_states(*single, layers=(-1, -3, 0))
             for state, expected in zip(states, alone):
-                torch.testing.assert_close(
-                    state[index][valid[index]], expected[0], atol=1e-4, rtol=0
-                )
-            scores = model(own, n_samples[index : index + 1], labels, labels)
+                close(state[row][mask[row]], expected[0])
+            outputs = model(*single, labels[:1], labels[:1])
             for name in ("emotion_logits", "gender_logits"):
-                torch.testing.assert_close(
-                    together[name][index], scores[name][0], atol=1e-4, rtol=0
-                )
+                close(together[name][row], outputs[name][0])
 
 
-def test_padding_would_leak_without_care(tiny_encoder):
-    """The reference shows the problem, so that the test above cannot pass for nothing."""
+def test_padding_leaks_in_the_reference(tiny_encoder):
+    """Transformers' own forward has the problem that the test above looks for."""
     model = HubertModel.from_pretrained(tiny_encoder).eval()
     waveforms, _ = padded_batch([16000, 9000])
     with torch.no_grad():
@@ -83,13 +84,14 @@ def test_padding_would_leak_without_care(tiny_encoder):
     assert (together - alone).abs().max() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_full_size_encoders_are_hugging_faces(tmp_path, kind, size):
-    """Random weights, one utterance: no padding, so the published forward is a reference.
+def test_full_size_encoders_equal_transformers(tmp_path, kind, size):
+    """Random weights, one utterance: without padding the published forward is a reference.
 
-    Hugging Face keeps the last layer of a stable-norm model from before the norm; ours is behind it. Large
-    models have four of their 24 layers here: a gigabyte on disk each would be slow, not more telling.
+    Hugging Face's last hidden state of a stable-norm model is the one before the norm, ours the one after it.
+    Large models have four of their 24 layers here.
     """
     settings = LARGE | {"num_hidden_layers": 4} if size == "large" else {}
     torch.manual_seed(0)
@@ -106,7 +108,7 @@ def test_full_size_encoders_are_hugging_faces(tmp_path, kind, size):
     torch.testing.assert_close(states[-1], expected.last_hidden_state, atol=1e-4, rtol=1e-4)
 
 
-def test_weights_published_with_their_pre_training_heads_load(tmp_path):
+def test_weights_with_pre_training_heads_load(tmp_path):
     torch.manual_seed(0)
     published = Wav2Vec2ForPreTraining(Wav2Vec2Config(**TINY))
     published.save_pretrained(tmp_path)
@@ -132,14 +134,14 @@ def test_third_from_last_is_the_tenth_of_twelve_also_in_training():
     config = HubertConfig(**{**TINY, "num_hidden_layers": 12}, layerdrop=0.0)
     torch.manual_seed(0)
     model = SpeechModel(config).train()
-    seen = []
-    model.base_model.encoder.layers[9].register_forward_hook(lambda *args: seen.append(args[2]))
+    outputs = []
+    model.base_model.encoder.layers[9].register_forward_hook(lambda *args: outputs.append(args[2]))
     waveforms, n_samples = padded_batch([8000])
     (state,), _ = model.hidden_states(waveforms, n_samples, layers=(-3,))
-    assert torch.equal(state, seen[0])
+    assert torch.equal(state, outputs[0])
 
 
-def test_layers_above_the_one_asked_for_are_not_run():
+def test_layers_above_the_last_requested_are_not_run():
     torch.manual_seed(0)
     model = SpeechModel(HubertConfig(**TINY)).eval()
     run = []
@@ -154,7 +156,7 @@ def test_layers_above_the_one_asked_for_are_not_run():
 
 @pytest.mark.parametrize("kind", ["embedded", "wav2vec2", "wavlm"])
 def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
-    """Every layer, real weights for HuBERT: bfloat16 keeps 8 bits, a relative error of 0.2 % an operation."""
+    """Every layer, trained weights for HuBERT; bfloat16 has a relative error of 0.2 % per operation."""
     torch.manual_seed(0)
     if kind == "embedded":
         model = SpeechModel.load(resolve("embedded")).eval()
@@ -163,33 +165,33 @@ def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
     batch = padded_batch([16000, 9000])
     layers = range(model.n_layers + 1)
     with torch.inference_mode():
-        exact, valid = model.hidden_states(*batch, layers=layers)
+        exact, mask = model.hidden_states(*batch, layers=layers)
         monkeypatch.setattr(hardware, "bfloat16", lambda: True)
         rounded, _ = model.hidden_states(*batch, layers=layers)
-    for one, other in zip(exact, rounded):
-        assert other.dtype == torch.float32
-        assert not torch.equal(one, other)
-        error = (one - other)[valid].norm() / one[valid].norm()
+    for state, rounded_state in zip(exact, rounded):
+        assert rounded_state.dtype == torch.float32
+        assert not torch.equal(state, rounded_state)
+        error = (state - rounded_state)[mask].norm() / state[mask].norm()
         assert error < 0.02
 
 
-def test_a_published_layerdrop_is_switched_off(tmp_path):
+def test_layerdrop_is_switched_off(tmp_path):
     HubertModel(HubertConfig(**TINY, layerdrop=0.1)).save_pretrained(tmp_path)
     assert SpeechModel.load(str(tmp_path)).config.layerdrop == 0
 
 
 def saved_bytes_of_cnn(model) -> int:
-    """Bytes that autograd keeps while the CNN runs."""
-    kept = []
+    """Bytes that autograd saves while the CNN runs."""
+    sizes = []
     waveforms, n_samples = padded_batch([16000])
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda x: kept.append(x.nbytes) or x, lambda x: x
+        lambda x: sizes.append(x.nbytes) or x, lambda x: x
     ):
         model.cnn(waveforms, n_samples)
-    return sum(kept)
+    return sum(sizes)
 
 
-def test_frozen_means_no_activation_is_stored(tiny_encoder):
+def test_a_frozen_cnn_stores_no_activations(tiny_encoder):
     frozen = SpeechModel.load(str(tiny_encoder), train_cnn=False).train()
     trained = SpeechModel.load(str(tiny_encoder), train_cnn=True).train()
     assert saved_bytes_of_cnn(frozen) == 0
@@ -199,13 +201,13 @@ def test_frozen_means_no_activation_is_stored(tiny_encoder):
     assert all(p.grad is None for p in frozen.base_model.feature_extractor.parameters())
 
 
-def test_masked_frames_hold_the_mask_vector_and_no_sound(tiny_encoder):
+def test_masked_frames_do_not_depend_on_the_waveform(tiny_encoder):
     model = SpeechModel.load(str(tiny_encoder)).eval()
     waveforms, n_samples = padded_batch([8000])
     mask = torch.ones(1, 24, dtype=torch.bool)
-    (one,), _ = model.hidden_states(waveforms, n_samples, mask)
-    (other,), _ = model.hidden_states(-2 * waveforms + 1, n_samples, mask)
-    assert torch.equal(one, other)
+    (state,), _ = model.hidden_states(waveforms, n_samples, mask)
+    (changed,), _ = model.hidden_states(-2 * waveforms + 1, n_samples, mask)
+    assert torch.equal(state, changed)
 
 
 @pytest.mark.parametrize("n_samples", [400, 719, 720, 16000, 160000])
@@ -216,25 +218,22 @@ def test_frame_arithmetic(tiny_encoder, n_samples):
 
 def test_old_weight_norm_keys_load(tiny_encoder, tmp_path):
     """Published folders name the positional convolution's weights `weight_g` and `weight_v`."""
-    weights = load_file(tiny_encoder / "model.safetensors")
     old = {
         name.replace("parametrizations.weight.original0", "weight_g").replace(
             "parametrizations.weight.original1", "weight_v"
         ): value
-        for name, value in weights.items()
+        for name, value in load_file(tiny_encoder / "model.safetensors").items()
     }
     assert sum(name.endswith(("weight_g", "weight_v")) for name in old) == 2
     save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((tiny_encoder / "config.json").read_text())
-    new, reference = SpeechModel.load(str(tmp_path)), SpeechModel.load(str(tiny_encoder))
+    shutil.copy(tiny_encoder / "config.json", tmp_path)
+    loaded, reference = SpeechModel.load(str(tmp_path)), SpeechModel.load(str(tiny_encoder))
     for name, value in reference.state_dict().items():
-        assert torch.equal(new.state_dict()[name], value), name
+        assert torch.equal(loaded.state_dict()[name], value), name
 
 
-def test_heads_start_as_torch_starts_them(tiny_encoder):
-    """transformers leaves what it does not know uninitialised, and starts linear layers at 0.02."""
-    from gmp_utils.models.classifiers import EmotionClassifier
-
+def test_heads_are_initialized_by_torch(tiny_encoder):
+    """transformers would leave modules of ours uninitialized, and linear layers at a deviation of 0.02."""
     settings = FINETUNED | {"projection_size": 200}
     model = EmotionClassifier.load(str(tiny_encoder), **settings)
     bounds = {
@@ -243,34 +242,65 @@ def test_heads_start_as_torch_starts_them(tiny_encoder):
         "head.lstm.1.weight_hh_l0": 1 / np.sqrt(8),
     }
     for name, bound in bounds.items():
-        greatest = model.get_parameter(name).abs().max().item()
-        assert 0.9 * bound < greatest <= bound, name
+        maximum = model.get_parameter(name).abs().max().item()
+        assert 0.9 * bound < maximum <= bound, name
 
 
 def test_loaded_weights_are_aligned(tiny_encoder):
-    """On 64 bytes, as torch's own tensors; else the last bits change with the process's memory."""
+    """To 64 bytes, like torch's own tensors; otherwise the last bits of results vary between processes."""
     model = SpeechModel.load(str(tiny_encoder))
     assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
 
 
-def test_missing_weights_are_refused(tiny_encoder, tmp_path):
-    weights = load_file(tiny_encoder / "model.safetensors")
-    weights.pop("feature_projection.projection.weight")
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    (tmp_path / "config.json").write_text((tiny_encoder / "config.json").read_text())
+def test_missing_weights_are_rejected(tiny_encoder, tmp_path):
+    tensors = load_file(tiny_encoder / "model.safetensors")
+    tensors.pop("feature_projection.projection.weight")
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(tiny_encoder / "config.json", tmp_path)
     with pytest.raises(GmpError, match="feature_projection"):
         SpeechModel.load(str(tmp_path))
 
 
 def test_unreadable_weights_are_named(tiny_encoder, tmp_path):
-    config = (tiny_encoder / "config.json").read_text()
-    (tmp_path / "config.json").write_text(config)
-    with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
-        SpeechModel.load(str(tmp_path))
+    shutil.copy(tiny_encoder / "config.json", tmp_path)
     whole = (tiny_encoder / "model.safetensors").read_bytes()
-    (tmp_path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
-        SpeechModel.load(str(tmp_path))
+    for content in (None, whole[: len(whole) // 2]):
+        if content:
+            (tmp_path / "model.safetensors").write_bytes(content)
+        with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
+            SpeechModel.load(str(tmp_path))
+
+
+class Payload:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_is_read_for_its_tensors_only(tiny_encoder, tmp_path):
+    """pytorch_model.bin gives the weights of model.safetensors; code in it is never run."""
+    shutil.copy(tiny_encoder / "config.json", tmp_path)
+    tensors, pickled = load_file(tiny_encoder / "model.safetensors"), tmp_path / "pytorch_model.bin"
+    torch.save(tensors, pickled)
+    expected = SpeechModel.load(str(tiny_encoder)).state_dict()
+    for name, tensor in SpeechModel.load(str(tmp_path)).state_dict().items():
+        if name != "hubert.masked_spec_embed":  # not among the weights: random
+            assert torch.equal(tensor, expected[name]), name
+    payload, whole = Payload(tmp_path / "ran"), pickled.read_bytes()
+    torch.save(tensors | {"more": payload}, tmp_path / "planted")
+    planted = (tmp_path / "planted").read_bytes()
+    for content, message in (
+        (planted, "holds more than tensors"),
+        (pickle.dumps(payload), "holds more than tensors"),
+        (whole[: len(whole) // 2], "no model could be read"),
+        (b"", "no model could be read"),
+    ):
+        pickled.write_bytes(content)
+        with pytest.raises(GmpError, match=f"{tmp_path}.*{message}"):
+            SpeechModel.load(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_unusable_encoders_are_named(tmp_path, monkeypatch):
@@ -286,20 +316,15 @@ def test_unusable_encoders_are_named(tmp_path, monkeypatch):
         SpeechModel.load(str(tmp_path))
 
 
-def test_cached_cnn_output_gives_what_waveforms_give(tiny_encoder, noise_corpus):
-    from gmp_utils.data.corpus import open_corpus
-    from gmp_utils.training.batching import Utterances, collate
-
+def test_cached_cnn_output_equals_the_cnn(tiny_encoder, noise_corpus):
     corpus = open_corpus(str(noise_corpus))
     model = SpeechModel.load(str(tiny_encoder)).eval()
     cached = features.model_inputs(model, corpus)
     names = corpus.waveforms.utterances[:3]
     with torch.inference_mode():
-        states = [
-            model.hidden_states(**collate([dataset[index] for index in range(3)]))[0][0]
-            for dataset in (Utterances(cached, names), Utterances(corpus.waveforms, names))
-        ]
-    # The mask of valid frames is the same; what lies in padding is not compared.
-    for index, name in enumerate(names):
+        datasets = Utterances(cached, names), Utterances(corpus.waveforms, names)
+        batches = [collate([dataset[index] for index in range(3)]) for dataset in datasets]
+        states = [model.hidden_states(**batch)[0][0] for batch in batches]
+    for row, name in enumerate(names):
         length = cached.lengths[name]
-        np.testing.assert_allclose(states[0][index, :length], states[1][index, :length], atol=1e-4)
+        np.testing.assert_allclose(states[0][row, :length], states[1][row, :length], atol=1e-4)

@@ -57,7 +57,7 @@ class Quantizer(Wav2Vec2GumbelVectorQuantizer):
 
 
 class ContrastiveModel(SpeechModel):
-    """wav2vec 2.0 with the quantizer and the projections of its pre-training, named as in published weights."""
+    """wav2vec 2.0 with the quantizer and projections of its pre-training, as in published weights."""
 
     def _build_heads(self, config) -> None:
         if config.model_type != "wav2vec2":
@@ -117,9 +117,9 @@ class ContrastiveModel(SpeechModel):
     def _logits(
         self, predicted: Tensor, targets: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n_masked, 1 + n) of the target and its n distractors; the distractors; which equal the target.
+        """Logits (n_masked, 1 + n) of targets and distractors; distractors; which have the target's code.
 
-        A distractor with the target's code gets a logit of -inf. Evaluation always draws the same ones.
+        Those get a logit of -inf. Evaluation always draws the same distractors.
         """
         generator = None if self.training else torch.Generator(mask.device).manual_seed(0)
         negatives = draw_negatives(mask, self.config.num_negatives, generator)
@@ -133,7 +133,7 @@ class ContrastiveModel(SpeechModel):
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
     """`masked_loss`, `accuracy` and `chance` level over masked frames, and codevector `perplexity`.
 
-    Without any distractors (the CNN's output has collapsed to one code) the loss is that of guessing among 101.
+    If no frame has a distractor (all have the same code), the loss is that of guessing among 101.
     """
     n_frames, ce, correct, chance, perplexity = prediction.predictions
     n = n_frames.sum()

@@ -91,10 +91,10 @@ class SpeechModel(PreTrainedModel):
 
     @classmethod
     def load(cls, source: str, **settings) -> "SpeechModel":
-        """Load weights from a folder or the hub (`gmp_utils.runs.weights.resolve`); missing heads start at random.
+        """Load weights from a folder or the hub, see `gmp_utils.runs.weights.resolve`.
 
-        Layer dropout is off and the CNN is frozen unless `train_cnn`. `settings` are kept in the model's
-        config.json, where `_build_heads` reads them.
+        Missing heads are initialized at random. The CNN is frozen unless `train_cnn`. `settings` are kept in
+        the model's config.json, where `_build_heads` reads them.
         """
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -113,13 +113,12 @@ class SpeechModel(PreTrainedModel):
             model, report = cls.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True
             )
-        except (
-            OSError,
-            RuntimeError,
-            EOFError,
-            SafetensorError,
-            pickle.UnpicklingError,  # pytorch_model.bin with more than tensors; nothing in it is run
-        ) as error:
+        except pickle.UnpicklingError as error:
+            raise GmpError(
+                f"encoder {source!r}: pytorch_model.bin holds more than tensors, and is not loaded, because "
+                "it could run any code. Expected weights as safetensors."
+            ) from error
+        except (OSError, RuntimeError, EOFError, SafetensorError) as error:
             raise _not_a_model(source, error) from error
         missing = [key for key in report["missing_keys"] if key.startswith(f"{config.model_type}.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
