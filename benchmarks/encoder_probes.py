@@ -1,20 +1,22 @@
-"""What frozen layers of an encoder know, beside floors that need no encoder.
+"""Linear probes of an encoder's frozen layers, and baselines without an encoder.
 
     python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--final] [--out FOLDER]
                                         [--run FOLDER]
 
-Corpora: the synthetic one, and EmoDB (7 emotions). Without --final EmoDB is cut down to the five
-speakers that choices may be made on; with it all ten are used, and the other five are reported apart.
+Corpora: the synthetic one, and EmoDB (7 emotions). Without --final EmoDB is restricted to the five
+speakers that configurations are selected on. With it all ten are used, and the other five are reported
+separately.
 
 Features of an utterance: mean and standard deviation over time of a layer's frames, of 39 MFCCs, or
-eGeMAPS functionals (opensmile). Emotion and gender: leave one speaker out. Speaker: every other
-utterance against the rest. Classifier: logistic regression on standardised features, C = 0.03; for
-eGeMAPS C is tuned on the training speakers. "z by speaker" uses the test speaker's unlabelled audio.
+eGeMAPS functionals (opensmile). Emotion and gender: leave one speaker out. Speaker: trained on half of
+each speaker's utterances, tested on the other half. Classifier: logistic regression on standardized
+features, C = 0.03; for eGeMAPS C is tuned on the training speakers. "z by speaker" uses the test
+speaker's unlabeled audio.
 
 --run compares the classifiers of a finished run on EmoDB's seven emotions (preset `emotions: []`) with
-the floors, by speaker; its folds hold out two speakers at a time, the floors one.
+the baselines, by speaker. Its folds test on two speakers each, the baselines on one.
 
-Needs the extra `benchmarks` (opensmile's licence allows research and private use only).
+Needs the extra `benchmarks` (opensmile's license allows research and private use only).
 """
 
 import argparse
@@ -25,6 +27,7 @@ import numpy as np
 import opensmile
 import pandas as pd
 import plotly.express as px
+from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -43,35 +46,35 @@ from gmp_utils.runs import weights
 from gmp_utils.runs.paths import ROOT
 from gmp_utils.training import features
 
-CHOSEN_ON = ("03", "08", "09", "10", "11")
+SELECTED_ON = ("03", "08", "09", "10", "11")
 BY_SPEAKER = ", z by speaker"
 GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
 def probe(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, tuned: bool) -> np.ndarray:
-    """Predict every utterance from the speakers that are not its own."""
-    found = np.empty_like(labels)
+    """Predict every utterance with a probe trained on the other speakers."""
+    predicted = np.empty_like(labels)
     for train, test in LeaveOneGroupOut().split(x, labels, groups):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
         if tuned:
             inner = list(LeaveOneGroupOut().split(x[train], labels[train], groups[train]))
             model = GridSearchCV(model, GRID, scoring="recall_macro", cv=inner)
-        found[test] = model.fit(x[train], labels[train]).predict(x[test])
-    return found
+        predicted[test] = model.fit(x[train], labels[train]).predict(x[test])
+    return predicted
 
 
 def speaker_uar(x: np.ndarray, speakers: np.ndarray) -> float:
-    """Tell speakers apart: learn from half of the utterances, score the other, and the reverse."""
-    found = np.empty_like(speakers)
+    """UAR of speaker classification, trained on one half of the utterances and tested on the other."""
+    predicted = np.empty_like(speakers)
     for train, test in StratifiedKFold(2).split(x, speakers):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
-        found[test] = model.fit(x[train], speakers[train]).predict(x[test])
-    return uar(speakers, found)
+        predicted[test] = model.fit(x[train], speakers[train]).predict(x[test])
+    return uar(speakers, predicted)
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
     """Mean, and its 95 % interval by Student's t."""
-    return values.mean(), *comparison.interval(values)
+    return values.mean(), *stats.ttest_1samp(values, 0).confidence_interval()
 
 
 def pooled(frames: np.ndarray) -> np.ndarray:
@@ -83,22 +86,22 @@ def pooled(frames: np.ndarray) -> np.ndarray:
 def layers(source: str, waveforms: Ragged) -> np.ndarray:
     """Pooled states, (layers + 1, utterances, 2 · hidden_size)."""
     model = SpeechModel.load(source, train_cnn=True)
-    every = range(model.n_layers + 1)
-    states = features.layer_states(model, waveforms, waveforms.utterances, every)
-    found = {name: pooled(values) for name, values in states}
-    return np.stack([found[name] for name in waveforms.utterances], axis=1)
+    indices, names = range(model.n_layers + 1), waveforms.utterances
+    states = features.layer_states_by_length(model, waveforms, names, indices)
+    by_name = {name: pooled(frames) for name, frames in states}
+    return np.stack([by_name[name] for name in names], axis=1)
 
 
 def z_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
-    """Features (layers, utterances, dim) with each speaker's own mean and deviation taken out."""
-    found = np.empty_like(values, dtype=np.float64)
+    """Standardize features (layers, utterances, dim) by speaker."""
+    scaled = np.empty_like(values, dtype=np.float64)
     for speaker in np.unique(speakers):
-        own = values[:, speakers == speaker]
-        spread = own.std(axis=1, keepdims=True)
-        found[:, speakers == speaker] = (own - own.mean(axis=1, keepdims=True)) / np.where(
-            spread > 0, spread, 1
+        rows = values[:, speakers == speaker]
+        std = rows.std(axis=1, keepdims=True)
+        scaled[:, speakers == speaker] = (rows - rows.mean(axis=1, keepdims=True)) / np.where(
+            std > 0, std, 1
         )
-    return found
+    return scaled
 
 
 def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.ndarray]:
@@ -108,7 +111,7 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     egemaps = np.stack(
         [
-            smile.process_signal(waveforms[name] / 32767, audio.SAMPLE_RATE).to_numpy()[0]
+            smile.process_signal(audio.to_float(waveforms[name]), audio.SAMPLE_RATE).to_numpy()[0]
             for name in waveforms.utterances
         ]
     )
@@ -116,15 +119,16 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     set_seed(0)
     config = SpeechModel.load(weights.resolve(encoder)).config
     HubertModel(config).save_pretrained(folder / "random")
-    found = {
+    by_system = {
         "eGeMAPS": egemaps[None],
         "MFCC": mfcc[None],
         "random encoder": layers(str(folder / "random"), waveforms),
         "encoder": layers(weights.resolve(encoder), waveforms),
     }
     for system in ("eGeMAPS", "encoder"):
-        found[f"{system}{BY_SPEAKER}"] = z_by_speaker(found[system], manifest.speaker.to_numpy())
-    return found
+        scaled = z_by_speaker(by_system[system], manifest.speaker.to_numpy())
+        by_system[f"{system}{BY_SPEAKER}"] = scaled
+    return by_system
 
 
 def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -132,8 +136,8 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
     rows, speakers = [], []
     groups = manifest.speaker.to_numpy()
     with tempfile.TemporaryDirectory() as folder:
-        found = systems(manifest, encoder, Path(folder))
-    for system, values in found.items():
+        by_system = systems(manifest, encoder, Path(folder))
+    for system, values in by_system.items():
         for layer, x in enumerate(values):
             emotion = probe(x, manifest.emotion.to_numpy(), groups, system.startswith("eGeMAPS"))
             scores = {"emotion": uar(manifest.emotion, emotion)}
@@ -143,50 +147,50 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
                 scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
             predictions = manifest.assign(true=manifest.emotion, predicted=emotion, seed=0)
-            own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
-            own = own.rename("uar").reset_index()
-            speakers.append(own.assign(corpus=corpus, system=system, layer=layer))
+            recalls = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
+            recalls = recalls.rename("uar").reset_index()
+            speakers.append(recalls.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
     return pd.DataFrame(rows), pd.concat(speakers)
 
 
 def compare(speakers: pd.DataFrame, layer: int) -> pd.DataFrame:
-    """Paired differences between a layer of the encoder and each floor, by speaker."""
+    """Paired differences between a layer of the encoder and each baseline, by speaker."""
     wide = speakers.pivot(index="speaker", columns=["system", "layer"], values="uar")
     rows = []
-    for system, floor in (
+    for system, baseline in (
         ("encoder", "MFCC"),
         ("encoder", "eGeMAPS"),
         ("encoder", f"eGeMAPS{BY_SPEAKER}"),
         (f"encoder{BY_SPEAKER}", f"eGeMAPS{BY_SPEAKER}"),
     ):
-        mean, low, high = interval((wide[system, layer] - wide[floor, 0]).to_numpy())
+        mean, low, high = interval((wide[system, layer] - wide[baseline, 0]).to_numpy())
         rows.append(
-            {"system": system, "floor": floor, "difference": mean, "low": low, "high": high}
+            {"system": system, "baseline": baseline, "difference": mean, "low": low, "high": high}
         )
     return pd.DataFrame(rows).round(3)
 
 
 def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences between the classifiers of a run and each floor, by speaker."""
-    floors = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
+    """Paired differences between the classifiers of a run and each baseline, by speaker."""
+    baselines = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
-    for (variant, loss), predictions in collect.collect(run).groupby(collect.SYSTEM):
-        own = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
-        for floor, scores in floors.groupby("system"):
-            gains = (own - scores.set_index("speaker").uar).dropna().to_numpy()
+    for (variant, system), predictions in collect.collect(run).groupby(collect.SYSTEM):
+        recalls = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
+        for baseline, scores in baselines.groupby("system"):
+            gains = (recalls - scores.set_index("speaker").uar).dropna().to_numpy()
             mean, low, high = interval(gains)
             row = {
-                "system": f"{variant}, {loss}",
+                "system": f"{variant}, {system}",
                 "UAR": uar(predictions.true, predictions.predicted),
             }
-            row |= {"floor": floor, "speakers": len(gains), "difference": mean}
+            row |= {"baseline": baseline, "speakers": len(gains), "difference": mean}
             rows.append(row | {"low": low, "high": high, "p": comparison.sign_flip(gains)})
     return pd.DataFrame(rows).round(3)
 
 
 def picture(scores: pd.DataFrame):
-    """Emotion, gender and speaker side by side, over layers; what has no layers is a level line."""
+    """Emotion, gender and speaker over layers; systems without layers are horizontal lines."""
     flat = scores.system.str.startswith(("MFCC", "eGeMAPS"))
     layered = scores[~flat & (scores.system != f"encoder{BY_SPEAKER}")]
     level = scores[flat].drop(columns="layer")
@@ -211,40 +215,44 @@ def picture(scores: pd.DataFrame):
 
 
 def main() -> None:
-    """Score, print, and write scores.csv, speakers.csv, probes.html and, with a Chromium, probes.png."""
+    """Print the scores; write scores.csv, speakers.csv, probes.html and, with a Chromium, probes.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--final", action="store_true", help="all ten speakers")
-    parser.add_argument("--run", help="a run whose classifiers are compared with the floors")
+    parser.add_argument("--run", help="a run whose classifiers are compared with the baselines")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
-    given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
-    emodb = corpora.load("emodb", given.emodb)
-    if not given.final:
-        emodb = emodb[emodb.speaker.isin(CHOSEN_ON)].reset_index(drop=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    emodb = corpora.load("emodb", arguments.emodb)
+    if not arguments.final:
+        emodb = emodb[emodb.speaker.isin(SELECTED_ON)].reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
         synthetic.make(Path(folder))
-        spoken = score("synthetic", corpora.load("synthetic", folder), given.encoder)
-    recorded = score("EmoDB", emodb, given.encoder)
+        spoken = score("synthetic", corpora.load("synthetic", folder), arguments.encoder)
+    recorded = score("EmoDB", emodb, arguments.encoder)
     scores = pd.concat([spoken[0], recorded[0]])
-    scores.to_csv(given.out / "scores.csv", index=False)
-    pd.concat([spoken[1], recorded[1]]).to_csv(given.out / "speakers.csv", index=False)
+    scores.to_csv(arguments.out / "scores.csv", index=False)
+    pd.concat([spoken[1], recorded[1]]).to_csv(arguments.out / "speakers.csv", index=False)
     figure = picture(scores)
-    figure.write_html(given.out / "probes.html", include_plotlyjs="directory")
+    figure.write_html(arguments.out / "probes.html", include_plotlyjs="directory")
     if style.browser():
-        figure.write_image(given.out / "probes.png", width=1000, height=600)
+        figure.write_image(arguments.out / "probes.png", width=1000, height=600)
     speakers = recorded[1]
-    own = speakers[(speakers.system == "encoder") & speakers.speaker.isin(CHOSEN_ON)]
-    best = int(own.groupby("layer").uar.mean().idxmax())
+    selection = speakers[(speakers.system == "encoder") & speakers.speaker.isin(SELECTED_ON)]
+    best = int(selection.groupby("layer").uar.mean().idxmax())
     print(scores.round(3).to_markdown(index=False))
-    print(f"\nEmoDB, layer {best} (the best on speakers {', '.join(CHOSEN_ON)}) less each floor:")
-    for name, chosen in (("chosen on", True), ("kept for the end", False)):
-        part = speakers[speakers.speaker.isin(CHOSEN_ON) == chosen]
+    print(
+        f"\nEmoDB, layer {best} (the best on speakers {', '.join(SELECTED_ON)}) minus each baseline:"
+    )
+    for name, selected in (("selected on", True), ("evaluated once", False)):
+        part = speakers[speakers.speaker.isin(SELECTED_ON) == selected]
         if len(part):
             print(f"\nspeakers {name}:\n{compare(part, best).to_markdown(index=False)}")
-    if given.run:
-        print(f"\n{given.run}:\n{compare_run(given.run, speakers).to_markdown(index=False)}")
+    if arguments.run:
+        print(
+            f"\n{arguments.run}:\n{compare_run(arguments.run, speakers).to_markdown(index=False)}"
+        )
 
 
 if __name__ == "__main__":
