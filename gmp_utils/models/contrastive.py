@@ -100,10 +100,8 @@ class ContrastiveModel(SpeechModel):
         loss = contrastive_loss + self.config.diversity_loss_weight * diversity_loss
         outputs = {"loss": loss, "n_frames": mask.sum(dim=1)}
         if self.training:
-            return outputs | {
-                "contrastive_loss": contrastive_loss,
-                "diversity_loss": diversity_loss,
-            }
+            losses = {"contrastive_loss": contrastive_loss, "diversity_loss": diversity_loss}
+            return outputs | losses
         n = len(logits)
         distractors = torch.zeros(n, n, dtype=torch.bool, device=mask.device)
         n_distractors = distractors.scatter_(1, negatives, ~same).sum(dim=1)

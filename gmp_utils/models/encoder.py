@@ -44,15 +44,7 @@ def frame_at(seconds: np.ndarray) -> np.ndarray:
 
 
 class SpeechModel(PreTrainedModel):
-    """A speech encoder, `base_model`; subclasses add heads.
-
-    | tensor | shape |
-    |---|---|
-    | waveforms | (batch, samples) float32, normalized, zeros after the end |
-    | CNN output | (batch, frames, conv_dim) float32 |
-    | hidden states | (batch, frames, hidden_size) float32 |
-    | attention mask | (batch, frames) bool, False in padding |
-    """
+    """A speech encoder, `base_model`; subclasses add heads."""
 
     loss_of_batch = False  # True: the loss is not a mean over utterances or frames
 
@@ -105,9 +97,7 @@ class SpeechModel(PreTrainedModel):
                 f"encoder {source!r}: a {config.model_type} model, expected one of {', '.join(ENCODERS)}."
             )
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
-        config.mask_time_prob = max(
-            config.mask_time_prob, 0.01
-        )  # 0 would leave out the mask vector
+        config.mask_time_prob = max(config.mask_time_prob, 0.01)  # 0: there is no mask vector
         config.update(settings)
         try:
             model, report = cls.from_pretrained(
@@ -202,7 +192,7 @@ class SpeechModel(PreTrainedModel):
         Parameters
         ----------
         inputs : (batch, samples) or (batch, frames, conv_dim) float32
-            Normalized waveforms, or their CNN output.
+            Normalized waveforms with zeros after the end, or their CNN output.
         lengths : (batch,) int64
             Samples, or frames, of each utterance.
         mask : (batch, frames) bool, optional
@@ -217,6 +207,7 @@ class SpeechModel(PreTrainedModel):
         states : list of (batch, frames, hidden_size) float32
             One per layer.
         attention_mask : (batch, frames) bool
+            False in padding.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)

@@ -14,39 +14,17 @@ HEADS = ("bilstm", "mean", "linear")
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """An utterance classifier: its head, and what is trained.
+    """An utterance classifier: its head, and what is trained."""
 
-    Attributes
-    ----------
-    head : str
-        See `UtteranceHead`.
-    head_layer : int
-        Hidden state that is the head's input.
-    mix_layers : bool
-        Use all hidden states instead, see `LayerMix`.
-    lstm_size : int
-        Per direction; 0 for no BiLSTM.
-    projection_size : int
-        Of the feature, except for head "mean".
-    train_encoder : bool
-        False trains the head only.
-    train_cnn : bool
-        Train the encoder's CNN too.
-    spec_augment : bool
-        Mask spans of frames and features in training, see `gmp_utils.training.batching.SPEC_AUGMENT`.
-    class_weights : bool
-        Weight the cross-entropy by n / (n_classes · n of the class).
-    """
-
-    head: str = "bilstm"
-    head_layer: int = -1
-    mix_layers: bool = False
-    lstm_size: int = 256
-    projection_size: int = 256
-    train_encoder: bool = True
-    train_cnn: bool = False
-    spec_augment: bool = False
-    class_weights: bool = False
+    head: str = "bilstm"  # see `UtteranceHead`
+    head_layer: int = -1  # hidden state that is the head's input
+    mix_layers: bool = False  # all hidden states are the input, see `LayerMix`
+    lstm_size: int = 256  # per direction; 0 for no BiLSTM
+    projection_size: int = 256  # of the feature, except for head "mean"
+    train_encoder: bool = True  # False trains the head only
+    train_cnn: bool = False  # train the encoder's CNN too
+    spec_augment: bool = False  # in training, see `gmp_utils.training.batching.SPEC_AUGMENT`
+    class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
 
     def __post_init__(self):
         if self.head not in HEADS:

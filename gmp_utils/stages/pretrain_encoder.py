@@ -35,7 +35,7 @@ VALIDATION_SHARE = 0.04  # of the recordings
 CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
 CONTRASTIVE_MASKING = Masking(0.65, 10)  # wav2vec 2.0's
 CLUSTERED_FRAMES = 1_000_000  # sampled for k-means if there are more
-SELECTION = {"selection_metric": "masked_loss", "selection": "last"}
+LAST_STEP = {"selection_metric": "masked_loss", "selection": "last"}  # its model is kept
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,10 @@ class Architecture:
 def read_recordings(
     run_dir: str, recordings: str, *, synthetic_utterances: int, segment_seconds: float
 ) -> Path:
-    """Decode recordings and synthetic speech, and cut them into segments.
+    """Decode recordings and synthetic speech, and cut them into segments of up to `segment_seconds`.
 
-    Parameters
-    ----------
-    run_dir : str
-    recordings : str
-        A folder, searched recursively (a relative path starts at the checkout); "" for none.
-    synthetic_utterances : int
-        Synthetic utterances per voice, 0 for none. The voices differ from the synthetic corpus's.
-    segment_seconds : float
-        Longest segment; a rest shorter than half of it is dropped.
+    `recordings` is a folder that is searched recursively, or "". `synthetic_utterances` are per voice; the
+    voices differ from the synthetic corpus's. A rest shorter than half a segment is dropped.
 
     Returns
     -------
@@ -178,7 +171,7 @@ def pretrain_round(
     scales : list of int
         Numbers of clusters, one per stream.
     layer : int
-        Hidden state of the previous round's model that is clustered; MFCCs in round 1.
+        Hidden state of the previous round's model that is clustered; round 1 clusters MFCCs.
     training : TrainingConfig
     loss_on : str
         "masked" frames, as HuBERT, or "all": in a short pre-training, unmasked frames help to train the CNN.
@@ -191,8 +184,8 @@ def pretrain_round(
     """
     run = run_folder(run_dir) / PRETRAIN_ENCODER
     stage, previous = run / "recordings", run / f"round{number - 1}"
-    settings = {"scales": scales, "stream_hidden_size": 256, "loss_on": loss_on}
-    settings |= {"combine": "sum", "activation": "relu", "train_cnn": True}
+    settings = {"scales": scales, "loss_on": loss_on, "train_cnn": True}
+    settings |= {"stream_hidden_size": 256, "combine": "sum", "activation": "relu"}
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
@@ -215,8 +208,8 @@ def pretrain_round(
         parts = train_names, sorted(validation_names, key=segments.lengths.get)
         masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": training.seed}
         sets = [Utterances(segments, part, **masking) for part in parts]
-        metrics = {"compute_metrics": partial(stream_metrics, scales)}
-        train(model, *sets, folder, training, **metrics, **SELECTION)
+        evaluation = {"compute_metrics": partial(stream_metrics, scales)} | LAST_STEP
+        train(model, *sets, folder, training, **evaluation)
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
             shutil.copy(stage / weights.PRETRAINING_RECORDINGS, folder / subfolder)
@@ -274,7 +267,8 @@ def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -
         masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
         parts = [sorted(part, key=inputs.lengths.get) for part in split(names, training.seed)]
         sets = [Utterances(inputs, part, **masking) for part in parts]
-        train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **SELECTION)
+        evaluation = {"compute_metrics": contrastive_metrics} | LAST_STEP
+        train(model, *sets, folder, training, **evaluation)
         inputs.remove()
         digests = (stage / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
         digests = "\n".join(sorted({*digests, *weights.pretraining_digests(encoder)}))
