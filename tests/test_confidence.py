@@ -15,7 +15,7 @@ from gmp_utils.stages import finetune
 
 
 def drawn(n, classes, scale, seed=0):
-    """Logits that are `scale` times too large, and labels drawn by what they should say."""
+    """Logits that are `scale` times too large, and labels drawn from the right probabilities."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(n, classes))
     labels = np.array([rng.choice(classes, p=p) for p in softmax(logits, axis=1)])
@@ -25,63 +25,64 @@ def drawn(n, classes, scale, seed=0):
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
 def test_a_temperature_is_what_logits_are_too_large_by(scale):
     logits, labels = drawn(20000, 4, scale)
-    found = metrics.temperature(logits, labels)
-    assert found == pytest.approx(scale, rel=0.05)  # its standard error here is about 0.01
+    temperature = metrics.temperature(logits, labels)
+    assert temperature == pytest.approx(scale, rel=0.05)  # its standard error here is about 0.01
     correct = logits.argmax(axis=1) == labels
-    after = softmax(logits / found, axis=1).max(axis=1)
-    assert metrics.calibration_error(after, correct) < 0.02
+    after = softmax(logits / temperature, axis=1).max(axis=1)
+    assert metrics.expected_calibration_error(after, correct) < 0.02
 
 
-def test_a_few_utterances_without_error_make_nothing_certain():
+def test_a_few_utterances_without_error_do_not_drive_confidence_to_one():
     labels = np.arange(8) % 4
     logits = 10 * np.eye(4)[labels]
     scale = metrics.temperature(logits, labels)
-    sure = softmax(logits / scale, axis=1).max(axis=1)
+    confidence = softmax(logits / scale, axis=1).max(axis=1)
     # the smoothed target itself: 8/9 + 1/36
-    assert sure == pytest.approx(8 / 9 + 1 / 36, abs=1e-3)
+    assert confidence == pytest.approx(8 / 9 + 1 / 36, abs=1e-3)
 
 
 def test_reliability_by_hand():
-    sure = np.array([0.31, 0.39, 0.95, 0.97, 1.0])
+    confidence = np.array([0.31, 0.39, 0.95, 0.97, 1.0])
     correct = np.array([False, True, True, True, False])
-    table = metrics.reliability(sure, correct)
+    table = metrics.reliability(confidence, correct)
     assert table.utterances.tolist() == [2, 3]
     assert table.confidence.tolist() == pytest.approx([0.35, 2.92 / 3])
     assert table.accuracy.tolist() == pytest.approx([1 / 2, 2 / 3])
     expected = (2 * 0.15 + 3 * (2.92 - 2) / 3) / 5
-    assert metrics.calibration_error(sure, correct) == pytest.approx(expected)
+    assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(expected)
 
 
 def test_reliability_is_scikit_learns():
     rng = np.random.default_rng(1)
-    sure = rng.uniform(0.25, 1, 500)
-    correct = rng.random(500) < sure
-    accuracy, mean = calibration_curve(correct, sure, n_bins=metrics.BINS)
-    table = metrics.reliability(sure, correct)
+    confidence = rng.uniform(0.25, 1, 500)
+    correct = rng.random(500) < confidence
+    accuracy, mean = calibration_curve(correct, confidence, n_bins=metrics.BINS)
+    table = metrics.reliability(confidence, correct)
     assert table.accuracy.to_numpy() == pytest.approx(accuracy)
     assert table.confidence.to_numpy() == pytest.approx(mean)
 
 
-def test_what_is_drawn():
-    table = pd.DataFrame({"correct": [True, False] * 5, "as trained": 0.95, "calibrated": 0.55})
-    drawn_figure = series.reliability_diagram(table)
-    title = "Confidence is off by 0.05 on average, 0.45 before calibration"
-    assert drawn_figure.layout.title.text == title
-    assert [trace.name for trace in drawn_figure.data[1:]] == ["as trained", "calibrated"]
+def test_the_reliability_diagram():
+    table = pd.DataFrame({"correct": [True, False] * 5, "uncalibrated": 0.95, "calibrated": 0.55})
+    figure = series.reliability_diagram(table)
+    title = "Expected calibration error: 0.45 uncalibrated, 0.05 calibrated"
+    assert figure.layout.title.text == title
+    assert [trace.name for trace in figure.data[1:]] == ["uncalibrated", "calibrated"]
 
 
 def test_networks_of_a_run(noise_corpus, tiny_encoder):
-    """Temperatures are of each fold's validation speakers, and only test utterances are told of."""
+    """Temperatures are of each fold's validation speakers, and confidences of test utterances only."""
     where, once = (str(noise_corpus), 1, str(tiny_encoder)), replace(QUICK, epochs=1)
     for loss in ("ce", "ams"):
         stage = finetune.finetune(*where, loss, once, use_gmps=False, network=SMALL)
     table = tables.confidences(str(noise_corpus))
-    assert set(table.loss) == {"CE", "AMS"} and len(table) == 2 * 24
-    own = table[table.loss == "AMS"].set_index("utterance")
+    assert set(table.system) == {"CE", "AMS"} and len(table) == 2 * 24
+    rows = table[table.system == "AMS"].set_index("utterance")
     predictions = pd.read_parquet(stage / "predictions.parquet").set_index("utterance")
-    tested, held_out = (predictions[predictions.part == part] for part in ("test", "validation"))
+    test, validation = (predictions[predictions.part == part] for part in ("test", "validation"))
     emotions = ["angry", "happy", "neutral", "sad"]
-    assert own.correct.equals(tested.true == tested.predicted)
-    scale = metrics.temperature(held_out[emotions].to_numpy(), held_out.true.map(emotions.index))
-    expected = softmax(tested[emotions] / scale, axis=1).max(axis=1)
-    assert own.calibrated.to_numpy() == pytest.approx(np.asarray(expected))
+    assert rows.correct.equals(test.true == test.predicted)
+    labels = validation.true.map(emotions.index)
+    temperature = metrics.temperature(validation[emotions].to_numpy(), labels)
+    expected = softmax(test[emotions] / temperature, axis=1).max(axis=1)
+    assert rows.calibrated.to_numpy() == pytest.approx(np.asarray(expected))

@@ -1,8 +1,10 @@
+"""Metrics, the tables of results and their figures."""
+
 import numpy as np
 import pandas as pd
 import pytest
 
-from gmp_utils.evaluation import comparison, metrics, tables
+from gmp_utils.evaluation import metrics, tables
 from gmp_utils.figures import series
 from gmp_utils.runs import experiments
 
@@ -24,7 +26,7 @@ def test_a_class_that_is_only_predicted_does_not_count():
     assert np.isnan(recalls[1])
 
 
-def predictions(n_speakers, variant="GMPs", loss="CE", right=0.7, seed=0):
+def predictions(n_speakers, variant="GMPs", system="CE", right=0.7, seed=0):
     rng = np.random.default_rng(0)
     rows = [
         {
@@ -38,43 +40,21 @@ def predictions(n_speakers, variant="GMPs", loss="CE", right=0.7, seed=0):
         for emotion in ("angry", "happy", "sad")
         for _ in range(20)
     ]
-    return pd.DataFrame(rows).assign(variant=variant, loss=loss, seed=seed)
+    return pd.DataFrame(rows).assign(variant=variant, system=system, seed=seed)
 
 
-def test_no_interval_from_two_speakers():
-    value, interval = comparison.with_interval(predictions(2), metrics.uar)
-    assert interval is None
-    assert 0.5 < value < 1
-
-
-def test_interval_by_speaker_holds_the_value_and_repeats():
-    table = predictions(10)
-    value, (low, high) = comparison.with_interval(table, metrics.uar)
-    assert low < value < high
-    assert value == pytest.approx(metrics.uar(table.true, table.predicted))
-    assert comparison.with_interval(table, metrics.uar) == (value, (low, high))
-
-
-def test_interval_is_by_speaker_not_by_utterance():
-    """Speakers who are all right or all wrong: as uncertain as five coins, not as 300 utterances."""
-    table = predictions(6, right=1.0)
-    table.loc[table.speaker.isin(["s0", "s1", "s2"]), "predicted"] = "none"
-    _, (low, high) = comparison.with_interval(table, metrics.war)
-    assert high - low > 0.5
-
-
-def table_of(predictions, **told):
+def table_of(predictions, **declared):
     plain = {
         "variants": {},
         "runs": [],
         "impossible": {},
-        "paper": experiments.declared("table3")["paper"],
+        "paper": experiments.declared("table3").paper,
     }
     scored = tables.scores(predictions)
-    return tables.results_table(predictions, plain | told, scored).set_index(["variant", "loss"])
+    return tables.results_table(predictions, plain | declared, scored).set_index(tables.SYSTEM)
 
 
-def test_table_has_the_papers_numbers_beside_ours():
+def test_the_table_has_the_papers_numbers_next_to_ours():
     both = pd.concat([predictions(6), predictions(6, "no GMPs", "AMS", 0.9)])
     table = table_of(both)
     assert table.loc[("GMPs", "AMS"), "UAR"] == "not run"
@@ -83,8 +63,8 @@ def test_table_has_the_papers_numbers_beside_ours():
     assert table.loc[("GMPs", "AMS"), papers_uar] == "82.0"
     assert table.loc[("no GMPs", "CE"), papers_war] == "75.8"
     ours = both[both.variant == "GMPs"]
-    expected = f"{100 * metrics.uar(ours.true, ours.predicted):.1f} ["
-    assert table.loc[("GMPs", "CE"), "UAR"].startswith(expected)
+    numbers = [100 * metrics.uar(ours.true, ours.predicted), *tables.scores(ours).iloc[0, 3:5]]
+    assert table.loc[("GMPs", "CE"), "UAR"] == "{:.1f} [{:.1f}, {:.1f}]".format(*numbers)
     assert table.loc[("GMPs", "CE"), "speakers"] == 6
 
 
@@ -97,14 +77,14 @@ def test_what_was_declared_and_not_run_stays_in_the_table():
     assert not set(tables.PAPER) & set(table)
 
 
-def test_folds_stand_beside_each_other_with_their_deviation_over_seeds():
+def test_folds_with_their_standard_deviation_over_seeds():
     """On one fold all right, then half of them: 100 and 50, so 75 ± 35.4; the other fold has one seed."""
     first, second = predictions(4, right=1.0), predictions(4, right=1.0, seed=1)
     half = second.index % 2 == 0
     second.loc[half, "predicted"] = "none"
     second = second[second.fold == first.fold.min()]
     table = tables.by_fold(pd.concat([first, second]))
-    seeds = [100 * metrics.uar(own.true, own.predicted) for own in (first, second)]
+    seeds = [100 * metrics.uar(rows.true, rows.predicted) for rows in (first, second)]
     mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
     low, high = sorted(first.fold.unique())
     assert spread > 10
@@ -129,21 +109,22 @@ def test_recall_by_gender():
     assert table.loc["female", "UAR"] == pytest.approx(metrics.uar(women.true, women.predicted))
 
 
-def test_folds_and_seeds_are_told_apart():
+def test_spread_over_folds_and_over_seeds():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
     table = table_of(both)
     for name in ("fold", "seed"):
-        values = [100 * metrics.uar(own.true, own.predicted) for _, own in both.groupby(name)]
+        values = [100 * metrics.uar(rows.true, rows.predicted) for _, rows in both.groupby(name)]
         mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
-        # of two numbers the deviation is half their distance times the root of two
+        # the standard deviation of two numbers is half their distance times the root of two
         assert table[f"UAR by {name}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
         assert table[f"UAR by {name}"]["no GMPs", "CE"] == "not run"
     assert table["seeds"]["GMPs", "CE"] == 2
     alone = table_of(predictions(2))
     assert alone["UAR by fold"]["GMPs", "CE"] == "only one"
+    assert "[" not in alone["UAR"]["GMPs", "CE"]
 
 
-def test_every_fold_and_seed_is_a_point_beside_its_systems_mean():
+def test_every_fold_and_seed_is_a_point_next_to_its_systems_mean():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
     points, means = tables.points(both), tables.scores(both)
     assert len(points) == 2 * 2
@@ -152,8 +133,9 @@ def test_every_fold_and_seed_is_a_point_beside_its_systems_mean():
     figure = series.systems(points, means, joined=False)
     assert [len(trace.y) for trace in figure.data] == [4, 1]
     assert figure.data[1].error_y.array[0] == pytest.approx(means["UAR high"][0] - means.UAR[0])
-    title = "Means of systems are up to 0.0 points apart, folds and seeds of one deviate by up to "
+    title = "Means of systems differ by up to 0.0 points; standard deviation over folds and seeds: up to "
     assert figure.layout.title.text == title + f"{points.UAR.std():.1f}"
+    assert figure.layout.xaxis.range == (-0.5, 0.5)
     band = series.systems(points, means, joined=True).data[1]
     assert list(band.y) == [means["UAR high"][0], means["UAR low"][0]]
 
@@ -165,4 +147,4 @@ def test_speakers_are_drawn_once_per_system():
     figure = series.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text
-    assert title == "Speakers of one system are up to 40 points apart, means of systems 5"
+    assert title == "Speakers of one system differ by up to 40 points, means of systems by 5"

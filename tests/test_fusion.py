@@ -1,4 +1,4 @@
-"""Text beside speech: learnt from training speakers, weighed on validation speakers."""
+"""Text and its fusion with speech: trained on training speakers, weighted on validation speakers."""
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ WORDS = {"angry": "go away now", "happy": "what a day", "neutral": "the door is"
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory, tiny_encoder):
-    """A run of noises that no network can tell apart, with words that can be; and a network."""
+    """A run of noises that no network can classify, with words that can be classified; and a network."""
     run = write_noise_corpus(tmp_path_factory.mktemp("spoken") / "run")
     stage = run / "01_prepare_data"
     manifest = pd.read_parquet(stage / "manifest.parquet")
@@ -31,47 +31,48 @@ def spoken(tmp_path_factory, tiny_encoder):
     return run, network
 
 
-def test_the_weight_is_the_best_and_of_equals_the_nearest_to_a_half():
+def test_the_speech_weight_is_the_best_and_of_equal_ones_the_nearest_to_a_half():
     true = np.array([0, 1, 0, 1])
     right, wrong = np.eye(2)[true], np.eye(2)[1 - true]
-    assert baselines.weight_of_speech(right, wrong, true) == pytest.approx(0.55)
-    assert baselines.weight_of_speech(wrong, right, true) == pytest.approx(0.45)
-    assert baselines.weight_of_speech(right, right, true) == 0.5
+    assert baselines.best_speech_weight(right, wrong, true) == pytest.approx(0.55)
+    assert baselines.best_speech_weight(wrong, right, true) == pytest.approx(0.45)
+    assert baselines.best_speech_weight(right, right, true) == 0.5
 
 
-@pytest.mark.parametrize("kind", baselines.KINDS)
-def test_words_tell_what_noises_do_not(spoken, kind):
+@pytest.mark.parametrize("kind", baselines.TEXT_KINDS)
+def test_words_are_classified_where_noises_are_not(spoken, kind):
     run, network = spoken
-    stage = baselines.fuse(str(run), 1, kind, network)
+    stage = baselines.fuse(str(run), 1, kind=kind, speech=network)
     found = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
     alone = pd.read_parquet(network / "predictions.parquet").query("part == 'test'")
     assert found.utterance.tolist() == alone.utterance.tolist()
     assert metrics.uar(alone.true, alone.predicted) < 0.6
     assert metrics.uar(found.true, found.predicted) > 0.85
     if kind == "late-fusion":
-        assert read_json(stage / "metrics.json")["weight of speech"] < 0.6
+        assert read_json(stage / "metrics.json")["speech_weight"] < 0.6
 
 
 def test_fusions_are_rows_of_the_table(spoken):
     run, network = spoken
-    for kind in baselines.KINDS:
-        baselines.fuse(str(run), 1, kind, network)
-    names = {"CE", *(collect.LOSS_NAMES[kind] for kind in baselines.KINDS)}
-    assert set(collect.collect(str(run)).loss) == names
-    table = collect.training_costs(str(run)).set_index("loss")
+    for kind in baselines.TEXT_KINDS:
+        baselines.fuse(str(run), 1, kind=kind, speech=network)
+    names = {"CE", *(collect.SYSTEM_NAMES[kind] for kind in baselines.TEXT_KINDS)}
+    assert set(collect.collect(str(run)).system) == names
+    table = collect.training_costs(str(run)).set_index("system")
     assert (table.parameters > 0).all()
-    assert table.seconds[collect.LOSS_NAMES["late-fusion"]] > table.seconds["CE"]
+    seconds = table.training_seconds
+    assert seconds[collect.SYSTEM_NAMES["late-fusion"]] > seconds["CE"]
 
 
-def test_what_cannot_be_fused_is_said(tmp_path, spoken):
+def test_what_cannot_be_fused_is_an_error(tmp_path, spoken):
     run = write_noise_corpus(tmp_path / "run")
     with pytest.raises(GmpError, match=r"1f0 has no text \(72 such of 72\)"):
-        baselines.fuse(str(run), 1, "text", spoken[1])
+        baselines.fuse(str(run), 1, kind="text", speech=spoken[1])
     with pytest.raises(GmpError, match="text: found 'early', expected some of text, late-fusion"):
-        baselines.fuse(str(spoken[0]), 1, "early", spoken[1])
+        baselines.fuse(str(spoken[0]), 1, kind="early", speech=spoken[1])
     with pytest.raises(GmpError, match="found 'early'"):
         baselines.check_text(str(spoken[0]), ["early"], "tf-idf", ["ce"])
-    with pytest.raises(GmpError, match="there is no network to join it with"):
+    with pytest.raises(GmpError, match="there is no network to fuse it with"):
         baselines.check_text(str(spoken[0]), ["text"], "tf-idf", [])
     with pytest.raises(GmpError, match="has no text"):
         baselines.check_text(str(run), ["text"], "tf-idf", ["ce"])
@@ -80,17 +81,17 @@ def test_what_cannot_be_fused_is_said(tmp_path, spoken):
     baselines.check_text(str(run), [], "tf-idf", [])
 
 
-def test_words_of_held_out_speakers_shape_nothing():
-    texts, heard = ["one two", "two three", "three one", "four five"], [0, 1, 2]
-    known = baselines._tfidf(texts, heard)
-    other = baselines._tfidf([*texts[:3], "six one"], heard)
-    assert (known[heard] != other[heard]).nnz == 0
-    assert known[3].nnz == 0
+def test_words_of_other_speakers_do_not_change_the_training_features():
+    texts, train = ["one two", "two three", "three one", "four five"], [0, 1, 2]
+    first = baselines._tfidf(texts, train)
+    other = baselines._tfidf([*texts[:3], "six one"], train)
+    assert (first[train] != other[train]).nnz == 0
+    assert first[3].nnz == 0
     assert other[3].nnz == 1
-    topics = [baselines._topics(words, heard, 0)[heard] for words in (known, other)]
+    topics = [baselines._topics(words, train, 0)[train] for words in (first, other)]
     np.testing.assert_array_equal(*topics)
     with pytest.raises(GmpError, match="no words in the training speakers' transcripts"):
-        baselines._tfidf(["", "", "", "what"], heard)
+        baselines._tfidf(["", "", "", "what"], train)
 
 
 def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):

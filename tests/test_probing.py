@@ -1,4 +1,4 @@
-"""Probes, clusters and comparisons of layers against answers known beforehand."""
+"""Probes, clusters, similarity and maps of layers on data with known answers."""
 
 import numpy as np
 import pandas as pd
@@ -36,7 +36,7 @@ def one_hot(column):
     return pd.get_dummies(column).to_numpy(dtype=float)
 
 
-def test_a_layer_that_holds_the_answers_scores_one_and_noise_scores_chance():
+def test_a_layer_that_encodes_the_labels_scores_one_and_noise_scores_chance():
     points = points_of(each=200)
     noise = np.random.default_rng(1).normal(size=(len(points), 8))
     holding = np.hstack(
@@ -53,13 +53,13 @@ def test_a_layer_that_holds_the_answers_scores_one_and_noise_scores_chance():
     classes = ["emotion", "speaker"]
     assert scores["holding"].score[classes].tolist() == [1, 1]
     assert scores["holding"].score["arousal"] > 0.95
-    # 200 utterances scored: a deviation of 0.03, and four of them
+    # 200 utterances are scored: four standard deviations of 0.03
     assert scores["noise"].score["emotion"] == pytest.approx(1 / 4, abs=0.12)
     assert scores["noise"].score["speaker"] == pytest.approx(1 / 2, abs=0.14)
     assert scores["noise"].score["arousal"] == pytest.approx(0, abs=0.1)
 
 
-def test_a_task_with_nothing_to_learn_is_left_out():
+def test_a_task_with_nothing_to_learn_is_skipped():
     points = points_of().assign(gender="male", arousal=np.nan)
     points.loc[points.part == "test", "part"] = "validation"
     x = np.random.default_rng(0).normal(size=(len(points), 4))
@@ -67,8 +67,8 @@ def test_a_task_with_nothing_to_learn_is_left_out():
     assert [row["task"] for row in rows] == ["emotion", "speaker"]
 
 
-def test_speakers_are_learnt_from_other_utterances_than_they_are_scored_on():
-    """Frames that name their utterance, not their speaker, say nothing of the other half's."""
+def test_speakers_are_trained_and_scored_on_different_utterances():
+    """Frames that encode their utterance, not their speaker, do not help for the other half."""
     points = points_of(each=10)
     frames = points.loc[points.index.repeat(5)].reset_index(drop=True)
     x = one_hot(frames.utterance)
@@ -96,25 +96,25 @@ def test_concordance_by_hand():
 
 
 def test_purity_by_hand():
-    """Three of four are with their like: clusters a a b, and a alone."""
-    assert probe_layers.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
-    assert probe_layers.purity(["a", "b"], [0, 1]) == 1
+    """Clusters a a b and a: three of four belong to the majority of their cluster."""
+    assert metrics.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
+    assert metrics.purity(["a", "b"], [0, 1]) == 1
 
 
-def test_cka_is_one_for_a_rotation_and_nothing_for_noise():
+def test_cka_is_one_for_a_rotation_and_zero_for_noise():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 6))
     assert geometry.cka(x, 3 * x @ ortho_group.rvs(6, random_state=0) + 7) == pytest.approx(1)
-    # few points in many dimensions: the estimator with bias says 0.5 here
+    # few points in many dimensions: the biased estimator gives 0.5 here
     assert abs(geometry.cka(rng.normal(size=(300, 300)), rng.normal(size=(300, 300)))) < 0.05
 
 
 def test_cka_by_another_form_of_its_definition():
-    """Unbiased HSIC is the inner product of U-centred matrices (Székely and Rizzo, 2014)."""
+    """Unbiased HSIC is the inner product of U-centered matrices (Székely and Rizzo, 2014)."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(40, 6))
     y = np.hstack([x[:, :2], rng.normal(size=(40, 3))])
-    n, centred = len(x), []
+    n, centered = len(x), []
     for values in (x, y):
         gram = values @ values.T
         np.fill_diagonal(gram, 0)
@@ -125,47 +125,50 @@ def test_cka_by_another_form_of_its_definition():
             + gram.sum() / (n - 1) / (n - 2)
         )
         np.fill_diagonal(gram, 0)
-        centred.append(gram)
-    a, b = centred
+        centered.append(gram)
+    a, b = centered
     expected = np.sum(a * b) / np.sqrt(np.sum(a * a) * np.sum(b * b))
     assert geometry.cka(x, y) == pytest.approx(expected)
 
 
-def test_clusters_that_are_the_emotions_tell_all_of_them():
-    """Emotion is in the frames that carry it; the others are all alike."""
+def test_clusters_that_are_the_emotions():
+    """Emotional frames encode the emotion; the others are all equal."""
     points = points_of(each=80).drop(columns="arousal").replace({"part": {"test": "validation"}})
-    points["carries"] = np.arange(len(points)) // 4 % 2 == 0
-    x = 10 * one_hot(points.emotion) * points.carries.to_numpy()[:, None]
+    points["is_emotional"] = np.arange(len(points)) // 4 % 2 == 0
+    x = 10 * one_hot(points.emotion) * points.is_emotional.to_numpy()[:, None]
     x = (x + np.random.default_rng(0).normal(0, 0.01, x.shape)).astype(np.float32)
-    rows = pd.DataFrame(probe_layers.cluster_layer(x, points, "validation", [5], 0)).set_index(
-        "known"
-    )
-    assert list(rows.index) == ["emotion", "gender", "speaker", "emotion, where it is"]
-    assert rows.nmi["emotion, where it is"] == pytest.approx(1)
-    assert rows.purity["emotion, where it is"] == 1
+    rows = pd.DataFrame(probe_layers.cluster_layer(x, points, "validation", [5], 0))
+    rows = rows.set_index("attribute")
+    emotional = "emotion (emotional frames)"
+    assert list(rows.index) == ["emotion", "gender", "speaker", emotional]
+    assert rows.nmi[emotional] == pytest.approx(1)
+    assert rows.purity[emotional] == 1
     assert 0 < rows.nmi["emotion"] < 0.9
-    alone = points[points.speaker != "5"]
-    rows_of_one = probe_layers.cluster_layer(x[: len(alone)], alone, "validation", [5], 0)
-    assert [row["known"] for row in rows_of_one] == ["emotion", "emotion, where it is"]
+    one_speaker = points[points.speaker != "5"]
+    rows_of_one = probe_layers.cluster_layer(
+        x[: len(one_speaker)], one_speaker, "validation", [5], 0
+    )
+    assert [row["attribute"] for row in rows_of_one] == ["emotion", emotional]
     # half of the frames in one cluster, an eighth in each of four: exp(entropy) = 2^(1/2 + 4 · 3/8)
     assert rows.cluster_usage.tolist() == pytest.approx([2**2 / 5] * 4)
 
 
-def test_maps_are_turned_onto_each_other(monkeypatch):
-    """A layer whose map is another's turned and mirrored comes to lie on it."""
+def test_maps_are_rotated_onto_each_other(monkeypatch):
+    """A map that is another's, rotated and mirrored, is aligned with it."""
     points = points_of(each=10)
     plane = np.random.default_rng(0).normal(size=(len(points), 2))
     mirrored = plane @ ortho_group.rvs(2, random_state=3) * [1, -1] + 5
     monkeypatch.setattr(geometry, "umap_map", lambda x, seed: x)
-    drawn = geometry.map_layers(np.stack([plane, mirrored]), points, "validation", 1800, 0)
+    both = np.stack([plane, mirrored])
+    drawn = geometry.map_layers(both, points, part="validation", n_points=1800, seed=0)
     assert set(drawn.part) == {"train", "validation"}
     first, second = (drawn[drawn.layer == layer][["x", "y"]].to_numpy() for layer in (0, 1))
     assert len(first) == 50
     np.testing.assert_allclose(first, second - second.mean(axis=0) + first.mean(axis=0), atol=1e-6)
-    few = geometry.map_layers(np.stack([plane, mirrored]), points, "validation", 20, 0)
+    few = geometry.map_layers(both, points, part="validation", n_points=20, seed=0)
     assert few.groupby("layer").size().tolist() == [20, 20]
     with pytest.raises(GmpError, match="layer 2: this model has layers 0 to 1"):
-        layers.maps(few.assign(of="frames"), "frames", [-1, 2])
+        layers.maps(few.assign(unit="frames"), "frames", [-1, 2])
 
 
 def test_a_model_that_is_not_there_is_refused():

@@ -1,4 +1,4 @@
-"""How layers arrange the same points: compared by CKA, drawn by UMAP."""
+"""Representational similarity of layers (CKA), and maps of them (UMAP)."""
 
 from contextlib import suppress
 from functools import cache
@@ -10,11 +10,11 @@ from scipy.linalg import orthogonal_procrustes
 
 
 def cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Linear centred kernel alignment, debiased: how alike two layers arrange the same points.
+    """Linear centered kernel alignment, debiased.
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, with the unbiased
-    estimator of Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, equation 3:
-    without it few points in many dimensions look alike whatever they are.
+    estimator of Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, equation 3: without
+    it few points in many dimensions always look similar.
 
     Parameters
     ----------
@@ -24,8 +24,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     Returns
     -------
     similarity : float
-        1 for representations that differ by a rotation, a shift and a scale only, 0 on average for
-        unrelated ones.
+        1 up to rotation, shift and scale; 0 on average for unrelated representations.
     """
     grams = []
     for values in (x, y):
@@ -46,65 +45,55 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
 
 @cache
 def _umap() -> ModuleType:
-    """The library, told to keep on disk what it compiles: that takes ten seconds, once."""
+    """UMAP with numba's on-disk cache enabled: compiling takes ten seconds."""
     import umap
     from numba.core.dispatcher import Dispatcher
 
     for module in (umap.umap_, umap.layouts, umap.utils):
         for compiled in vars(module).values():
             if isinstance(compiled, Dispatcher):
-                with suppress(RuntimeError):  # nowhere to write
+                with suppress(RuntimeError):  # no writable folder
                     compiled.enable_caching()
     return umap
 
 
 def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Two dimensions by UMAP.
-
-    Parameters
-    ----------
-    vectors : (n, dim) float
-    seed : int
-
-    Returns
-    -------
-    points : (n, 2) float32
-    """
-    neighbours = min(15, len(vectors) - 1)
-    mapper = _umap().UMAP(n_neighbors=neighbours, n_epochs=200, random_state=seed, n_jobs=1)
+    """Project (n, dim) vectors to (n, 2) by UMAP."""
+    n_neighbors = min(15, len(vectors) - 1)
+    mapper = _umap().UMAP(n_neighbors=n_neighbors, n_epochs=200, random_state=seed, n_jobs=1)
     return mapper.fit_transform(vectors.astype(np.float32))
 
 
 def map_layers(
-    x: np.ndarray, points: pd.DataFrame, compared: str, n_points: int, seed: int
+    x: np.ndarray, points: pd.DataFrame, *, part: str, n_points: int, seed: int
 ) -> pd.DataFrame:
-    """UMAP of every layer, each turned onto the one before, so that points keep their place.
+    """UMAP of every layer, each rotated onto the previous one so that points stay in place.
 
     Parameters
     ----------
     x : (layers, n, dim) float
-    points, compared
-        See `gmp_utils.stages.probe_layers.probe_layer`.
-    n_points : int
-        Utterances are drawn from the training part and the one compared until they have so many
-        points. UMAP is exact, and quick, below 4096.
-    seed : int
+    points : DataFrame
+        `utterance` and `part` of each point.
+    part : str
+        Utterances are drawn from this part and the training part, until they have `n_points` points. UMAP is
+        exact and fast below 4096.
+    n_points, seed : int
 
     Returns
     -------
     maps : DataFrame
-        The points drawn, once per layer, with `layer`, `x` and `y`, in the same order.
+        The points drawn, in the same order for each layer, with `layer`, `x` and `y`.
     """
-    names = points.utterance[points.part.isin(["train", compared])].unique()
+    names = points.utterance[points.part.isin(["train", part])].unique()
     names = np.random.default_rng(seed).permutation(np.sort(names))
     counts = points.utterance.value_counts()[names].cumsum()
-    chosen = points.utterance.isin(names[: max(int((counts <= n_points).sum()), 1)]).to_numpy()
-    maps, before = [], None
+    drawn = points.utterance.isin(names[: max(int((counts <= n_points).sum()), 1)]).to_numpy()
+    maps, previous = [], None
     for layer, states in enumerate(x):
-        place = umap_map(states[chosen], seed)
-        place = place - place.mean(axis=0)
-        if before is not None:
-            place = place @ orthogonal_procrustes(place, before)[0]
-        before = place
-        maps.append(points[chosen].assign(layer=layer, x=place[:, 0], y=place[:, 1]))
+        plane = umap_map(states[drawn], seed)
+        plane = plane - plane.mean(axis=0)
+        if previous is not None:
+            plane = plane @ orthogonal_procrustes(plane, previous)[0]
+        previous = plane
+        maps.append(points[drawn].assign(layer=layer, x=plane[:, 0], y=plane[:, 1]))
     return pd.concat(maps, ignore_index=True)

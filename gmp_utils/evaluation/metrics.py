@@ -1,32 +1,19 @@
-"""Recalls, concordance and calibration: numbers from arrays."""
+"""Recalls, concordance, class separation, clusters and calibration: numbers from arrays."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.metrics import recall_score
-from torch.nn import functional as F
+from sklearn.metrics.cluster import contingency_matrix
 
 BINS = 10
 
 
 def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:
-    """Recall of each class.
-
-    Parameters
-    ----------
-    true, predicted : (n_utterances,) sequence
-    classes : sequence
-        All classes, also those absent here.
-
-    Returns
-    -------
-    recalls : (n_classes,) float64
-        NaN for a class that `true` does not hold.
-    """
+    """Recall of each class, (n_classes,); NaN for a class that does not occur in `true`."""
     return recall_score(true, predicted, labels=classes, average=None, zero_division=np.nan)
 
 
@@ -44,10 +31,6 @@ def ccc(true: np.ndarray, predicted: np.ndarray) -> float:
     """Concordance correlation coefficient: 1 for equality, lower for any shift, scale or noise.
 
     Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989.
-
-    Parameters
-    ----------
-    true, predicted : (n,) float
     """
     covariance = np.mean((true - np.mean(true)) * (predicted - np.mean(predicted)))
     shift = np.mean(true) - np.mean(predicted)
@@ -55,21 +38,20 @@ def ccc(true: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
-    """Mean cross-entropy and UAR of a task.
+    """Mean cross-entropy and UAR, named after the task.
 
     Parameters
     ----------
     logits : (n_utterances, n_classes) float
     labels : (n_utterances,) int
     task : str
-        Prefix of the names.
     """
-    loss = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(labels))
+    loss = -np.mean(log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
     return {f"{task}_ce": float(loss), f"{task}_uar": uar(labels, logits.argmax(axis=1))}
 
 
 def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """How far classes are apart, and how wide each is, in cosine distance.
+    """Cosine distances between and within classes.
 
     Parameters
     ----------
@@ -79,68 +61,68 @@ def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float
     Returns
     -------
     separation : dict
-        `between`: mean distance between class centres; `within`: mean distance of an utterance to
-        its class's centre; `ratio` of the two.
+        `inter_class`: mean distance between class centers; `intra_class`: mean distance of an utterance to
+        the center of its class; their `ratio`.
     """
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    centres = np.stack([unit[labels == label].mean(axis=0) for label in np.unique(labels)])
-    centres /= np.linalg.norm(centres, axis=1, keepdims=True)
-    pairs = np.triu_indices(len(centres), 1)
-    between = float(np.mean(1 - (centres @ centres.T)[pairs]))
-    own = centres[np.searchsorted(np.unique(labels), labels)]
-    within = float(np.mean(1 - np.sum(unit * own, axis=1)))
-    return {"between": between, "within": within, "ratio": between / max(within, 1e-9)}
+    classes, index = np.unique(labels, return_inverse=True)
+    centers = np.stack([unit[labels == label].mean(axis=0) for label in classes])
+    centers /= np.linalg.norm(centers, axis=1, keepdims=True)
+    inter = float(np.mean(1 - (centers @ centers.T)[np.triu_indices(len(centers), 1)]))
+    intra = float(np.mean(1 - np.sum(unit * centers[index], axis=1)))
+    return {"inter_class": inter, "intra_class": intra, "ratio": inter / max(intra, 1e-9)}
+
+
+def purity(true: Sequence, clusters: Sequence) -> float:
+    """Share of the points that belong to the most frequent class of their cluster."""
+    return float(contingency_matrix(true, clusters).max(axis=0).sum() / len(true))
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """What logits have to be divided by, for their softmax to be as sure as it is right.
+    """The number that logits are divided by to calibrate their softmax, from 0.01 to 100.
 
-    Targets are smoothed by one utterance in as many as there are, as Platt's are ("Probabilistic Outputs for
-    Support Vector Machines", 1999), so that a few utterances without an error do not make it certain.
+    Guo et al., "On Calibration of Modern Neural Networks", 2017. Targets are smoothed by one utterance in n,
+    as Platt's are ("Probabilistic Outputs for Support Vector Machines", 1999), so that a few utterances
+    without an error do not drive confidence to 1.
 
     Parameters
     ----------
     logits : (n_utterances, n_classes) float
     labels : (n_utterances,) int
-
-    Returns
-    -------
-    temperature : float
-        Above 1 where the classifier is too sure; from 0.01 to 100.
     """
-    n, classes = logits.shape
-    targets = np.full((n, classes), 1 / (n + 1) / classes)
+    n, n_classes = logits.shape
+    targets = np.full((n, n_classes), 1 / (n + 1) / n_classes)
     targets[np.arange(n), labels] += n / (n + 1)
 
-    def cross_entropy(logarithm: float) -> float:
-        return -np.mean(np.sum(targets * log_softmax(logits / np.exp(logarithm), axis=1), axis=1))
+    def cross_entropy(log_temperature: float) -> float:
+        scaled = log_softmax(logits / np.exp(log_temperature), axis=1)
+        return -np.mean(np.sum(targets * scaled, axis=1))
 
-    found = minimize_scalar(cross_entropy, bounds=(np.log(0.01), np.log(100)), method="bounded")
-    return float(np.exp(found.x))
+    bounds = np.log(0.01), np.log(100)
+    return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """How often a classifier is right when it is so sure.
+    """Accuracy by confidence, in ten equally wide bins.
 
     Parameters
     ----------
     confidence : (n_utterances,) float
-        Its highest probability, 0 to 1.
+        The highest probability of each, 0 to 1.
     correct : (n_utterances,) bool
 
     Returns
     -------
     table : DataFrame
-        A row for each of ten equally wide ranges that holds any: mean `confidence`, `accuracy`, `utterances`.
+        A row per bin that is not empty: mean `confidence`, `accuracy`, `utterances`.
     """
     rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, dtype=float)})
-    rows["range"] = np.minimum((rows.confidence * BINS).astype(int), BINS - 1)
-    grouped = rows.groupby("range")
-    return grouped.mean().assign(utterances=grouped.size()).reset_index(drop=True)
+    bins = rows.groupby(np.minimum((rows.confidence * BINS).astype(int), BINS - 1))
+    return bins.mean().assign(utterances=bins.size()).reset_index(drop=True)
 
 
-def calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Mean distance of confidence and accuracy in `reliability`: the ECE of Guo et al., equation 3."""
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Mean distance between confidence and accuracy over the bins of `reliability` (ECE)."""
     table = reliability(confidence, correct)
     distance = (table.confidence - table.accuracy).abs()
     return float(np.average(distance, weights=table.utterances))

@@ -1,89 +1,114 @@
-"""The tables of a run's or an experiment's results."""
+"""Tables of the results of a run or an experiment."""
+
+from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
 from gmp_utils.evaluation.collect import (
-    LOSS_NAMES,
+    CLASSIFIER,
     SYSTEM,
+    SYSTEM_NAMES,
     classifiers,
     corpus_of,
     first_corpus,
     missing_runs,
+    system_names,
 )
-from gmp_utils.evaluation.comparison import with_interval
-from gmp_utils.evaluation.metrics import recalls, temperature, uar, war
+from gmp_utils.evaluation.comparison import comparisons, speaker_scores, with_intervals
+from gmp_utils.evaluation.metrics import recalls, temperature, uar
 from gmp_utils.models.classifiers import LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import ROOT
 
 PAPER = ("UAR, the paper's on IEMOCAP", "WAR, the paper's on IEMOCAP")
+COST_HEADERS = {
+    "training_seconds": "training (s)",
+    "peak_memory_mb": "peak memory (MB)",
+    "peak_gpu_memory_mb": "peak GPU memory (MB)",
+    "times_real_time": "fine-tuning (× real time)",
+    "relative_seconds": "training (× plain fine-tuning)",
+}
 
 
 def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """UAR and WAR of each system, pooled over folds and seeds, with intervals by speaker.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        As `collect` returns them.
-    seed : int
-        Of the bootstrap, which takes seconds for each system.
+    """UAR and WAR of each system in percent, pooled over folds and seeds, with intervals by speaker.
 
     Returns
     -------
-    scored : DataFrame
-        variant, loss; `UAR`, `UAR low`, `UAR high`, and the same of WAR, in percent. Intervals are NaN
-        for fewer than `gmp_utils.evaluation.comparison.MIN_SPEAKERS` speakers.
+    table : DataFrame
+        variant, system; `UAR`, `UAR low`, `UAR high`, and the same of WAR. Intervals are NaN for fewer than
+        `gmp_utils.evaluation.comparison.MIN_SPEAKERS` speakers.
     """
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = dict(zip(SYSTEM, system))
-        for name, metric in (("UAR", uar), ("WAR", war)):
-            value, interval = with_interval(group, metric, seed)
-            numbers = 100 * np.array([value, *(interval or (np.nan, np.nan))])
-            row |= dict(zip((name, f"{name} low", f"{name} high"), numbers))
+        for name, numbers in with_intervals(group, seed).items():
+            row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(numbers)))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR of each system's folds and seeds, in percent: variant, loss, fold, seed, `UAR`."""
-    keys = [*SYSTEM, "fold", "seed"]
+    """UAR of each fold and seed of each system, in percent: variant, system, fold, seed, `UAR`."""
     rows = [
-        (*key, 100 * uar(own.true, own.predicted))
-        for key, own in predictions.groupby(keys, sort=False)
+        (*key, 100 * uar(group.true, group.predicted))
+        for key, group in predictions.groupby(CLASSIFIER, sort=False)
     ]
-    return pd.DataFrame(rows, columns=[*keys, "UAR"])
+    return pd.DataFrame(rows, columns=[*CLASSIFIER, "UAR"])
 
 
-def _spread(groups) -> str:
-    """Mean and deviation of the UAR of several groups of predictions, in percent."""
-    values = pd.Series([100 * uar(own.true, own.predicted) for _, own in groups])
-    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
+def comparable_pairs(
+    systems: Sequence[tuple[str, str]], against: str | None = None
+) -> list[tuple[str, str]]:
+    """Pairs that differ in one thing, the variant or the system.
 
-
-def results_table(predictions: pd.DataFrame, told: dict, scored: pd.DataFrame) -> pd.DataFrame:
-    """What was declared and what was run, beside the paper's numbers where there are any.
+    Variants that have no system in common, such as related methods, are compared by the first system of each.
 
     Parameters
     ----------
-    predictions : DataFrame
-        As `collect` returns them.
-    told : dict
-        See `gmp_utils.runs.experiments.read_declaration`.
-    scored : DataFrame
-        Of these predictions, see `scores`.
-
-    Returns
-    -------
-    table : DataFrame
-        variant, loss, folds, seeds, speakers; UAR and WAR in percent as text, pooled over folds and
-        seeds, with an interval by speaker; mean and deviation of the UAR over folds and over seeds;
-        the paper's UAR and WAR.
+    systems : sequence of (variant, system)
+    against : str, optional
+        The variant that the others are compared with; without it every two are.
     """
+    by_variant: dict[str, list[str]] = {}
+    for variant, system in systems:
+        by_variant.setdefault(variant, []).append(system)
+    pairs = []
+    for first, second in combinations(sorted(systems, key=lambda pair: pair[0] != against), 2):
+        same_variant = first[0] == second[0]
+        disjoint = set(by_variant[first[0]]).isdisjoint(by_variant[second[0]])
+        both_first = all(system == by_variant[variant][0] for variant, system in (first, second))
+        in_one_thing = same_variant != (first[1] == second[1]) or (disjoint and both_first)
+        if in_one_thing and (same_variant or against in (None, first[0])):
+            pairs.append((", ".join(first), ", ".join(second)))
+    return pairs
+
+
+def uar_comparisons(predictions: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
+    """`comparisons` of the UAR of all `comparable_pairs`."""
+    by_system = {
+        system: speaker_scores(group, uar)
+        for system, group in predictions.groupby(SYSTEM, sort=False)
+    }
+    tables = [
+        table.rename("score").reset_index().assign(system=", ".join(system))
+        for system, table in by_system.items()
+    ]
+    return comparisons(pd.concat(tables), comparable_pairs(list(by_system), against))
+
+
+def _spread(groups) -> str:
+    """Mean and standard deviation of the UAR of several groups of predictions, in percent."""
+    values = pd.Series([100 * uar(group.true, group.predicted) for _, group in groups])
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
+
+
+def _result_rows(predictions: pd.DataFrame, scored: pd.DataFrame) -> dict[tuple, dict]:
+    """What was run, as text, by variant and system."""
     rows, numbers = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = {f"{name}s": group[name].nunique() for name in ("fold", "seed", "speaker")}
@@ -93,68 +118,80 @@ def results_table(predictions: pd.DataFrame, told: dict, scored: pd.DataFrame) -
         row["UAR by fold"] = _spread(group.groupby("fold"))
         row["UAR by seed"] = _spread(group.groupby("seed"))
         rows[system] = row
-    papers = {
-        (variant, loss): {
-            name: f"{number:.1f}" for name, number in zip(PAPER, numbers) if number is not None
-        }
-        for variant, losses in told["paper"].items()
-        for loss, numbers in losses.items()
-    }
-    declared = [
-        (run["variant"], LOSS_NAMES[loss]) for run in told["runs"] for loss in run["losses"]
-    ]
-    impossible = [(name, "") for name in told["impossible"] if name not in told["paper"]]
-    systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
-    table = pd.DataFrame([dict(zip(SYSTEM, system)) for system in systems])
-    empty = {"folds": 0, "seeds": 0, "speakers": 0}
-    empty |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
-    filled = [empty | rows.get(system, {}) | papers.get(system, {}) for system in systems]
-    return table.join(pd.DataFrame(filled).fillna(""))
+    return rows
 
 
-def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR of each system on each fold, mean and deviation over seeds, in percent.
+def results_table(
+    predictions: pd.DataFrame, declaration: dict, scored: pd.DataFrame
+) -> pd.DataFrame:
+    """What was declared and what was run, next to the paper's numbers where there are any.
 
     Parameters
     ----------
     predictions : DataFrame
-        As `gmp_utils.evaluation.collect.collect` returns them.
+        See `gmp_utils.evaluation.collect.collect`.
+    declaration : dict
+        See `gmp_utils.runs.experiments.read_declaration`.
+    scored : DataFrame
+        See `scores`.
 
     Returns
     -------
     table : DataFrame
-        A row per system ("variant, loss"); a column per fold, "71.0 ± 1.7" or, of one seed, "71.0"; and
-        the mean of the folds' means, "UAR".
+        variant, system, folds, seeds, speakers; UAR and WAR in percent as text, pooled over folds and seeds,
+        with an interval by speaker; mean and standard deviation of the UAR over folds and over seeds; the
+        paper's UAR and WAR.
     """
-    scored = points(predictions).assign(system=lambda table: table.variant + ", " + table.loss)
-    grouped = scored.groupby(["system", "fold"], sort=False).UAR.agg(["mean", "std"])
+    rows = _result_rows(predictions, scored)
+    papers = {
+        (variant, system): {
+            name: f"{number:.1f}" for name, number in zip(PAPER, numbers) if number is not None
+        }
+        for variant, by_system in declaration["paper"].items()
+        for system, numbers in by_system.items()
+    }
+    declared = [
+        (run["variant"], SYSTEM_NAMES[loss])
+        for run in declaration["runs"]
+        for loss in run["losses"]
+    ]
+    impossible = [
+        (name, "") for name in declaration["impossible"] if name not in declaration["paper"]
+    ]
+    systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
+    not_run = {"folds": 0, "seeds": 0, "speakers": 0}
+    not_run |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
+    filled = [not_run | rows.get(system, {}) | papers.get(system, {}) for system in systems]
+    return pd.DataFrame(list(systems), columns=SYSTEM).join(pd.DataFrame(filled).fillna(""))
+
+
+def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
+    """UAR of each system on each fold in percent, as mean ± standard deviation over seeds.
+
+    Returns
+    -------
+    table : DataFrame
+        A row per system ("variant, system"), a column per fold, and the mean of the folds' means, "UAR".
+    """
+    scored = points(predictions)
+    scored = scored.assign(name=system_names(scored))
+    grouped = scored.groupby(["name", "fold"], sort=False).UAR.agg(["mean", "std"])
     text = grouped["mean"].map("{:.1f}".format)
     spread = grouped["std"].map(lambda value: "" if np.isnan(value) else f" ± {value:.1f}")
     table = (text + spread).unstack("fold", fill_value="not run").add_prefix("fold ")
-    average = grouped["mean"].groupby("system", sort=False).mean().map("{:.1f}".format)
-    return table.assign(UAR=average).loc[scored.system.unique()].rename_axis(None, axis=1)
+    average = grouped["mean"].groupby("name", sort=False).mean().map("{:.1f}".format)
+    table = table.assign(UAR=average).loc[scored.name.unique()]
+    return table.rename_axis("system").rename_axis(None, axis=1)
 
 
 def published() -> pd.DataFrame:
-    """Published results on IEMOCAP's four emotions, their authors', by other protocols than ours."""
+    """Published results on four emotions of IEMOCAP, by their authors' protocols."""
     table = pd.read_csv(ROOT / "workflow" / "published.csv").set_index("system")
     return table.astype(object).fillna("")
 
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
-    """Recall per emotion, for each value of a column, such as "gender".
-
-    Parameters
-    ----------
-    predictions : DataFrame
-    by : str
-    emotions : list of str
-
-    Returns
-    -------
-    table : DataFrame
-        A row per value, a column per emotion and one for their mean, 0 to 1.
-    """
+    """Recall of each emotion and their mean, 0 to 1, a row per value of a column such as "gender"."""
     rows = {
         value: recalls(group.true, group.predicted, emotions)
         for value, group in predictions.groupby(by)
@@ -163,74 +200,76 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
     return table.assign(UAR=table.mean(axis=1))
 
 
-def describe(run_dir: str) -> str:
-    """What a run's or an experiment's numbers rest on, in a few sentences."""
-    corpus, told, found = (
-        first_corpus(run_dir),
-        experiments.read_declaration(run_dir),
-        classifiers(run_dir),
+def _describe_protocols(finished: pd.DataFrame) -> str:
+    """The protocol, or each one with the variants that follow it."""
+    variants: dict[str, list[str]] = {}
+    for variant, rows in finished.groupby("variant", sort=False):
+        protocol = corpus_of(rows.stage.iloc[0]).protocol
+        variants.setdefault(protocol.describe(), []).append(variant)
+    return " ".join(
+        f"Protocol{' of ' + ', '.join(names) if len(variants) > 1 else ''}: {text}"
+        for text, names in variants.items()
     )
-    rules: dict[str, list[str]] = {}
-    for variant, own in found.groupby("variant", sort=False):
-        protocol = corpus_of(own.stage.iloc[0]).protocol
-        rules.setdefault(protocol.describe(), []).append(variant)
-    protocols = [
-        f"Protocol{' of ' + ', '.join(variants) if len(rules) > 1 else ''}: {sentence}"
-        for sentence, variants in rules.items()
-    ]
-    named = [read_json(stage / "params.json").get("encoder") for stage in found.stage]
-    encoders = []
-    for encoder in dict.fromkeys(filter(None, named)):
-        known = weights.pretraining_digests(encoder)
-        heard = "recordings that are not known here"
-        if known:
-            heard = f"{corpus.manifest.digest.isin(known).sum()} of these recordings"
-        encoders.append(f"Encoder {encoder}, pre-trained on {heard}. ")
-    folds, seeds = (", ".join(map(str, sorted(found[name].unique()))) for name in ("fold", "seed"))
+
+
+def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
+    """The encoders, and how many recordings of the corpus they were pre-trained on."""
+    encoders = [read_json(stage / "params.json").get("encoder") for stage in finished.stage]
+    text = ""
+    for encoder in dict.fromkeys(filter(None, encoders)):
+        digests = weights.pretraining_digests(encoder)
+        recordings = "recordings that are not listed here"
+        if digests:
+            recordings = f"{manifest.digest.isin(digests).sum()} of these recordings"
+        text += f"Encoder {encoder}, pre-trained on {recordings}. "
+    return text
+
+
+def describe(run_dir: str) -> str:
+    """Corpus, encoder, protocol, folds and variants of a run or an experiment, and what was not run."""
+    corpus, finished = first_corpus(run_dir), classifiers(run_dir)
+    folds, seeds = (
+        ", ".join(map(str, sorted(finished[name].unique()))) for name in ("fold", "seed")
+    )
     text = (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
-        f"{', '.join(corpus.emotions)}. {''.join(encoders)}{' '.join(protocols)} "
+        f"{', '.join(corpus.emotions)}. {_describe_encoders(finished, corpus.manifest)}"
+        f"{_describe_protocols(finished)} "
         f"Folds run: {folds} of {len(corpus.protocol.folds)}; seeds: {seeds}."
     )
-    changes = {
-        variant: ", ".join(f"{name} {value}" for name, value in own.items()) or "nothing"
-        for variant, own in told["variants"].items()
-    }
+    changes = [
+        f"{variant}: {', '.join(f'{name} {value}' for name, value in changed.items()) or 'nothing'}"
+        for variant, changed in experiments.read_declaration(run_dir)["variants"].items()
+    ]
     if changes:
-        text += " Variants change: " + "; ".join(f"{name}: {own}" for name, own in changes.items())
-        text += "."
-    absent = missing_runs(run_dir)
-    return f"{text}\nNOT RUN ({len(absent)}): {'; '.join(absent)}." if absent else text
+        text += f" Variants change: {'; '.join(changes)}."
+    missing = missing_runs(run_dir)
+    return f"{text}\nNOT RUN ({len(missing)}): {'; '.join(missing)}." if missing else text
 
 
 def confidences(run_dir: str) -> pd.DataFrame:
-    """How sure the networks of a run or an experiment were of their test utterances.
-
-    Parameters
-    ----------
-    run_dir : str
+    """Confidence of each network in its test predictions, before and after temperature scaling.
 
     Returns
     -------
     table : DataFrame
-        `variant`, `loss`, `fold`, `seed`, `utterance`, `correct`, confidence `as trained` and `calibrated` on
-        the fold's validation speakers. Empty where there are no networks, or no validation speakers.
+        variant, system, fold, seed, utterance, `correct`, and the confidence, `uncalibrated` and `calibrated`
+        on the fold's validation speakers. Empty without networks or without validation speakers.
     """
-    tables, networks = [], {LOSS_NAMES[loss] for loss in LOSSES}
-    for one in classifiers(run_dir).itertuples(index=False):
-        predictions = pd.read_parquet(one.stage / "predictions.parquet")
-        held_out, tested = (
+    tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
+    for row in classifiers(run_dir).itertuples(index=False):
+        predictions = pd.read_parquet(row.stage / "predictions.parquet")
+        validation, test = (
             predictions[predictions.part == part] for part in ("validation", "test")
         )
-        if one.loss not in networks or held_out.empty:
+        if row.system not in networks or validation.empty:
             continue
-        emotions = corpus_of(one.stage).emotions
-        labels = held_out.true.map(emotions.index).to_numpy()
-        scale = temperature(held_out[emotions].to_numpy(dtype=float), labels)
-        logits = tested[emotions].to_numpy(dtype=float)
-        own = tested[["utterance"]].assign(correct=tested.true == tested.predicted)
-        own["as trained"] = softmax(logits, axis=1).max(axis=1)
-        own["calibrated"] = softmax(logits / scale, axis=1).max(axis=1)
-        keys = {key: getattr(one, key) for key in ("variant", "loss", "fold", "seed")}
-        tables.append(own.assign(**keys))
+        emotions = corpus_of(row.stage).emotions
+        labels = validation.true.map(emotions.index).to_numpy()
+        scale = temperature(validation[emotions].to_numpy(dtype=float), labels)
+        logits = test[emotions].to_numpy(dtype=float)
+        table = test[["utterance"]].assign(correct=test.true == test.predicted)
+        table["uncalibrated"] = softmax(logits, axis=1).max(axis=1)
+        table["calibrated"] = softmax(logits / scale, axis=1).max(axis=1)
+        tables.append(table.assign(**{key: getattr(row, key) for key in CLASSIFIER}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -1,4 +1,4 @@
-"""Figures of layers and clusters: notebooks 03 and 04."""
+"""Figures of layers and clusters: notebooks 03, 04 and 06."""
 
 import numpy as np
 import pandas as pd
@@ -10,16 +10,16 @@ from sklearn.neighbors import NearestNeighbors
 from gmp_utils import GmpError
 from gmp_utils.figures.style import COLORS, SEQUENCE
 
-DRAWN_POINTS = 2000
+MAX_POINTS = 2000  # drawn on a map
 
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
-    """Scores of the probes over layers, with chance: of utterances, of frames, of ratings."""
-    rated = probes.metric == "CCC"
+    """Probe scores over layers, with chance level: UAR of utterances and of frames, CCC of ratings."""
+    rated, utterances = probes.metric == "CCC", probes.unit == "utterances"
     panels = {
-        "utterances, UAR": probes[(probes.of == "utterances") & ~rated],
-        "single frames, UAR": probes[(probes.of == "frames") & ~rated],
-        "utterances, CCC": probes[(probes.of == "utterances") & rated],
+        "utterances, UAR": probes[utterances & ~rated],
+        "single frames, UAR": probes[~utterances & ~rated],
+        "utterances, CCC": probes[utterances & rated],
     }
     panels = {name: panel for name, panel in panels.items() if len(panel)}
     figure = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True)
@@ -31,54 +31,54 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
                 showlegend=column != 2, row=1, col=column,
             )  # fmt: skip
             figure.add_scatter(
-                x=group.layer, y=group.chance, name=f"{task}, chance", showlegend=False,
+                x=group.layer, y=group.chance, name=f"{task}, chance level", showlegend=False,
                 line={"color": color, "dash": "dot", "width": 1}, row=1, col=column,
             )  # fmt: skip
     emotion = panels["utterances, UAR"].query("task == 'emotion'")
-    emotion = emotion.loc[emotion.score.idxmax()]
-    title = f"Emotion is read best from layer {emotion.layer:.0f}: UAR {emotion.score:.2f}"
+    best = emotion.loc[emotion.score.idxmax()]
+    title = f"Layer {best.layer:.0f} probes best for emotion: UAR {best.score:.2f}"
     figure.update_layout(title=title, margin={"t": 80}).update_yaxes(
         range=[min(0, probes.score.min()) - 0.02, 1.02]
     )
-    return figure.update_xaxes(title="layer (0 enters the first)")
+    return figure.update_xaxes(title="layer (0: input of the first)")
 
 
 def cluster_nmi(clusters: pd.DataFrame) -> go.Figure:
-    """What clusters tell of emotion, gender and speaker, per layer and scale."""
+    """Normalized mutual information of clusters with each attribute, per layer and K."""
     figure = px.line(
         clusters.assign(K="K = " + clusters.K.astype(str)),
-        x="layer",
-        y="nmi",
-        color="K",
-        facet_col="known",
-        markers=True,
+        x="layer", y="nmi", color="K", facet_col="attribute", markers=True,
         color_discrete_sequence=SEQUENCE,
-    )
+    )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
     k = clusters.K.min()
-    top = clusters[clusters.K == k].groupby("known").nmi.max().sort_values()
-    title = f"K = {k} clusters tell most of {top.index[-1]}, least of {top.index[0]}"
-    return figure.update_layout(title=title, yaxis_title="normalised mutual information")
+    top = clusters[clusters.K == k].groupby("attribute").nmi.max().sort_values()
+    title = (
+        f"K = {k} clusters share most information with {top.index[-1]}, least with {top.index[0]}"
+    )
+    return figure.update_layout(title=title, yaxis_title="normalized mutual information")
 
 
 def similarity(table: pd.DataFrame) -> go.Figure:
-    """CKA between the layers of a model, and between its layers and the untouched encoder's."""
-    names = {"model": "of this model", "encoder": "of the untouched encoder"}
-    found = [of for of in names if of in set(table.of)]
-    titles = [f"layers {names[of]}" for of in found]
-    figure = make_subplots(1, len(found), subplot_titles=titles, shared_yaxes=True)
-    for column, of in enumerate(found, start=1):
-        square = table[table.of == of].pivot(index="layer", columns="to", values="cka")
+    """CKA between the layers of a model, and between its layers and the original encoder's."""
+    names = {"model": "of this model", "encoder": "of the original encoder"}
+    references = [name for name in names if name in set(table.reference)]
+    titles = [f"layers {names[name]}" for name in references]
+    figure = make_subplots(1, len(references), subplot_titles=titles, shared_yaxes=True)
+    for column, name in enumerate(references, start=1):
+        square = table[table.reference == name].pivot(
+            index="layer", columns="reference_layer", values="cka"
+        )
         figure.add_heatmap(
             x=square.columns, y=square.index, z=square, coloraxis="coloraxis", row=1, col=column
         )
-    same = table[table.layer == table.to].set_index(["of", "layer"]).cka
-    title = "How alike layers arrange the same frames"
-    if "encoder" in found:
-        moved = same["encoder"]
+    title = "Similarity of the layers (linear CKA)"
+    if "encoder" in references:
+        same = table[(table.reference == "encoder") & (table.layer == table.reference_layer)]
+        change = same.set_index("layer").cka
         title = (
-            f"Training moved layer {moved.idxmin()} most (CKA {moved.min():.2f} with what it was), layer "
-            f"{moved.idxmax()} least ({moved.max():.2f})"
+            f"Layer {change.idxmin()} changed most (CKA {change.min():.2f} with the original encoder), "
+            f"layer {change.idxmax()} least ({change.max():.2f})"
         )
     figure.update_yaxes(title="layer of this model", col=1).update_layout(
         coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Blues", "colorbar": {"title": "CKA"}}
@@ -87,20 +87,18 @@ def similarity(table: pd.DataFrame) -> go.Figure:
 
 
 def layer_change(table: pd.DataFrame) -> go.Figure:
-    """How alike each layer still is to what it was, after each training."""
+    """CKA of each layer with the original encoder's, a line per trained model."""
     figure = px.line(
         table, x="layer", y="cka", color="model", markers=True, range_y=[-0.02, 1.02],
         color_discrete_map=COLORS,
     )  # fmt: skip
     most = table.sort_values("cka").iloc[0]
-    title = (
-        f"{most.model} moved layer {most.layer} most: CKA {most.cka:.2f} with the untouched encoder"
-    )
-    return figure.update_layout(title=title, yaxis_title="CKA with the untouched encoder")
+    title = f"Layer {most.layer} of {most.model} changed most: CKA {most.cka:.2f}"
+    return figure.update_layout(title=title, yaxis_title="CKA with the original encoder")
 
 
 def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
-    """How often the ten nearest points of other speakers share a held-out point's emotion.
+    """How often the ten nearest points of other speakers share the emotion of a validation or test point.
 
     Parameters
     ----------
@@ -109,61 +107,52 @@ def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
 
     Returns
     -------
-    shared, by_chance : float
-        0 to 1; by chance: the share of the emotion among other speakers' points.
+    shared, chance : float
+        0 to 1; the chance level is the share of the emotion among the points of other speakers.
     """
     shared, expected = [], []
-    for speaker, own in table[table.part.isin(["validation", "test"])].groupby("speaker"):
+    for speaker, points in table[table.part.isin(["validation", "test"])].groupby("speaker"):
         others = table[table.speaker != speaker]
         nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
-        found = nearest.kneighbors(own[["x", "y"]], return_distance=False)
-        same = others.emotion.to_numpy()[found] == own.emotion.to_numpy()[:, None]
+        neighbors = nearest.kneighbors(points[["x", "y"]], return_distance=False)
+        same = others.emotion.to_numpy()[neighbors] == points.emotion.to_numpy()[:, None]
         shared.extend(same.mean(axis=1))
-        expected.extend(own.emotion.map(others.emotion.value_counts(normalize=True)).fillna(0))
+        expected.extend(points.emotion.map(others.emotion.value_counts(normalize=True)).fillna(0))
     return float(np.mean(shared)), float(np.mean(expected))
 
 
-def maps(table: pd.DataFrame, of: str, layers: list[int]) -> go.Figure:
-    """UMAP of utterances or frames, coloured by emotion, a panel per layer.
+def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
+    """UMAP of utterances or frames colored by emotion, a panel per layer.
 
-    Training speakers are small dots: their emotions may have been taught to the model. Of more than
-    `DRAWN_POINTS` points some are drawn.
+    Training speakers are small dots, because the model may have been trained on their emotions. A sample of
+    `MAX_POINTS` points is drawn.
 
     Parameters
     ----------
     table : DataFrame
-        See `gmp_utils.evaluation.geometry.map_layers`, with `of`.
-    of : str
+        maps.parquet of stage 03.
+    unit : str
         "utterances" or "frames".
     layers : list of int
-        Which to draw; -1 is the last.
-
-    Raises
-    ------
-    GmpError
-        For a layer that the table does not have.
+        Layers to draw; -1 is the last.
     """
     n_states = table.layer.max() + 1
     for layer in layers:
         if not -n_states <= layer < n_states:
             raise GmpError(f"layer {layer}: this model has layers 0 to {n_states - 1}.")
-    chosen = table[(table.of == of) & table.layer.isin([layer % n_states for layer in layers])]
-    place = chosen.groupby("layer").cumcount()  # the same points come in the same order
-    kept = np.random.default_rng(0).permutation(place.max() + 1)[:DRAWN_POINTS]
-    chosen = chosen[place.isin(kept)]
+    drawn = table[(table.unit == unit) & table.layer.isin([layer % n_states for layer in layers])]
+    number = drawn.groupby("layer").cumcount()  # the same points come in the same order
+    kept = np.random.default_rng(0).permutation(number.max() + 1)[:MAX_POINTS]
+    drawn = drawn[number.isin(kept)]
     figure = px.scatter(
-        chosen.sample(frac=1, random_state=0),
-        x="x",
-        y="y",
-        color="emotion",
-        facet_col="layer",
+        drawn.sample(frac=1, random_state=0),
+        x="x", y="y", color="emotion", facet_col="layer", symbol="part",
         color_discrete_map=COLORS,
-        category_orders={name: sorted(chosen[name].unique()) for name in ("layer", "emotion")},
-        symbol="part",
+        category_orders={name: sorted(drawn[name].unique()) for name in ("layer", "emotion")},
         symbol_map={"train": "circle", "validation": "diamond", "test": "diamond"},
         hover_data={"speaker": True, "x": False, "y": False},
         render_mode="svg",
-    )
+    )  # fmt: skip
     figure.for_each_trace(
         lambda trace: trace.update(
             marker={"size": 4, "opacity": 0.6}
@@ -172,33 +161,28 @@ def maps(table: pd.DataFrame, of: str, layers: list[int]) -> go.Figure:
         )
     )
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    named = ", ".join(f"{layer - n_states}" for layer in sorted(chosen.layer.unique()))
-    found = [shared_emotion(one) for _, one in chosen.groupby("layer")]
-    shares = ", ".join(f"{shared:.0%}" for shared, _ in found)
+    parts = " and ".join(sorted(set(drawn.part) - {"train"})).capitalize()
+    names = ", ".join(f"{layer - n_states}" for layer in sorted(drawn.layer.unique()))
+    results = [shared_emotion(points) for _, points in drawn.groupby("layer")]
+    shares = ", ".join(f"{shared:.0%}" for shared, _ in results)
     title = (
-        f"Held-out {of}, layer {named}: other speakers' neighbours share the emotion in {shares}"
+        f"{parts} {unit}, layer {names}: {shares} of other speakers' neighbors share the emotion "
+        f"(chance level {results[0][1]:.0%})"
     )
-    return figure.update_layout(title=f"{title} ({found[0][1]:.0%} by chance)")
+    return figure.update_layout(title=title)
 
 
 def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
-    """Which emotion (or gender) the frames of each cluster come from."""
+    """Shares of emotions (or genders) among the frames of each cluster."""
     shares = pd.crosstab(table[f"stream{stream}"], table[by], normalize="index")
-    order = shares.sort_values(list(shares.columns)).index
-    long = (
-        shares.loc[order]
-        .reset_index(drop=True)
-        .melt(ignore_index=False, var_name=by, value_name="share")
-    )
-    figure = px.bar(
-        long, x=long.index, y="share", color=by, color_discrete_map=COLORS
-    ).update_traces(marker_line_width=0)
+    shares = shares.sort_values(list(shares.columns)).reset_index(drop=True)
+    long = shares.melt(ignore_index=False, var_name=by, value_name="share")
+    figure = px.bar(long, x=long.index, y="share", color=by, color_discrete_map=COLORS)
     expected = table[by].value_counts(normalize=True)
-    far_above = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()
-    figure.update_layout(
-        title=f"K = {k}: in {far_above:.0%} of the clusters one {by} is at 1.5 times its share or more",
+    enriched = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()
+    return figure.update_traces(marker_line_width=0).update_layout(
+        title=f"K = {k}: {enriched:.0%} of the clusters have 1.5 times the overall share of one {by}",
         xaxis_title="cluster, sorted",
         yaxis_title=f"share of frames by {by}",
         bargap=0,
     )
-    return figure

@@ -1,6 +1,7 @@
-"""Baselines of stage 06 that need no encoder: eGeMAPS functionals with an SVM, and the majority."""
+"""Baselines of stage 06: eGeMAPS with an SVM, the majority class, and text alone or fused with speech."""
 
 import warnings
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,47 +22,77 @@ from tqdm import tqdm
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from gmp_utils import GmpError
-from gmp_utils.data import audio
+from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
-from gmp_utils.evaluation.collect import write_predictions
 from gmp_utils.evaluation.metrics import uar
+from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.experiments import OPENSMILE
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, run_folder
+from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
 BASELINES = ("egemaps", "majority")
-GRID = (1e-3, 1e-2, 1e-1, 1.0)  # of the SVM's C
-C = 1e-2  # where a protocol does not choose on anything
-KINDS = ("text", "late-fusion", "embedding-fusion")
-WEIGHTS = np.linspace(0, 1, 21)  # of speech, in late fusion
-ALPHAS = (1e-3, 1e-1, 10.0)  # the perceptron's penalties
-PASSES = 300  # of the perceptron over the training speakers, at most
-TOPICS = 100  # dimensions of TF-IDF that the perceptron is given
+SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
+DEFAULT_C = 1e-2  # where a protocol selects on nothing
+TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
+SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
+MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties; of equal ones the first is selected
+DEFAULT_ALPHA = 1e-1
+MLP_SIZE = 64
+MLP_EPOCHS = 300  # at most
+TOPICS = 100  # dimensions of TF-IDF in embedding fusion
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Utterances and emotion labels of the non-empty parts of a fold, and how the protocol selects."""
+
+    corpus: Corpus
+    parts: dict[str, list[str]]
+    labels: dict[str, np.ndarray]
+
+    @classmethod
+    def open(cls, corpus: Corpus, fold: int) -> "Fold":
+        """Read a fold of a corpus."""
+        parts = {part: names for part, names in corpus.partition(fold).items() if names}
+        labels = {part: corpus.labels(names, "emotion") for part, names in parts.items()}
+        return cls(corpus, parts, labels)
+
+    @property
+    def scored_parts(self) -> list[str]:
+        """Validation and test, as far as the fold has them."""
+        return [part for part in self.parts if part != "train"]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of emotions."""
+        return len(self.corpus.emotions)
+
+    @property
+    def selects(self) -> bool:
+        """Whether the protocol selects on a part of the fold."""
+        return self.corpus.protocol.selection != "last"
+
+    def uar(self, scores: dict[str, np.ndarray]) -> float:
+        """UAR on the part that the protocol selects on."""
+        part = self.corpus.protocol.selection_part
+        return uar(self.labels[part], scores[part].argmax(axis=1))
+
+    def write(self, folder: Path, scores: dict[str, np.ndarray], metrics: dict) -> None:
+        """Write predictions.parquet and metrics.json."""
+        corpus = self.corpus
+        write_predictions(folder, corpus.manifest, self.parts, scores, corpus.emotions)
+        write_json(folder / "metrics.json", metrics | {"emotion_uar": self.uar(scores)})
 
 
 def functionals(corpus: Corpus) -> Path:
-    """88 functionals of every utterance; computed once for a run.
+    """The stage with the 88 eGeMAPS functionals of every utterance, functionals.parquet.
 
     Eyben et al., "The Geneva Minimalistic Acoustic Parameter Set", 2016; the extended set, version 2.
-
-    Parameters
-    ----------
-    corpus : Corpus
-
-    Returns
-    -------
-    stage : Path
-        With functionals.parquet, (n_utterances, 88), indexed by utterance.
-
-    Raises
-    ------
-    GmpError
-        Without openSMILE.
     """
     check_baselines(["egemaps"])
 
@@ -70,55 +101,50 @@ def functionals(corpus: Corpus) -> Path:
 
         smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
         rows = [
-            smile.process_signal(corpus.waveforms[name] / 32767, audio.SAMPLE_RATE).iloc[0]
+            smile.process_signal(to_float(corpus.waveforms[name]), SAMPLE_RATE).iloc[0]
             for name in tqdm(corpus.manifest.utterance, "eGeMAPS", disable=None)
         ]
         table = pd.DataFrame(rows).set_index(corpus.manifest.index)
         table.to_parquet(folder / "functionals.parquet")
 
-    return make_stage(
-        corpus.stage.parent / "egemaps",
-        build,
-        parameters={},
-        stages=[corpus.stage],
-        module=__name__,
-    )
+    folder = corpus.stage.parent / "egemaps"
+    return make_stage(folder, build, parameters={}, stages=[corpus.stage], module=__name__)
 
 
-def _svm(
-    corpus: Corpus, parts: dict[str, list[str]], x: pd.DataFrame
-) -> tuple[dict[str, np.ndarray], dict]:
-    """Scores of the held-out parts by the C that the protocol selects, and what was selected."""
-    judged, n = corpus.protocol.selection_part, len(corpus.emotions)
-    y = {part: corpus.labels(names, "emotion") for part, names in parts.items()}
-    grid = (C,) if corpus.protocol.selection == "last" else GRID
-    fitted = []
-    for c in grid:
-        model = make_pipeline(StandardScaler(), SVC(C=c, kernel="linear", class_weight="balanced"))
-        model.fit(x.loc[parts["train"]], y["train"])
-        scores = {}
-        for part, names in parts.items():
-            if part != "train" and names:
-                own = model.decision_function(x.loc[names])
-                scores[part] = own if own.ndim == 2 else np.stack([-own, own], axis=1)
-        fitted.append((uar(y[judged], scores[judged].argmax(axis=1)), c, scores))
-    score, c, scores = max(fitted, key=lambda one: one[0])  # of equals the smallest C
-    return scores, {"C": c, "emotion_uar": score, "parameters": n * (n - 1) // 2 * (x.shape[1] + 1)}
+def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict]:
+    """Scores of a linear SVM by part, and its metrics; C is selected as the protocol selects.
+
+    Parameters
+    ----------
+    fold : Fold
+    x : DataFrame
+        Features, indexed by utterance.
+    """
+    candidates = {}
+    for c in SVM_C if fold.selects else (DEFAULT_C,):
+        svm = SVC(C=c, kernel="linear", class_weight="balanced")
+        model = make_pipeline(StandardScaler(), svm)
+        model.fit(x.loc[fold.parts["train"]], fold.labels["train"])
+        scores = {
+            part: model.decision_function(x.loc[fold.parts[part]]) for part in fold.scored_parts
+        }
+        if fold.n_classes == 2:
+            scores = {part: np.stack([-score, score], axis=1) for part, score in scores.items()}
+        candidates[c] = scores
+    c, scores = max(candidates.items(), key=lambda candidate: fold.uar(candidate[1]))
+    n_pairs = fold.n_classes * (fold.n_classes - 1) // 2
+    return scores, {"C": c, "parameters": n_pairs * (x.shape[1] + 1)}
 
 
-def _majority(corpus: Corpus, parts: dict[str, list[str]]) -> tuple[dict[str, np.ndarray], dict]:
-    labels = corpus.labels(parts["train"], "emotion")
-    counts = np.bincount(labels, minlength=len(corpus.emotions)).astype(float)
-    found = {
-        part: np.tile(counts, (len(names), 1))
-        for part, names in parts.items()
-        if part != "train" and names
-    }
-    return found, {"parameters": 0}
+def _majority(fold: Fold) -> tuple[dict[str, np.ndarray], dict]:
+    """The training counts of the emotions, as the scores of every utterance."""
+    counts = np.bincount(fold.labels["train"], minlength=fold.n_classes).astype(float)
+    scores = {part: np.tile(counts, (len(fold.parts[part]), 1)) for part in fold.scored_parts}
+    return scores, {"parameters": 0}
 
 
 def check_baselines(baselines: list[str]) -> None:
-    """Refuse unknown baselines, and those that cannot be, before any work is done."""
+    """Raise a GmpError for unknown baselines, and for eGeMAPS without openSMILE."""
     for name in baselines:
         if name not in BASELINES:
             raise GmpError(f"baseline {name!r}: expected one of {', '.join(BASELINES)}.")
@@ -126,59 +152,53 @@ def check_baselines(baselines: list[str]) -> None:
         raise GmpError(OPENSMILE)
 
 
-def classify(run_dir: str, fold: int, baseline: str, use_gmps: bool = False, seed: int = 0) -> Path:
-    """Learn a baseline from a fold's training speakers, and classify its validation and test speakers.
+def classify(
+    run_dir: str, fold: int, *, baseline: str, use_gmps: bool = False, seed: int = 0
+) -> Path:
+    """Train one of `BASELINES` on a fold's training speakers, and classify the others.
 
     Parameters
     ----------
     run_dir : str
     fold : int
     baseline : str
-        Of `BASELINES`.
-    use_gmps : bool
-        Which networks it stands beside; like the seed it changes nothing, and is kept for tables.
-    seed : int
+    use_gmps, seed
+        Change nothing: they say which networks the baseline is listed with.
 
     Returns
     -------
     stage : Path
         With predictions.parquet (validation and test) and metrics.json.
-
-    Raises
-    ------
-    GmpError
-        For another baseline, for eGeMAPS without openSMILE, or if stage 01 is not there.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
-    parts, made_from = corpus.partition(fold), [corpus.stage]
+    upstream = [corpus.stage]
     if baseline == "egemaps":
-        made_from.append(functionals(corpus))
+        upstream.append(functionals(corpus))
 
     def build(folder: Path) -> None:
+        opened = Fold.open(corpus, fold)
         if baseline == "egemaps":
-            x = pd.read_parquet(made_from[-1] / "functionals.parquet")
-            scores, metrics = _svm(corpus, parts, x)
+            fitted = fit_svm(opened, pd.read_parquet(upstream[-1] / "functionals.parquet"))
         else:
-            scores, metrics = _majority(corpus, parts)
-        write_predictions(folder, corpus.manifest, parts, scores, corpus.emotions)
-        write_json(folder / "metrics.json", metrics)
+            fitted = _majority(opened)
+        opened.write(folder, *fitted)
 
     return make_stage(
-        run_folder(run_dir) / f"fold{fold}" / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
+        fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
         build,
         parameters={"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed},
-        stages=made_from,
+        stages=upstream,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def _tfidf(texts: list[str], heard: list[int]) -> csr_matrix:
-    """TF-IDF of words and pairs of words, of a vocabulary that only some texts shape."""
+def _tfidf(texts: list[str], train: list[int]) -> csr_matrix:
+    """TF-IDF of words and word pairs, fitted on the training texts."""
     tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     try:
-        tfidf.fit([texts[index] for index in heard])
+        tfidf.fit([texts[index] for index in train])
     except ValueError as error:
         raise GmpError(
             f"text: no words in the training speakers' transcripts ({error})."
@@ -186,30 +206,16 @@ def _tfidf(texts: list[str], heard: list[int]) -> csr_matrix:
     return tfidf.transform(texts)
 
 
-def _topics(words: csr_matrix, heard: list[int], seed: int) -> np.ndarray:
-    """Their `TOPICS` strongest directions in some texts (latent semantic analysis)."""
-    svd = TruncatedSVD(min(TOPICS, words.shape[1], len(heard)), random_state=seed)
-    return svd.fit(words[heard]).transform(words)
+def _topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
+    """The first `TOPICS` dimensions of latent semantic analysis, fitted on the training texts."""
+    svd = TruncatedSVD(min(TOPICS, words.shape[1], len(train)), random_state=seed)
+    return svd.fit(words[train]).transform(words)
 
 
 def embed(texts: list[str], encoder: str) -> np.ndarray:
-    """Represent transcripts by a text encoder of transformers, its last layer averaged over tokens.
-
-    Parameters
-    ----------
-    texts : list of str
-    encoder : str
-        A folder, or a name on the hub.
-
-    Returns
-    -------
-    vectors : (n_texts, dim) float32
-    """
-    source = weights.resolve(encoder)
+    """Mean over tokens of a text encoder's last layer, (n_texts, dim) float32."""
     tokenizer = _tokenizer(encoder)
-    model = AutoModel.from_pretrained(
-        weights.as_safetensors(source), use_safetensors=True, trust_remote_code=False
-    )
+    model = AutoModel.from_pretrained(weights.resolve(encoder), trust_remote_code=False)
     model.eval().to(hardware.device())
     vectors = []
     with torch.inference_mode():
@@ -233,188 +239,191 @@ def _tokenizer(encoder: str) -> PreTrainedTokenizerBase:
 
 
 def _transcripts(corpus: Corpus) -> list[str]:
-    """One per utterance of the manifest.
-
-    Raises
-    ------
-    GmpError
-        If some have none.
-    """
-    said = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
-    without = said.index[said.isna()]
-    if len(without):
+    """The text of every utterance; a GmpError if some have none."""
+    texts = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
+    missing = texts.index[texts.isna()]
+    if len(missing):
         raise GmpError(
-            f"{without[0]} has no text ({len(without)} such of {len(said)}): fusion needs a transcript of "
+            f"{missing[0]} has no text ({len(missing)} such of {len(texts)}): fusion needs a transcript of "
             "every utterance; complete the corpus, or leave text out of notebook 06."
         )
-    return said.tolist()
+    return texts.tolist()
 
 
-def check_text(run_dir: str, text: list[str], text_encoder: str, losses: list[str]) -> None:
-    """Refuse what cannot be fused, before networks are trained for it.
+def _check_kind(kind: str) -> None:
+    if kind not in TEXT_KINDS:
+        raise GmpError(f"text: found {kind!r}, expected some of {', '.join(TEXT_KINDS)}.")
+
+
+def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[str]) -> None:
+    """Raise a GmpError for text baselines that cannot be trained, before networks are.
 
     Parameters
     ----------
     run_dir : str
-    text : list of str
-        Of `KINDS`; with none there is nothing to refuse.
+    kinds : list of str
+        Of `TEXT_KINDS`.
     text_encoder : str
     losses : list of str
-        Of the networks; the first is joined with the text.
-
-    Raises
-    ------
-    GmpError
+        Of the networks; text is fused with the first.
     """
-    if not text:
+    if not kinds:
         return
-    for kind in text:
-        if kind not in KINDS:
-            raise GmpError(f"text: found {kind!r}, expected some of {', '.join(KINDS)}.")
+    for kind in kinds:
+        _check_kind(kind)
     if not losses:
-        raise GmpError("text with losses []: there is no network to join it with; name a loss.")
+        raise GmpError("text with losses []: there is no network to fuse it with; name a loss.")
     _transcripts(open_corpus(run_dir))
     if text_encoder != "tf-idf":
         _tokenizer(text_encoder)
 
 
 def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
-    """Of all emotions, (n, n_classes), also of those that a classifier never met."""
-    found = np.zeros((x.shape[0], n_classes))
-    found[:, model.classes_] = model.predict_proba(x)
-    return found
+    """(n, n_classes); classes that the classifier was not trained on get zero."""
+    probabilities = np.zeros((x.shape[0], n_classes))
+    probabilities[:, model.classes_] = model.predict_proba(x)
+    return probabilities
 
 
-def weight_of_speech(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
-    """The weight that recognises most; of equals the one that is nearest to a half.
+def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
+    """The weight of speech with the highest UAR; of equal ones the nearest to 0.5.
 
     Parameters
     ----------
     speech, text : (n_utterances, n_classes) float
-        Probabilities of utterances that neither model learnt from.
+        Probabilities of utterances that neither model was trained on.
     true : (n_utterances,) int64
-
-    Returns
-    -------
-    weight : float
-        0 to 1, of `WEIGHTS`.
     """
-    scores = [uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in WEIGHTS]
-    best = WEIGHTS[np.isclose(scores, max(scores))]
+    scores = [uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in SPEECH_WEIGHTS]
+    best = SPEECH_WEIGHTS[np.isclose(scores, max(scores))]
     return float(best[np.abs(best - 0.5).argmin()])
 
 
+def _classify_text(
+    fold: Fold, text: dict[str, np.ndarray | csr_matrix]
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Logistic regression on text features."""
+    model = LogisticRegression(max_iter=1000, class_weight="balanced")
+    if isinstance(text["train"], np.ndarray):
+        model = make_pipeline(StandardScaler(), model)
+    model.fit(text["train"], fold.labels["train"])
+    scores = {part: _probabilities(model, text[part], fold.n_classes) for part in fold.scored_parts}
+    return scores, {"parameters": fold.n_classes * (text["train"].shape[1] + 1)}
+
+
+def _fuse_late(
+    fold: Fold, text: dict[str, np.ndarray | csr_matrix], speech: Path
+) -> tuple[dict[str, np.ndarray], dict]:
+    """Weighted mean of the probabilities of text and speech."""
+    by_text, metrics = _classify_text(fold, text)
+    logits = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
+    logits = logits[fold.corpus.emotions]
+    by_speech = {
+        part: softmax(logits.loc[fold.parts[part]].to_numpy(), axis=1) for part in fold.scored_parts
+    }
+    weight, part = 0.5, fold.corpus.protocol.selection_part
+    if fold.selects:
+        weight = best_speech_weight(by_speech[part], by_text[part], fold.labels[part])
+    scores = {
+        part: weight * by_speech[part] + (1 - weight) * by_text[part] for part in fold.scored_parts
+    }
+    return scores, {"speech_weight": weight, "parameters": metrics["parameters"] + 1}
+
+
+def _fuse_embeddings(
+    fold: Fold, text: dict[str, np.ndarray], speech: Path, seed: int
+) -> tuple[dict[str, np.ndarray], dict]:
+    """A perceptron on the network's features and text features."""
+    network = EmotionClassifier.load(str(speech / "model"))
+    inputs = features.model_inputs(network, fold.corpus)
+    x = {}
+    for part, names in fold.parts.items():
+        embeddings, _ = features.embed_and_classify(network, fold.corpus, inputs, names)
+        x[part] = np.hstack([embeddings, text[part]])
+    candidates = {}
+    for alpha in MLP_ALPHAS if fold.selects else (DEFAULT_ALPHA,):
+        mlp = MLPClassifier((MLP_SIZE,), alpha=alpha, max_iter=MLP_EPOCHS, random_state=seed)
+        model = make_pipeline(StandardScaler(), mlp)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # MLP_EPOCHS is deliberate
+            model.fit(x["train"], fold.labels["train"])
+        candidates[alpha] = {
+            part: _probabilities(model, x[part], fold.n_classes) for part in fold.scored_parts
+        }
+    alpha, scores = max(candidates.items(), key=lambda candidate: fold.uar(candidate[1]))
+    n_parameters = (x["train"].shape[1] + 1) * MLP_SIZE + (MLP_SIZE + 1) * fold.n_classes
+    return scores, {"alpha": alpha, "parameters": n_parameters}
+
+
 def fuse(
-    run_dir: str, fold: int, kind: str, speech: Path, text_encoder: str = "tf-idf", seed: int = 0
+    run_dir: str,
+    fold: int,
+    *,
+    kind: str,
+    speech: Path,
+    text_encoder: str = "tf-idf",
+    seed: int = 0,
 ) -> Path:
-    """Classify transcripts, or transcripts and speech together.
+    """Classify transcripts, alone or fused with speech.
 
     Parameters
     ----------
     run_dir : str
     fold : int
     kind : str
-        "text" alone (logistic regression); "late-fusion", whose weight is the best on what the protocol
-        selects on (a half where it selects on nothing); or "embedding-fusion", whose perceptron learns
-        from the training speakers' embeddings, which the network knows better than any others.
+        "text" alone (logistic regression); "late-fusion" of probabilities, with the best weight on the part
+        that the protocol selects on; or "embedding-fusion", a perceptron on the features of both.
     speech : Path
         A stage of `gmp_utils.stages.finetune.finetune`.
     text_encoder : str
-        "tf-idf", or see `embed`. The perceptron is given TF-IDF's strongest directions.
+        "tf-idf", or see `embed`. Embedding fusion reduces TF-IDF to its first dimensions.
     seed : int
-        Of the perceptron, and of these.
+        Of the perceptron and the reduction.
 
     Returns
     -------
     stage : Path
-        Beside `speech`, with predictions.parquet and metrics.json.
-
-    Raises
-    ------
-    GmpError
-        For another kind, or where transcripts are missing.
+        In the folder of `speech`, with predictions.parquet and metrics.json.
     """
-    if kind not in KINDS:
-        raise GmpError(f"text: found {kind!r}, expected some of {', '.join(KINDS)}.")
+    _check_kind(kind)
     corpus = open_corpus(run_dir)
-    parts, names = corpus.partition(fold), list(corpus.manifest.index)
     transcripts = _transcripts(corpus)
-    place = {name: index for index, name in enumerate(names)}
-    rows = {part: [place[name] for name in own] for part, own in parts.items() if own}
-    y = {part: corpus.labels(parts[part], "emotion") for part in rows}
-    judged, held_out = corpus.protocol.selection_part, [part for part in rows if part != "train"]
-    choose, n = corpus.protocol.selection != "last", len(corpus.emotions)
-
-    def by_text(words) -> tuple[dict[str, np.ndarray], dict]:
-        model = LogisticRegression(max_iter=1000, class_weight="balanced")
-        if text_encoder != "tf-idf":
-            model = make_pipeline(StandardScaler(), model)
-        model.fit(words[rows["train"]], y["train"])
-        found = {part: _probabilities(model, words[rows[part]], n) for part in held_out}
-        return found, {"parameters": n * (words.shape[1] + 1)}
-
-    def late(words) -> tuple[dict[str, np.ndarray], dict]:
-        texts, metrics = by_text(words)
-        table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
-        heard = {
-            part: softmax(table.loc[parts[part], corpus.emotions].to_numpy(), axis=1)
-            for part in held_out
-        }
-        w = weight_of_speech(heard[judged], texts[judged], y[judged]) if choose else 0.5
-        found = {part: w * heard[part] + (1 - w) * texts[part] for part in held_out}
-        return found, {"weight of speech": w, "parameters": metrics["parameters"] + 1}
-
-    def joint(words) -> tuple[dict[str, np.ndarray], dict]:
-        if text_encoder == "tf-idf":
-            words = _topics(words, rows["train"], seed)
-        network = EmotionClassifier.load(str(speech / "model"))
-        inputs = features.model_inputs(network, corpus)
-        vectors = {
-            part: features.embed_and_classify(network, corpus, inputs, parts[part])[0]
-            for part in rows
-        }
-        x = {part: np.hstack([vectors[part], words[rows[part]]]) for part in rows}
-        fitted = []
-        for alpha in ALPHAS if choose else ALPHAS[1:2]:
-            mlp = MLPClassifier((64,), alpha=alpha, max_iter=PASSES, random_state=seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # so many passes are meant
-                model = make_pipeline(StandardScaler(), mlp).fit(x["train"], y["train"])
-            found = {part: _probabilities(model, x[part], n) for part in held_out}
-            score = uar(y[judged], found[judged].argmax(axis=1))
-            fitted.append((score, alpha, found))
-        _, alpha, found = max(fitted, key=lambda one: one[:2])  # of equals the simplest
-        size = x["train"].shape[1]
-        return found, {"alpha": alpha, "parameters": (size + 1) * 64 + 65 * n}
 
     def build(folder: Path) -> None:
+        opened = Fold.open(corpus, fold)
+        rows = {
+            part: corpus.manifest.index.get_indexer(names) for part, names in opened.parts.items()
+        }
         if text_encoder == "tf-idf":
             words = _tfidf(transcripts, rows["train"])
+            if kind == "embedding-fusion":
+                words = _topics(words, rows["train"], seed)
         else:
             words = embed(transcripts, text_encoder)
-        found, metrics = {"text": by_text, "late-fusion": late, "embedding-fusion": joint}[kind](
-            words
-        )
-        metrics["emotion_uar"] = uar(y[judged], found[judged].argmax(axis=1))
-        write_predictions(folder, corpus.manifest, parts, found, corpus.emotions)
-        write_json(folder / "metrics.json", metrics)
+        text = {part: words[index] for part, index in rows.items()}
+        if kind == "text":
+            fused = _classify_text(opened, text)
+        elif kind == "late-fusion":
+            fused = _fuse_late(opened, text, speech)
+        else:
+            fused = _fuse_embeddings(opened, text, speech, seed)
+        opened.write(folder, *fused)
 
-    given = read_json(speech / "params.json")
-    joined = {} if kind == "text" else {"speech": given["loss"]}
-    known = [] if text_encoder == "tf-idf" else [weights.fingerprint(text_encoder)]
+    network = read_json(speech / "params.json")
+    fused_with = {} if kind == "text" else {"speech": network["loss"]}
     return make_stage(
         speech.with_name(kind),
         build,
         parameters={
             "fold": fold,
             "loss": kind,
-            **joined,
-            "use_gmps": given["use_gmps"],
+            **fused_with,
+            "use_gmps": network["use_gmps"],
             "text_encoder": text_encoder,
             "seed": seed,
         },
-        stages=[corpus.stage, *([speech] if joined else [])],
-        inputs=known,
+        stages=[corpus.stage, *([speech] if fused_with else [])],
+        inputs=[] if text_encoder == "tf-idf" else [weights.fingerprint(text_encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )

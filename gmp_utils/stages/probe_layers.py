@@ -1,4 +1,4 @@
-"""Stage 03: what each layer knows of emotion, gender, speaker and ratings."""
+"""Stage 03: what each layer encodes of emotion, gender, speaker and ratings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,40 +8,42 @@ import pandas as pd
 from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from gmp_utils.data.audio import to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
-from gmp_utils.evaluation.metrics import ccc, uar
+from gmp_utils.evaluation.metrics import ccc, purity, uar
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import weights
-from gmp_utils.runs.paths import PROBE_LAYERS, run_folder, stage_of
+from gmp_utils.runs.paths import PROBE_LAYERS, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
+from gmp_utils.runs.upstream import upstream
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
 CLASSES = ("emotion", "gender", "speaker")
-KNOWN = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
-FRAMES_EACH = 12  # frames drawn from an utterance, at most, for probes, maps and few clusters
-POINTS_PER_CLUSTER = 10  # drawn for clusters, at least, where there are so many frames
-PROBED_FRAMES = 3000  # of each part of a fold, for probes of frames and maps, at most
-COMPARED_FRAMES = 1200  # for CKA, at most
-DRAWN_FRAMES = 100_000  # in memory at every layer, at most, unless there are more clusters to fill
+COLUMNS = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
+FRAMES_PER_UTTERANCE = 12  # at most, for probes, maps and few clusters
+FRAMES_PER_CLUSTER = 10  # at least, where the corpus has as many
+PROBED_FRAMES = 3000  # at most, of each part of a fold
+COMPARED_FRAMES = 1200  # at most, for CKA
+DRAWN_FRAMES = 100_000  # in memory at every layer, unless the clusters need more
+
+Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each of the n
 
 
 def probe(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], metric: str
 ) -> float:
-    """Score of a linear probe on standardised features.
+    """Score of a linear probe on standardized features.
 
     Parameters
     ----------
     train, test : tuple of (n, dim) float and (n,) labels or ratings
     metric : str
-        "UAR" of a logistic regression (L2, C = 0.1), or "CCC" of a ridge regression (L2, 100) of a
-        rating, such as arousal.
+        "UAR" of a logistic regression (C = 0.1), or "CCC" of a ridge regression (alpha = 100).
     """
     linear, score = {
         "UAR": (LogisticRegression(C=0.1, max_iter=2000), uar),
@@ -51,143 +53,175 @@ def probe(
     return score(test[1], fitted.predict(test[0]))
 
 
-def probe_layer(x: np.ndarray, points: pd.DataFrame, compared: str) -> list[dict]:
-    """Probe one layer for everything that is known.
+def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
+    """Probe one layer for every class and rating in `points`.
 
-    Emotion, gender and ratings are learnt from the training part; speakers from half of each one's
-    held-out utterances, and scored on the other. A task with less than two values to learn is left
-    out.
+    Emotion, gender and ratings are trained on the training part. Validation and test speakers are trained on
+    half of each one's utterances and scored on the other half. A task with fewer than two values to train on
+    is skipped.
 
     Parameters
     ----------
     x : (n, dim) float
         Means of utterances, or frames.
     points : DataFrame
-        Of each: `utterance`, `part`, and what is known.
-    compared : str
+        Of each: `utterance`, `part`, classes and ratings.
+    part : str
         The part that is scored.
 
     Returns
     -------
     rows : list of dict
-        `task`; `metric`, "UAR" or "CCC"; `score`; and `chance`.
+        `task`; `metric`, "UAR" or "CCC"; `score`; `chance`.
     """
-    held_out = points.part.isin(["validation", "test"])
-    tested = points[held_out].drop_duplicates("utterance").sample(frac=1, random_state=0)
-    odd = points.utterance.map(dict(zip(tested.utterance, _rank(tested, "speaker") % 2)))
-    across = points.part == "train", points.part == compared
-    halves = held_out & (odd == 0), held_out & (odd == 1)
+    unseen = points.part.isin(["validation", "test"])
+    utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
+    half = dict(zip(utterances.utterance, utterances.groupby("speaker").cumcount() % 2))
+    half = points.utterance.map(half)
     rows = []
     for task in points.columns.intersection([*CLASSES, *RATINGS]):
-        known = points[task].notna()
-        learnt, scored = (known & part for part in (halves if task == "speaker" else across))
-        n_values = points[task][learnt].nunique()
-        if n_values > 1 and scored.any():
-            sets = [(x[part], points[task][part].to_numpy()) for part in (learnt, scored)]
+        train, test = points.part == "train", points.part == part
+        if task == "speaker":
+            train, test = unseen & (half == 0), unseen & (half == 1)
+        labeled = points[task].notna()
+        train, test = train & labeled, test & labeled
+        n_values = points[task][train].nunique()
+        if n_values > 1 and test.any():
+            sets = [(x[chosen], points[task][chosen].to_numpy()) for chosen in (train, test)]
             metric, chance = ("UAR", 1 / n_values) if task in CLASSES else ("CCC", 0.0)
             score = probe(*sets, metric)
             rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
     return rows
 
 
-def purity(true: Sequence, clusters: Sequence) -> float:
-    """Share of the points that belong to the most frequent class of their cluster.
-
-    Parameters
-    ----------
-    true, clusters : (n,) sequence
-    """
-    return float(contingency_matrix(true, clusters).max(axis=0).sum() / len(true))
-
-
 def cluster_layer(
-    x: np.ndarray, points: pd.DataFrame, compared: str, scales: list[int], seed: int
+    x: np.ndarray, points: pd.DataFrame, part: str, scales: Sequence[int], seed: int
 ) -> list[dict]:
-    """Cluster one layer's frames, and ask what the clusters tell.
+    """Cluster one layer's training frames, and compare the clusters of another part with its attributes.
 
     Parameters
     ----------
-    x, points, compared
-        See `probe_layer`; with `carries`, true of frames in the part that carries the emotion, where
-        that is known.
-    scales : list of int
+    x, points, part
+        See `probe_layer`; with `is_emotional` of frames, where the emotional segment is annotated.
+    scales : sequence of int
+        Numbers of clusters K.
     seed : int
-        Of k-means, which hears the training part.
 
     Returns
     -------
     rows : list of dict
-        `K`, what is `known` of the compared part's frames, `nmi` and `purity` of the clusters with it,
-        and `cluster_usage`: the clusters in use (the exponential of their entropy) over K.
+        `K`, `attribute`, `nmi` and `purity` of the clusters with it, and `cluster_usage`, the exponential of
+        the clusters' entropy over K.
     """
-    scored = points.part == compared
-    asked = {name: (name, scored) for name in CLASSES if points[name].notna().all()}
-    asked = {name: rows for name, rows in asked.items() if points[name][scored].nunique() > 1}
-    if "carries" in points and (scored & points.carries).any():
-        asked["emotion, where it is"] = ("emotion", scored & points.carries)
+    scored = points.part == part
+    attributes = {
+        name: (name, scored)
+        for name in CLASSES
+        if points[name].notna().all() and points[name][scored].nunique() > 1
+    }
+    if "is_emotional" in points and (scored & points.is_emotional).any():
+        attributes["emotion (emotional frames)"] = ("emotion", scored & points.is_emotional)
     rows = []
     for k, centroids in zip(scales, fit_kmeans(x[points.part == "train"], scales, seed)):
         clusters = assign(x, centroids)
-        shares = np.bincount(clusters[scored], minlength=k) / scored.sum()
-        for known, (name, chosen) in asked.items():
-            true, found = points[name][chosen], clusters[chosen]
-            row = {"K": k, "known": known, "nmi": normalized_mutual_info_score(true, found)}
-            row |= {"purity": purity(true, found), "cluster_usage": np.exp(entropy(shares)) / k}
-            rows.append(row)
+        usage = np.exp(entropy(np.bincount(clusters[scored], minlength=k))) / k
+        for attribute, (column, chosen) in attributes.items():
+            pair = points[column][chosen], clusters[chosen]
+            scores = {"nmi": normalized_mutual_info_score(*pair), "purity": purity(*pair)}
+            rows.append({"K": k, "attribute": attribute, **scores, "cluster_usage": usage})
     return rows
 
 
-def _rank(table: pd.DataFrame, column: str) -> pd.Series:
-    """0, 1, 2, … of each row among those of the same value."""
-    return table.groupby(column, dropna=False).cumcount()
-
-
 def _decibels(samples: np.ndarray) -> float:
-    """Mean energy of int16 samples; 0 dB is full scale, silence is put at -100."""
-    return 10 * np.log10(np.mean((samples / 32768.0) ** 2) + 1e-10)
+    """Mean energy of int16 samples in dB below full scale, at least -100."""
+    return 10 * np.log10(np.mean(to_float(samples) ** 2) + 1e-10)
+
+
+def _choose_utterances(corpus: Corpus, fold: int, scales: Sequence[int], seed: int) -> pd.DataFrame:
+    """Utterances of a fold with their attributes, sampled where all of them have too many frames."""
+    points = corpus.manifest[corpus.manifest.columns.intersection(COLUMNS)]
+    points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
+    n_frames = max(DRAWN_FRAMES, FRAMES_PER_CLUSTER * max(scales))
+    if len(points) * FRAMES_PER_UTTERANCE > n_frames:
+        n = n_frames // FRAMES_PER_UTTERANCE
+        points = points.sample(n, random_state=seed).sort_index()
+    return points
 
 
 def _draw(
-    network: SpeechModel, corpus: Corpus, points: pd.DataFrame, each: int, seed: int
-) -> dict[str, tuple[np.ndarray, pd.DataFrame]]:
-    """Mean over time, and some frames, of utterances: (layers, n, dim) and a row for each n.
+    network: SpeechModel, corpus: Corpus, points: pd.DataFrame, n_frames: int, seed: int
+) -> dict[str, Points]:
+    """Means over time, and up to `n_frames` frames each, of utterances, by unit.
 
-    Which frames are drawn depends on the seed, the utterances and how many frames these have only.
-    Rows gain `energy` (dB below full scale) and, for frames, `seconds` (the middle of each) and
-    `drawn` (0, 1, … within the utterance: fewer frames are the first of more).
+    The frames drawn depend on the seed, the utterances and their lengths only. Rows gain `energy` (dB below
+    full scale) and, for frames, `seconds` (the middle of each) and `draw` (0, 1, … within the utterance: a
+    smaller draw is the start of a larger one).
     """
     inputs, layers = features.model_inputs(network, corpus), range(network.n_layers + 1)
     order = {name: number for number, name in enumerate(points.index)}
-    means, frames, drawn, chosen, energy, energies = ([None] * len(order) for _ in range(6))
-    for name, states in features.layer_states(network, inputs, list(points.index), layers):
+    means, frames, draws, chosen, energy, energies = ([None] * len(order) for _ in range(6))
+    for name, states in features.layer_states_by_length(network, inputs, list(order), layers):
         number = order[name]
-        rng = np.random.default_rng([seed, number])
-        at_random = rng.permutation(states.shape[1])[:each]
-        drawn[number] = np.argsort(at_random)
-        chosen[number] = at_random[drawn[number]]
+        shuffled = np.random.default_rng([seed, number]).permutation(states.shape[1])[:n_frames]
+        draws[number] = np.argsort(shuffled)
+        chosen[number] = shuffled[draws[number]]
         means[number] = states.mean(axis=1, dtype=np.float32)
         frames[number] = states[:, chosen[number]]
         waveform, starts = corpus.waveforms[name], chosen[number] * 320
         energy[number] = _decibels(waveform)
         energies[number] = [_decibels(waveform[start : start + 400]) for start in starts]
     points = points.assign(energy=energy)
-    table = points.loc[np.repeat(points.index, list(map(len, drawn)))]
-    table = table.assign(
+    table = points.loc[np.repeat(points.index, list(map(len, draws)))].assign(
         seconds=frame_seconds(np.concatenate(chosen)),
         energy=np.concatenate(energies),
-        drawn=np.concatenate(drawn),
+        draw=np.concatenate(draws),
     )
     if "emotion_start" in table:
-        table["carries"] = table.seconds.between(table.emotion_start, table.emotion_end, "left")
+        emotional = table.seconds.between(table.emotion_start, table.emotion_end, "left")
+        table = table.assign(is_emotional=emotional)
     return {
         "utterances": (np.stack(means, axis=1), points.reset_index(drop=True)),
         "frames": (np.concatenate(frames, axis=1), table.reset_index(drop=True)),
     }
 
 
+def _probe_all(units: dict[str, Points], part: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"layer": layer, "unit": unit, **row}
+        for unit, (x, points) in units.items()
+        for layer, states in enumerate(x)
+        for row in probe_layer(states, points, part)
+    )
+
+
+def _compare_all(states: np.ndarray, references: dict[str, np.ndarray]) -> pd.DataFrame:
+    """CKA of all pairs of layers, of a model and of each reference."""
+    return pd.DataFrame(
+        {"layer": i, "reference_layer": j, "reference": name, "cka": geometry.cka(x, y)}
+        for name, reference in references.items()
+        for i, x in enumerate(states)
+        for j, y in enumerate(reference)
+    )
+
+
+def _limit_frames(x: np.ndarray, points: pd.DataFrame, seed: int) -> Points:
+    """At most `PROBED_FRAMES` of each part."""
+    shuffled = points.sample(frac=1, random_state=seed)
+    chosen = np.sort(shuffled.index[shuffled.groupby("part").cumcount() < PROBED_FRAMES])
+    return x[:, chosen], points.loc[chosen].reset_index(drop=True)
+
+
+def _frames(network: SpeechModel, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
+    """(layers, n, dim) of some frames, the same ones for every network."""
+    n = min(len(points), COMPARED_FRAMES // FRAMES_PER_UTTERANCE)
+    points = points.sample(n, random_state=seed)
+    return _draw(network, corpus, points, FRAMES_PER_UTTERANCE, seed)["frames"][0]
+
+
 def probe_layers(
     run_dir: str,
     fold: int,
+    *,
     model: str,
     encoder: str,
     scales: list[int],
@@ -196,9 +230,8 @@ def probe_layers(
 ) -> Path:
     """Probe, cluster, compare and map the layers of a model.
 
-    What is learnt is learnt from the training part of a fold, and scored on its validation, so that a
-    layer may be chosen by it (on its test part, if the protocol compares epochs there). Of more than
-    8,000 utterances a sample is taken.
+    Probes and clusters are trained on the training part of a fold and scored on the part that the protocol
+    selects on, so that a layer may be chosen by them. Larger corpora are sampled (see `DRAWN_FRAMES`).
 
     Parameters
     ----------
@@ -211,87 +244,65 @@ def probe_layers(
     scales : list of int
         Numbers of clusters.
     map_points : int
-        Frames, and utterances, on a map, at most; see `gmp_utils.evaluation.geometry.map_layers`.
+        Frames, and utterances, on a map, at most.
     seed : int
 
     Returns
     -------
     stage : Path
-        With probes.parquet (layer, of, task, metric, score, chance; `of` is "utterances" or "frames"),
-        clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, to, of, cka; `of`
-        is this "model" or the untouched "encoder") and maps.parquet (of, and see
-        `gmp_utils.evaluation.geometry.map_layers`).
-
-    Raises
-    ------
-    GmpError
-        For another `model`, or if its stage is not there.
+        With probes.parquet (layer, unit, task, metric, score, chance; the unit is "utterances" or "frames"),
+        clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, reference_layer,
+        reference, cka; the reference is this "model" or the original "encoder") and maps.parquet (unit, and
+        see `gmp_utils.evaluation.geometry.map_layers`).
     """
-    corpus, run = open_corpus(run_dir), run_folder(run_dir)
-    stage = run / stage_of(model).format(fold=fold)
-    untouched = weights.resolve(encoder)
+    corpus = open_corpus(run_dir)
+    stage = stage_folder(run_dir, stage_of(model), fold)
+    original = weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
-    compared = corpus.protocol.selection_part
+    part = corpus.protocol.selection_part
 
     def build(folder: Path) -> None:
-        network = SpeechModel.load(untouched if model == "encoder" else str(stage / "model"))
-        layers = range(network.n_layers + 1)
-        points = corpus.manifest[corpus.manifest.columns.intersection(KNOWN)]
-        points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
-        needed = max(DRAWN_FRAMES, POINTS_PER_CLUSTER * max(scales))
-        if len(points) * FRAMES_EACH > needed:
-            points = points.sample(needed // FRAMES_EACH, random_state=seed).sort_index()
+        network = SpeechModel.load(original if model == "encoder" else str(stage / "model"))
+        points = _choose_utterances(corpus, fold, scales, seed)
         n_training = int((points.part == "train").sum())
-        for_clusters = -(-POINTS_PER_CLUSTER * max(scales) // n_training)
-        each = max(FRAMES_EACH, for_clusters)
-        drawn = _draw(network, corpus, points, max(each, -(-map_points // len(points))), seed)
+        n_frames = max(FRAMES_PER_UTTERANCE, -(-FRAMES_PER_CLUSTER * max(scales) // n_training))
+        n_drawn = max(n_frames, -(-map_points // len(points)))
+        drawn = _draw(network, corpus, points, n_drawn, seed)
         frames, table = drawn["frames"]
-        asked = np.flatnonzero(table.drawn < each)
-        frames, table = frames[:, asked], table.iloc[asked].reset_index(drop=True)
-        few = {"utterances": drawn["utterances"], "frames": _some(frames, table, seed)}
-        probes = [
-            {"layer": layer, "of": of, **row}
-            for of, (x, rows) in few.items()
-            for layer in layers
-            for row in probe_layer(x[layer], rows, compared)
-        ]
+        kept = np.flatnonzero(table.draw < n_frames)
+        frames, table = frames[:, kept], table.iloc[kept].reset_index(drop=True)
+        probed = {"utterances": drawn["utterances"], "frames": _limit_frames(frames, table, seed)}
         clusters = [
             {"layer": layer, **row}
-            for layer in layers
-            for row in cluster_layer(frames[layer], table, compared, scales, seed)
+            for layer, states in enumerate(frames)
+            for row in cluster_layer(states, table, part, scales, seed)
         ]
-        pd.DataFrame(probes).to_parquet(folder / "probes.parquet", index=False)
-        pd.DataFrame(clusters).to_parquet(folder / "clusters.parquet", index=False)
-        held_out = points[points.part == compared]
-        own = _frames(network, corpus, held_out, seed)
-        others = {"model": own}
+        scored = points[points.part == part]
+        references = {"model": _frames(network, corpus, scored, seed)}
         if model != "encoder":
-            others["encoder"] = _frames(SpeechModel.load(untouched), corpus, held_out, seed)
-        similarity = [
-            {"layer": layer, "to": to, "of": of, "cka": geometry.cka(own[layer], states[to])}
-            for of, states in others.items()
-            for layer in layers
-            for to in layers
+            references["encoder"] = _frames(SpeechModel.load(original), corpus, scored, seed)
+        maps = [
+            geometry.map_layers(x, rows, part=part, n_points=map_points, seed=seed).assign(
+                unit=unit
+            )
+            for unit, (x, rows) in drawn.items()
         ]
-        pd.DataFrame(similarity).to_parquet(folder / "similarity.parquet", index=False)
-        drawn_maps = [
-            geometry.map_layers(x, rows, compared, map_points, seed).assign(of=of)
-            for of, (x, rows) in drawn.items()
-        ]
-        pd.concat(drawn_maps).to_parquet(folder / "maps.parquet", index=False)
+        for name, result in {
+            "probes": _probe_all(probed, part),
+            "clusters": pd.DataFrame(clusters),
+            "similarity": _compare_all(references["model"], references),
+            "maps": pd.concat(maps),
+        }.items():
+            result.to_parquet(folder / f"{name}.parquet", index=False)
 
+    parameters = {"model": model, "encoder": encoder, "scales": scales, "map_points": map_points}
     return make_stage(
-        run / f"fold{fold}" / PROBE_LAYERS / model,
+        fold_folder(run_dir, fold) / PROBE_LAYERS / model,
         build,
-        parameters={
-            "fold": fold,
-            "model": model,
-            "encoder": encoder,
-            "scales": scales,
-            "map_points": map_points,
-            "seed": seed,
-        },
-        stages=list(dict.fromkeys([corpus.stage, stage])),
+        parameters={"fold": fold, **parameters, "seed": seed},
+        stages=[
+            stage_folder(run_dir, name, fold) for name in upstream(PROBE_LAYERS, {"model": model})
+        ],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
@@ -301,18 +312,17 @@ def probe_layers(
 def cka_to_pretrained(
     run_dir: str, fold: int, encoder: str, models: dict[str, Path], seed: int = 0
 ) -> pd.DataFrame:
-    """How far trainings moved each layer, by its CKA with the untouched encoder's.
+    """CKA of each layer of trained models with the same layer of the encoder they were trained from.
 
     Parameters
     ----------
     run_dir : str
     fold : int
     encoder : str
-        What they started from.
     models : dict of str to Path
-        Folders of models, by the names that they get in the table.
+        Folders of models by name.
     seed : int
-        Of the frames that are drawn from the part of the fold that epochs are compared on.
+        Of the frames, which are drawn from the part that the protocol selects on.
 
     Returns
     -------
@@ -326,21 +336,8 @@ def cka_to_pretrained(
     rows = []
     for name, folder in models.items():
         after = _frames(SpeechModel.load(str(folder)), corpus, points, seed)
-        pairs = enumerate(zip(before, after))
         rows += [
-            {"layer": layer, "model": name, "cka": geometry.cka(*pair)} for layer, pair in pairs
+            {"layer": layer, "model": name, "cka": geometry.cka(*pair)}
+            for layer, pair in enumerate(zip(before, after))
         ]
     return pd.DataFrame(rows)
-
-
-def _frames(network: SpeechModel, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
-    """(layers, n, dim) of some frames, the same ones whatever the network."""
-    few = points.sample(min(len(points), COMPARED_FRAMES // FRAMES_EACH), random_state=seed)
-    return _draw(network, corpus, few, FRAMES_EACH, seed)["frames"][0]
-
-
-def _some(x: np.ndarray, points: pd.DataFrame, seed: int) -> tuple[np.ndarray, pd.DataFrame]:
-    """At most `PROBED_FRAMES` of each part's points."""
-    shuffled = points.sample(frac=1, random_state=seed)
-    chosen = np.sort(shuffled.index[_rank(shuffled, "part") < PROBED_FRAMES])
-    return x[:, chosen], points.loc[chosen].reset_index(drop=True)

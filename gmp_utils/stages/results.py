@@ -6,9 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils.evaluation.collect import classifiers, corpus_of, first_corpus, training_costs
-from gmp_utils.evaluation.comparison import comparisons
-from gmp_utils.evaluation.metrics import uar
-from gmp_utils.evaluation.tables import describe
+from gmp_utils.evaluation.tables import describe, uar_comparisons
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.runs import experiments
 from gmp_utils.runs.paths import RESULTS, run_folder
@@ -17,54 +15,51 @@ from gmp_utils.training import features
 
 
 def inference_speed(run_dir: str) -> float | None:
-    """Seconds of audio that a classifier hears per second, from waveforms to scores, on this machine.
+    """Seconds of audio classified per second on this machine, from waveforms to scores.
 
-    Parameters
-    ----------
-    run_dir : str
-        The test utterances of its first network are classified, a first few unmeasured. Without one,
-        baselines aside, the speed is None.
+    Measured with the first network of the run on its test utterances, after a warm-up; None for a run that
+    has baselines only.
     """
-    found = classifiers(run_dir)
-    networks = found[[(stage / "model").is_dir() for stage in found.stage]]
+    finished = classifiers(run_dir)
+    networks = finished[[(stage / "model").is_dir() for stage in finished.stage]]
     if networks.empty:
         return None
     stage, fold = networks.iloc[0][["stage", "fold"]]
     corpus = corpus_of(stage)
     check_and_identify(stage)
     model = EmotionClassifier.load(str(stage / "model"))
-    tested = corpus.partition(fold)["test"]
-    features.embed_and_classify(model, corpus, corpus.waveforms, tested[:2])
-    began = time.monotonic()
-    features.embed_and_classify(model, corpus, corpus.waveforms, tested)
-    return float(corpus.manifest.duration[tested].sum() / (time.monotonic() - began))
+    test = corpus.partition(fold)["test"]
+    features.embed_and_classify(model, corpus, corpus.waveforms, test[:2])
+    start = time.monotonic()
+    features.embed_and_classify(model, corpus, corpus.waveforms, test)
+    return float(corpus.manifest.duration[test].sum() / (time.monotonic() - start))
 
 
 def write_results(
     run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame, seed: int = 0
 ) -> Path:
-    """Keep the results as a stage.
+    """Write the results as a stage.
 
     Parameters
     ----------
     run_dir : str
     predictions : DataFrame
-        As `collect` returns them.
+        See `gmp_utils.evaluation.collect.collect`.
     table : DataFrame
-        Of them, see `results_table`.
+        See `gmp_utils.evaluation.tables.results_table`.
     seed : int
         Of the bootstrap.
 
     Returns
     -------
     stage : Path
-        With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv
-        and summary.md.
+        With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv and
+        summary.md.
     """
-    told = experiments.read_declaration(run_dir)
+    declaration = experiments.read_declaration(run_dir)
 
     def build(folder: Path) -> None:
-        compared = comparisons(predictions, uar, told["against"])
+        compared = uar_comparisons(predictions, declaration["against"])
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table.csv", index=False)
         markdown = table.to_markdown(index=False, disable_numparse=True)
@@ -74,13 +69,13 @@ def write_results(
         compared.to_csv(folder / "comparisons.csv", index=False)
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
         findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
-        text = [describe(run_dir), "", markdown, ""]
-        (folder / "summary.md").write_text("\n".join([*text, *findings, ""]), encoding="utf-8")
+        text = [describe(run_dir), "", markdown, "", *findings, ""]
+        (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
     return make_stage(
         run_folder(run_dir) / RESULTS,
         build,
-        parameters={"seed": seed, "told": told},
+        parameters={"seed": seed, "declaration": declaration},
         stages=list(classifiers(run_dir).stage),
         module=__name__,
         protocol=first_corpus(run_dir).protocol.to_dict(),
