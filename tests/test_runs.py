@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -6,15 +7,16 @@ import nbformat
 import pytest
 
 from gmp_utils import GmpError
-from gmp_utils.runs import notebook
+from gmp_utils.runs import code, notebook
 from gmp_utils.runs.files import read_json, text_digest
-from gmp_utils.runs.paths import NOTEBOOKS, ROOT
-from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, notebook_sources, sources
+from gmp_utils.runs.paths import NOTEBOOKS, ROOT, fold_folder, run_and_fold, stage_folder, stage_of
+from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, verify
+from gmp_utils.runs.upstream import upstream
 
 
-def make(folder, build, **changes):
-    settings = {"parameters": {"a": 1}, "inputs": ["x"], "module": "gmp_utils.runs.paths"} | changes
-    return make_stage(folder, build, **settings)
+def make(folder, build=lambda folder: None, **changes):
+    settings = {"parameters": {"a": 1}, "inputs": ["x"], "module": "gmp_utils.models.losses"}
+    return make_stage(folder, build, **settings | changes)
 
 
 def test_a_stage_is_made_once(tmp_path, capsys):
@@ -27,26 +29,30 @@ def test_a_stage_is_made_once(tmp_path, capsys):
     stage = make(tmp_path / "s", build)
     assert make(tmp_path / "s", build) == stage
     assert len(calls) == 1
-    assert "same parameters" in capsys.readouterr().out
+    assert "is up to date" in capsys.readouterr().out
     provenance = read_json(stage / "provenance.json")
     assert provenance["inputs"] == ["x"]
     assert set(provenance["files"]) == {"params.json", "result.txt"}
-    assert provenance["files"]["result.txt"] == text_digest("done")
+    state = (stage / "result.txt").stat()
+    assert provenance["files"]["result.txt"] == {
+        "sha256": text_digest("done"), "size": 4, "mtime_ns": state.st_mtime_ns
+    }  # fmt: skip
     assert read_json(stage / "params.json") == {"a": 1}
 
 
 @pytest.mark.parametrize(
     "changes",
-    [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.models.losses"}],
+    [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.models.heads"}],
 )
-def test_what_matters_makes_it_anew(tmp_path, changes):
+def test_a_stage_is_made_again_if_what_it_is_made_from_changes(tmp_path, changes):
     calls = []
     make(tmp_path / "s", calls.append)
     make(tmp_path / "s", calls.append, **changes)
     assert len(calls) == 2
 
 
-def test_an_interrupted_stage_is_not_there_and_goes_on(tmp_path):
+@pytest.mark.parametrize("changes", [{}, {"parameters": {"a": 2}}])
+def test_an_interrupted_stage_resumes_unless_something_changed(tmp_path, changes):
     def broken(folder):
         (folder / "half.txt").write_text("half")
         raise KeyboardInterrupt
@@ -54,53 +60,39 @@ def test_an_interrupted_stage_is_not_there_and_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         make(tmp_path / "s", broken)
     assert not (tmp_path / "s").exists()
-    with pytest.raises(GmpError, match="01_prepare_data"):
+    with pytest.raises(GmpError, match=r"not found; run notebooks/01_prepare_data"):
         check_and_identify(tmp_path / "01_prepare_data")
-    found = []
-    make(tmp_path / "s", lambda folder: found.append((folder / "half.txt").exists()))
-    assert found == [True]
-
-
-def test_leftovers_of_another_attempt_are_not_reused(tmp_path):
-    def broken(folder):
-        (folder / "half.txt").write_text("half")
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        make(tmp_path / "s", broken)
-    found = []
-    make(
-        tmp_path / "s",
-        lambda folder: found.append((folder / "half.txt").exists()),
-        parameters={"a": 2},
-    )
-    assert found == [False]
+    kept = []
+    make(tmp_path / "s", lambda folder: kept.append((folder / "half.txt").exists()), **changes)
+    assert kept == [not changes]
 
 
 def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
-    """01 is made anew; 02, made from the old 01, and 03, made from that 02, count no more."""
+    """01 is made again; 02, made from the old 01, and 06, made from that 02, are out of date."""
     first, second = tmp_path / "01_prepare_data", tmp_path / "fold1" / "02_train_multitask"
     third = tmp_path / "fold1" / "06_finetune" / "gmps" / "ce"
-    make(first, lambda folder: None)
-    make(second, lambda folder: None, stages=[first])
-    make(third, lambda folder: None, stages=[second])
+    make(first)
+    make(second, stages=[first])
+    make(third, stages=[second])
     before = check_and_identify(third)
-    make(first, lambda folder: None, parameters={"a": 2})
+    assert verify(str(tmp_path)) == []
+    make(first, parameters={"a": 2})
     for folder in (second, third):
         with pytest.raises(
             GmpError, match=r"02_train_multitask was made from another .*01_prepare"
         ):
             check_and_identify(folder)
-    make(second, lambda folder: None, stages=[first])
+    assert len(verify(str(tmp_path))) == 2
+    make(second, stages=[first])
     with pytest.raises(
         GmpError, match=r"ce was made from another .*02_train.*06_finetune\.ipynb again"
     ):
         check_and_identify(third)
-    make(third, lambda folder: None, stages=[second])
+    make(third, stages=[second])
     assert check_and_identify(third) != before
 
 
-def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, capsys):
+def test_runs_below_a_cache_share_stages(tmp_path, capsys):
     calls = []
 
     def build(folder):
@@ -121,39 +113,126 @@ def test_runs_beside_each_other_share_stages_where_they_are_meant_to(tmp_path, c
     assert (second / "inside" / "result.txt").samefile(first / "inside" / "result.txt")
     assert not (second / "headline.json").exists()
     assert check_and_identify(first) == check_and_identify(second)
+    assert verify(str(tmp_path)) == []
     make(tmp_path / "c" / "s", build, parameters={"a": 2})
     assert len(calls) == 4
-    make(first, build, parameters={"a": 3})  # what the note points to is another stage by now
+    make(first, build, parameters={"a": 3})  # the cache's entry now points to another stage
     make(tmp_path / "d" / "s", build)
     assert len(calls) == 6
     assert (second / "inside" / "result.txt").read_text() == "done"
 
 
 def test_two_processes_make_a_stage_once(tmp_path):
-    code = (
+    script = (
         "import sys, time; from pathlib import Path; from gmp_utils.runs.stage import make_stage\n"
         "def build(folder):\n"
         "    (folder / 'built').open('x').close(); time.sleep(1)\n"
-        "make_stage(Path(sys.argv[1]), build, parameters={}, module='gmp_utils.runs.paths')"
+        "make_stage(Path(sys.argv[1]), build, parameters={}, module='gmp_utils.models.losses')"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "s")]
+    command = [sys.executable, "-c", script, str(tmp_path / "s")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=120)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sum("is there" in text for text in said) == 1
+    assert sum("is up to date" in text for text in outputs) == 1
 
 
-def test_sources_follow_imports_and_nothing_else():
-    names = {path.name for path in sources("gmp_utils.stages.generate_gmps")}
-    assert {"generate_gmps.py", "encoder.py", "kmeans.py", "stage.py"} <= names
-    assert not {"style.py", "finetune.py", "probe_layers.py"} & names
+@pytest.fixture
+def copied_code(tmp_path, monkeypatch):
+    """A copy of the package; the function changes a text in one of its modules and returns digests."""
+    shutil.copytree(ROOT / "gmp_utils", tmp_path / "gmp_utils")
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+
+    def edit(module, old, new):
+        code._read.cache_clear()
+        before = {name: code.code_digest(f"gmp_utils.stages.{name}") for name in STAGES}
+        path = tmp_path / "gmp_utils" / module
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new, 1) if old else path.read_text() + new)
+        code._read.cache_clear()
+        after = {name: code.code_digest(f"gmp_utils.stages.{name}") for name in STAGES}
+        return {name for name in STAGES if before[name] != after[name]}
+
+    yield edit
+    code._read.cache_clear()
 
 
-def test_a_notebook_needs_what_it_imports():
-    names = {path.name for path in notebook_sources("06_finetune")}
-    assert {"finetune.py", "layers.py", "probe_layers.py", "notebook.py"} <= names
-    assert "pretrain_encoder.py" not in names
-    assert "emodb.py" not in names
+STAGES = ("prepare_data", "generate_gmps", "finetune", "results")
+
+
+def test_words_and_colors_do_not_count_as_code(copied_code):
+    assert not copied_code("models/heads.py", '"""', '"""Other words. ')
+    assert not copied_code("models/heads.py", "\nclass ", "\n# a comment\nclass ")
+    assert not copied_code("models/encoder.py", 'f"encoder {source!r}: ', 'f"Encoder {source!r}, ')
+    assert not copied_code("stages/generate_gmps.py", "expected numbers of", "needs numbers of")
+    assert not copied_code("figures/style.py", "", "COLOR = 'red'\n")
+    assert not copied_code("runs/stage.py", "", "LIMIT = 1\n")
+
+
+def test_numbers_count_as_code(copied_code):
+    assert copied_code("models/heads.py", ": int = 256", ": int = 255") == {
+        "generate_gmps",
+        "finetune",
+        "results",
+    }
+    assert copied_code("training/kmeans.py", "", "N = 1\n") == {"generate_gmps"}
+    assert copied_code("evaluation/comparison.py", "", "N = 1\n") == {"results"}
+    assert copied_code("data/protocol.py", "", "N = 1\n") == set(STAGES)
+
+
+def test_imports_within_functions_count(copied_code, tmp_path):
+    path = tmp_path / "gmp_utils" / "models" / "losses.py"
+    path.write_text("def f():\n    from gmp_utils.data import audio\n    return audio\n")
+    assert {"models.losses", "data.audio"} <= set(code.counted_modules(["models.losses"]))
+
+
+def test_recordings_count_their_writer_and_only_notebook_01_its_readers(copied_code, tmp_path):
+    assert "data.audio" in code.counted_modules(["data.waveform_store"])
+    before = code.notebook_digest("01_prepare_data"), code.notebook_digest("02_train_multitask")
+    assert not copied_code("data/corpora/iemocap.py", "", "N = 1\n")
+    after = code.notebook_digest("01_prepare_data"), code.notebook_digest("02_train_multitask")
+    assert before[0] != after[0] and before[1] == after[1]
+
+
+GMPS, MULTITASK = "fold{fold}/04_generate_gmps", "fold{fold}/02_train_multitask"
+
+
+@pytest.mark.parametrize(
+    ("stage", "parameters", "expected"),
+    [
+        ("02_train_multitask", {}, []),
+        ("03_probe_layers", {"model": "encoder"}, []),
+        ("03_probe_layers", {"model": "retrained"}, ["fold{fold}/05_retrain"]),
+        ("04_generate_gmps", {"clustered_model": "multitask"}, [MULTITASK]),
+        ("04_generate_gmps", {"clustered_model": "encoder"}, []),
+        ("05_retrain", {"objective": "clusters", "retrain_from": "encoder"}, [GMPS]),
+        ("05_retrain", {"objective": "contrastive", "retrain_from": "multitask"}, [MULTITASK]),
+        (
+            "05_retrain",
+            {"objective": "own", "encoder": "embedded", "retrain_from": "multitask"},
+            [GMPS, MULTITASK],
+        ),
+        ("06_finetune", {"use_gmps": True}, ["fold{fold}/05_retrain"]),
+        ("06_finetune", {"use_gmps": False, "loss": "ams"}, []),
+        (
+            "06_finetune",
+            {"use_gmps": False, "loss": "ce-then-ams"},
+            ["fold{fold}/06_finetune/no-gmps/ce"],
+        ),
+        ("08_personalize", {"representations": ["none", "papt"]}, [GMPS]),
+        ("08_personalize", {"representations": ["none"]}, []),
+    ],
+)
+def test_what_a_stage_reads_is_stated_once(stage, parameters, expected):
+    assert upstream(stage, parameters) == ["01_prepare_data", *expected]
+
+
+def test_folders_of_runs_folds_and_stages(tmp_path):
+    stage = stage_folder(str(tmp_path), stage_of("finetuned"), 12)
+    assert stage == tmp_path / "fold12" / "06_finetune" / "gmps" / "ams"
+    assert run_and_fold(stage) == (str(tmp_path), 12)
+    assert fold_folder(str(tmp_path), 12) == tmp_path / "fold12"
+    with pytest.raises(GmpError, match="one of encoder, multitask"):
+        stage_of("best")
 
 
 SERIES = [
@@ -190,7 +269,7 @@ def test_the_series_is_complete_and_declares_builtin_types():
         ({"fold": "3"}, r"parameter fold: found '3' \(str\), expected int"),
         ({"fold": True}, "found True"),
         ({"fold": 1.0}, "expected int"),
-        ({"learning_rate": "1e-4"}, "expected float"),
+        ({"multitask_learning_rate": "1e-4"}, "expected float"),
         ({"scales": [16, "64"]}, "expected list"),
         ({"train_cnn": 1}, "expected bool"),
     ],
@@ -201,8 +280,10 @@ def test_parameters_are_checked(given, message):
 
 
 def test_a_preset_may_hold_the_whole_series():
-    given = {"fold": 2, "learning_rate": 1, "layer": -3}
-    assert notebook.check_parameters("02_train_multitask", given) == {"fold": 2, "learning_rate": 1}
+    given = {"fold": 2, "multitask_learning_rate": 1, "layer": -3}
+    assert notebook.check_parameters("02_train_multitask", given) == {
+        "fold": 2, "multitask_learning_rate": 1,
+    }  # fmt: skip
 
 
 def test_presets_fit_the_notebooks():
@@ -221,8 +302,8 @@ def test_paper_preset_is_the_papers():
 
     paper = yaml.safe_load((ROOT / "presets" / "paper.yaml").read_text())
     expected = {
-        "alpha": 0.9, "layer": -3, "scales": [64, 512, 4096], "learning_rate": 1e-4,
-        "batch_size": 64, "am_scale": 30.0, "am_margin": 0.2, "lstm_size": 256,
+        "alpha": 0.9, "layer": -3, "scales": [64, 512, 4096], "retrain_learning_rate": 1e-4,
+        "finetune_batch_size": 64, "am_scale": 30.0, "am_margin": 0.2, "lstm_size": 256,
         "emotions": ["angry", "happy", "neutral", "sad"], "train_cnn": False,
     }  # fmt: skip
     assert expected.items() <= paper.items()
@@ -265,10 +346,10 @@ def test_notebooks_are_small_and_tidy(name):
     parameters = next(cell for cell in book.cells if "parameters" in cell.metadata.get("tags", []))
     lines = parameters.source.splitlines()
     assert all("  # " in line and line.count("=") == 1 for line in lines)
-    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    cells = [cell for cell in book.cells if cell.cell_type == "code"]
     if live:
-        assert not any(cell.outputs for cell in code)
+        assert not any(cell.outputs for cell in cells)
     else:
-        assert all(cell.execution_count for cell in code), "run `make notebooks`"
-        assert code[-1].outputs[0].text == "ok\n"
+        assert all(cell.execution_count for cell in cells), "run `make notebooks`"
+        assert cells[-1].outputs[0].text == "ok\n"
     assert "application/vnd.plotly" not in json.dumps(book)

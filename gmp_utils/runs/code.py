@@ -1,0 +1,83 @@
+"""Digests of the code that can change a stage's numbers.
+
+A module counts with all that it imports, directly or not, from its own room and from data/, models/,
+training/ and evaluation/. The readers of corpora do not count for a stage, whose inputs are the manifests
+that they return, nor do the tables of evaluation/, except where a stage keeps some. Within a module
+comments, docstrings, printed text and the messages of a `GmpError` do not count.
+"""
+
+import ast
+from collections.abc import Collection
+from functools import cache
+from pathlib import Path
+
+from gmp_utils.runs.files import read_json, text_digest
+from gmp_utils.runs.paths import NOTEBOOKS, ROOT
+
+ROOMS = ("data", "models", "training", "evaluation")
+READERS = "data.corpora"
+TABLES = tuple(f"evaluation.{name}" for name in ("collect", "comparison", "ratings", "tables"))
+
+
+class _RemoveWords(ast.NodeTransformer):
+    """Remove docstrings, printed text and messages of errors."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        return None if is_text else self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        if isinstance(node.func, ast.Name) and node.func.id in ("GmpError", "print"):
+            return ast.Call(node.func, [], [])
+        return self.generic_visit(node)
+
+
+def _imports(tree: ast.AST) -> list[str]:
+    """Modules of this package, and names in them, that code imports anywhere."""
+    return [
+        name.removeprefix("gmp_utils.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("gmp_utils")
+        for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+    ]
+
+
+@cache
+def _read(path: Path) -> tuple[str, list[str]]:
+    """Code of a module without words, and its imports."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return ast.unparse(_RemoveWords().visit(tree)), _imports(tree)
+
+
+def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) -> dict[str, str]:
+    """Code of modules and of what they import; names start below `gmp_utils`."""
+    rooms = {*ROOMS, *(name.split(".")[0] for name in modules)}
+    code, waiting = {}, list(modules)
+    while waiting:
+        name = waiting.pop()
+        path = ROOT.joinpath("gmp_utils", *name.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        counts = name.split(".")[0] in rooms and name not in excluded
+        if counts and name not in code and path.is_file():
+            code[name], imported = _read(path)
+            waiting += imported
+    return code
+
+
+def _digest(code: dict[str, str]) -> str:
+    return text_digest(repr(sorted(code.items())))
+
+
+def code_digest(module: str) -> str:
+    """SHA-256 of the code that can change what a module computes for a stage."""
+    name = module.removeprefix("gmp_utils.")
+    makes_tables = name in ("stages.publish", "stages.results") or name.startswith("evaluation.")
+    return _digest(counted_modules([name], [READERS, *(() if makes_tables else TABLES)]))
+
+
+def notebook_digest(notebook: str) -> str:
+    """SHA-256 of the code that can change a notebook's numbers, apart from the notebook's own."""
+    cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    imported = [name for name in _imports(ast.parse(code)) if name.startswith((*ROOMS, "stages"))]
+    return _digest(counted_modules(imported))

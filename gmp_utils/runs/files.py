@@ -1,0 +1,118 @@
+"""JSON files, digests of files, and locks."""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+
+from gmp_utils import GmpError
+
+HASHED_BYTES = 16 * 2**20  # smaller files are hashed whenever they are read
+_digests: dict[
+    tuple, str
+] = {}  # of this process, by device, inode, size and time: hard links are one
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Write a JSON file in one step; NumPy's numbers become Python's."""
+
+    def plain(value):
+        if isinstance(value, np.generic | np.ndarray):
+            return value.tolist()
+        if isinstance(value, Path):
+            return str(value)
+        raise TypeError(f"{type(value).__name__} does not go into JSON")
+
+    text = json.dumps(values, indent=1, default=plain, ensure_ascii=False)
+    new = path.with_name(f".{path.name}.new")
+    new.write_text(text + "\n", encoding="utf-8")
+    os.replace(new, path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a text, hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_files(folder: Path) -> dict[str, dict]:
+    """SHA-256, size and mtime of every file below a folder, apart from hidden ones, by its name there."""
+    described = {}
+    for path in sorted(folder.rglob("[!.]*")):
+        if path.is_file():
+            state = path.stat()
+            state = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
+            described[str(path.relative_to(folder))] = {"sha256": file_digest(path), **state}
+    return described
+
+
+def find_mismatch(
+    folder: Path, files: dict[str, dict], read: Collection[str] = (), *, thorough: bool = False
+) -> str | None:
+    """Say how the first file that differs from `describe_files` does so; `read` names some of them.
+
+    A large file of the same size and mtime is taken to be the same unless `thorough`. One of another
+    mtime was perhaps copied, and is hashed.
+    """
+    for name in read or files:
+        path, described = folder / name, files[name]
+        try:
+            state = path.stat()
+            if state.st_size != described["size"]:
+                return f"{path}: found {state.st_size} bytes, expected {described['size']}"
+            if (
+                thorough
+                or state.st_size < HASHED_BYTES
+                or state.st_mtime_ns != described["mtime_ns"]
+            ):
+                key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
+                digest = _digests[key] = _digests.get(key) or file_digest(path)
+                if digest != described["sha256"]:
+                    return f"{path}: its SHA-256 differs from the one recorded when it was written"
+        except OSError as error:
+            return f"{path}: cannot be read ({error.strerror})"
+    return None
+
+
+@contextmanager
+def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock, released when the process ends.
+
+    `what` is made meanwhile. While another process holds the lock, wait, or raise a GmpError that names
+    it.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held, owner = FileLock(lock), lock.with_name(f"{lock.name}.owner")
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        if not wait:
+            raise GmpError(
+                f"{what} is being made by {who}; wait for its end, or stop it."
+            ) from None
+        print(f"{what} is being made by {who}: waiting for its end.", flush=True)
+        held.acquire()
+    try:
+        now = datetime.now().isoformat(" ", "seconds")
+        owner.write_text(f"process {os.getpid()} on {platform.node()}, since {now}", "utf-8")
+        yield
+    finally:
+        held.release()

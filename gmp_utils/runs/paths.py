@@ -1,0 +1,83 @@
+"""Names of folders: the project, its runs, their stages and figures."""
+
+import re
+from pathlib import Path
+
+from gmp_utils import GmpError
+
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
+PRETRAIN_ENCODER = "00_pretrain_encoder"
+PREPARE_DATA = "01_prepare_data"
+TRAIN_MULTITASK = "02_train_multitask"
+PROBE_LAYERS = "03_probe_layers"
+GENERATE_GMPS = "04_generate_gmps"
+RETRAIN = "05_retrain"
+FINETUNE = "06_finetune"
+RESULTS = "07_results"
+PERSONALIZE = "08_personalize"
+RECOGNIZE = "09_recognize"
+FOLD = "fold{fold}/"
+INITIALIZATIONS = {
+    True: "gmps",
+    False: "no-gmps",
+}  # of fine-tuning: the retrained model, or the encoder
+MODELS = {  # that can be probed, with their stages
+    "encoder": PREPARE_DATA,
+    "multitask": FOLD + TRAIN_MULTITASK,
+    "retrained": FOLD + RETRAIN,
+    "finetuned": f"{FOLD}{FINETUNE}/gmps/ams",
+}
+
+
+def run_folder(run_dir: str) -> Path:
+    """Folder of a run; relative paths start at the checkout."""
+    return ROOT / Path(run_dir).expanduser()
+
+
+def fold_folder(run_dir: str, fold: int) -> Path:
+    """Folder of a run's fold."""
+    return stage_folder(run_dir, FOLD, fold)
+
+
+def stage_folder(run_dir: str, stage: str, fold: int) -> Path:
+    """Folder of a stage; its name may contain ``{fold}``, as `upstream` and `stage_of` return it."""
+    return run_folder(run_dir) / stage.format(fold=fold)
+
+
+def run_and_fold(stage: Path) -> tuple[str, int]:
+    """Run and fold of a stage's folder that lies below a fold's."""
+    folder = next(path for path in stage.parents if re.fullmatch(r"fold\d+", path.name))
+    return str(folder.parent), int(folder.name.removeprefix("fold"))
+
+
+def figures_folder(run_dir: str) -> Path:
+    """Folder of a run's figures: figures/<run>, or within a run that lies elsewhere than in runs/."""
+    run = run_folder(run_dir)
+    below = run.is_relative_to(ROOT / "runs")
+    return ROOT / "figures" / run.relative_to(ROOT / "runs") if below else run / "figures"
+
+
+def stage_of(model: str) -> str:
+    """Stage of a model of `MODELS`, below a run's folder, with ``{fold}`` in it."""
+    if model not in MODELS:
+        raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
+    return MODELS[model]
+
+
+def missing_artifact(folder: Path, notebook: str) -> GmpError:
+    """Return the error for a stage that was not made yet."""
+    return GmpError(
+        f"{display_path(folder)}: not found; run notebooks/{notebook}.ipynb with the same run_dir and fold."
+    )
+
+
+def notebook_of(folder: Path) -> str:
+    """Notebook that makes a stage's folder; 01 for the folders that have no number."""
+    names = [part for part in folder.parts if (NOTEBOOKS / f"{part}.ipynb").is_file()]
+    return names[-1] if names else PREPARE_DATA
+
+
+def display_path(path: Path) -> str:
+    """Path for messages: relative to the checkout if it lies there."""
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,0 +1,66 @@
+"""Where an encoder's weights come from, and what its files say without loading them."""
+
+from pathlib import Path
+
+from gmp_utils import GmpError
+from gmp_utils.runs.files import file_digest, read_json, text_digest
+from gmp_utils.runs.paths import ROOT
+
+EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"  # a small HuBERT
+PRETRAINING_RECORDINGS = (
+    "pretraining_recordings.txt"  # beside an encoder's weights, a line per recording
+)
+
+
+def resolve(encoder: str) -> str:
+    """Folder of an encoder's weights, or its name on the hub.
+
+    Parameters
+    ----------
+    encoder : str
+        "embedded", a local folder as `save_pretrained` writes it (a relative path
+        starts at the checkout), or a name on the hub.
+    """
+    if encoder == "embedded":
+        return str(EMBEDDED)
+    folder = ROOT / Path(encoder).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
+    if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
+        raise GmpError(f"encoder {encoder!r}: no such folder.")
+    return str(folder) if folder.is_dir() else encoder
+
+
+def files(encoder: str) -> list[Path]:
+    """Files of a local encoder; none for a name on the hub."""
+    folder = Path(resolve(encoder))
+    patterns = ("config.json", "*.safetensors", "*.bin")
+    return sorted(path for pattern in patterns for path in folder.glob(pattern))
+
+
+def n_layers(encoder: str) -> int:
+    """Number of Transformer layers of a local encoder; hubert-large's 24 for a name on the hub."""
+    file = Path(resolve(encoder)) / "config.json"
+    return read_json(file)["num_hidden_layers"] if file.is_file() else 24
+
+
+def pretraining_objective(encoder: str) -> str:
+    """How an encoder was pre-trained: "contrastive" for wav2vec 2.0, "clusters" for HuBERT and WavLM.
+
+    For a name on the hub, the name decides.
+    """
+    file = Path(resolve(encoder)) / "config.json"
+    kind = read_json(file)["model_type"] if file.is_file() else encoder.lower()
+    return "contrastive" if "wav2vec2" in kind else "clusters"
+
+
+def pretraining_digests(encoder: str) -> set[str]:
+    """Digests of the recordings that an encoder of notebook 00 was pre-trained on; empty for others."""
+    file = Path(resolve(encoder)) / PRETRAINING_RECORDINGS
+    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+
+
+def fingerprint(encoder: str) -> str:
+    """Digest of an encoder's files, or its name on the hub."""
+    paths = files(encoder)
+    return text_digest("".join(map(file_digest, paths))) if paths else encoder
