@@ -1,91 +1,79 @@
-# make run · make lab · make experiment · make plan · make report · make bench · make test · make test-browser · make test-faults · make lint · make notebooks · make clean · make help
+# make run · make lab · make experiment · make plan · make report · make bench · make test · make test-slow · make lint · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
-# Values may hold quotes, spaces and $; names in a PRESET of several files then need quotes of their own.
-
-CORPUS          ?=
-CORPUS_DIR      ?=
-TEST_CORPUS     ?=
-TEST_CORPUS_DIR ?=
-ENCODER         ?=
-FOLDS           ?=
-SEEDS           ?=
-GMPS            ?=
-PRESET          ?=
-RECIPE          ?=
-RUN             ?=
-TENSORBOARD     ?=
-NAME            ?=
-CORES           ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
-comma           := ,
-GPUS            ?= $(if $(CUDA_VISIBLE_DEVICES),$(words $(subst $(comma), ,$(CUDA_VISIBLE_DEVICES))),$(shell \
-	nvidia-smi -L 2>/dev/null | wc -l))
-experiments     := $(notdir $(basename $(wildcard workflow/config/*.yaml)))
-recipes         := $(notdir $(basename $(wildcard presets/recipes/*.yaml)))
-settings := CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RECIPE RUN \
-	TENSORBOARD CORES GPUS
+# The variables below, and ARGS for any other option, go to `python -m gmp_utils`; other names are ignored.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 
-known   := $(settings) NAME PYTHON
-origins := $(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name)))
-unknown := $(filter-out $(known) MAKEFLAGS,$(origins))
-$(if $(strip $(unknown)),$(error unknown variable $(unknown); this Makefile takes $(known)))
+# Values stay as they were typed: make does not expand a $ in them, and the shell gets them in quotes.
+override NAME            := $(value NAME)
+override CORPUS          := $(value CORPUS)
+override CORPUS_DIR      := $(value CORPUS_DIR)
+override TEST_CORPUS     := $(value TEST_CORPUS)
+override TEST_CORPUS_DIR := $(value TEST_CORPUS_DIR)
+override ENCODER         := $(value ENCODER)
+override FOLDS           := $(value FOLDS)
+override SEEDS           := $(value SEEDS)
+override GMPS            := $(value GMPS)
+override PRESET          := $(value PRESET)
+override RECIPE          := $(value RECIPE)
+override RUN             := $(value RUN)
+override REPORT_TO       := $(value REPORT_TO)
+override CORES           := $(value CORES)
+override GPUS            := $(value GPUS)
+export NAME CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RECIPE RUN REPORT_TO CORES GPUS
 
-# Values reach recipes by the environment as they were typed: neither make nor a shell reads them.
-typed   := $(foreach name,$(known),$(if $(filter command environment,$(origin $(name))),$(name)))
-$(foreach name,$(typed),$(eval override $(name) := $$(value $(name))))
-SLOTS   := $(or $(filter-out 0,$(GPUS)),1)
-export $(known) SLOTS
-
-SNAKEMAKE = $(BIN)/snakemake --snakefile workflow/Snakefile --cores "$$CORES" --resources "gpu=$$SLOTS"
+GMP      := $(BIN)/python -m gmp_utils
+SETTINGS := $${CORPUS:+--corpus "$$CORPUS"} $${CORPUS_DIR:+--corpus-dir "$$CORPUS_DIR"} \
+	$${TEST_CORPUS:+--test-corpus "$$TEST_CORPUS"} $${TEST_CORPUS_DIR:+--test-corpus-dir "$$TEST_CORPUS_DIR"} \
+	$${ENCODER:+--encoder "$$ENCODER"} $${PRESET:+--preset "$$PRESET"} $${RUN:+--run-dir "$$RUN"} \
+	$${FOLDS:+--folds $$FOLDS}
+OF_RUN   := $${GMPS:+--gmps $$GMPS} $${RECIPE:+--recipe "$$RECIPE"}
+OF_EXPERIMENT := $${SEEDS:+--seeds $$SEEDS}
+EXECUTION := $${REPORT_TO:+--report-to "$$REPORT_TO"} $${CORES:+--cores "$$CORES"} $${GPUS:+--gpus "$$GPUS"}
 
 .DEFAULT_GOAL := help
-.PHONY: help run experiment plan report bench test test-browser test-faults lab lint notebooks clean
+.PHONY: help run experiment plan report bench test test-slow lab lint notebooks clean
 
 help:
 	@sed -n '1,3p' Makefile
-	@printf '%s\n' "Variables of make run: $(foreach name,$(settings),$(name)='$$$(name)')" \
-		"Of make experiment: NAME='$$NAME', of $(experiments), and the same but GMPS; of make run not SEEDS" \
-		"RECIPE is one of $(recipes)"
+	@echo "make run: CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS GMPS PRESET RECIPE RUN REPORT_TO CORES GPUS"
+	@echo "make experiment NAME=...: the same without GMPS and RECIPE, and SEEDS"
+	@echo "NAME: $(notdir $(basename $(wildcard workflow/config/*.yaml)))"
+	@echo "RECIPE: $(notdir $(basename $(wildcard presets/recipes/*.yaml)))"
+	@echo "What each means: .venv/bin/python -m gmp_utils run --help"
 
 .venv/installed: pyproject.toml constraints.txt
-	"$$PYTHON" -m venv .venv
+	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		--constraint constraints.txt --editable '.[all]'
 	$(BIN)/python -m compileall -q -j 0 .venv/lib > /dev/null || true
 	@touch $@
 
 run: .venv/installed
-	@EXPERIMENT= $(SNAKEMAKE)
+	@$(GMP) run $(SETTINGS) $(OF_RUN) $(EXECUTION) $(ARGS)
 
-# NAME is of a file in workflow/config, or the path of one; again, and it goes on where it was.
+# NAME is of a file in workflow/config, or the path of one. Repeated, it resumes.
 experiment: .venv/installed
-	$(if $(NAME),,$(error NAME says which experiment, of $(experiments)))
-	@EXPERIMENT="$$NAME" $(SNAKEMAKE) --keep-going
+	@$(GMP) experiment "$$NAME" $(SETTINGS) $(OF_EXPERIMENT) $(EXECUTION) $(ARGS)
 
-# What is done of it, what is missing, and about how long that will take. Without NAME, of make run.
+# What is done, what is missing, and about how long that will take. Without NAME, of make run.
 plan: .venv/installed
-	@EXPERIMENT="$$NAME" $(BIN)/python workflow/plan.py
+	@$(GMP) plan $${NAME:+"$$NAME"} $(SETTINGS) $(OF_RUN) $(OF_EXPERIMENT) $(ARGS)
 
 # One HTML file that needs no network, of what there is so far.
 report: .venv/installed
-	@EXPERIMENT="$$NAME" $(BIN)/python workflow/report.py
+	@$(GMP) report $${NAME:+"$$NAME"} $(SETTINGS) $(OF_RUN) $(OF_EXPERIMENT) $(ARGS)
 
 # Each stage beside a reference, about twenty minutes; on the recordings of CORPUS_DIR, or on noise.
 bench: .venv/installed
 	$(BIN)/python benchmarks/stages.py $${CORPUS_DIR:+--recordings "$$CORPUS_DIR"}
 
 test: .venv/installed
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest -m "not slow"
 
-test-browser: .venv/installed
-	$(BIN)/python -m pytest tests/test_explorer.py
-
-# Every fault as often as tests/README.md says; make test tries each a few times.
-test-faults: .venv/installed
-	FAULTS=full $(BIN)/python -m pytest tests/test_kills.py tests/test_fuzz.py tests/test_numbers.py \
-		tests/test_safety.py tests/test_workflow_faults.py tests/test_privacy.py
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
 
 # For this machine and those who know the token; without asking the network for news or newer versions.
 lab: .venv/installed
@@ -97,11 +85,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Runs the demo, and puts its outputs into the committed notebooks.
 notebooks: run
 	for name in 00_pretrain_encoder 09_recognize; do \
 		$(BIN)/papermill notebooks/$$name.ipynb runs/demo/notebooks/$$name.ipynb || exit; \
 	done
-	$(MAKE) run RECIPE=papt CORPUS=synthetic_speakers RUN=runs/personal
+	$(GMP) run --recipe papt --corpus synthetic_speakers --run-dir runs/personal
 	$(BIN)/python workflow/commit_outputs.py
 
 clean:

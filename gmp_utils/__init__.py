@@ -3,38 +3,19 @@
 import importlib
 import os
 
-import wrapt
-
 __all__ = ["GmpError", "recognize"]
 
-# The hub is asked for weights by name and told nothing else; what the user set goes before.
+# Requests to the hub carry nothing but the name of a model, unless the user has set otherwise.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")  # else it is asked to convert others'
+os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
 class GmpError(ValueError):
-    """Something the user gave cannot be used.
-
-    The message names what was found, what was expected and what to do.
-    """
+    """An input that cannot be used: the message names what was found, what was expected, what to do."""
 
 
 def __getattr__(name: str):
-    """`recognize`, when it is asked for: torch takes seconds to import, and the workflow needs none."""
+    """Import `recognize` on first use: it needs torch, which the workflow does not."""
     if name == "recognize":
         return importlib.import_module("gmp_utils.stages.recognize").recognize
     raise AttributeError(f"module 'gmp_utils' has no attribute {name!r}")
-
-
-@wrapt.when_imported("transformers.models.auto.configuration_auto")
-def _register_when_used(module) -> None:
-    """Make our models known to transformers' Auto classes once one of these is asked for a model.
-
-    No sooner: on import, transformers' or ours may be half imported.
-    """
-
-    def registered(load, _class, arguments, options):
-        importlib.import_module("gmp_utils.models.recognizer")
-        return load(*arguments, **options)
-
-    wrapt.wrap_function_wrapper(module, "AutoConfig.from_pretrained", registered)

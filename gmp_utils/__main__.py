@@ -1,66 +1,217 @@
-"""Emotions in recordings, from the command line: ``python -m gmp_utils recognize FILE…``."""
+"""The command line: runs and experiments, their progress and reports, and emotions in recordings."""
 
 import argparse
+import os
+import signal
+import subprocess
 import sys
 from contextlib import redirect_stdout
+from dataclasses import fields
 from pathlib import Path
+
+from gmp_utils import GmpError
+
+COMMANDS = {  # what each does, and an example
+    "run": "make a run of the series; repeated, it resumes",
+    "experiment": "make the runs that fill one table; repeated, it resumes",
+    "plan": "print what is done, what is missing, and how long that will take",
+    "report": "make one HTML file, which needs no network, of the results so far",
+    "verify": "compare every file of a run with its hash from when it was written",
+    "recognize": "write emotions over time of recordings, or folders of them, as CSV",
+}
+EXAMPLES = {
+    "run": "--corpus emodb --corpus-dir path/to/wav --folds 1 2 3",
+    "experiment": "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2",
+    "plan": "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2",
+    "report": "--run-dir runs/demo",
+    "verify": "runs/demo",
+    "recognize": "interview.mp3 more/recordings --model runs/demo --out emotions.csv",
+}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m gmp_utils", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        example = f"example: python -m gmp_utils {name} {EXAMPLES[name]}"
+        about = f"{text[0].upper()}{text[1:]}."
+        command = subparsers.add_parser(name, help=text, description=about, epilog=example)
+        if name == "verify":
+            command.add_argument("run_dir", metavar="RUN", help="folder of a run or an experiment")
+        elif name == "recognize":
+            _add_recognition(command)
+        else:
+            _add_settings(command, name)
+            if name in ("run", "experiment"):
+                _add_execution(command)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
+    """Add the options that lay out a run or an experiment; plan and report take those of both."""
+    add = command.add_argument
+    if name != "run":
+        nargs = {} if name == "experiment" else {"nargs": "?"}
+        kind = "an experiment" if name == "experiment" else "an experiment; without it, of a run"
+        text = f"name of {kind}, in workflow/config, or a YAML file of your own"
+        add("experiment", metavar="NAME", help=text, **nargs)
+    add("--corpus", default="", help="such as emodb, iemocap or table (default: synthetic)")
+    add("--corpus-dir", default="", metavar="DIR", help="its recordings, or the file of a table")
+    add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
+    add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
+    add("--encoder", default="", help="a folder or a name on the hub (default: embedded)")
+    declared = "1" if name == "run" else "those declared"
+    number = {"type": int, "nargs": "*", "default": [], "metavar": "N"}
+    add("--folds", **number, help=f"which speakers are held out, from 1 on (default: {declared})")
+    if name != "run":
+        add("--seeds", **number, help="of an experiment (default: those declared)")
+    if name != "experiment":
+        text = "fine-tune from the retrained model, from the encoder, or both (default: yes)"
+        add("--gmps", nargs="*", choices=("yes", "no"), default=[], help=text)
+        add(
+            "--recipe", default="", help="a system of presets/recipes (default: gmp-tl's notebooks)"
+        )
+    text = "files of parameters; the last one counts most"
+    add("--preset", nargs="*", default=[], metavar="FILE", help=text)
+    text = "folder of the results (default: below runs/, named after the other options)"
+    add("--run-dir", default="", metavar="DIR", help=text)
+
+
+def _add_execution(command: argparse.ArgumentParser) -> None:
+    """Add the options that say how the workflow is run."""
+    add = command.add_argument
+    add("--cores", type=int, metavar="N", help="processor cores to use (default: all)")
+    text = "trainings beside each other, each on a GPU (default: all GPUs; without any, one)"
+    add("--gpus", type=int, metavar="N", help=text)
+    text = "also log trainings to tensorboard, wandb or mlflow, comma-separated (default: none)"
+    add("--report-to", default="", metavar="TRACKERS", help=text)
+    text = "a Snakemake profile, such as workflow/profiles/slurm, which then sets cores and GPUs"
+    add("--profile", default="", metavar="DIR", help=text)
+    command.usage = (
+        f"{command.format_usage().removeprefix('usage: ').rstrip()} [-- SNAKEMAKE OPTIONS]"
+    )
+
+
+def _add_recognition(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("recordings", nargs="+", metavar="FILE", help="a recording, or a folder of them")
+    text = "a run, a stage of notebook 06, a published model's folder or hub name (default: %(default)s)"
+    add("--model", default="runs/demo", help=text)
+    add("--out", type=Path, metavar="FILE", help="CSV file (default: the standard output)")
+    add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
+    text = "seconds between windows, at most (default: %(default)s)"
+    add("--hop", type=float, default=3.0, metavar="S", help=text)
+
+
+def _plan(options: argparse.Namespace):
+    """Lay out what a command's options ask for."""
+    from gmp_utils.runs import experiments
+    from gmp_utils.runs.paths import NOTEBOOKS, ROOT
+
+    if not NOTEBOOKS.is_dir():
+        raise GmpError(
+            f"{ROOT}: no notebooks/ here; {options.command} needs a checkout of the project: change to its "
+            "folder."
+        )
+    names = {field.name for field in fields(experiments.Settings)}
+    values = {name: value for name, value in vars(options).items() if name in names}
+    return experiments.lay_out(experiments.Settings(**values))
+
+
+def _execute(options: argparse.Namespace, extra: list[str]) -> int:
+    """Run Snakemake on what the options ask for; returns its exit status."""
+    import joblib
+
+    from gmp_utils.runs import experiments, on_gpu
+    from gmp_utils.runs.paths import ROOT, run_folder
+
+    plan = _plan(options)
+    gpus, cores = options.gpus, options.cores
+    if not options.profile:
+        gpus = len(on_gpu.gpus()) if gpus is None else gpus
+        cores = cores or joblib.cpu_count()
+    snakemake = ["--config", f"gpus={gpus or 0}"]
+    snakemake += ["--keep-going"] * bool(plan.experiment)
+    snakemake += ["--profile", options.profile] if options.profile else []
+    snakemake += ["--resources", f"gpu={max(gpus, 1)}"] if gpus is not None else []
+    snakemake += ["--cores", str(cores)] if cores else []
+    environment = os.environ | ({"REPORT_TO": options.report_to} if options.report_to else {})
+    with experiments.prepare(plan):
+        path = run_folder(plan.folder) / "plan.json"
+        command = plan.command(path, *snakemake, *extra)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment)
+        signal.signal(
+            signal.SIGINT, lambda *_: None
+        )  # Ctrl-C reaches Snakemake, which ends its jobs
+        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        return process.wait()
+
+
+def _recognize(options: argparse.Namespace) -> int:
+    """Write a table of emotions, and name the recordings that could not be read."""
+    import transformers
+
+    from gmp_utils.stages.recognize import recognize
+
+    if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
+        raise GmpError(f"--out {options.out}: expected a file in a folder that exists.")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    with redirect_stdout(sys.stderr):  # the standard output is for the table
+        table = recognize(options.recordings, options.model, window=options.window, hop=options.hop)
+    failed = table.dropna(subset="error")
+    for message in failed.error:
+        print(message, file=sys.stderr)
+    table.to_csv(options.out or sys.stdout, index=False, float_format="%.4f")
+    if options.out:
+        n_files, n_rows = len(set(table.file)) - len(failed), len(table) - len(failed)
+        print(f"{options.out}: {n_rows} rows of {n_files} recordings", file=sys.stderr)
+    return int(len(failed) > 0)
+
+
+def _verify(run_dir: str) -> int:
+    """Print the files of a run that changed since they were written."""
+    from gmp_utils.runs.stage import verify
+
+    problems = verify(run_dir)
+    print(*problems or [f"{run_dir}: every file is as it was written"], sep="\n")
+    return int(len(problems) > 0)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Recognise, write a table, and say what could not be read.
+    """Run a command.
 
     Returns
     -------
     status : int
-        0; 1 if any recording could not be read, or all, the model or the windows did not go; 130 if it was
-        stopped. Wrong arguments exit with 2.
+        0, or 1 where anything failed; that of Snakemake for run and experiment; 130 after Ctrl-C. Wrong
+        arguments exit with 2.
     """
-    parser = argparse.ArgumentParser("python -m gmp_utils", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("recognize", help="emotions over time, of recordings or folders")
-    command.add_argument(
-        "recordings", nargs="+", metavar="FILE", help="recording, or a folder of them"
-    )
-    command.add_argument(
-        "--model",
-        default="runs/demo",
-        help="a run, a stage of notebook 06, a model's folder, a hub name",
-    )
-    command.add_argument(
-        "--out", type=Path, help="CSV file; without it the table is printed, as CSV"
-    )
-    command.add_argument("--window", type=float, default=6.0, help="seconds that are heard at once")
-    command.add_argument("--hop", type=float, default=3.0, help="seconds between windows, at most")
-    given = parser.parse_args(arguments)
-    if given.out and (given.out.is_dir() or not given.out.absolute().parent.is_dir()):
-        parser.error(f"--out {given.out}: expected a file in a folder that is there.")
-
-    import transformers
-
-    from gmp_utils import GmpError
-    from gmp_utils.stages.recognize import recognize
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    executes = arguments[:1] in (["run"], ["experiment"])
+    extra = arguments[split + 1 :] if executes else []
+    options = _parser().parse_args(arguments[:split] if executes else arguments)
     try:
-        with redirect_stdout(sys.stderr):  # the table alone goes to the standard output
-            table = recognize(given.recordings, given.model, window=given.window, hop=given.hop)
+        if executes:
+            return _execute(options, extra)
+        if options.command == "recognize":
+            return _recognize(options)
+        if options.command == "verify":
+            return _verify(options.run_dir)
+        from gmp_utils.runs import experiments, progress
+
+        plan = _plan(options)
+        with experiments.prepare(plan, read_only=True):
+            pass
+        (progress.print_progress if options.command == "plan" else progress.write_report)(plan)
     except GmpError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped; nothing was written.", file=sys.stderr)
         return 130
-    failed = table.dropna(subset="error")
-    for message in failed.error:
-        print(message, file=sys.stderr)
-    table.to_csv(given.out or sys.stdout, index=False, float_format="%.4f")
-    if given.out:
-        heard = len(set(table.file)) - len(failed)
-        print(
-            f"{given.out}: {len(table) - len(failed)} rows of {heard} recordings", file=sys.stderr
-        )
-    return int(len(failed) > 0)
+    return 0
 
 
 if __name__ == "__main__":

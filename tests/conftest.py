@@ -16,8 +16,8 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2ForP
 
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
-from gmp_utils.runs.files import _seen, file_digest, read_json, write_json
-from gmp_utils.runs.stage import make_stage
+from gmp_utils.runs.files import describe_files, read_json, write_json
+from gmp_utils.runs.stage import _digest, make_stage
 from gmp_utils.stages import finetune, generate_gmps, retrain, train_multitask
 from gmp_utils.training.trainer import TrainingConfig
 
@@ -165,12 +165,11 @@ def write_noise_corpus(
 
 
 def seal_again(stage: Path) -> None:
-    """Take a stage's files for what was made, after a test has changed them."""
-    told = {"digest": None} | read_json(stage / "provenance.json")
-    told["files"] = {name: file_digest(stage / name) for name in told["files"]}
-    del told["digest"]
-    _seen.clear()
-    write_json(stage / "provenance.json", told)
+    """Record the files of a stage as they are now, after a test has changed them."""
+    provenance, described = read_json(stage / "provenance.json"), describe_files(stage)
+    del provenance["sha256"]
+    provenance["files"] = {name: described[name] for name in provenance["files"]}
+    write_json(stage / "provenance.json", provenance | {"sha256": _digest(provenance)})
 
 
 QUICK = TrainingConfig(1e-3, epochs=2, batch_seconds=10, batch_size=8)
@@ -178,45 +177,47 @@ SMALL = HeadConfig(lstm_size=8, projection_size=8)
 CLASSIFIER = vars(SMALL) | {"emotions": ["a", "b", "c"], "emotion_weights": []}
 MULTITASK = CLASSIFIER | {"alpha": 0.9, "frame_weight": 0.0}
 FINETUNED = CLASSIFIER | {"loss": "ams", "scale": 30.0, "margin": 0.2}
-PREDICTOR = {"projection_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
+PREDICTOR = {"stream_hidden_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
 
 
 def run_series(run: Path, encoder: Path, schedule=QUICK, max_steps=4, scales=(4, 8)) -> Path:
     """Every stage of fold 1, and every loss."""
     where = (str(run), 1, str(encoder))
     train_multitask.train_multitask(*where, schedule, network=SMALL)
-    generate_gmps.generate_gmps(str(run), 1, -3, list(scales))
+    generate_gmps.generate_gmps(str(run), 1, scales=scales)
     retraining = TrainingConfig(1e-3, max_steps=max_steps, batch_seconds=10)
-    retrain.retrain(*where, retraining, projection_size=8)
+    retrain.retrain(*where, retraining, stream_hidden_size=8)
     for loss in ("ce", "ams", "ce-then-ams"):
         finetune.finetune(*where, loss, schedule, network=SMALL)
     finetune.finetune(*where, "ams", schedule, use_gmps=False, network=SMALL)
     return run / "fold1"
 
 
-SETTINGS = {
-    "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS", "GMPS",
-    "PRESET", "RECIPE", "RUN", "TENSORBOARD", "CORES", "GPUS", "EXPERIMENT",
+VARIABLES = {
+    "NAME", "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS", "GMPS",
+    "PRESET", "RECIPE", "RUN", "REPORT_TO", "CORES", "GPUS", "ARGS",
 }  # fmt: skip
-CLEAN = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+CLEAN = {name: value for name, value in os.environ.items() if name not in VARIABLES}
 
 
-def script(name, environment):
-    """A script of the workflow, whatever settings the caller's environment has."""
-    return _started([f"workflow/{name}.py"], environment)
-
-
-def snakemake(environment, *arguments, **options):
-    """The workflow, likewise."""
-    command = ["-m", "snakemake", "--snakefile", "workflow/Snakefile", *arguments]
-    return _started(command if arguments else [*command, "--cores", "2"], environment, **options)
-
-
-def _started(command, environment, **options):
+def cli(command: str, settings: dict, *others: str, environment=(), **options) -> subprocess.Popen:
+    """`python -m gmp_utils` with settings by their names in experiments.Settings; without pictures."""
+    arguments = [settings["experiment"]] if "experiment" in settings else []
+    for name, value in settings.items():
+        if name != "experiment":
+            values = value if isinstance(value, list) else [value]
+            arguments += [f"--{name.replace('_', '-')}", *map(str, values)]
     return subprocess.Popen(
-        [sys.executable, *command], cwd=ROOT, env=CLEAN | environment, text=True,
+        [sys.executable, "-m", "gmp_utils", command, *arguments, *others],
+        cwd=ROOT, env=CLEAN | {"BROWSER_PATH": ""} | dict(environment), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
     )  # fmt: skip
+
+
+def workflow(settings: dict, *others: str, **options) -> subprocess.Popen:
+    """A run, or an experiment where the settings name one, on two cores."""
+    command = "experiment" if "experiment" in settings else "run"
+    return cli(command, settings, "--cores", "2", "--gpus", "0", *others, **options)
 
 
 STOPPER = """
@@ -242,46 +243,59 @@ sys.addaudithook(heard)
 """
 
 
-def kill_when(environment, moment: str, victim: str, folder: Path, delay: float = 0.0) -> None:
+def kill_when(
+    settings, moment: str, victim: str, folder: Path, delay: float = 0.0, gpus: int = 0
+) -> None:
     """Start the workflow; stop a kernel at a moment, and kill it, or what started it.
 
     Parameters
     ----------
-    environment : dict of str to str
+    settings : dict
+        See `cli`.
     moment : str
         Regular expression of the file that the kernel is just opening to write, or renaming.
     victim : str
-        "all" that was started, "papermill", its "kernel", or "snakemake" alone.
+        "all" processes, "papermill", its "kernel", or "snakemake" alone.
     folder : Path
         For notes.
     delay : float
         Seconds after the moment.
+    gpus : int
+        How many trainings may run beside each other.
     """
     flag, site = folder / "stopped", folder / "site"
     site.mkdir(exist_ok=True)
     flag.unlink(missing_ok=True)
     (site / "sitecustomize.py").write_text(STOPPER % ((moment, delay, str(flag)),))
     path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-    process = snakemake(environment | {"PYTHONPATH": path}, start_new_session=True)
+    environment = {"PYTHONPATH": path}
+    process = workflow(
+        settings, "--gpus", str(gpus), environment=environment, start_new_session=True
+    )
     while not (flag.is_file() and flag.read_text()):
         assert process.poll() is None, f"{moment} never came: {process.communicate()[0][-4000:]}"
         time.sleep(0.02)
-    kernel = psutil.Process(int(flag.read_text()))
-    started = [process, *psutil.Process(process.pid).children(recursive=True)]
-    chosen = {"all": started, "papermill": [kernel.parent()], "kernel": [kernel]}
-    for one in chosen.get(victim, [process]):
+    kernel, started = psutil.Process(int(flag.read_text())), psutil.Process(process.pid)
+    victims = {
+        "all": [started, *started.children(recursive=True)],
+        "snakemake": started.children(),
+        "papermill": [kernel.parent()],
+        "kernel": [kernel],
+    }
+    for one in victims[victim]:
         with contextlib.suppress(psutil.NoSuchProcess):
             one.kill()
     with contextlib.suppress(psutil.NoSuchProcess):
         kernel.resume()
-    said = process.communicate()[0]
-    assert process.returncode, said[-4000:]
+    output = process.communicate()[0]
+    assert process.returncode, output[-4000:]
 
 
 def finished(process) -> str:
-    said = process.communicate(timeout=900)[0]
-    assert process.returncode == 0, said[-4000:]
-    return said
+    """What a process printed, once it has ended well."""
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, output[-4000:]
+    return output
 
 
 @pytest.fixture(scope="session")
@@ -296,17 +310,16 @@ def smoke(tiny_encoder, tmp_path_factory):
         rows.append({"path": name, "speaker": number % 6, "gender": gender, "emotion": emotion})
     pd.DataFrame(rows).to_csv(folder / "table.csv", index=False)
     (folder / "preset.yaml").write_text("n_folds: 3\nscales: [4, 8]\n")
-    given = {
-        "EXPERIMENT": "smoke", "CORPUS": "table", "CORPUS_DIR": str(folder / "table.csv"),
-        "ENCODER": str(tiny_encoder), "SEEDS": "0", "PRESET": str(folder / "preset.yaml"),
-        "BROWSER_PATH": "",
+    settings = {
+        "experiment": "smoke", "corpus": "table", "corpus_dir": str(folder / "table.csv"),
+        "encoder": str(tiny_encoder), "seeds": [0], "preset": str(folder / "preset.yaml"),
     }  # fmt: skip
-    return lambda run: given | {"RUN": str(run)}
+    return lambda run: settings | {"run_dir": str(run)}
 
 
 @pytest.fixture(scope="session")
 def undisturbed(smoke, tmp_path_factory):
     """The smoke experiment as it ends when nothing happens to it."""
     run = tmp_path_factory.mktemp("undisturbed") / "smoke"
-    finished(snakemake(smoke(run)))
+    finished(workflow(smoke(run)))
     return run

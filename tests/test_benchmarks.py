@@ -5,9 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import pytest
 from conftest import QUICK, ROOT, SMALL
 
 from gmp_utils.stages import finetune
+
+pytestmark = pytest.mark.slow
 
 
 def benchmark(name, *arguments):
@@ -38,7 +41,7 @@ def test_one_fold_at_any_size(tmp_path, tiny_encoder):
 
 
 def test_what_may_be_larger_than_the_memory(tmp_path, smoke):
-    folder = smoke(tmp_path)["CORPUS_DIR"].removesuffix("table.csv")
+    folder = smoke(tmp_path)["corpus_dir"].removesuffix("table.csv")
     sizes = ("--hours", 0.02, "--frames", 3000, "--sample", 1000, "--clusters", 16)
     printed = benchmark("bounded", "--recordings", folder, *sizes)
     assert printed.count("at most above what was there") == 2
@@ -49,7 +52,7 @@ def test_recognition_beside_the_encoder(tmp_path, smoke, tiny_encoder, noise_cor
     stage = finetune.finetune(
         str(noise_corpus), 1, str(tiny_encoder), "ce", once, False, network=SMALL
     )
-    folder = smoke(tmp_path)["CORPUS_DIR"].removesuffix("table.csv")
+    folder = smoke(tmp_path)["corpus_dir"].removesuffix("table.csv")
     given = ("--recordings", folder, "--files", 2, "--pairs", 1, "--model", stage)
     printed = benchmark("recognition", *given)
     assert "HuBERT base, random weights" in printed and "one recording from nothing: " in printed

@@ -11,12 +11,13 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import CLEAN, FULL, ROOT, SMALL, finished, script, tried, write_noise_corpus
+from conftest import CLEAN, ROOT, SMALL, cli, finished, write_noise_corpus
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import comparison
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
+from gmp_utils.runs.experiments import Settings, lay_out
 from gmp_utils.stages import finetune
 from gmp_utils.training.trainer import TrainingConfig
 
@@ -84,22 +85,24 @@ def without_network():
     return []
 
 
+@pytest.mark.slow
 def test_a_run_asks_no_host_and_needs_none(smoke, heard, tmp_path):
-    """01, or where FAULTS=full up to 05; in a network namespace of their own where one may."""
+    """Up to notebook 05, in a network namespace of its own where that is permitted."""
     environment, noted = heard
     run, isolated = tmp_path / "run", without_network()
-    target = "gmps/seed0/" + ("fold1/05_retrain" if FULL else "01_prepare_data")
-    command = ["snakemake", "--snakefile", "workflow/Snakefile", "--cores", "2"]
-    done = subprocess.run(
-        [*isolated, sys.executable, "-m", *command, f"{run}/{target}/headline.json"],
-        cwd=ROOT, env=CLEAN | smoke(run) | environment, capture_output=True, text=True, timeout=600,
-    )  # fmt: skip
+    target = "gmps/seed0/fold1/05_retrain"
+    plan = lay_out(Settings(**smoke(run) | {"preset": [smoke(run)["preset"]]}))
+    with experiments.prepare(plan):
+        target_file = f"{run}/{target}/headline.json"
+        command = plan.command(tmp_path / "plan.json", "--cores", "2", target_file)
+        done = subprocess.run(
+            [*isolated, *command],
+            cwd=ROOT, env=CLEAN | environment, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert (run / target / "headline.json").is_file()
     assert sum("ipykernel_launcher" in line for line in noted(begun=True)) >= 1
     assert [line for line in noted() if not re.match(INSIDE, line)] == []
-    network = "without a network" if isolated else "with a network, for no namespace is permitted"
-    tried(f"notebooks run {network}", 4 if FULL else 1, "finished, no host asked")
 
 
 def test_the_hub_is_told_nothing_but_a_name_unless_the_user_says_so():
@@ -173,7 +176,7 @@ def classified(tmp_path_factory, tiny_encoder):
 
 def test_results_and_report_name_no_speaker_and_hold_no_sound(classified, heard):
     environment, noted = heard
-    finished(script("report", environment | {"RUN": str(classified), "BROWSER_PATH": ""}))
+    finished(cli("report", {"run_dir": str(classified)}, environment=environment))
     assert [line for line in noted() if not re.match(INSIDE, line)] == []
     patterns = ("07_results/table.*", "07_results/*.md", "07_results/c*.csv", "figures/07-*.html")
     others = ("report.html", "notebooks/07_report.ipynb")
@@ -193,10 +196,10 @@ def test_speakers_are_named_where_that_is_asked_for(tmp_path):
     assert comparison.speaker_labels(predictions) == {"Ann": "speaker 1", "Zoë": "speaker 2"}
     assert comparison.speaker_labels(predictions, names=True) == {"Ann": "Ann", "Zoë": "Zoë"}
     (tmp_path / "preset.yaml").write_text("show_speakers: true\n")
-    for experiment in ("", "smoke"):
+    for experiment in (None, "smoke"):
         run = tmp_path / f"run{experiment}"
-        given = {"RUN": str(run), "PRESET": str(tmp_path / "preset.yaml"), "EXPERIMENT": experiment}
-        experiments.write(experiments.plan(given))
+        preset = [str(tmp_path / "preset.yaml")]
+        experiments.write(lay_out(Settings(experiment, run_dir=str(run), preset=preset)))
         written = yaml.safe_load((run / "parameters" / "07_results.yaml").read_text())
         assert written["show_speakers"] is True
 

@@ -14,16 +14,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import CLEAN, ROOT, finished, snakemake
+from conftest import CLEAN, ROOT, cli, finished
 
 from gmp_utils.runs import experiments
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0
-    or not all(map(shutil.which, ("munged", "slurmctld", "slurmd")))
-    or not importlib.util.find_spec("snakemake_executor_plugin_slurm"),
-    reason="needs root, Debian's packages slurm-wlm and munge, and the extra slurm",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.geteuid() != 0
+        or not all(map(shutil.which, ("munged", "slurmctld", "slurmd")))
+        or not importlib.util.find_spec("snakemake_executor_plugin_slurm"),
+        reason="needs root, Debian's packages slurm-wlm and munge, and the extra slurm",
+    ),
+]
 
 # More processors, memory and GPUs than there may be, so that what the profile asks for fits anywhere.
 CONFIGURATION = """
@@ -132,22 +135,17 @@ def test_the_smoke_experiment_survives_a_cancelled_job(slurm, smoke, undisturbed
     declaration = yaml.safe_load((experiments.CONFIG / "smoke.yaml").read_text())
     declaration["variants"] = {"no GMPs": declaration["variants"]["no GMPs"]}
     (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(declaration))
-    settings = smoke(tmp_path / "run") | {"EXPERIMENT": str(tmp_path / "smoke.yaml")}
-    # sooner than is polite elsewhere
-    asks = [
-        "--profile",
-        "workflow/profiles/slurm",
-        "--slurm-init-seconds-before-status-checks",
-        "1",
-    ]
-    workflow = snakemake(slurm | settings, *asks)
+    settings = smoke(tmp_path / "run") | {"experiment": str(tmp_path / "smoke.yaml")}
+    soon = ["--slurm-init-seconds-before-status-checks", "1"]  # sooner than is polite elsewhere
+    profile = {"profile": "workflow/profiles/slurm"}
+    process = cli("experiment", settings | profile, "--", *soon, environment=slurm)
     try:
         running = lambda: "RUNNING" in dict(jobs(slurm, "finetune")).values()  # noqa: E731
-        wait_for(lambda: workflow.poll() or running(), 600)
+        wait_for(lambda: process.poll() or running(), 600)
         asked(slurm, "scancel", *dict(jobs(slurm, "finetune")))
-        finished(workflow)
+        finished(process)
     finally:
-        workflow.kill()
+        process.terminate()
     assert [state for _, state in jobs(slurm, "finetune")] == ["CANCELLED", "COMPLETED"]
     ours, theirs = (
         pd.read_csv(run / "07_results" / "table.csv").set_index("variant").loc["no GMPs"]
@@ -175,12 +173,8 @@ rule train:
 """
     )
     place = ["--snakefile", str(tmp_path / "Snakefile"), "--directory", str(tmp_path)]
-    profile = [
-        "--profile",
-        "workflow/profiles/slurm",
-        "--workflow-profile",
-        "workflow/profiles/default",
-    ]
+    profile = ["--profile", "workflow/profiles/slurm"]
+    profile += ["--workflow-profile", "workflow/profiles/default"]
     soon = ["--slurm-init-seconds-before-status-checks", "1"]
     command = [sys.executable, "-m", "snakemake", *place, *profile, *soon]
     subprocess.run(command, cwd=ROOT, env=slurm, check=True, timeout=120)

@@ -1,6 +1,6 @@
 """Put the outputs of the demo's runs into the committed notebooks: text and PNG, small, no paths.
 
-Of the synthetic corpora only, whose voices are nobody's.
+Only of the synthetic corpora, which hold nobody's voice.
 
 python workflow/commit_outputs.py
 """
@@ -11,7 +11,7 @@ from gmp_utils import GmpError
 from gmp_utils.runs import experiments, notebook
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, figures_folder, run_folder
 
-RUNS = {  # and what notebook 01 is told there
+RUNS = {  # with the parameters of notebook 01
     "runs/demo": {"corpus": "synthetic"},
     "runs/personal": experiments.recipe("papt") | {"corpus": "synthetic_speakers"},
 }
@@ -63,34 +63,28 @@ def refuse_others(
         By the names of their sources.
     prepared : dict of str to NotebookNode
         Notebook 01 of each of `RUNS`.
-
-    Raises
-    ------
-    GmpError
-        For one that did not end well, had other parameters than its defaults, or is older than the
-        prepared corpus.
     """
-    checked = [(name, None, own) for name, own in executed.items()]
-    checked += [("01_prepare_data", run, own) for run, own in prepared.items()]
-    for name, run, own in checked:
-        told = own.metadata.papermill
+    checked = [(name, None, book) for name, book in executed.items()]
+    checked += [("01_prepare_data", run, book) for run, book in prepared.items()]
+    for name, run, book in checked:
+        metadata = book.metadata.papermill
         defaults = notebook.notebook_parameters(NOTEBOOKS / f"{name}.ipynb")
         if run:
             defaults |= RUNS[run] | {"run_dir": run}
-            told.parameters.setdefault("corpus", "synthetic")
-        others = [key for key, value in told.parameters.items() if value != defaults.get(key)]
+            metadata.parameters.setdefault("corpus", "synthetic")
+        others = [key for key, value in metadata.parameters.items() if value != defaults.get(key)]
         before = prepared[defaults["run_dir"]].metadata.papermill
-        if told.exception or not told.end_time:
-            found = "it did not run to its end"
+        if metadata.exception or not metadata.end_time:
+            reason = "it did not run to its end"
         elif others:
-            found = ", ".join(f"{key} was {told.parameters[key]!r}" for key in others)
-        elif name > "01_prepare_data" and told.end_time < before.end_time:
-            found = "it is older than 01_prepare_data's"
+            reason = ", ".join(f"{key} was {metadata.parameters[key]!r}" for key in others)
+        elif name > "01_prepare_data" and metadata.end_time < before.end_time:
+            reason = "it is older than 01_prepare_data's"
         else:
             continue
         raise GmpError(
-            f"{name}: no outputs of the demo, {found}. Only what shows the synthetic corpus is committed, "
-            f"for voices are people's; remove {defaults['run_dir']} and run make notebooks."
+            f"{name}: no outputs of the demo, {reason}. Only what shows the synthetic corpus is committed, "
+            f"because voices are people's; remove {defaults['run_dir']} and run make notebooks."
         )
 
 
@@ -99,8 +93,8 @@ def main() -> None:
     sources = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
     def read(run: str, name: str) -> nbformat.NotebookNode:
-        found = sorted(run_folder(run).glob(f"notebooks/{name}*.ipynb"))
-        return nbformat.read(found[0], as_version=4)
+        paths = sorted(run_folder(run).glob(f"notebooks/{name}*.ipynb"))
+        return nbformat.read(paths[0], as_version=4)
 
     places = {path.stem: notebook.notebook_parameters(path)["run_dir"] for path in sources}
     executed = {name: read(run, name) for name, run in places.items()}

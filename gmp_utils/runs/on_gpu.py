@@ -1,6 +1,6 @@
 """Run a command on a GPU that no other such command on this machine uses.
 
-python workflow/on_gpu.py <command>
+python -m gmp_utils.runs.on_gpu COMMAND...
 
 Takes one of CUDA_VISIBLE_DEVICES, or of all; waits until one is free. Without GPUs it runs at once.
 """
@@ -26,12 +26,12 @@ def gpus() -> list[str]:
     return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
 
 
-def take(found: list[str]) -> str:
-    """The first GPU whose lock is free; it is kept until this process, or what it becomes, ends."""
+def reserve(names: list[str]) -> str:
+    """Wait for the first GPU whose lock is free; this process, and what it becomes, keeps the lock."""
+    owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each Slurm job counts from 0
     while True:
-        for gpu in found:
-            owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each job counts from 0
-            lock = Path(tempfile.gettempdir()) / f"gmp-gpu-{owner}-{gpu}.lock"
+        for name in names:
+            lock = Path(tempfile.gettempdir()) / f"gmp-gpu-{owner}-{name}.lock"
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,12 +39,11 @@ def take(found: list[str]) -> str:
                 os.close(handle)
                 continue
             os.set_inheritable(handle, True)
-            return gpu
+            return name
         time.sleep(1)
 
 
 if __name__ == "__main__":
-    found = gpus()
-    if found:
-        os.environ["CUDA_VISIBLE_DEVICES"] = take(found)
+    if names := gpus():
+        os.environ["CUDA_VISIBLE_DEVICES"] = reserve(names)
     os.execvp(sys.argv[1], sys.argv[1:])

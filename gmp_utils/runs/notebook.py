@@ -1,0 +1,170 @@
+"""Notebook set-up and headline numbers."""
+
+import ast
+import importlib.metadata
+import platform
+from pathlib import Path
+
+import yaml
+
+from gmp_utils import GmpError
+from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.runs.paths import NOTEBOOKS, display_path, run_folder
+from gmp_utils.runs.stage import PACKAGES
+
+
+def notebook_parameters(notebook: Path) -> dict:
+    """Names and defaults of a notebook's parameters, in the order of its parameters cell.
+
+    `papermill.inspect_notebook` does the same, but takes three seconds to import, in every kernel.
+    """
+    cells = read_json(notebook)["cells"]
+    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return _assignments("".join(tagged[0]["source"]) if tagged else "")
+
+
+def _assignments(source: str) -> dict:
+    """Names and values of plain assignments, annotated or not."""
+    nodes = [node for node in ast.parse(source).body if hasattr(node, "value")]
+    targets = [getattr(node, "target", None) or node.targets[0] for node in nodes]
+    return {
+        target.id: ast.literal_eval(node.value) for target, node in zip(targets, nodes, strict=True)
+    }
+
+
+def series_parameters() -> dict[str, dict]:
+    """`notebook_parameters` of every notebook of the project, by its name."""
+    paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb")) + sorted(NOTEBOOKS.glob("explore_*.ipynb"))
+    return {path.stem: notebook_parameters(path) for path in paths}
+
+
+def check_parameters(notebook: str, parameters: dict) -> dict:
+    """Check parameters before any work is done.
+
+    A preset holds the parameters of the whole series: a name is refused if no notebook has it.
+
+    Parameters
+    ----------
+    notebook : str
+        Its name, without ending.
+    parameters : dict
+        Names and values.
+
+    Returns
+    -------
+    parameters : dict
+        Those that this notebook has.
+    """
+    series = series_parameters()
+    defaults = {name: value for values in series.values() for name, value in values.items()}
+    defaults |= series[notebook]
+    for name, value in parameters.items():
+        if name not in defaults:
+            valid = ", ".join(series[notebook])
+            raise GmpError(f"unknown parameter {name!r}; {notebook} has: {valid}.")
+        if not _is_like(value, defaults[name]):
+            raise GmpError(
+                f"parameter {name}: found {value!r} ({type(value).__name__}), expected "
+                f"{type(defaults[name]).__name__}, such as {defaults[name]!r}."
+            )
+    return {name: value for name, value in parameters.items() if name in series[notebook]}
+
+
+def _is_like(value, default) -> bool:
+    """Whether a value has the type of a default; an int is a float, too."""
+    if isinstance(default, list) and default and isinstance(value, list):
+        return all(type(item) is type(default[0]) for item in value)
+    return type(value) in ((int, float) if isinstance(default, float) else (type(default),))
+
+
+def write_parameters(run_dir: str, parameters: dict) -> None:
+    """Check a run's parameters, and write those of each notebook as YAML for papermill.
+
+    Files that would not change are left alone, for the workflow compares their times.
+    """
+    folder = run_folder(run_dir) / "parameters"
+    checked = {name: check_parameters(name, parameters) for name in series_parameters()}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, values in checked.items():
+        path, text = folder / f"{name}.yaml", yaml.safe_dump(values, allow_unicode=True)
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def start(notebook: str, namespace: dict) -> dict:
+    """Set up a notebook: check its parameters, quieten libraries, set the seed, print versions.
+
+    Parameters
+    ----------
+    notebook : str
+        Its name, without ending.
+    namespace : dict
+        The notebook's ``globals()``, with its parameters and the cell that papermill injected.
+
+    Returns
+    -------
+    parameters : dict
+        Every parameter of the notebook with its value.
+    """
+    injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
+    assigned = _assignments(injected[-1] if injected else "")
+    defaults = notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb")
+    parameters = {name: namespace[name] for name in [*defaults, *assigned]}
+    parameters = check_parameters(notebook, parameters)
+
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    settings = [f"run {parameters['run_dir']}"]
+    if "seed" in parameters:
+        transformers.set_seed(parameters["seed"])
+        settings.insert(0, f"seed {parameters['seed']}")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"Python {platform.python_version()}, {versions}")
+    print(", ".join([device, *settings]))
+    return parameters
+
+
+def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
+    """Print a notebook's headline numbers, and write them into its stage's folder.
+
+    The workflow waits for this file: a notebook that ended early has not written it.
+    """
+    write_json(folder / "headline.json", {"notebook": notebook, "numbers": numbers})
+    for name, value in numbers.items():
+        print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
+    print("results:", display_path(folder))
+
+
+def check_demo(
+    notebook: str, parameters: dict, numbers: dict, expected: dict, tolerance: float
+) -> None:
+    """Compare the demo's headline numbers with those on record; print `ok`, or the differences.
+
+    nbval compares what is printed with the notebook's stored `ok`. With other parameters than the
+    notebook's defaults there is nothing to compare with.
+
+    Parameters
+    ----------
+    notebook : str
+    parameters : dict
+        As `start` returned them.
+    numbers, expected : dict of str to float
+    tolerance : float
+        Allowed absolute difference: training differs between processors, and differences grow.
+    """
+    defaults = notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb")
+    changed = [name for name in defaults if parameters[name] != defaults[name]]
+    if changed:
+        print(f"not compared: {', '.join(changed)} not as in the demo")
+        return
+    differing = [
+        name for name, value in expected.items() if not abs(numbers[name] - value) <= tolerance
+    ]
+    for name in differing:
+        print(f"{name}: {numbers[name]:.3f}, on record {expected[name]} ± {tolerance}")
+    if not differing:
+        print("ok")

@@ -1,0 +1,121 @@
+"""What is done of a run or an experiment, what is missing, and a report of what there is so far."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from gmp_utils import GmpError
+from gmp_utils.runs.experiments import Plan, read_declaration
+from gmp_utils.runs.paths import NOTEBOOKS, ROOT, display_path, figures_folder, run_folder
+
+# Notebook 07 does not use what nbconvert's page would fetch.
+FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")
+
+
+def jobs(plan: Plan) -> pd.DataFrame:
+    """Snakemake's summary: a row per output file, with `rule`, `stage`, and whether it is `pending`."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = plan.command(Path(folder) / "plan.json", "--cores", "1", "--summary")
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise GmpError(done.stderr)
+    rows = [line.split("\t") for line in done.stdout.splitlines() if line.count("\t") >= 5]
+    table = pd.DataFrame(rows[1:], columns=rows[0])
+    stage = table.output_file.str.extract(r"/(\d\d)_[a-z_]+/[^\d]*headline.json$")[0]
+    return table.assign(stage=stage, pending=table["plan"] != "no update")
+
+
+def seconds(folder: Path) -> pd.Series:
+    """Mean duration of finished notebooks, by stage."""
+    rows = []
+    for path in folder.rglob("notebooks/[0-9]*.ipynb"):
+        try:
+            metadata = nbformat.read(path, as_version=4).metadata.get("papermill", {})
+        except nbformat.reader.NotJSONError:  # papermill was killed while it wrote
+            continue
+        if metadata.get("duration") and not metadata.get("exception"):
+            rows.append((path.name[:2], metadata["duration"]))
+    return pd.DataFrame(rows, columns=["stage", "seconds"]).groupby("stage").seconds.mean()
+
+
+def print_progress(plan: Plan) -> None:
+    """Print what is done, what is missing, and about how long that will take."""
+    table = jobs(plan)
+    counts = table.groupby(["stage", "rule"]).pending.agg(["size", "sum"]).reset_index("rule")
+    durations = seconds(run_folder(plan.folder)).reindex(counts.index)
+    trainings = [(run.variant, run.seed, *output) for run in plan.runs for output in run.outputs()]
+    pending = set(table.output_file[table.pending])
+    missing = [training for training in trainings if training[-1] in pending]
+    print(f"{plan.folder}: {len(trainings)} runs, {len(trainings) - len(missing)} done")
+    for variant, reason in read_declaration(plan.folder)["impossible"].items():
+        print(f"not possible: {variant}, {reason}")
+    if plan.experiment and missing:
+        for (variant, seed), rows in pd.DataFrame(missing).groupby([0, 1], sort=False):
+            print(f"missing: {variant}, seed {seed}, folds {', '.join(map(str, rows[2]))}")
+    shown = counts.assign(each=durations.round(0), left=(counts["sum"] * durations).round(0))
+    shown.columns = ["notebook", "notebooks", "to do", "seconds each", "seconds left"]
+    print(shown.astype(object).fillna("not known").to_markdown(index=False))
+    unknown = shown.notebook[shown["seconds left"].isna() & (shown["to do"] > 0)]
+    if len(unknown):
+        print(f"Not known yet how long these take: {', '.join(unknown)}.")
+    without = " and without these" if len(unknown) else ""
+    print(
+        f"About {shown['seconds left'].sum() / 3600:.1f} hours left, one after the other{without}."
+    )
+
+
+def write_report(plan: Plan) -> None:
+    """Run notebook 07 on what there is, and make one HTML file of it that needs no network.
+
+    Of personal runs it is each one's notebook 08, as it was executed.
+    """
+    personal = dict.fromkeys(run.folder for run in plan.runs if run.personal)
+    for name in personal:
+        executed = run_folder(name) / "notebooks" / "08_personalize.ipynb"
+        if executed.is_file():
+            _write_page(executed)
+        else:
+            print(f"{name}: notebook 08 has not been run yet")
+    if not personal:
+        folder = run_folder(plan.folder)
+        executed = folder / "notebooks" / "07_report.ipynb"
+        executed.parent.mkdir(exist_ok=True)
+        papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
+        parameters, source = (
+            folder / "parameters" / "07_results.yaml",
+            NOTEBOOKS / "07_results.ipynb",
+        )
+        subprocess.run([*papermill, "-f", parameters, source, executed], cwd=ROOT, check=True)
+        _write_page(executed)
+
+
+def _write_page(executed: Path) -> None:
+    """Write an executed notebook, without its code, as report.html of its run."""
+    from nbconvert import HTMLExporter
+
+    offline = {f"{name}_url": "data:," for name in FETCHED}
+    hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
+    text, _ = HTMLExporter(**hidden, **offline).from_filename(os.fspath(executed))
+    page = executed.parents[1] / "report.html"
+    page.write_text(text, encoding="utf-8")
+    print(display_path(page))
+
+
+def summary(run_dir: str) -> str:
+    """A run's or an experiment's results as text, and where its figures and executed notebooks are."""
+    run = run_folder(run_dir)
+    summaries = [
+        *run.glob("07_results/summary.md"),
+        *sorted(run.rglob("08_personalize/results/summary.md")),
+    ]
+    if not summaries:
+        return f"{display_path(run)}: no results yet"
+    figures = sorted(figures_folder(run_dir).rglob("*.html"))
+    lines = [f"{display_path(path)}\n\n{path.read_text(encoding='utf-8')}" for path in summaries]
+    lines += ["Figures:", *map(display_path, figures), "", "Executed notebooks:"]
+    return "\n".join([*lines, *map(display_path, sorted(run.rglob("notebooks/*.ipynb")))])
