@@ -1,9 +1,16 @@
-"""espeak-ng through its C API: text and prosody in, samples out, nothing played."""
+"""Speech synthesis by espeak-ng through its C API."""
 
 import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from gmp_utils import GmpError
 
@@ -33,8 +40,8 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def speak(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> np.ndarray:
-    """Speak a text.
+def speak(text: str, voice: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
+    """Synthesize a text without the silence around it: float32 samples in [-1, 1] at `SAMPLE_RATE`.
 
     Parameters
     ----------
@@ -42,30 +49,49 @@ def speak(text: str, voice: str, rate: int, pitch: int, pitch_range: int) -> np.
         One phrase of English.
     voice : str
         Language and variant, such as ``"en-us+f2"``.
-    rate : int
-        Words per minute, 80 to 450.
-    pitch, pitch_range : int
-        0 to 100, 50 is the voice's own.
-
-    Returns
-    -------
-    samples : (n_samples,) float32
-        In [-1, 1], at `SAMPLE_RATE` Hz, without the silence around it.
-
-    Raises
-    ------
-    GmpError
-        For a voice that espeak-ng does not have.
+    rate : float
+        Words per minute, clipped to 80 to 450.
+    pitch, pitch_range : float
+        Clipped to 0 to 99, 50 is the voice's default.
     """
     library = _library()
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
         raise GmpError(f"voice {voice!r}: espeak-ng does not have it.")
-    for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
-        library.espeak_SetParameter(parameter, int(value), 0)
+    library.espeak_SetParameter(_RATE, int(np.clip(rate, 80, 450)), 0)
+    library.espeak_SetParameter(_PITCH, int(np.clip(pitch, 0, 99)), 0)
+    library.espeak_SetParameter(_RANGE, int(np.clip(pitch_range, 0, 99)), 0)
     _chunks.clear()
     data = text.encode()
     library.espeak_Synth(data, len(data) + 1, 0, 0, 0, _CHARS_UTF8, None, None)
     library.espeak_Synchronize()
-    samples = np.concatenate(_chunks).astype(np.float32) / 32768
+    samples = np.concatenate(_chunks).astype(np.float32) / 2**15
     loud = np.flatnonzero(np.abs(samples) > 0.005)
     return samples[loud[0] : loud[-1] + 1]
+
+
+def set_level(samples: np.ndarray, level: float) -> np.ndarray:
+    """Samples with an RMS of 0.05, raised by `level` dB."""
+    rms = np.sqrt(np.mean(samples**2))
+    return samples * (0.05 / rms) * 10 ** (level / 20)
+
+
+def write_recording(path: Path, samples: np.ndarray, rng: np.random.Generator) -> None:
+    """Write a recording with a little noise."""
+    samples = samples + rng.normal(0, 0.001, len(samples))
+    soundfile.write(path, samples.clip(-1, 1), SAMPLE_RATE, subtype="PCM_16")
+
+
+def in_fresh_processes(function: Callable, tasks: Iterable[tuple]) -> list[bytes]:
+    """Call a function in a new process for each task; return what each prints.
+
+    espeak-ng carries state from one call to the next: only from a fresh start does the same seed give
+    the same samples.
+    """
+    load = f"from {function.__module__} import {function.__name__} as function"
+
+    def call(task: tuple) -> bytes:
+        command = [sys.executable, "-c", f"{load}; function(*{task!r})"]
+        return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(call, tasks))

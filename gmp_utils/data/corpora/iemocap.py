@@ -1,7 +1,7 @@
 """IEMOCAP: 5 sessions of a woman and a man, 10,039 turns; the folder is `IEMOCAP_full_release`.
 
-A turn's name, `Ses03M_impro05a_F012`, has the talker in its last field: the letter behind the session
-is who wore the markers, and is wrong for half of the turns.
+A turn's name, `Ses03M_impro05a_F012`, has the talker in its last field: the letter after the session is
+the actor who wore the markers, and is wrong for half of the turns.
 """
 
 import os
@@ -11,48 +11,30 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora.labels import number
-from gmp_utils.data.corpora.names import with_unlabelled
+from gmp_utils.data.corpora._labels import with_unlabelled
 
 TURN = re.compile(
     r"\[[\d.]+ - [\d.]+\]\t(Ses0([1-5])[FM]_(?:impro\d\d[ab]?|script\d\d_\d[ab]?)_([FM])\d{3})"
-    r"\t(\w+)\t\[([\d.]+), ([\d.]+), ([\d.]+)\]"
+    r"\t(\w+)\t\[(\d+(?:\.\d+)?), (\d+(?:\.\d+)?), (\d+(?:\.\d+)?)\]"
 )
-SAID = re.compile(r"(Ses\S+) \[[^\]]*\]: ?(.*)")
+TRANSCRIPT = re.compile(r"(Ses\S+) \[[^\]]*\]: ?(.*)")
 EMOTIONS = {
-    "ang": "angry",
-    "hap": "happy",
-    "exc": "happy",
-    "neu": "neutral",
-    "sad": "sad",
-    "fru": "frustrated",
-    "fea": "fearful",
-    "sur": "surprised",
-    "dis": "disgusted",
-    "oth": "other",
+    "ang": "angry", "hap": "happy", "exc": "happy", "neu": "neutral", "sad": "sad",
+    "fru": "frustrated", "fea": "fearful", "sur": "surprised", "dis": "disgusted", "oth": "other",
     "xxx": "no agreement",
-}
+}  # fmt: skip
 
 
 def _lines(files: list[Path]) -> list[str]:
-    kept = [path for path in sorted(files) if not path.name.startswith("._")]
-    try:
-        return [line for path in kept for line in path.read_text("latin-1").splitlines()]
-    except OSError as error:
-        raise GmpError(f"{error.filename}: cannot be read ({error.strerror}).") from error
+    kept = [path for path in sorted(files) if not path.name.startswith("._")]  # of macOS
+    return [line for path in kept for line in path.read_text("latin-1").splitlines()]
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """Read the manifest; see `gmp_utils.data.corpora.load`.
-
-    Raises
-    ------
-    GmpError
-        If a turn that has a label has no recording, or a rating is no number.
-    """
+    """Read the manifest; a labelled turn without a recording is an error."""
     evaluations = _lines(list(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")))
     texts = _lines(list(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt")))
-    said = dict(match.groups() for match in map(SAID.match, texts) if match)
+    transcripts = dict(match.groups() for match in map(TRANSCRIPT.match, texts) if match)
     rows = []
     for match in filter(None, map(TURN.match, evaluations)):
         turn, session, talker, label, valence, activation, dominance = match.groups()
@@ -62,7 +44,6 @@ def load(folder: Path) -> pd.DataFrame:
             raise GmpError(
                 f"{path}: not there, but {dialog}.txt labels it; the release is incomplete."
             )
-        where = f"{dialog}.txt, {turn}"
         rows.append(
             {
                 "utterance": turn,
@@ -71,10 +52,10 @@ def load(folder: Path) -> pd.DataFrame:
                 "gender": {"F": "female", "M": "male"}[talker],
                 "session": session,
                 "label": label,
-                "valence": number(valence, where),
-                "arousal": number(activation, where),
-                "dominance": number(dominance, where),
-                "text": said.get(turn),
+                "valence": float(valence),
+                "arousal": float(activation),
+                "dominance": float(dominance),
+                "text": transcripts.get(turn),
             }
         )
     recordings = folder.glob("Session[1-5]/sentences/wav/*/*.wav")

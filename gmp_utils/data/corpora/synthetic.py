@@ -1,28 +1,24 @@
-"""A synthetic emotional corpus, spoken by espeak-ng and shaped like IEMOCAP.
+"""A synthetic emotional corpus, synthesized by espeak-ng and shaped like IEMOCAP.
 
-Five sessions of a woman and a man, four emotions. Emotion is prosody and nothing else: pitch, range,
-rate and loudness of one phrase out of three, in each speaker's own measure and with each speaker's
-own habits. Which phrase it is stays known (`emotion_start`, `emotion_end`).
+Five sessions of a woman and a man, four emotions. Emotion is prosody only: pitch, range, rate and
+level of one phrase out of three, with a strength and habits that differ between speakers. The manifest
+has the times of that phrase (`emotion_start`, `emotion_end`).
 """
 
 import io
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from gmp_utils.data.corpora.labels import locate, read_table
-from gmp_utils.data.corpora.names import with_unlabelled
+from gmp_utils.data.corpora import espeak
+from gmp_utils.data.corpora._labels import locate, read_table, with_unlabelled
 
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
-# Session by session, a woman and a man: the corpus's voices, and those that encoders are pre-trained
-# on, which it does not have. Breathy variants (f2, f3, f5, Alicia) are left out: espeak-ng draws their
-# noise from the clock.
+# A woman and a man of each session, of the corpus and of the recordings for pre-training, which share no
+# voice. Breathy variants (f2, f3, f5, Alicia) are excluded: espeak-ng seeds their noise with the clock.
 VOICES = (
     ("en-us+f1", "en-us+m1"),
     ("en-gb-x-rp+f4", "en-gb-x-rp+m2"),
@@ -59,7 +55,8 @@ _PHRASES = (
     ("and nobody knew", "so we waited", "because of you", "and then we talked", "but not for me",
      "like the last time", "and it was gone", "as you told me"),
 )  # fmt: skip
-TEXTS = ("utterance", "speaker", "gender", "session", "emotion", "text")
+SPEAKER = ("speaker", "gender", "session")
+TEXTS = ("utterance", *SPEAKER, "emotion", "text")
 NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
 _SECONDS_AROUND = 0.05  # silence before and after
@@ -68,59 +65,30 @@ _SECONDS_AROUND = 0.05  # silence before and after
 def make(
     folder: Path,
     seed: int = 0,
+    *,
     utterances_per_speaker: int = 24,
     voices: Sequence[tuple[str, str]] = VOICES,
 ) -> None:
-    """Speak the corpus into a folder: `wav/` and `labels.csv`.
+    """Synthesize the corpus into a folder: `wav/` and `labels.csv`.
 
-    A process of its own speaks each session: espeak-ng carries state from one call to the next, and
-    only from a fresh start does the same seed give the same samples.
-
-    Parameters
-    ----------
-    folder : Path
-    seed : int
-    utterances_per_speaker : int
-        Balanced over the emotions.
-    voices : sequence of (str, str)
-        Of each session's woman and man.
+    `voices` are espeak-ng's for the woman and the man of each session; a speaker's utterances are balanced
+    over the emotions.
     """
     (folder / "wav").mkdir(parents=True, exist_ok=True)
-
-    def speak_session(session: int) -> pd.DataFrame:
-        given = [folder, session, seed, utterances_per_speaker, *voices[session]]
-        command = [sys.executable, "-m", __name__, *map(str, given)]
-        rows = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        return pd.read_csv(io.BytesIO(rows.stdout))
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        tables = list(pool.map(speak_session, range(len(voices))))
-    pd.concat(tables).to_csv(folder / "labels.csv", index=False)
+    options = (str(folder), seed, utterances_per_speaker)
+    tables = espeak.in_fresh_processes(
+        _speak_session, [(*options, *session) for session in enumerate(voices)]
+    )
+    labels = pd.concat(pd.read_csv(io.BytesIO(table)) for table in tables)
+    labels.to_csv(folder / "labels.csv", index=False)
 
 
 def load(
     folder: Path, texts: Sequence[str] = TEXTS, numbers: Sequence[str] = NUMBERS
 ) -> pd.DataFrame:
-    """Read the manifest of a corpus that `make` spoke.
-
-    Parameters
-    ----------
-    folder : Path
-    texts, numbers : sequence of str
-        Columns of labels.csv.
-
-    Returns
-    -------
-    manifest : DataFrame
-        A row per utterance, see `gmp_utils.data.corpora.check`.
-
-    Raises
-    ------
-    GmpError
-        If the labels cannot be read, or name a recording elsewhere.
-    """
+    """Read the manifest of a corpus that `make` wrote, with some columns of labels.csv."""
     labels, recordings = folder / "labels.csv", folder / "wav"
-    manifest = read_table(labels, (*texts, *numbers), texts, numbers)
+    manifest = read_table(labels, required=(*texts, *numbers), texts=texts, numbers=numbers)
     advice = "expected the name of a file in wav/"
     manifest["path"] = locate(manifest.utterance + ".wav", recordings, labels, advice)
     return with_unlabelled(manifest.rename(columns={"emotion": "label"}), recordings.glob("*.wav"))
@@ -147,54 +115,37 @@ def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) ->
 def _speak_phrase(
     text: str, speaker: dict, emotion: str, strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    from gmp_utils.data.corpora.espeak import speak
-
+    """A phrase with the prosody of an emotion."""
     target, habit = PROSODY[emotion], speaker["habits"][emotion]
     pitch = speaker["pitch"] + strength * target["pitch"] + habit["pitch"] + rng.normal(0, 3)
     pitch_range = speaker["range"] + strength * target["range"] + rng.normal(0, 5)
     rate = speaker["rate"] * target["rate"] ** strength * rng.lognormal(0, 0.04)
     level = speaker["level"] + strength * target["level"] + habit["level"] + rng.normal(0, 1.2)
-    samples = speak(
-        text,
-        speaker["voice"],
-        int(np.clip(rate, 80, 450)),
-        int(np.clip(pitch, 0, 99)),
-        int(np.clip(pitch_range, 0, 99)),
-    )
-    rms = np.sqrt(np.mean(samples**2))
-    return samples * (0.05 / rms) * 10 ** (level / 20)
+    samples = espeak.speak(text, speaker["voice"], rate, pitch, pitch_range)
+    return espeak.set_level(samples, level)
 
 
 def _speak_utterance(speaker: dict, emotion: str, rng: np.random.Generator) -> tuple:
-    """Three phrases, one of them emotional; samples, text, start and end of it in seconds."""
-    from gmp_utils.data.corpora.espeak import SAMPLE_RATE
-
+    """Samples and text of three phrases, and start and end (seconds) of the emotional one."""
     texts = [str(rng.choice(choices)) for choices in _PHRASES]
     carrier = int(rng.integers(len(texts)))
     strength = speaker["expressiveness"] * rng.uniform(0.85, 1.15)
-    pieces, start, end = [np.zeros(int(_SECONDS_AROUND * SAMPLE_RATE))], 0.0, 0.0
+    pieces, start, end = [np.zeros(int(_SECONDS_AROUND * espeak.SAMPLE_RATE))], 0.0, 0.0
     for position, text in enumerate(texts):
         phrase = emotion if position == carrier else "neutral"
-        if position == carrier:
-            start = sum(map(len, pieces)) / SAMPLE_RATE
+        n_before = sum(map(len, pieces))
         pieces.append(_speak_phrase(text, speaker, phrase, strength, rng))
         if position == carrier:
-            end = sum(map(len, pieces)) / SAMPLE_RATE
-        pieces.append(np.zeros(int(_PAUSE * SAMPLE_RATE)))
-    pieces.append(np.zeros(int(_SECONDS_AROUND * SAMPLE_RATE)))
-    samples = np.concatenate(pieces)
-    samples = samples + rng.normal(0, 0.001, len(samples))
-    return samples, " ".join(texts), start, end
+            start, end = n_before / espeak.SAMPLE_RATE, sum(map(len, pieces)) / espeak.SAMPLE_RATE
+        pieces.append(np.zeros(int(_PAUSE * espeak.SAMPLE_RATE)))
+    pieces.append(np.zeros(int(_SECONDS_AROUND * espeak.SAMPLE_RATE)))
+    return np.concatenate(pieces), " ".join(texts), start, end
 
 
 def _speak_session(
-    folder: Path, session: int, seed: int, utterances_per_speaker: int, voices: list[str]
+    folder: str, seed: int, utterances_per_speaker: int, session: int, voices: tuple[str, str]
 ) -> None:
-    """Write the session's recordings, and its rows of the manifest to standard output."""
-    import soundfile
-
-    from gmp_utils.data.corpora.espeak import SAMPLE_RATE
-
+    """Write a session's recordings, and print its rows of the labels."""
     rng = np.random.default_rng([seed, session])
     rows = []
     for gender, voice in zip("FM", voices):
@@ -203,24 +154,10 @@ def _speak_session(
         for number, emotion in enumerate(map(str, emotions), start=1):
             samples, text, start, end = _speak_utterance(speaker, emotion, rng)
             name = f"{speaker['speaker']}_{number:03d}"
-            path = folder / "wav" / f"{name}.wav"
-            soundfile.write(path, samples.clip(-1, 1), SAMPLE_RATE, subtype="PCM_16")
-            attributes = np.array(ATTRIBUTES[emotion]) + rng.normal(0, 0.3, 3)
-            rows.append(
-                {
-                    "utterance": name,
-                    **{key: speaker[key] for key in ("speaker", "gender", "session")},
-                    "emotion": emotion,
-                    **dict(
-                        zip(("valence", "arousal", "dominance"), attributes.clip(1, 5).round(2))
-                    ),
-                    "text": text,
-                    "emotion_start": round(start, 3),
-                    "emotion_end": round(end, 3),
-                }
-            )
+            espeak.write_recording(Path(folder, "wav", f"{name}.wav"), samples, rng)
+            ratings = np.array(ATTRIBUTES[emotion]) + rng.normal(0, 0.3, 3)
+            row = {"utterance": name, **{column: speaker[column] for column in SPEAKER}}
+            row |= {"emotion": emotion, **dict(zip(NUMBERS, ratings.clip(1, 5).round(2)))}
+            row |= {"text": text, "emotion_start": round(start, 3), "emotion_end": round(end, 3)}
+            rows.append(row)
     pd.DataFrame(rows).to_csv(sys.stdout, index=False)
-
-
-if __name__ == "__main__":
-    _speak_session(Path(sys.argv[1]), *map(int, sys.argv[2:5]), sys.argv[5:])

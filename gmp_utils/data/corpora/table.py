@@ -1,8 +1,8 @@
-"""Your own recordings: a CSV or parquet file with a row for each.
+"""A table of recordings, CSV or parquet, with a row for each.
 
 Columns: `path` (relative ones are below the file's folder) and `speaker`; any of `utterance`,
 `emotion`, `gender`, `session`, `split`, `text`, `valence`, `arousal`, `dominance` (1 to 7), and `start`
-and `end` (seconds), if a row is a part of its recording.
+and `end` (seconds), where a row is a part of its recording.
 """
 
 from pathlib import Path
@@ -10,26 +10,18 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora.labels import locate, read_table
+from gmp_utils.data.corpora._labels import locate, read_table
 
-EMOTIONS: dict[str, str] = {}  # the table's own names are kept
 TEXTS = ("path", "utterance", "speaker", "gender", "session", "emotion", "split", "text")
 NUMBERS = ("start", "end", "valence", "arousal", "dominance")
 ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 
 
 def load(path: Path, outside: bool = False) -> pd.DataFrame:
-    """Read the manifest; see `gmp_utils.data.corpora.load`.
-
-    Raises
-    ------
-    GmpError
-        If it is no table, a needed column is missing, or a recording, or one is not below the table's
-        folder and may not be outside.
-    """
-    table = read_table(path, ("path", "speaker"), TEXTS, NUMBERS)
+    """Read the manifest; recordings must be below the table's folder unless `outside` is true."""
+    table = read_table(path, required=("path", "speaker"), texts=TEXTS, numbers=NUMBERS)
     if "label" in table:
-        raise GmpError(f"{path}: found a column 'label', expected 'emotion'; rename it.")
+        raise GmpError(f"{path}: column 'label', expected 'emotion'; rename it.")
     recordings = locate(table.path, path.parent, path, None if outside else ADVICE)
     if "utterance" not in table:
         table["utterance"] = table.path.str.replace(r"\.\w+$", "", regex=True)

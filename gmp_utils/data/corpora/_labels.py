@@ -1,0 +1,99 @@
+"""Recordings and tables of labels: what every corpus is read with."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils import GmpError
+
+EXPECTED = {  # names of pandera's checks, as messages
+    "field_uniqueness": "unique values",
+    "not_nullable": "a value",
+    "coerce_dtype('float64')": "a number",
+    "dtype('string[pyarrow]')": "text",
+    "dtype('str')": "text",
+}
+
+
+def validate(schema, table: pd.DataFrame, what: str) -> pd.DataFrame:
+    """Validate a table with a pandera schema; an error names column, row (from 1) and value."""
+    import pandera.errors  # takes a second
+
+    try:
+        return schema.validate(table, lazy=True)
+    except pandera.errors.SchemaErrors as errors:
+        case = errors.failure_cases.iloc[0]
+        check, value = case["check"], case["failure_case"]
+        columns = ", ".join(map(str, table.columns))
+        if check == "column_in_dataframe":
+            raise GmpError(f"{what}: no column {value}, found {columns}.") from errors
+        if check == "column_in_schema":
+            expected = ", ".join(schema.columns)
+            raise GmpError(f"{what}: column {value}, expected some of {expected}.") from errors
+        if check == "dataframe_column_labels_unique":
+            raise GmpError(f"{what}: columns {columns}, expected each once.") from errors
+        row = f", row {int(case['index']) + 1}" if pd.notna(case["index"]) else ""
+        raise GmpError(
+            f"{what}{row}, column {case['column']}: found {value}, expected {EXPECTED.get(check, check)}."
+        ) from errors
+
+
+def read_table(
+    path: Path, *, required: Sequence[str], texts: Sequence[str], numbers: Sequence[str]
+) -> pd.DataFrame:
+    """Read a table of labels, parquet or CSV in UTF-8.
+
+    `texts` and `numbers` are the columns that hold them, if present; `required` ones have to be.
+    """
+    import pandera.pandas as pa
+
+    try:
+        if path.suffix == ".parquet":
+            table = pd.read_parquet(path).reset_index(drop=True)
+        else:
+            table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), index_col=False)
+    except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
+        raise GmpError(
+            f"{path}: cannot be read as a table ({error}); expected CSV in UTF-8, or parquet."
+        ) from error
+    if table.empty:
+        raise GmpError(f"{path}: no rows, expected one for each recording.")
+    kinds = dict.fromkeys(texts, str) | dict.fromkeys(numbers, float)
+    columns = {
+        name: pa.Column(kind, nullable=True, required=name in required, coerce=kind is float)
+        for name, kind in kinds.items()
+    }
+    return validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
+
+
+def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> list[str]:
+    """Paths of the recordings that a table of labels (`file`) names, relative to a folder.
+
+    None may lead out of the folder, by links neither, unless `advice`, what to do about it, is None. An
+    error names the row (from 1) and the path.
+    """
+    root = os.path.realpath(folder)
+    for row, name in enumerate(names, start=1):
+        if pd.isna(name):
+            raise GmpError(f"{file}, row {row}: no path of a recording.")
+        if advice and not Path(os.path.realpath(folder / name)).is_relative_to(root):
+            raise GmpError(f"{file}, row {row}: {name!r} leads out of {folder}; {advice}.")
+        if not os.path.isfile(folder / name):
+            path = folder / name
+            raise GmpError(f"{file}, row {row}: no recording {path}; add it, or remove the row.")
+    return [str(folder / name) for name in names]
+
+
+def with_unlabelled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
+    """Append the recordings that a manifest lacks, named by their paths; macOS's `._` files are skipped.
+
+    An empty manifest stays empty: the folder is another corpus's.
+    """
+    if manifest.empty:
+        return manifest
+    labelled = set(manifest.path)
+    paths = [str(path) for path in sorted(recordings) if not path.name.startswith("._")]
+    rest = [path for path in paths if path not in labelled]
+    return pd.concat([manifest, pd.DataFrame({"utterance": rest, "path": rest})], ignore_index=True)

@@ -1,0 +1,107 @@
+"""Acted corpora whose file names hold every label; another one is another entry of `ACTED`."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils.data.corpora._labels import with_unlabelled
+
+
+@dataclass(frozen=True)
+class ActedCorpus:
+    """How one corpus names its recordings.
+
+    Attributes
+    ----------
+    pattern : str
+        Regular expression of the end of a path, from a file or folder name on, with the groups
+        `speaker`, `label` and, where the sentence is known, `text`.
+    emotions : dict of str to str
+        From labels to emotions.
+    female : str
+        The speakers who are women, separated by spaces; all others are men.
+    fields : callable
+        From a match to columns that are no groups of the pattern, or that replace them.
+    """
+
+    pattern: str
+    emotions: dict[str, str]
+    female: str
+    fields: Callable[[re.Match], dict[str, str]] = lambda match: {}
+
+    def load(self, folder: Path) -> pd.DataFrame:
+        """Read the manifest, in order of path; recordings that do not match come last, unlabelled."""
+        pattern = re.compile(f"(?s:.*/)?{self.pattern}")
+        paths = sorted(folder.rglob("*.wav"))
+        rows = [
+            {"utterance": path.stem, "path": str(path)} | match.groupdict() | self.fields(match)
+            for path in paths
+            if (match := pattern.fullmatch(str(path)))
+        ]
+        manifest = pd.DataFrame(rows, columns=None if rows else ["path", "speaker"])
+        manifest["gender"] = manifest.speaker.isin(self.female.split()).map(
+            {True: "female", False: "male"}
+        )
+        return with_unlabelled(manifest, paths)
+
+
+def _esd_fields(match: re.Match) -> dict[str, str]:
+    """350 numbers per emotion; every speaker of a language says the same sentence at a number."""
+    index = int(match[2]) - 1
+    language = "mandarin" if int(match["speaker"]) <= 10 else "english"
+    label = ("neutral", "angry", "happy", "sad", "surprised")[index // 350 % 5]
+    return {"label": label, "text": f"{language} {index % 350 + 1}"}
+
+
+ACTED = {
+    # CREMA-D: 91 actors, 7,442 recordings, <actor>_<sentence>_<emotion>_<level>.wav
+    "crema_d": ActedCorpus(
+        r"(?P<speaker>\d{4})_(?P<text>IEO|TIE|IOM|IWW|TAI|MTI|IWL|ITH|DFA|ITS|TSI|WSI)"
+        r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX)\.wav",
+        {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral",
+         "SAD": "sad"},
+        # VideoDemographics.csv; the other 48 of 1001 to 1091 are male
+        "1002 1003 1004 1006 1007 1008 1009 1010 1012 1013 1018 1020 1021 1024 1025 1028 1029 1030 "
+        "1037 1043 1046 1047 1049 1052 1053 1054 1055 1056 1058 1060 1061 1063 1072 1073 1074 1075 "
+        "1076 1078 1079 1082 1084 1089 1091",
+    ),
+    # RAVDESS, audio-only speech (03-01): 24 actors, 1,440 recordings, seven two-digit fields
+    "ravdess": ActedCorpus(
+        r"03-01-(?P<label>0[1-8])-0[12]-(?P<text>0[12])-0[12]-(?P<speaker>\d\d)\.wav",
+        {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "fearful",
+         "07": "disgusted", "08": "surprised"},
+        "02 04 06 08 10 12 14 16 18 20 22 24",
+    ),
+    # EmoDB: 10 speakers, 535 recordings, SSTTTEV.wav: speaker, text, German initial, version
+    "emodb": ActedCorpus(
+        r"(?P<speaker>03|08|09|10|11|12|13|14|15|16)(?P<text>[ab]\d\d)(?P<label>[WLEAFTN])[a-z]?\.wav",
+        {"W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "T": "sad",
+         "N": "neutral"},
+        "08 09 13 14 16",
+    ),
+    # SAVEE: 4 men, 480 recordings, <speaker>/<emotion><number>.wav or <speaker>_<emotion><number>.wav
+    "savee": ActedCorpus(
+        r"(?P<speaker>DC|JE|JK|KL)[/_](?P<label>sa|su|a|d|f|h|n)(\d\d)\.wav",
+        {"a": "angry", "d": "disgusted", "f": "fearful", "h": "happy", "n": "neutral", "sa": "sad",
+         "su": "surprised"},
+        "",
+        lambda match: {"utterance": f"{match['speaker']}_{match['label']}{match[3]}"},
+    ),
+    # TESS: 2 women, 2,800 recordings, <speaker>_<word>_<emotion>.wav; ps is a pleasant surprise
+    "tess": ActedCorpus(
+        r"(?P<speaker>OAF|YAF)_(?P<text>[a-z]+)_(?P<label>angry|disgust|fear|happy|neutral|ps|sad)\.wav",
+        {"angry": "angry", "disgust": "disgusted", "fear": "fearful", "happy": "happy",
+         "neutral": "neutral", "ps": "surprised", "sad": "sad"},
+        "OAF YAF",
+    ),
+    # ESD: 20 speakers of Mandarin or English, 35,000 recordings, <speaker>_<number>.wav
+    "esd": ActedCorpus(
+        r"(?P<speaker>00(?:0[1-9]|1\d|20))_(\d{6})\.wav",
+        {name: name for name in ("neutral", "angry", "happy", "sad", "surprised")},
+        "0001 0002 0003 0007 0009 0015 0016 0017 0018 0019",
+        _esd_fields,
+    ),
+}  # fmt: skip

@@ -1,0 +1,86 @@
+"""MSP-Podcast, turns of podcasts in the splits of its release, and MSP-IMPROV, 8,438 turns in 6 sessions."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from gmp_utils import GmpError
+from gmp_utils.data.corpora._labels import locate, read_table, with_unlabelled
+
+PODCAST_EMOTIONS = {
+    "A": "angry", "S": "sad", "H": "happy", "U": "surprised", "F": "fearful", "D": "disgusted",
+    "C": "contemptuous", "N": "neutral", "O": "other", "X": "no agreement",
+}  # fmt: skip
+IMPROV_EMOTIONS = {label: PODCAST_EMOTIONS[label] for label in "ASHNOX"}
+TEXTS = ("FileName", "EmoClass", "SpkrID", "Gender", "Split_Set")
+NUMBERS = ("EmoVal", "EmoAct", "EmoDom")
+RATING = r"(\d+(?:\.\d+)?|NaN)"
+TURN = re.compile(
+    r"UTD-(?P<name>IMPROV-S\d\d[A-Z]-(?P<speaker>[FM]\d\d)-[PRST]-[FM][FM]\d\d)\.avi; (?P<label>\w); "
+    rf"A:{RATING}; V:{RATING}; D:{RATING}"
+)
+
+
+def _first(folder: Path, *names: str) -> Path:
+    """The first of some files or folders that is there: releases spell them differently."""
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise GmpError(f"{folder}: no {names[0]}; give the folder of the release, which has it.")
+
+
+def load_podcast(folder: Path) -> pd.DataFrame:
+    """Read MSP-Podcast's manifest; speakers and genders that are "Unknown" are missing in it."""
+    labels = _first(folder, "Labels/labels_consensus.csv", "Labels/labels_concensus.csv")
+    audio = _first(folder, "Audios", "Audio")
+    table = read_table(labels, required=(*TEXTS, *NUMBERS), texts=TEXTS, numbers=NUMBERS)
+    paths = locate(table.FileName, audio, labels, f"expected the name of a file in {audio.name}/")
+    table[["SpkrID", "Gender"]] = table[["SpkrID", "Gender"]].replace({"Unknown": None})
+    manifest = pd.DataFrame(
+        {
+            "utterance": [Path(path).stem for path in paths],
+            "path": paths,
+            "speaker": table.SpkrID,
+            "gender": table.Gender.str.lower(),
+            "label": table.EmoClass,
+            "valence": table.EmoVal,
+            "arousal": table.EmoAct,
+            "dominance": table.EmoDom,
+            "split": table.Split_Set.replace({"Development": "Validation"}).str.lower(),
+        }
+    )
+    return with_unlabelled(manifest, audio.glob("*.wav"))
+
+
+def load_improv(folder: Path) -> pd.DataFrame:
+    """Read MSP-IMPROV's manifest.
+
+    Labels are in a file whose name is misspelt, under the names of videos. Activation runs from 1, very
+    active, to 5, very calm: it is inverted here.
+    """
+    labels = _first(folder, "Evalution.txt", "Evaluation.txt")
+    recordings: dict[str, Path] = {}
+    for path in sorted(folder.rglob("MSP-IMPROV-*.wav")):
+        if recordings.setdefault(path.stem, path) != path:
+            raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
+    rows = []
+    for match in filter(None, map(TURN.match, labels.read_text("latin-1").splitlines())):
+        name, speaker = f"MSP-{match['name']}", match["speaker"]
+        if name not in recordings:
+            raise GmpError(f"{name}.wav: not there, but {labels.name} labels it.")
+        activation, valence, dominance = map(float, match.groups()[-3:])
+        rows.append(
+            {
+                "utterance": name,
+                "path": str(recordings[name]),
+                "speaker": speaker,
+                "gender": {"F": "female", "M": "male"}[speaker[0]],
+                "session": str(int(speaker[1:])),
+                "label": match["label"],
+                "valence": valence,
+                "arousal": 6 - activation,
+                "dominance": dominance,
+            }
+        )
+    return with_unlabelled(pd.DataFrame(rows), recordings.values())
