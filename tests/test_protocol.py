@@ -40,7 +40,7 @@ def test_folds_are_disjoint_balanced_and_complete(sessions):
     assert sorted(tested) == sorted(manifest.speaker.unique())
 
 
-def test_strict_is_the_default_and_hears_the_least():
+def test_strict_is_the_default_and_uses_the_least():
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
     assert strict.unsupervised_parts == ("train",)
@@ -66,26 +66,26 @@ def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, 
     assert parts.equals(protocol.parts(manifest, 5))
 
 
-def test_every_rule_can_be_read_aloud():
-    """The sentence says each departure from the strict protocol, in capitals where it flatters."""
+def test_a_protocol_is_described():
+    """Each departure from the strict protocol is stated, in capitals where it flatters."""
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
     assert strict.describe() == (
-        "5 folds by speaker, test speakers disjoint from training; validation speakers are disjoint "
-        "from both; clustering and retraining hear training speakers only; the epoch is the best one "
-        "on validation."
+        "5 folds by speaker, test speakers disjoint from training speakers. Validation speakers are "
+        "disjoint from training and test speakers. Clustering and retraining use training speakers only. "
+        "The epoch is the best one on validation."
     )
     departures = [
         ({"selection": "oracle"}, "ORACLE"),
-        ({"selection": "last"}, "the last epoch is reported"),
+        ({"selection": "last"}, "The last epoch is reported"),
         ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
         ({"transductive": True}, "TRANSDUCTIVE"),
-        ({"female_share": 0.8}, "80% of the training utterances are women's"),
+        ({"female_share": 0.8}, "Women have 80% of the training utterances"),
         ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
     ]
-    for rules, said in departures:
-        assert said in make_protocol(manifest, **rules).describe()
-        assert said not in strict.describe()
+    for rules, sentence in departures:
+        assert sentence in make_protocol(manifest, **rules).describe()
+        assert sentence not in strict.describe()
 
 
 def test_a_protocol_comes_back_from_json():
@@ -122,7 +122,9 @@ def test_there_may_be_no_validation():
     protocol = make_protocol(manifest, n_folds=2, validation="none", selection="last")
     assert protocol.selection_part == "test"
     assert protocol.parts(manifest, 1).value_counts().to_dict() == {"train": 8, "test": 8}
-    with pytest.raises(GmpError, match='leaves nothing to choose an epoch on: selection "last"'):
+    with pytest.raises(
+        GmpError, match='leaves nothing to select an epoch on; use selection "last"'
+    ):
         make_protocol(manifest, validation="none")
 
 
@@ -140,12 +142,12 @@ def test_an_official_split():
     # seven training speakers, women first, every third: 00 and 03 of the women, 06 of the men
     assert protocol.validation_folds == (("00", "03", "06"),)
     manifest.loc[manifest.index[-1], "split"] = "train"
-    with pytest.raises(GmpError, match="speaker 07 is in the parts test and train"):
+    with pytest.raises(GmpError, match="speaker 07 in several parts"):
         make_protocol(manifest, "split")
-    with pytest.raises(GmpError, match='utterances are in nothing, expected "train" and "test"'):
+    with pytest.raises(GmpError, match="utterances without a split"):
         make_protocol(speakers_manifest(4, 4), "split")
     manifest["split"] = np.select([number == 7, number == 6], ["test", "dev"], "train")
-    with pytest.raises(GmpError, match="utterances are in dev, test, train, expected"):
+    with pytest.raises(GmpError, match="is split into dev, test, train, expected"):
         make_protocol(manifest, "split")
     manifest["split"] = manifest.split.replace({"dev": "train"})
     alone = make_protocol(manifest, "split", n_folds=9, validation="none", selection="last")
@@ -156,7 +158,7 @@ def test_sessions_in_which_speakers_recur_are_no_folds():
     manifest = speakers_manifest(3, 3)
     manifest["session"] = ["1", "2", "1", "2"] * 6
     assert make_protocol(manifest, n_folds=3).fold_by == "speaker"
-    with pytest.raises(GmpError, match="speaker 00 is in the sessions 1 and 2"):
+    with pytest.raises(GmpError, match="one for each speaker"):
         make_protocol(manifest, "session")
 
 
@@ -168,7 +170,7 @@ def test_two_corpora_are_never_folded_together():
     protocol = make_protocol(manifest, n_folds=3)
     assert protocol.folds == (("00", "07"),)
     assert protocol.describe().startswith(
-        "1 fold with one corpus trained on and another tested on, test speakers disjoint from training"
+        "1 fold that trains on one corpus and tests on another, test speakers disjoint from training"
     )
     with pytest.raises(GmpError, match="fold_by 'speaker' with 2 corpora"):
         make_protocol(manifest, "speaker")
@@ -176,18 +178,20 @@ def test_two_corpora_are_never_folded_together():
         make_protocol(speakers_manifest(4, 4), "cross-corpus")
 
 
-def test_impossible_folds_are_refused():
+def test_impossible_folds_are_rejected():
     manifest = speakers_manifest(5, 5)
     protocol = make_protocol(manifest)
     for fold in (0, 6):
         with pytest.raises(GmpError, match="folds 1 to 5"):
             protocol.parts(manifest, fold)
-    with pytest.raises(GmpError, match="names no sessions"):
+    with pytest.raises(GmpError, match="expected a session for each utterance"):
         make_protocol(manifest, fold_by="session")
     with pytest.raises(GmpError, match="there are 10 speakers"):
         make_protocol(manifest, n_folds=11)
-    with pytest.raises(GmpError, match="validation by speakers need 3"):
+    with pytest.raises(GmpError, match="validation 'speakers' needs at least 3"):
         make_protocol(manifest, n_folds=2)
+    with pytest.raises(GmpError, match=r"female_share 1\.5: expected 0 to 1"):
+        make_protocol(manifest, female_share=1.5)
     for rule in ("fold_by", "validation", "selection"):
         with pytest.raises(GmpError, match=f"{rule} 'first': expected one of "):
             make_protocol(manifest, **{rule: "first"})
@@ -203,7 +207,7 @@ def leaky_manifest():
     return manifest
 
 
-def test_a_recording_on_both_sides_is_refused():
+def test_a_recording_on_both_sides_is_rejected():
     manifest = leaky_manifest()
     protocol = make_protocol(manifest, n_folds=3)
     assert check_leakage(manifest, protocol)[["speakers", "recordings"]].to_numpy().tolist() == [
@@ -213,7 +217,7 @@ def test_a_recording_on_both_sides_is_refused():
     assert len(check_leakage(manifest, protocol)) == 3
     manifest.loc[23, "digest"] = "u00"
     with pytest.raises(
-        GmpError, match=r"u23 \(speaker 05.*|u00 \(speaker 00.*hold the same samples"
+        GmpError, match=r"u23 \(speaker 05.*|u00 \(speaker 00.*have the same samples"
     ):
         check_leakage(manifest, protocol)
 

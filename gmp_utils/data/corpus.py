@@ -14,7 +14,7 @@ from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import PREPARE_DATA, run_folder
 from gmp_utils.runs.stage import check_and_identify
 
-RECORDINGS = "recordings"  # in the run's folder: decoded once, whatever is made of them
+RECORDINGS = "recordings"  # stage of the decoded waveforms, in the run's folder
 MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
 RATINGS = ("valence", "arousal", "dominance")
 
@@ -31,7 +31,7 @@ class Corpus:
         int16 at 16 kHz.
     protocol : Protocol
     stage : Path
-        What prepared it; with faults.parquet and leakage.parquet.
+        The stage that prepared it, with problems.parquet and leakage.parquet.
     """
 
     manifest: pd.DataFrame
@@ -41,7 +41,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """Of the corpus; of both, trained on → tested on, where there are two."""
+        """Name of the corpus; of two, the training corpus → the test corpus."""
         return " → ".join(self.manifest.corpus.unique())
 
     @property
@@ -50,23 +50,7 @@ class Corpus:
         return sorted(self.manifest.emotion.dropna().unique())
 
     def labels(self, utterances: list[str], column: str) -> np.ndarray:
-        """Index of each utterance's `column` among the sorted values of the whole corpus.
-
-        Parameters
-        ----------
-        utterances : list of str
-        column : str
-            "emotion", "gender" or "speaker".
-
-        Returns
-        -------
-        labels : (n_utterances,) int64
-
-        Raises
-        ------
-        GmpError
-            If an utterance has none.
-        """
+        """Index of each utterance's emotion, gender or speaker among the sorted values of the corpus."""
         unknown = self.manifest.utterance[self.manifest[column].isna()]
         if len(unknown):
             raise GmpError(
@@ -83,39 +67,22 @@ class Corpus:
         return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
 
     def check_encoder(self, encoder: str, fold: int) -> None:
-        """Refuse an encoder that heard a fold's held-out recordings, unless the protocol is transductive.
+        """Reject an encoder pre-trained on a fold's validation or test recordings, unless transductive.
 
-        Recordings are told by their samples: other cuts or encodings of them are not found.
-
-        Parameters
-        ----------
-        encoder : str
-            See `gmp_utils.runs.weights.pretraining_digests`.
-        fold : int
-
-        Raises
-        ------
-        GmpError
-            Naming one of them.
+        Matched by a hash of their samples, so re-cut or re-encoded copies are missed.
         """
         parts = self.protocol.parts(self.manifest, fold)
         held_out = self.manifest[parts.isin(["validation", "test"])]
-        known = held_out.utterance[held_out.digest.isin(weights.pretraining_digests(encoder))]
-        if len(known) and not self.protocol.transductive:
+        seen = held_out.utterance[held_out.digest.isin(weights.pretraining_digests(encoder))]
+        if len(seen) and not self.protocol.transductive:
             raise GmpError(
-                f"encoder {encoder!r} was pre-trained on {len(known)} recordings that fold {fold} "
-                f"holds out, such as {known.iloc[0]}. Take another encoder, or say so: transductive true."
+                f"encoder {encoder!r} was pre-trained on {len(seen)} validation or test recordings of fold "
+                f"{fold}, such as {seen.iloc[0]}. Use another encoder, or set transductive to true."
             )
 
 
 def open_corpus(run_dir: str) -> Corpus:
-    """Open what `prepare` made.
-
-    Raises
-    ------
-    GmpError
-        If it is not there; says which notebook makes it.
-    """
+    """Open the corpus that notebook 01 prepared in a run's folder."""
     folder = run_folder(run_dir) / PREPARE_DATA
     check_and_identify(folder)
     check_and_identify(folder.parent / RECORDINGS)

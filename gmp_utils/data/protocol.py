@@ -1,6 +1,6 @@
-"""Who is trained on, who is tested on, and how an epoch is chosen."""
+"""Evaluation protocols: folds, validation and how an epoch is selected."""
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -11,19 +11,20 @@ FOLD_RULES = {
     "session": "by session",
     "speaker": "by speaker",
     "leave-one-speaker-out": "of one speaker each",
-    "split": "as the corpus's official split",
-    "cross-corpus": "with one corpus trained on and another tested on",
+    "split": "given by the corpus's official split",
+    "cross-corpus": "that trains on one corpus and tests on another",
 }
 VALIDATIONS = {
-    "speakers": "validation speakers are disjoint from both",
-    "share": "VALIDATION SHARES SPEAKERS: it is a random tenth of the training utterances",
-    "none": "THERE IS NO VALIDATION: curves and probes show the test speakers",
+    "speakers": "Validation speakers are disjoint from training and test speakers.",
+    "share": "VALIDATION SHARES SPEAKERS: it is a random tenth of the training utterances.",
+    "none": "THERE IS NO VALIDATION: curves and probes show the test speakers.",
 }
 SELECTIONS = {
-    "validation": "the epoch is the best one on validation",
-    "last": "the last epoch is reported",
-    "oracle": "ORACLE: the epoch is the best one on the test speakers",
+    "validation": "The epoch is the best one on validation.",
+    "last": "The last epoch is reported.",
+    "oracle": "ORACLE: the epoch is the best one on the test speakers.",
 }
+RULES = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
 PARTS = ("train", "validation", "test")
 UNUSED = "unused"  # in no part of a fold
 SHARE = 0.1  # of the training utterances, where validation is a share of them
@@ -35,19 +36,15 @@ class Protocol:
 
     Attributes
     ----------
-    fold_by : str
-        What a fold holds out, one of `FOLD_RULES`.
+    fold_by, validation, selection : str
+        What the test set is, what the validation set is and how the epoch is selected: see `RULES`.
     folds : tuple of tuple of str
-        The speakers that each fold tests on; fold 1 comes first.
-    validation : str
-        Where epochs are compared, one of `VALIDATIONS`.
+        The test speakers of each fold; fold 1 comes first.
     validation_folds : tuple of tuple of str
-        The speakers that each fold validates on; none unless `validation` is "speakers".
-    selection : str
-        How the epoch is chosen, one of `SELECTIONS`.
+        The validation speakers of each fold; none unless `validation` is "speakers".
     transductive : bool
-        Whether what needs no labels may hear the held-out speakers: clustering, retraining, and the
-        encoder's own pre-training.
+        Whether clustering, retraining and the encoder's pre-training, which need no labels, may use
+        the validation and test speakers.
     female_share : float or None
         Share of women among the training utterances: every share is drawn from as many utterances as
         the smaller gender has. None takes all training utterances.
@@ -71,20 +68,13 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: dict) -> "Protocol":
-        """The reverse of `to_dict`.
-
-        Raises
-        ------
-        GmpError
-            If it is an older version's.
-        """
-        expected = [field.name for field in fields(cls)]
-        if sorted(values) != sorted(expected):
+        """The inverse of `to_dict`."""
+        try:
+            return cls(**values)
+        except TypeError as error:
             raise GmpError(
-                f"a protocol with {', '.join(values)}, expected {', '.join(expected)}; run "
-                "notebooks/01_prepare_data.ipynb again."
-            )
-        return cls(**values)
+                f"protocol.json is another version's ({error}); run notebooks/01_prepare_data.ipynb again."
+            ) from error
 
     @property
     def selection_part(self) -> str:
@@ -93,50 +83,33 @@ class Protocol:
 
     @property
     def unsupervised_parts(self) -> tuple[str, ...]:
-        """The parts of a fold that clustering and retraining hear."""
+        """The parts of a fold that clustering and retraining use."""
         return PARTS if self.transductive else ("train",)
 
-    @property
-    def describe_folds(self) -> str:
-        """Its folds in a few words."""
-        folds = "1 fold" if len(self.folds) == 1 else f"{len(self.folds)} folds"
-        return f"{folds} {FOLD_RULES[self.fold_by]}"
-
     def describe(self) -> str:
-        """The protocol in one sentence."""
-        heard = (
-            "TRANSDUCTIVE: clustering, retraining and the encoder may have heard all speakers"
+        """The protocol in plain sentences; what flatters a result is in capitals."""
+        n_folds = f"{len(self.folds)} fold{'s' if len(self.folds) > 1 else ''}"
+        unsupervised = (
+            "TRANSDUCTIVE: clustering, retraining and pre-training may use all speakers."
             if self.transductive
-            else "clustering and retraining hear training speakers only"
+            else "Clustering and retraining use training speakers only."
         )
+        balance = ""
         if self.female_share is not None:
-            heard += (
-                f"; {self.female_share:.0%} of the training utterances are women's, the rest unused"
-            )
+            share = f"{self.female_share:.0%}"
+            balance = f" Women have {share} of the training utterances; the rest is unused."
         return (
-            f"{self.describe_folds}, test speakers disjoint from training; "
-            f"{VALIDATIONS[self.validation]}; {heard}; {SELECTIONS[self.selection]}."
+            f"{n_folds} {FOLD_RULES[self.fold_by]}, test speakers disjoint from training speakers. "
+            f"{VALIDATIONS[self.validation]} {unsupervised} {SELECTIONS[self.selection]}{balance}"
         )
 
     def parts(self, manifest: pd.DataFrame, fold: int) -> pd.Series:
-        """Say of each utterance where it belongs.
-
-        Parameters
-        ----------
-        manifest : DataFrame
-            With `speaker` and `emotion`.
-        fold : int
-            From 1.
-
-        Returns
-        -------
-        parts : Series of str
-            "train", "validation", "test", or `UNUSED`, with the manifest's index.
+        """Part of a fold, "train", "validation", "test" or `UNUSED`, of each utterance of a manifest.
 
         Raises
         ------
         GmpError
-            If the fold does not exist, or a class is absent from its training speakers.
+            If the fold does not exist (they count from 1), or an emotion is absent from training.
         """
         if not 1 <= fold <= len(self.folds):
             raise GmpError(f"fold {fold}: this protocol has folds 1 to {len(self.folds)}.")
@@ -145,175 +118,154 @@ class Protocol:
         parts[manifest.speaker.isin(self.folds[fold - 1])] = "test"
         if self.validation == "share":
             training = parts.index[parts == "train"]
-            chosen = np.random.default_rng(fold).permutation(len(training))
-            parts[training[chosen[: max(round(SHARE * len(training)), 1)]]] = "validation"
+            drawn = np.random.default_rng(fold).permutation(len(training))
+            parts[training[drawn[: max(round(SHARE * len(training)), 1)]]] = "validation"
         if self.female_share is not None:
-            training = manifest[parts == "train"].sample(frac=1, random_state=fold)
-            alike = training.groupby(["gender", "emotion"]).emotion
-            turn = alike.cumcount() / alike.transform(
-                "size"
-            )  # so that every emotion keeps its share
-            training = training.loc[turn.sort_values(kind="stable").index]
-            size = training.gender.value_counts().reindex(["female", "male"], fill_value=0).min()
-            n_women = round(self.female_share * size)
-            women, men = (training.index[training.gender == name] for name in ("female", "male"))
+            training = manifest[parts == "train"]
             parts[training.index] = UNUSED
-            parts[women[:n_women].union(men[: size - n_women])] = "train"
+            parts[_draw_by_gender(training, self.female_share, fold)] = "train"
         absent = set(manifest.emotion.dropna()) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
-                f"fold {fold}: no training speaker has emotion {sorted(absent)}; leave it out (parameter "
+                f"fold {fold}: no training speaker has emotion {sorted(absent)}; exclude it (parameter "
                 "emotions) or fold otherwise (parameters fold_by, n_folds)."
             )
         return parts
 
 
-def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
-    """Refuse folds whose test part was trained on; count what cannot be refused.
+def _draw_by_gender(training: pd.DataFrame, female_share: float, seed: int) -> pd.Index:
+    """As many utterances as the smaller gender has, of which women have a share."""
+    training = training.sample(frac=1, random_state=seed)
+    groups = training.groupby(["gender", "emotion"]).emotion
+    order = groups.cumcount() / groups.transform("size")  # keeps the proportions of the emotions
+    training = training.loc[order.sort_values(kind="stable").index]
+    size = training.gender.value_counts().reindex(["female", "male"], fill_value=0).min()
+    n_women = round(female_share * size)
+    women, men = (training.index[training.gender == gender] for gender in ("female", "male"))
+    return women[:n_women].union(men[: size - n_women])
 
-    Parameters
-    ----------
-    manifest : DataFrame
-        With `utterance`, `speaker`, `digest` of the decoded samples and, where the corpus has it,
-        `text`.
-    protocol : Protocol
+
+def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
+    """Reject folds with the same recording on both sides; count what cannot be rejected.
 
     Returns
     -------
     report : DataFrame
-        By fold: `speakers` and `recordings` on both sides, and `sentences`, the share of test
-        utterances whose sentence training speakers say too; missing without transcripts.
-
-    Raises
-    ------
-    GmpError
-        Naming two recordings with the same samples, of which one is held out.
+        By fold: `speakers` and `recordings` (by `digest`) on both sides, and `sentences`, the share of
+        test utterances whose `text` also occurs in training; missing without transcripts.
     """
-    said = pd.Series(np.nan, manifest.index)
+    text = pd.Series(np.nan, manifest.index)
     if "text" in manifest and manifest.text.notna().any():
-        said = manifest.text.str.lower().str.strip()
+        text = manifest.text.str.lower().str.strip()
     rows = {}
     for fold in range(1, len(protocol.folds) + 1):
         parts = protocol.parts(manifest, fold)
         train, validation, test = (manifest[parts == part] for part in PARTS)
-        _refuse_recordings(fold, test, pd.concat([train, validation]))
-        _refuse_recordings(fold, validation, train)
-        trained = set(said[parts == "train"].dropna())
+        _reject_duplicates(fold, test, pd.concat([train, validation]))
+        _reject_duplicates(fold, validation, train)
+        training_text = set(text[parts == "train"].dropna())
+        shared = text[parts == "test"].isin(training_text).mean() if training_text else np.nan
         rows[fold] = {
             "speakers": len(set(test.speaker) & {*train.speaker, *validation.speaker}),
             "recordings": len(set(test.digest) & {*train.digest, *validation.digest}),
-            "sentences": said[parts == "test"].isin(trained).mean() if trained else np.nan,
+            "sentences": shared,
         }
     return pd.DataFrame(rows).T.rename_axis("fold").astype({"speakers": int, "recordings": int})
 
 
-def _refuse_recordings(fold: int, held_out: pd.DataFrame, trained: pd.DataFrame) -> None:
-    pairs = held_out.merge(trained, on="digest", suffixes=("", "_trained"))
+def _reject_duplicates(fold: int, first: pd.DataFrame, second: pd.DataFrame) -> None:
+    pairs = first.merge(second, on="digest", suffixes=("", "_other"))
     if len(pairs):
-        one = pairs.iloc[0]
+        pair = pairs.iloc[0]
         raise GmpError(
-            f"fold {fold}: {one.utterance} (speaker {one.speaker}, held out) and "
-            f"{one.utterance_trained} (speaker {one.speaker_trained}) hold the same samples "
-            f"({len(pairs)} such pairs). Remove one of each, or mend its speaker."
+            f"fold {fold}: {pair.utterance} (speaker {pair.speaker}) and {pair.utterance_other} (speaker "
+            f"{pair.speaker_other}) have the same samples but are in different parts ({len(pairs)} such "
+            "pairs). Remove one of each, or correct its speaker."
         )
 
 
 def make_protocol(
     manifest: pd.DataFrame,
     fold_by: str = "auto",
+    *,
     n_folds: int = 5,
     validation: str = "speakers",
     selection: str = "validation",
     transductive: bool = False,
     female_share: float | None = None,
 ) -> Protocol:
-    """Lay out the folds of a corpus.
+    """Divide a corpus into folds.
 
     Parameters
     ----------
     manifest : DataFrame
-        With `corpus`, `speaker`, `gender` and, where they are known, `session` and `split`.
+        See `gmp_utils.data.corpora.check`.
     fold_by : str
-        "session" holds out one session after the other, "speaker" one of `n_folds` groups with women
-        and men dealt out evenly, "leave-one-speaker-out" one speaker, "split" those that the corpus
-        names "test", "cross-corpus" the other corpus; "auto" takes that where there are two, sessions
-        where there are any, else speakers.
+        What the folds test on: "session" one session each; "speaker" one of `n_folds` groups of speakers,
+        balanced by gender; "leave-one-speaker-out" one speaker each; "split" the speakers that the corpus
+        names "test"; "cross-corpus" the second corpus. "auto" is "cross-corpus" for two corpora,
+        "session" where speakers keep to one session each, and "speaker" otherwise.
     n_folds : int
-        Groups of speakers, for "speaker", and for "split" where it names no validation.
+        Groups of speakers, for "speaker", and for "split" if it names no validation.
     validation : str
-        One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the last fold's
-        are the first's); those of a split are its own, or one in `n_folds` of its training speakers.
+        One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the first fold's for
+        the last one); for "split" those of the split, or one in `n_folds` training speakers.
     selection, transductive, female_share
         See `Protocol`.
-
-    Raises
-    ------
-    GmpError
-        For an unknown rule, a share outside 0 to 1, or a rule that the corpus's sessions, splits or
-        speakers do not allow.
     """
-    has_sessions = "session" in manifest and manifest.session.notna().all()
-    recurring = pd.Series(dtype=object)
-    if has_sessions:
-        recurring = _in_several_parts(manifest.speaker, manifest.session)
-    n_corpora = manifest.corpus.nunique()
-    if fold_by == "auto" and n_corpora > 1:
-        fold_by = "cross-corpus"
-    elif fold_by == "auto":
-        fold_by = "session" if has_sessions and recurring.empty else "speaker"
-    rules = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
-    given = {"fold_by": fold_by, "validation": validation, "selection": selection}
-    for name, known in rules.items():
-        if given[name] not in known:
-            raise GmpError(f"{name} {given[name]!r}: expected one of {', '.join(known)}.")
-    if female_share is not None and not 0 <= female_share <= 1:
-        raise GmpError(
-            f"female_share: found {female_share}, expected 0 to 1, or -1 for all there are."
-        )
-    if (fold_by == "cross-corpus") != (n_corpora > 1):
-        raise GmpError(
-            f'fold_by {fold_by!r} with {n_corpora} corpora: "cross-corpus" takes two, as "auto" does.'
-        )
-    if validation == "none" and selection == "validation":
-        raise GmpError('validation "none" leaves nothing to choose an epoch on: selection "last".')
+    n_corpora, has_sessions = manifest.corpus.nunique(), _has_sessions(manifest)
+    if fold_by == "auto":
+        fold_by = "session" if has_sessions else "speaker"
+        fold_by = fold_by if n_corpora == 1 else "cross-corpus"
+    rules = {"fold_by": fold_by, "validation": validation, "selection": selection}
+    for name, rule in rules.items():
+        if rule not in RULES[name]:
+            raise GmpError(f"{name} {rule!r}: expected one of {', '.join(RULES[name])}.")
+    problems = {
+        f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.": (
+            female_share is not None and not 0 <= female_share <= 1
+        ),
+        f'fold_by {fold_by!r} with {n_corpora} corpora: "cross-corpus" and "auto" are for two.': (
+            (fold_by == "cross-corpus") != (n_corpora > 1)
+        ),
+        'validation "none" leaves nothing to select an epoch on; use selection "last".': (
+            validation == "none" and selection == "validation"
+        ),
+        'fold_by "session": expected a session for each utterance, and one for each speaker; use '
+        '"speaker".': fold_by == "session" and not has_sessions,
+    }
+    for message, applies in problems.items():
+        if applies:
+            raise GmpError(message)
     if fold_by in ("split", "cross-corpus"):
         folds, validating = _official_split(manifest, n_folds if validation == "speakers" else 1)
-    elif fold_by == "session":
-        if not has_sessions:
-            raise GmpError('fold_by "session": the corpus names no sessions; use "speaker".')
-        if len(recurring):
-            raise GmpError(
-                f'fold_by "session": speaker {recurring.index[0]} is in the sessions '
-                f'{" and ".join(recurring.iloc[0])} ({len(recurring)} such); use "speaker".'
-            )
-        folds = manifest.groupby("session").speaker.unique().sort_index().tolist()
     else:
-        folds = _speaker_groups(
-            manifest, n_folds if fold_by == "speaker" else manifest.speaker.nunique()
-        )
-    if fold_by not in ("split", "cross-corpus"):
+        if fold_by == "session":
+            folds = manifest.groupby("session").speaker.unique().sort_index().tolist()
+        else:
+            n_groups = n_folds if fold_by == "speaker" else manifest.speaker.nunique()
+            folds = _speaker_groups(manifest, n_groups)
         validating = folds[1:] + folds[:1]
         needed = 3 if validation == "speakers" else 2
         if len(folds) < needed:
             raise GmpError(
-                f"{len(folds)} folds: training, test and validation by {validation} need {needed}."
+                f"{len(folds)} folds: validation {validation!r} needs at least {needed}."
             )
     if validation != "speakers":
         validating = [() for _ in folds]
-    ordered = [[sorted(speakers) for speakers in part] for part in (folds, validating)]
-    return Protocol(
-        fold_by, ordered[0], validation, ordered[1], selection, transductive, female_share
-    )
+    folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
+    return Protocol(fold_by, folds, validation, validating, selection, transductive, female_share)
 
 
-def _in_several_parts(speakers: pd.Series, places: pd.Series) -> pd.Series:
-    """Speakers who are in more than one place, with their places."""
-    found = places.groupby(speakers).unique()
-    return found[found.map(len) > 1]
+def _has_sessions(manifest: pd.DataFrame) -> bool:
+    """Whether every utterance is of a session, and every speaker in one only."""
+    if "session" not in manifest or manifest.session.isna().any():
+        return False
+    return manifest.groupby("speaker").session.nunique().max() == 1
 
 
 def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
-    """Groups of speakers, women and men dealt out evenly."""
+    """Groups of speakers, balanced by gender."""
     if manifest.speaker.nunique() < n_groups:
         raise GmpError(f"n_folds {n_groups}: there are {manifest.speaker.nunique()} speakers.")
     ordered = manifest.drop_duplicates("speaker").sort_values(["gender", "speaker"]).speaker
@@ -324,24 +276,22 @@ def _official_split(
     manifest: pd.DataFrame, n_folds: int
 ) -> tuple[list[list[str]], list[list[str]]]:
     """Test and validation speakers of a corpus's own split."""
-    split = (
-        manifest.split if "split" in manifest else pd.Series(np.nan, manifest.index, dtype=object)
-    )
-    split = split.fillna("nothing")
-    tested = split.str.startswith("test")
-    parts = split.mask(tested, "test")
+    if "split" not in manifest or manifest.split.isna().any():
+        raise GmpError('fold_by "split": the corpus has utterances without a split; use "speaker".')
+    is_test = manifest.split.str.startswith("test")
+    parts = manifest.split.mask(is_test, "test")
     if not {"train", "test"} <= set(parts) <= set(PARTS):
         raise GmpError(
-            f'fold_by "split": the corpus\'s utterances are in {", ".join(sorted(split.unique()))}, '
+            f'fold_by "split": the corpus is split into {", ".join(sorted(manifest.split.unique()))}, '
             'expected "train" and "test" (or "test1", …), and "validation" if there is one.'
         )
-    torn = _in_several_parts(manifest.speaker, parts)
-    if len(torn):
+    n_parts = parts.groupby(manifest.speaker).nunique()
+    if n_parts.max() > 1:
         raise GmpError(
-            f'fold_by "split": speaker {torn.index[0]} is in the parts {" and ".join(torn.iloc[0])} of '
-            f"the corpus's split ({len(torn)} such); fold by speaker instead."
+            f'fold_by "split": the corpus has speaker {n_parts.idxmax()} in several parts of its split '
+            f'({(n_parts > 1).sum()} such); use "speaker".'
         )
-    validating = manifest.speaker[split == "validation"].unique().tolist()
+    validating = manifest.speaker[parts == "validation"].unique().tolist()
     if not validating:
-        validating = _speaker_groups(manifest[split == "train"], n_folds)[0]
-    return [manifest.speaker[tested].unique().tolist()], [validating]
+        validating = _speaker_groups(manifest[parts == "train"], n_folds)[0]
+    return [manifest.speaker[is_test].unique().tolist()], [validating]

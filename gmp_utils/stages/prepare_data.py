@@ -1,5 +1,6 @@
 """Stage 01: a corpus to a manifest, a waveform store and a protocol."""
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -13,231 +14,184 @@ from gmp_utils.runs.files import text_digest, write_json
 from gmp_utils.runs.paths import PREPARE_DATA, ROOT, run_folder
 from gmp_utils.runs.stage import make_stage
 
-FAULTS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
+PROBLEMS = (*MISSING.values(), "unreadable", "silent", "clipped", "short", "long")
+UNUSABLE = ("no label", "no speaker", "unreadable")  # these have to be excluded
 SYNTHETIC = {"synthetic": synthetic, "synthetic_speakers": synthetic_speakers}
-UNUSABLE = ("no label", "no speaker", "unreadable")
 
 
 def read_manifest(
     run_dir: str,
     corpus: str,
-    corpus_dir: str,
-    test_corpus: str,
-    test_corpus_dir: str,
-    emotions: list[str],
-    label_map: dict[str, str],
-    seed: int,
+    *,
+    corpus_dir: str = "",
+    test_corpus: str = "",
+    test_corpus_dir: str = "",
+    emotions: list[str] | None = None,
+    label_map: dict[str, str] | None = None,
     outside: bool = False,
+    seed: int = 0,
     shifts: str = "voice",
 ) -> pd.DataFrame:
-    """Read a corpus, or two to train on one and test on the other.
+    """Read the manifest of a corpus, or of two: one to train on and one to test on.
 
     Parameters
     ----------
     run_dir : str
-        The synthetic corpora are spoken here; they need no folder.
-    corpus, corpus_dir, emotions, label_map, outside
+        Synthetic corpora are synthesized into this run.
+    corpus, test_corpus : str
+        Some of `gmp_utils.data.corpora.CORPORA`; `test_corpus` may be "".
+    corpus_dir, test_corpus_dir : str
+        Folder of the recordings, or the file of a table; "" for synthetic corpora.
+    emotions, label_map, outside
         See `gmp_utils.data.corpora.load`.
-    test_corpus, test_corpus_dir : str
-        See `gmp_utils.data.corpora.cross_corpus`; "" for none.
-    seed : int
-        Of the synthetic corpora.
-    shifts : str
-        See `gmp_utils.data.corpora.synthetic_speakers.make`.
-
-    Returns
-    -------
-    manifest : DataFrame
-
-    Raises
-    ------
-    GmpError
-        If a folder is given for a synthetic corpus, or none for another; what the readers of the
-        corpora refuse.
+    seed, shifts
+        Of synthetic corpora, see `gmp_utils.data.corpora.synthetic_speakers.make`.
     """
-
-    def folder_of(corpus: str, corpus_dir: str) -> Path:
-        if (corpus in SYNTHETIC) == bool(corpus_dir):
-            raise GmpError(
-                f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, and "
-                f"{' and '.join(SYNTHETIC)} are spoken here and take none."
-            )
-        if corpus_dir:
-            return ROOT / Path(corpus_dir).expanduser()
-        given = {"seed": seed} | ({} if corpus == "synthetic" else {"shifts": shifts})
-        return make_stage(
-            run_folder(run_dir) / corpus,
-            lambda folder: SYNTHETIC[corpus].make(folder, **given),
-            parameters=given,
-            module=SYNTHETIC[corpus].__name__,
-        )
-
-    folder = folder_of(corpus, corpus_dir)
     if test_corpus_dir and not test_corpus:
         raise GmpError(
-            f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: name both or none."
+            f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set both or none."
         )
+    voices = {"seed": seed, "shifts": shifts}
+    options = {"emotions": emotions, "label_map": label_map, "outside": outside}
+    folder = _corpus_folder(run_dir, corpus, corpus_dir, **voices)
     if not test_corpus:
-        return corpora.load(corpus, folder, emotions, label_map, outside)
-    tested = (test_corpus, folder_of(test_corpus, test_corpus_dir))
-    return corpora.cross_corpus((corpus, folder), tested, emotions, label_map, outside)
+        return corpora.load(corpus, folder, **options)
+    test_folder = _corpus_folder(run_dir, test_corpus, test_corpus_dir, **voices)
+    return corpora.cross_corpus((corpus, folder), (test_corpus, test_folder), **options)
 
 
-def find_faults(
-    manifest: pd.DataFrame,
-    report: pd.DataFrame,
-    exclude: list[str],
-    min_seconds: float,
-    max_seconds: float,
-) -> pd.DataFrame:
-    """List what is wrong with a corpus, and what is excluded for it.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-    report : DataFrame
-        See `gmp_utils.data.waveform_store.write_store`.
-    exclude : list of str
-        Of `FAULTS`: utterances with these are left out.
-    min_seconds, max_seconds : float
-        Shorter is "short", longer is "long".
-
-    Returns
-    -------
-    faults : DataFrame
-        `utterance`, `fault`, what was `found`, and whether it is `excluded`; an utterance may be there
-        several times.
-
-    Raises
-    ------
-    GmpError
-        For an unknown fault, one that cannot be lived with and is not excluded, or if nothing is left.
-    """
-    unknown = sorted(set(exclude) - set(FAULTS))
-    if unknown:
-        raise GmpError(f"exclude {unknown}: expected some of {', '.join(FAULTS)}.")
-    missing = [
-        pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "fault": fault})
-        for column, fault in MISSING.items()
-    ]
-    found = pd.concat(
-        [*missing, waveform_store.faults(report, min_seconds, max_seconds)], ignore_index=True
-    )
-    found["excluded"] = found.fault.isin(exclude)
-    gone = set(found.utterance[found.excluded])
-    spared = (found.fault == "no label") & found.utterance.isin(
-        manifest.utterance[_rated(manifest)]
-    )
-    fatal = found[found.fault.isin(UNUSABLE) & ~spared & ~found.utterance.isin(gone)]
-    if len(fatal):
-        one = fatal.iloc[0]
-        said = one.found if pd.notna(one.found) else one.utterance
+def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, *, seed: int, shifts: str) -> Path:
+    """Folder of a corpus; a synthetic one is made first."""
+    if (corpus in SYNTHETIC) == bool(corpus_dir):
         raise GmpError(
-            f"{one.fault}: {said} ({fatal.utterance.nunique()} such). Mend the corpus, or leave such "
-            f'out: add "{one.fault}" to the parameter exclude.'
+            f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, "
+            f"{' and '.join(SYNTHETIC)} are synthesized and take none."
         )
-    if len(gone) == len(manifest):
-        raise GmpError(f"exclude {exclude}: nothing is left of {len(manifest)} utterances.")
-    return found
-
-
-def _rated(manifest: pd.DataFrame) -> pd.Series:
-    """Which utterances have a rating, and are of use without an emotion."""
-    return manifest.reindex(columns=RATINGS).notna().any(axis=1)
+    if corpus_dir:
+        return ROOT / Path(corpus_dir).expanduser()
+    options = {"seed": seed} | ({} if corpus == "synthetic" else {"shifts": shifts})
+    return make_stage(
+        run_folder(run_dir) / corpus,
+        lambda folder: SYNTHETIC[corpus].make(folder, **options),
+        parameters=options,
+        module=SYNTHETIC[corpus].__name__,
+    )
 
 
 def prepare(
     run_dir: str,
     manifest: pd.DataFrame,
+    *,
     exclude: list[str],
     min_seconds: float,
     max_seconds: float,
-    fold_by: str,
-    n_folds: int,
-    validation: str,
-    selection: str,
-    transductive: bool,
-    female_share: float | None = None,
+    **rules,
 ) -> Corpus:
-    """Decode recordings once, leave out what is to be left out, and lay out the folds.
+    """Decode the recordings of a manifest, exclude those with problems, and divide the rest into folds.
 
     Parameters
     ----------
-    run_dir : str
-    manifest : DataFrame
-        Of `read_manifest`.
-    exclude, min_seconds, max_seconds
-        See `find_faults`.
-    fold_by, n_folds, validation, selection, transductive, female_share
-        See `gmp_utils.data.protocol.make_protocol`.
-
-    Returns
-    -------
-    corpus : Corpus
-
-    Raises
-    ------
-    GmpError
-        For fewer than two emotions, unless there are ratings; what `find_faults`, `make_protocol` and
-        `check_leakage` refuse.
+    exclude : list of str
+        Exclude utterances with these of `PROBLEMS`.
+    min_seconds, max_seconds : float
+        A shorter recording is "short", a longer one "long".
+    **rules
+        Rules of the protocol, see `gmp_utils.data.protocol.make_protocol`.
     """
     run = run_folder(run_dir)
-    columns = [name for name in ("utterance", "path", "start", "end") if name in manifest]
-
-    def decode(folder: Path) -> None:
-        waveform_store.write_store(manifest, folder / "waveforms")[1].to_parquet(
-            folder / "report.parquet"
-        )
-
-    def state(path: str) -> tuple[int, float] | None:
-        try:
-            stat = Path(path).stat()
-        except OSError:  # it went after it was listed, and is reported as unreadable
-            return None
-        return stat.st_size, stat.st_mtime
-
-    # Runs speak the same synthetic corpus, each in its own folder.
+    # Runs have the same synthetic corpus, each in its own folder.
     placed = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
-    recordings = make_stage(
-        run / RECORDINGS,
-        decode,
-        parameters={},
-        inputs=[
-            text_digest(placed[columns].to_csv()),
-            text_digest(repr(list(map(state, manifest.path)))),
-        ],
-        module="gmp_utils.data.audio",
-    )
+    recordings = _decode(run, manifest, placed)
     report = pd.read_parquet(recordings / "report.parquet")
-    faults = find_faults(manifest, report, exclude, min_seconds, max_seconds)
+    options = {"exclude": exclude, "min_seconds": min_seconds, "max_seconds": max_seconds}
+    problems = find_problems(manifest, report, **options)
     kept = manifest.assign(duration=report.seconds, digest=report.digest)
-    kept = kept[~kept.utterance.isin(faults.utterance[faults.excluded])]
-    found = sorted(kept.emotion.dropna().unique())
-    if len(found) < 2 and not _rated(kept).any():
-        raise GmpError(f"emotions: found {found}, expected two or more that can be told apart.")
-    protocol = make_protocol(
-        kept, fold_by, n_folds, validation, selection, transductive, female_share
-    )
+    kept = kept[~kept.utterance.isin(problems.utterance[problems.excluded])]
+    emotions = sorted(kept.emotion.dropna().unique())
+    if len(emotions) < 2 and not _is_rated(kept).any():
+        raise GmpError(f"emotions {emotions}: expected two or more, or ratings.")
+    protocol = make_protocol(kept, **rules)
     leakage = check_leakage(kept, protocol)
 
     def build(folder: Path) -> None:
         kept.to_parquet(folder / "manifest.parquet", index=False)
-        faults.to_parquet(folder / "faults.parquet", index=False)
+        problems.to_parquet(folder / "problems.parquet", index=False)
         leakage.to_parquet(folder / "leakage.parquet")
         write_json(folder / "protocol.json", protocol.to_dict())
 
     make_stage(
         run / PREPARE_DATA,
         build,
-        parameters={
-            "exclude": exclude,
-            "min_seconds": min_seconds,
-            "max_seconds": max_seconds,
-            "protocol": protocol.to_dict(),
-        },
+        parameters={**options, "protocol": protocol.to_dict()},
         stages=[recordings],
         inputs=[text_digest(placed.to_csv())],
         module=__name__,
         protocol=protocol.to_dict(),
     )
     return open_corpus(run_dir)
+
+
+def _decode(run: Path, manifest: pd.DataFrame, placed: pd.DataFrame) -> Path:
+    """The stage of the decoded recordings; it depends on their paths, sizes and dates."""
+
+    def build(folder: Path) -> None:
+        _, report = waveform_store.write_store(manifest, folder / "waveforms")
+        report.to_parquet(folder / "report.parquet")
+
+    def state(path: str) -> tuple[int, float] | None:
+        if not os.path.isfile(path):  # deleted since it was listed; reported as unreadable
+            return None
+        return os.path.getsize(path), os.path.getmtime(path)
+
+    columns = placed.columns.intersection(["utterance", "path", "start", "end"])
+    states = repr([state(path) for path in manifest.path])
+    return make_stage(
+        run / RECORDINGS,
+        build,
+        parameters={},
+        inputs=[text_digest(placed[columns].to_csv()), text_digest(states)],
+        module=waveform_store.__name__,
+    )
+
+
+def find_problems(
+    manifest: pd.DataFrame,
+    report: pd.DataFrame,
+    *,
+    exclude: list[str],
+    min_seconds: float,
+    max_seconds: float,
+) -> pd.DataFrame:
+    """Table of the problems of a corpus: `utterance`, `problem`, `detail`, and whether it is `excluded`.
+
+    An utterance may have several. See `prepare` for the parameters.
+    """
+    unknown = sorted(set(exclude) - set(PROBLEMS))
+    if unknown:
+        raise GmpError(f"exclude {unknown}: expected some of {', '.join(PROBLEMS)}.")
+    missing = [
+        pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "problem": problem})
+        for column, problem in MISSING.items()
+    ]
+    of_recordings = waveform_store.find_problems(report, min_seconds, max_seconds)
+    problems = pd.concat([*missing, of_recordings], ignore_index=True)
+    problems["excluded"] = problems.problem.isin(exclude)
+    excluded = set(problems.utterance[problems.excluded])
+    rated = problems.utterance.isin(manifest.utterance[_is_rated(manifest)])
+    usable = ~problems.problem.isin(UNUSABLE) | (rated & (problems.problem == "no label"))
+    fatal = problems[~usable & ~problems.utterance.isin(excluded)]
+    if len(fatal):
+        first = fatal.iloc[0]
+        detail = first.detail if pd.notna(first.detail) else first.utterance
+        raise GmpError(
+            f"{first.problem}: {detail} ({fatal.utterance.nunique()} such). Correct the corpus, or exclude "
+            f'such utterances: add "{first.problem}" to the parameter exclude.'
+        )
+    if len(excluded) == len(manifest):
+        raise GmpError(f"exclude {exclude}: excludes all {len(manifest)} utterances.")
+    return problems
+
+
+def _is_rated(manifest: pd.DataFrame) -> pd.Series:
+    """Whether each utterance has a rating, and can be used without an emotion."""
+    return manifest.reindex(columns=RATINGS).notna().any(axis=1)
