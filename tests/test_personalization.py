@@ -1,4 +1,8 @@
-"""Ratings, who speaks, and what calibration does: by hand, against a reference, and on planted shifts."""
+"""Ratings, speaker embeddings and calibration: by hand, against references, and on planted shifts."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import audmetric
 import numpy as np
@@ -9,22 +13,28 @@ from conftest import QUICK, seal_again, write_noise_corpus
 from scipy import stats
 
 from gmp_utils import GmpError
-from gmp_utils.data import rated_fold, speakers
+from gmp_utils.data import speakers
 from gmp_utils.data.corpora import synthetic_speakers
+from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.evaluation import ratings
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models import losses, regression
-from gmp_utils.models.encoder import SPEAKER_POSITIONS, SpeechModel
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
-from gmp_utils.models.regression import RatingModelConfig
+from gmp_utils.models.regression import (
+    SPEAKER_POSITIONS,
+    PaptModel,
+    RatingModelConfig,
+    SpeakerConditionedModel,
+)
 from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.runs.paths import GENERATE_GMPS
 from gmp_utils.stages import generate_gmps, personalize
 from gmp_utils.training.batching import Masking
 from gmp_utils.training.trainer import TrainingConfig
 
 RATED = ["valence", "arousal"]
 PREDICTING = {
-    "scales": [4], "projection_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu",
+    "scales": [4], "stream_hidden_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu",
 }  # fmt: skip
 
 
@@ -47,13 +57,12 @@ def test_weights_of_concordance_are_repetitions():
     torch.manual_seed(0)
     predicted, rated = torch.randn(4, 1), torch.randn(4, 1)
     times = torch.tensor([1, 3, 2, 1])
-    repeated = (one.repeat_interleave(times, dim=0) for one in (predicted, rated))
+    repeated = (values.repeat_interleave(times, dim=0) for values in (predicted, rated))
     expected = losses.concordance_loss(*repeated, torch.ones(7))
-    found = losses.concordance_loss(predicted, rated, times.float())
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(losses.concordance_loss(predicted, rated, times.float()), expected)
 
 
-def test_concordance_of_what_does_not_vary_is_none():
+def test_concordance_of_constants_is_zero():
     """A loss of 1, whose gradient is finite."""
     predicted = torch.full((3, 1), 2.0, requires_grad=True)
     loss = losses.concordance_loss(predicted, torch.full((3, 1), 2.0), torch.ones(3))
@@ -62,20 +71,18 @@ def test_concordance_of_what_does_not_vary_is_none():
     assert predicted.grad.isfinite().all()
 
 
-def test_the_interval_of_o_ccc_is_the_bootstrap_of_speakers():
-    """The same draws, with every utterance put together again."""
+def test_the_interval_of_o_ccc_resamples_speakers():
+    """The same draws, with every utterance repeated."""
     rng = np.random.default_rng(0)
     true = rng.normal(size=60)
     table = pd.DataFrame({"speaker": np.repeat(list("abcdef"), 10), "true": true})
     table["predicted"] = true + rng.normal(size=60)
-    groups = [own for _, own in table.groupby("speaker")]
-    drawn = np.random.default_rng(3).integers(6, size=(1000, 6))
-    samples = (pd.concat([groups[speaker] for speaker in row]) for row in drawn)
-    scores = [ccc(own.true, own.predicted) for own in samples]
-    found = ratings.o_ccc_interval(table, 3)
-    np.testing.assert_allclose(found, np.percentile(scores, [2.5, 97.5]))
-    few = table[table.speaker < "d"]
-    assert np.isnan(ratings.o_ccc_interval(few, 3)).all()
+    counts = np.random.default_rng(3).multinomial(6, np.full(6, 1 / 6), 1000)
+    samples = (table.iloc[np.repeat(np.arange(60), np.repeat(row, 10))] for row in counts)
+    scores = [ccc(sample.true, sample.predicted) for sample in samples]
+    expected = np.percentile(scores, [2.5, 97.5])
+    np.testing.assert_allclose(ratings.o_ccc_interval(table, 3), expected)
+    assert np.isnan(ratings.o_ccc_interval(table[table.speaker < "d"], 3)).all()
 
 
 # Interpreters
@@ -85,103 +92,93 @@ def test_the_interval_of_o_ccc_is_the_bootstrap_of_speakers():
 def test_padding_changes_no_rating(kind):
     torch.manual_seed(0)
     model = kind(6, 2).eval()
-    frames, vector = torch.randn(1, 5, 6), torch.randn(1, 6)
-    alone = model(frames, torch.ones(1, 5, dtype=torch.bool), vector)
+    frames, embedding = torch.randn(1, 5, 6), torch.randn(1, 6)
+    unpadded = model(frames, torch.ones(1, 5, dtype=torch.bool), embedding)
     padded = torch.cat([frames, torch.full((1, 3, 6), 9.0)], dim=1)
-    valid = torch.arange(8)[None] < 5
-    torch.testing.assert_close(model(padded, valid, vector), alone)
-    assert not torch.allclose(model(frames, valid[:, :5]), alone)  # the vector is heard
+    mask = torch.arange(8)[None] < 5
+    torch.testing.assert_close(model(padded, mask, embedding), unpadded)
+    assert not torch.allclose(model(frames, mask[:, :5]), unpadded)  # the embedding matters
 
 
-def test_a_batch_of_one_has_no_statistics():
-    norm = regression.BatchNorm(3).train()
-    norm(torch.randn(20, 3))
-    before = norm.running_mean.clone()
-    found = norm(torch.ones(1, 3))
-    torch.testing.assert_close(found, (1 - before) / (norm.running_var + norm.eps).sqrt()[None])
-    assert torch.equal(norm.running_mean, before)
-    theirs = torch.nn.BatchNorm1d(3)
-    ours, batch = regression.BatchNorm(3), torch.randn(7, 3)
-    torch.testing.assert_close(ours(batch), theirs(batch))
-    torch.testing.assert_close(ours.state_dict() | {"num_batches_tracked": 0},
-                               theirs.state_dict() | {"num_batches_tracked": 0})  # fmt: skip
+def test_a_batch_of_one_uses_running_statistics():
+    model, mask = regression.MlpInterpreter(6, 2), torch.ones(4, 5, dtype=torch.bool)
+    frames = torch.randn(4, 5, 6)
+    model(frames, mask)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    torch.testing.assert_close(model(frames[:1], mask[:1]), model.eval()(frames, mask)[:1])
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    model.train()(frames, mask)
+    assert not torch.equal(before["layers.3.running_mean"], model.layers[3].running_mean)
 
 
-# Vectors of speakers
+# Speaker embeddings
 
 
 @pytest.mark.parametrize("position", SPEAKER_POSITIONS[1:])
-def test_without_differences_papt_is_plain_masked_prediction(position, tiny_encoder):
-    """All vectors zero: the same loss. With a prefix the others attend to one frame more, so not there."""
+def test_papt_with_zero_embeddings_is_masked_prediction(position, tiny_encoder):
+    """The same loss. A prefix is one more frame to attend to, so not there."""
     torch.manual_seed(0)
     plain = MaskedPredictionModel.load(str(tiny_encoder), **PREDICTING).eval()
-    told = MaskedPredictionModel.load(
-        str(tiny_encoder), **PREDICTING, n_speakers=3, speaker_position=position
-    ).eval()
-    told.streams.load_state_dict(plain.streams.state_dict())
+    settings = PREDICTING | {"n_speakers": 3, "speaker_position": position}
+    papt = PaptModel.load(str(tiny_encoder), **settings).eval()
+    papt.streams.load_state_dict(plain.streams.state_dict())
     waveforms, n_samples = torch.randn(2, 8000), torch.tensor([8000, 6000])
     mask, labels = torch.zeros(2, 24, dtype=torch.bool), torch.zeros(2, 24, 1, dtype=torch.int64)
     mask[:, 3:9] = True
-    speaker = torch.eye(3)[:2]
-    batch = waveforms, n_samples, labels, mask
-    expected, found = plain(*batch)["loss"], told(*batch, speaker)["loss"]
-    assert torch.equal(found, expected) == (position != "prefix")
-    told.speakers.weight.data.normal_()
-    moved = told(*batch, speaker)["loss"]
-    assert not torch.allclose(moved, found)
-    moved.backward()
-    assert told.speakers.weight.grad[:2].abs().sum() > 0
-    assert not told.speakers.weight.grad[2].any()
+    batch, speaker = (waveforms, n_samples, labels, mask), torch.eye(3)[:2]
+    unchanged = papt(*batch, speaker=speaker)["loss"]
+    assert torch.equal(unchanged, plain(*batch)["loss"]) == (position != "prefix")
+    papt.speakers.weight.data.normal_()
+    changed = papt(*batch, speaker=speaker)["loss"]
+    assert not torch.allclose(changed, unchanged)
+    changed.backward()
+    gradient = papt.speakers.weight.grad  # (hidden_size, speakers)
+    assert gradient[:, :2].abs().sum() > 0
+    assert not gradient[:, 2].any()
 
 
-def test_a_prefix_is_no_frame_of_the_utterance(tiny_encoder):
+def test_a_prefix_is_not_among_the_frames(tiny_encoder):
     settings = {"n_speakers": 2, "speaker_position": "prefix"}
-    model = SpeechModel.load(str(tiny_encoder), **settings).eval()
+    model = SpeakerConditionedModel.load(str(tiny_encoder), **settings).eval()
     model.speakers.weight.data.normal_()
-    given = torch.randn(2, 8000), torch.tensor([8000, 4000])
-    states, valid = model.hidden_states(*given, layers=[0, 1, -1], speaker=torch.eye(2))
-    assert valid.sum(dim=1).tolist() == [24, 12]
+    waveforms, n_samples = torch.randn(2, 8000), torch.tensor([8000, 4000])
+    layers, speaker = [0, 1, -1], torch.eye(2)
+    states, mask = model.hidden_states(waveforms, n_samples, layers=layers, speaker=speaker)
+    assert mask.sum(dim=1).tolist() == [24, 12]
     assert [state.shape[1] for state in states] == [24, 24, 24]
-    alone = model.hidden_states(given[0][1:, :4000], given[1][1:], speaker=torch.eye(2)[1:])[0][0]
-    torch.testing.assert_close(states[2][1:, :12], alone, atol=1e-4, rtol=1e-4)
+    second = waveforms[1:, :4000], n_samples[1:]
+    (unpadded,), _ = model.hidden_states(*second, speaker=speaker[1:])
+    torch.testing.assert_close(states[2][1:, :12], unpadded, atol=1e-4, rtol=1e-4)
 
 
-def test_unseen_speakers_are_made_of_the_nearest():
-    index, known = ["new", "a"], ["a", "b", "c"]
-    alike = pd.DataFrame([[0.2, 0.9, 0.8], [1.0, 0.1, 0.0]], index, known)
-    assert speakers.nearest_speakers(alike, 2) == {"new": ["b", "c"], "a": ["a", "b"]}
-    found = speakers.speaker_weights(alike, 2)
-    assert found.to_numpy().tolist() == [[0, 0.5, 0.5], [1, 0, 0]]
-    assert speakers.speaker_weights(alike, 9).loc["new"].tolist() == pytest.approx([1 / 3] * 3)
-    with pytest.raises(GmpError, match="neighbours: found 0, expected 1 or more"):
-        speakers.nearest_speakers(alike, 0)
+def test_unseen_speakers_are_mixtures_of_the_nearest():
+    similarity = pd.DataFrame([[0.2, 0.9, 0.8], [1.0, 0.1, 0.0]], ["new", "a"], ["a", "b", "c"])
+    assert speakers.nearest_speakers(similarity, 2) == {"new": ["b", "c"], "a": ["a", "b"]}
+    weights = speakers.speaker_weights(similarity, 2)
+    assert weights.to_numpy().tolist() == [[0, 0.5, 0.5], [1, 0, 0]]
+    assert speakers.speaker_weights(similarity, 9).loc["new"].tolist() == pytest.approx([1 / 3] * 3)
+    with pytest.raises(GmpError, match="neighbors: found 0, expected 1 or more"):
+        speakers.nearest_speakers(similarity, 0)
+    assert speakers.count_choices(similarity, 2).to_dict() == {"a": 1, "b": 2, "c": 1}
+    assert speakers.count_choices(similarity, 1).to_dict() == {"a": 1, "b": 1, "c": 0}
 
 
-def test_cosines_by_hand():
-    table = speakers.by_speaker(np.array([[1, 0], [3, 0], [0, 2], [2, 2]]), ["a", "a", "b", "c"])
-    found = speakers.cosines(table, table.loc[["a"]])
-    assert found.a.tolist() == pytest.approx([1, 0, np.sqrt(0.5)])
-    assert speakers.by_speaker(np.array([[1, 5], [3, 0]]), ["a", "a"], "max").loc["a"].tolist() == [
-        3,
-        5,
-    ]
+def test_similarities_by_hand():
+    means = pd.DataFrame([[2.0, 0], [0, 2], [2, 2]], list("abc"))
+    similarity = speakers.similarities(means, ["a"])
+    assert similarity.a.to_dict() == pytest.approx({"a": 1, "b": 0, "c": np.sqrt(0.5)})
 
 
 def test_divergences_are_those_of_gaussians():
-    """In one dimension: log(s2 / s1) + (s1² + d²) / (2 s2²) − 1/2; two Gaussians fit one's tails roughly."""
+    """In one dimension: log(s2 / s1) + (s1² + d²) / (2 s2²) − 1/2. Two Gaussians fit one's tails roughly."""
     rng = np.random.default_rng(0)
-    own = {"near": rng.normal(0, 1, (4000, 1)), "far": rng.normal(1, 1.5, (4000, 1))}
-    vectors, names = np.concatenate(list(own.values())), np.repeat(list(own), 4000)
-    found = speakers.divergences(vectors, names, list(own), list(own), 0)
-    assert found.loc["near", "near"] == found.loc["far", "far"] == 0
-    assert found.loc["near", "far"] == pytest.approx(np.log(1.5) + 2 / 4.5 - 0.5, abs=0.15)
-    assert found.loc["far", "near"] == pytest.approx(-np.log(1.5) + 3.25 / 2 - 0.5, abs=0.15)
-
-
-def test_who_is_chosen_how_often():
-    alike = pd.DataFrame([[3, 2, 1], [1, 3, 2]], ["x", "y"], ["a", "b", "c"])
-    assert speakers.adaptation_set(alike, 2).to_dict() == {"a": 1, "b": 2, "c": 1}
-    assert speakers.adaptation_set(alike, 1).to_dict() == {"a": 1, "b": 1, "c": 0}
+    values = np.concatenate([rng.normal(0, 1, (4000, 1)), rng.normal(1, 1.5, (4000, 1))])
+    names = ["near", "far"]
+    functionals = pd.DataFrame(values, np.repeat(names, 4000))
+    table = speakers.divergences(functionals, names, names, seed=0)
+    assert table.loc["near", "near"] == table.loc["far", "far"] == 0
+    assert table.loc["near", "far"] == pytest.approx(np.log(1.5) + 2 / 4.5 - 0.5, abs=0.15)
+    assert table.loc["far", "near"] == pytest.approx(-np.log(1.5) + 3.25 / 2 - 0.5, abs=0.15)
 
 
 def test_shift_is_the_divergence_of_gaussians():
@@ -197,65 +194,71 @@ def test_shift_is_the_divergence_of_gaussians():
 
 
 def test_pldc_by_hand():
-    """Predictions 1, 3 (μ 2, σ 1); neighbours a: 4, 8 (6, 2) and b: 1, 1, 4, 4 (2.5, 1.5)."""
+    """Predictions 1, 3 (mean 2, std 1); neighbors a: 4, 8 (6, 2) and b: 1, 1, 4, 4 (2.5, 1.5)."""
     predicted = np.array([1.0, 3.0])
     assert ratings.calibrate(predicted, 6, 2, "mean").tolist() == [5, 7]
     assert ratings.calibrate(predicted, 6, 2, "scale").tolist() == [0, 4]
     assert ratings.calibrate(predicted, 6, 2, "both").tolist() == [4, 8]
-    labels = pd.Series([4.0, 8, 1, 1, 4, 4, 9])
-    names = pd.Series(list("aabbbbc"))
-    assert ratings.statistics(labels, names, ["a", "b"], pooled=False) == (4.25, 1.75)
-    pooled = ratings.statistics(labels, names, ["a", "b"], pooled=True)
+    labels = pd.DataFrame({"speaker": list("aabbbbc"), "true": [4.0, 8, 1, 1, 4, 4, 9]})
+    assert ratings.label_statistics(labels, ["a", "b"], pooled=False) == (4.25, 1.75)
+    pooled = ratings.label_statistics(labels, ["a", "b"])
     assert pooled == (pytest.approx(22 / 6), pytest.approx(np.std([4, 8, 1, 1, 4, 4])))
 
 
-def test_pldc_leaves_alone_what_it_cannot_know():
+def test_pldc_without_enough_information():
+    """A single prediction, constant predictions, and neighbors below the gate."""
     assert ratings.calibrate(np.array([3.0]), 6, 2).tolist() == [3]
     assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "both").tolist() == [6, 6]
     assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "scale").tolist() == [3, 3]
     table = pd.DataFrame({"speaker": ["x", "x"], "predicted": [1.0, 3.0]})
     training = pd.DataFrame({"speaker": ["a", "a"], "true": [4.0, 8.0]})
-    alike = pd.DataFrame([[0.7]], ["x"], ["a"])
-    given = (table, training, alike, {"x": ["a"]})
-    assert ratings.pldc(*given, gate=0.8).tolist() == [1, 3]
-    assert ratings.pldc(*given, gate=0.6).tolist() == [4, 8]
+    settings = {"similarity": pd.DataFrame([[0.7]], ["x"], ["a"]), "neighbors": 1}
+    assert ratings.pldc(table, training, **settings, gate=0.8).tolist() == [1, 3]
+    assert ratings.pldc(table, training, **settings, gate=0.6).tolist() == [4, 8]
     with pytest.raises(GmpError, match="variant 'sigma': expected one of mean, scale, both"):
         ratings.calibrate(np.array([1.0, 2.0]), 6, 2, "sigma")
 
 
-def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -> dict[str, float]:
-    """A-CCC of a rater that hears what is felt, and not the speaker, plain and by each variant of PLDC.
+def test_the_oracle_matches_own_labels():
+    table = pd.DataFrame({"speaker": list("xxy"), "predicted": [1.0, 3, 5], "true": [4.0, 8, 1]})
+    table = table.assign(system="s", calibration="none", attribute="valence")
+    oracle = ratings.oracle_calibration(table)
+    found = oracle.groupby("calibration").predicted.agg(list).to_dict()
+    expected = {"oracle mean": [5, 7, 5], "oracle scale": [0, 4, 5], "oracle both": [4, 8, 5]}
+    assert found == expected
 
-    60 speakers, of whom 15 are tested; their labels are shifted by a voice that neighbours share.
+
+def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -> dict[str, float]:
+    """A-CCC of predictions that do not depend on the speaker, uncalibrated and by each variant of PLDC.
+
+    60 speakers, 15 of whom are test speakers. Their labels are shifted by a voice that neighbors share.
     """
     rng = np.random.default_rng(seed)
     voice = rng.uniform(-1, 1, 60)
     shifted = voice if by_voice else rng.permutation(voice)
-    felt = rng.normal(size=(60, 20))
-    true = mean * shifted[:, None] + np.exp(scale * shifted)[:, None] * felt
-    predicted = felt + rng.normal(0, 0.5, felt.shape)
+    latent = rng.normal(size=(60, 20))
+    true = mean * shifted[:, None] + np.exp(scale * shifted)[:, None] * latent
+    predicted = latent + rng.normal(0, 0.5, latent.shape)
     names = np.array([f"{number:02d}" for number in range(60)])
-    rows = pd.DataFrame(
-        {"speaker": names.repeat(20), "true": true.ravel(), "predicted": predicted.ravel()}
-    )
-    tested, learnt = names[::4], np.setdiff1d(names, names[::4])
-    near = -np.abs(voice[:, None] - voice)
-    alike = pd.DataFrame(near, names, names).loc[tested, learnt]
-    own, training = (rows[rows.speaker.isin(part)] for part in (tested, learnt))
+    columns = {"speaker": names.repeat(20), "true": true.ravel(), "predicted": predicted.ravel()}
+    rows = pd.DataFrame(columns)
+    test, learned = names[::4], np.setdiff1d(names, names[::4])
+    distance = pd.DataFrame(np.abs(voice[:, None] - voice), names, names).loc[test, learned]
+    own, training = (rows[rows.speaker.isin(part)] for part in (test, learned))
+    settings = {"similarity": -distance, "neighbors": 5, "gate": -9}
     found = {"none": own.predicted}
     for variant in ratings.VARIANTS:
-        neighbours = speakers.nearest_speakers(alike, 5)
-        found[variant] = ratings.pldc(own, training, alike, neighbours, variant, gate=-9)
+        found[variant] = ratings.pldc(own, training, variant=variant, **settings)
 
     def mean_ccc(values: pd.Series) -> float:
         groups = own.assign(predicted=values).groupby("speaker")
-        return np.mean([ccc(one.true, one.predicted) for _, one in groups])
+        return np.mean([ccc(group.true, group.predicted) for _, group in groups])
 
     return {name: mean_ccc(values) for name, values in found.items()}
 
 
 def test_a_planted_shift_is_half_recovered():
-    """What it cost: the same rater's A-CCC without the shift, less that with it."""
+    """Of its cost: A-CCC without the shift minus that with it."""
     unshifted = simulated(0, 0)["none"]
     by_mean, by_scale = simulated(1.2, 0), simulated(0, 0.7)
     assert unshifted - by_mean["none"] > 0.1
@@ -265,230 +268,206 @@ def test_a_planted_shift_is_half_recovered():
 
 
 def test_without_a_shift_there_is_no_harm_beyond_noise():
-    """Twenty corpora. A speaker's twenty feelings have a mean of their own (deviation 0.22), which is moved
-    away with the rest: that costs about 0.025 of CCC.
+    """Twenty corpora. The mean of a speaker's twenty latent values (standard deviation 0.22) is removed, too,
+    which costs about 0.025 of CCC.
     """
-    changes = [simulated(0, 0, seed) for seed in range(20)]
-    for variant in ratings.VARIANTS:
-        mean = np.mean([one[variant] - one["none"] for one in changes])
-        assert mean > -0.03, variant
+    scores = pd.DataFrame([simulated(0, 0, seed) for seed in range(20)]).mean()
+    assert (scores - scores["none"] > -0.03).all()
 
 
 def test_a_shift_that_is_not_in_the_voice_is_not_recovered():
-    changes = [simulated(1.2, 0, seed, by_voice=False) for seed in range(20)]
-    gains = [one["mean"] - one["none"] for one in changes]
-    assert stats.ttest_1samp(gains, 0).statistic < 2
+    scores = pd.DataFrame([simulated(1.2, 0, seed, by_voice=False) for seed in range(20)])
+    assert stats.ttest_rel(scores["mean"], scores["none"]).statistic < 2
 
 
 # The synthetic corpus
 
 
 def test_ratings_follow_the_rule():
-    felt = np.array([[1.0, 1.0, 1.0], [-1.0, 0.5, 0.0]])
-    found = synthetic_speakers.rate(felt, np.array([0.0, 1.0]))
-    assert found[0].tolist() == [6.2, 5, 5]  # cos 0 = 1, cos π = −1
-    np.testing.assert_allclose(found[1], [4 - 1.2 - 1, 4 + 0.5 * np.exp(0.7), 4])
+    latent = np.array([[1.0, 1.0, 1.0], [-1.0, 0.5, 0.0]])
+    rated = synthetic_speakers.rate(latent, np.array([0.0, 1.0]))
+    assert rated[0].tolist() == [6.2, 5, 5]  # cos 0 = 1, cos π = −1
+    np.testing.assert_allclose(rated[1], [4 - 1.2 - 1, 4 + 0.5 * np.exp(0.7), 4])
 
 
-@pytest.fixture(scope="module")
-def spoken(tmp_path_factory):
-    """The same voices and feelings, rated by the voice and by chance."""
-    found = {}
-    for shifts in synthetic_speakers.SHIFTS:
-        folder = tmp_path_factory.mktemp(shifts)
-        synthetic_speakers.make(folder, shifts=shifts)
-        found[shifts] = folder
-    return found
-
-
-def test_sixty_speakers_are_rated_by_their_voices(spoken):
-    tables = {name: synthetic_speakers.load(folder) for name, folder in spoken.items()}
+def test_sixty_speakers_are_rated_by_their_voices(tmp_path):
+    """The same voices and latent values, rated by the voice and by chance."""
     height = synthetic_speakers.speakers().height
     related = {}
-    for name, table in tables.items():
-        assert table.groupby("speaker").size().tolist() == [20] * 60
-        of = table.groupby("speaker")
-        related[name] = [
-            np.corrcoef(of.valence.mean(), np.cos(np.pi * height))[0, 1],
-            np.corrcoef(np.log(of.arousal.std()), height)[0, 1],
-            np.corrcoef(of.dominance.mean(), height)[0, 1],
+    for shifts in synthetic_speakers.SHIFTS:
+        synthetic_speakers.make(tmp_path / shifts, shifts=shifts)
+        by_speaker = synthetic_speakers.load(tmp_path / shifts).groupby("speaker")
+        assert by_speaker.size().tolist() == [20] * 60
+        related[shifts] = [
+            np.corrcoef(by_speaker.valence.mean(), np.cos(np.pi * height))[0, 1],
+            np.corrcoef(np.log(by_speaker.arousal.std()), height)[0, 1],
+            np.corrcoef(by_speaker.dominance.mean(), height)[0, 1],
         ]
     assert related["voice"][0] > 0.95
     assert related["voice"][1] > 0.9
-    # 60 speakers: a correlation by chance has a deviation of 0.13
+    # 60 speakers: a correlation by chance has a standard deviation of 0.13
     assert max(map(abs, [related["voice"][2], *related["chance"]])) < 0.4
-    names = sorted(path.name for path in (spoken["voice"] / "wav").iterdir())
+    names = sorted(path.name for path in (tmp_path / "voice" / "wav").iterdir())
     assert len(names) == 1200
     for name in names[::100]:
-        assert len({(folder / "wav" / name).read_bytes() for folder in spoken.values()}) == 1
+        recordings = {(tmp_path / s / "wav" / name).read_bytes() for s in synthetic_speakers.SHIFTS}
+        assert len(recordings) == 1
     with pytest.raises(GmpError, match="shifts 'none': expected one of voice, chance"):
-        synthetic_speakers.make(spoken["voice"], shifts="none")
+        synthetic_speakers.make(tmp_path, shifts="none")
 
 
 # The stage
 
 
+def prepare(run: Path, encoder: Path, **corpus) -> RatingTask:
+    """Noise of six speakers with ratings, two of them test speakers, its clusters and features."""
+    write_noise_corpus(run, ratings=RATED, **corpus)
+    settings = {"layer": -1, "scales": [4], "clustered_model": "encoder", "encoder": str(encoder)}
+    generate_gmps.generate_gmps(str(run), 1, **settings)
+    task = RatingTask(str(run), 1, str(encoder), RATED, neighbors=2)
+    personalize.summarize_utterances(task)
+    return task
+
+
 @pytest.fixture(scope="module")
 def rated(tmp_path_factory, tiny_encoder):
-    """Noise of six speakers with ratings, two of whom are tested; a few passes of every system."""
-    run = write_noise_corpus(tmp_path_factory.mktemp("rated") / "run", ratings=RATED)
-    generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personalize.summarize_utterances(str(run), str(tiny_encoder))
-    return rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
+    return prepare(tmp_path_factory.mktemp("rated") / "run", tiny_encoder)
 
 
-UPDATES = TrainingConfig(1e-3, max_steps=2, batch_seconds=10)
+PAPT = {
+    "training": TrainingConfig(1e-3, max_steps=2, batch_seconds=10),
+    "masking": Masking(0.8, 10),
+}
 EVERY = regression.rating_model_configs(
     regression.REPRESENTATIONS, regression.INTERPRETERS, SPEAKER_POSITIONS
 )
-
 SOME = [
     RatingModelConfig(),
     RatingModelConfig("max", "transformer"),
     RatingModelConfig("learned"),
     RatingModelConfig("papt", "mlp", "none"),
-]
-SOME += [
     RatingModelConfig("papt", "mlp", "input"),
     RatingModelConfig("papt", "transformer", "output"),
     RatingModelConfig("papt"),
 ]
 
 
-def test_every_system_there_is():
+def test_every_system_has_a_name_and_references():
     names = [system.name for system in EVERY]
     assert len(set(names)) == len(names) == 4 * 2 + 4 + 1
     assert {"none-mlp", "papt-prefix-mlp", "papt-output-transformer"} < set(names)
     with pytest.raises(GmpError, match="position 'middle': expected one of none, input, prefix"):
         RatingModelConfig("papt", "mlp", "middle")
+    references = {system.name: system.references for system in EVERY}
+    assert references["none-mlp"] == references["papt-none-mlp"] == []
+    assert references["learned-transformer"] == ["none-transformer"]
+    assert references["papt-input-mlp"] == ["none-mlp", "papt-none-mlp"]
+    assert RatingModelConfig(adaptation="unique").references == ["none-mlp-all"]
+    assert RatingModelConfig(adaptation="all").references == []
 
 
-def test_every_system_rates(rated):
+def test_every_system_predicts(rated):
     for position in ("none", "input", "output"):
-        personalize.adapt(rated, position, UPDATES, Masking(0.8, 10))
-    manifest = rated_fold.open_fold(rated).corpus.manifest
+        personalize.adapt(rated, position, **PAPT)
+    manifest = open_fold(rated).corpus.manifest
     for system in SOME:
-        stage = personalize.train_and_predict(rated, system, QUICK)
-        found = pd.read_parquet(stage / "predictions.parquet")
-        assert set(found.attribute) == set(RATED)
-        assert found.predicted.notna().all()
-        true = manifest.loc[found.utterance, "valence"].to_numpy()
-        own = (found.attribute == "valence").to_numpy()
-        np.testing.assert_array_equal(found.true[own], true[own])
+        stage = personalize.train_and_predict(rated, system, training=QUICK)
+        table = pd.read_parquet(stage / "predictions.parquet")
+        assert set(table.attribute) == set(RATED)
+        assert table.predicted.notna().all()
+        valence = table[table.attribute == "valence"]
+        np.testing.assert_array_equal(valence.true, manifest.valence[valence.utterance])
     costs = ratings.rating_costs(rated, SOME)
     n_training, dim = 2, 32
-    assert costs.parameters["learnt-mlp"] - costs.parameters["none-mlp"] == n_training * dim
+    assert costs.parameters["learned-mlp"] - costs.parameters["none-mlp"] == n_training * dim
     assert costs.seconds["papt-output-mlp"] > 0
-    table = pd.concat([ratings.calibrated(rated, system.name) for system in SOME[:3:2]])
+    systems = SOME[:3:2]
+    table = pd.concat([ratings.calibrated(rated, system.name) for system in systems])
     results = ratings.results_table(table)
     assert len(results) == 2 * 4 * 2
     assert results.speakers.eq(2).all()
     assert results.o_low.isna().all()  # two speakers give no interval
-    stage = personalize.write_results(rated.run_dir, [rated], SOME[:3:2], table, results)
+    differences = ratings.compare_systems(table, systems)
+    assert differences.compared.tolist() == ["none-mlp → learned-mlp"] * 2
+    assert ratings.compare_calibrations(table[table.system == "none-mlp"]).shape[0] == 3 * 2
+    stage = personalize.write_results([rated], systems, table=table, results=results)
     summary = (stage / "summary.md").read_text()
     assert "no statement from 2 speakers" in summary
-    assert "come from all that test speakers say, without labels" in summary
+    assert "use all utterances of a test speaker, without labels" in summary
 
 
 def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
-    """Other ratings of the test speakers: the same predictions, plain, calibrated and adapted."""
-    run = write_noise_corpus(tmp_path / "run", ratings=RATED, test_ratings=5.0)
-    generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    personalize.summarize_utterances(str(run), str(tiny_encoder))
-    other = rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED, neighbours=2)
-    systems = [
-        RatingModelConfig(),
-        RatingModelConfig("mean"),
-        RatingModelConfig("learned"),
-        RatingModelConfig("papt"),
-    ]
+    """Other labels of the test speakers: the same predictions, uncalibrated, calibrated and adapted."""
+    other = prepare(tmp_path / "run", tiny_encoder, test_ratings=5.0)
+    names = ["none", "mean", "learned", "papt"]
+    systems = [RatingModelConfig(name) for name in names]
     for task in (rated, other):
-        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, "output", **PAPT)
         for system in systems:
-            personalize.train_and_predict(task, system, QUICK)
-        personalize.adapt_unsupervised(task, "oversampling", 1, QUICK)
-    for name in [*(system.name for system in systems), "none-mlp-oversampling"]:
-        one, two = (ratings.calibrated(task, name) for task in (rated, other))
-        assert not np.array_equal(one.true, two.true)
-        np.testing.assert_array_equal(one.predicted, two.predicted)
+            personalize.train_and_predict(task, system, training=QUICK)
+        personalize.adapt_unsupervised(task, "oversampling", n_chosen=1, training=QUICK)
+    for system in [*systems, RatingModelConfig(adaptation="oversampling")]:
+        first, second = (ratings.calibrated(task, system.name) for task in (rated, other))
+        assert not np.array_equal(first.true, second.true)
+        np.testing.assert_array_equal(first.predicted, second.predicted)
 
 
-def test_adapting_to_test_speakers_hears_and_does_not_look(rated):
-    personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
-    for how in personalize.ADAPTATIONS:
-        stage = personalize.adapt_unsupervised(rated, how, 1, QUICK)
+def test_every_adaptation_predicts(rated):
+    personalize.train_and_predict(rated, RatingModelConfig(), training=QUICK)
+    for name in regression.ADAPTATIONS:
+        stage = personalize.adapt_unsupervised(rated, name, n_chosen=1, training=QUICK)
         assert pd.read_parquet(stage / "predictions.parquet").predicted.notna().all()
-    with pytest.raises(
-        GmpError, match="adaptation 'none': expected one of all, unique, oversampling"
-    ):
-        personalize.adapt_unsupervised(rated, "none", 1, QUICK)
+    with pytest.raises(GmpError, match="adaptation 'none': expected one of all, unique"):
+        personalize.adapt_unsupervised(rated, "none", n_chosen=1, training=QUICK)
 
 
-def test_known_people_are_told_from_new_ones(rated):
-    stage = personalize.with_fewer_speakers(rated, 1, QUICK)
-    found = pd.read_parquet(stage / "predictions.parquet")
-    who = found.groupby("part").speaker.unique().map(set)
-    assert who["known"] == who["train"] and len(who["train"]) == 1
-    heard, kept = (set(found.utterance[found.part == part]) for part in ("train", "known"))
-    assert len(heard) == len(kept) == 6 and not heard & kept  # halves of twelve
-    gaps = ratings.gap(rated, {1: stage.name})
-    np.testing.assert_allclose(gaps.gap, gaps.known - gaps.unknown)
+def test_seen_speakers_are_compared_on_unused_utterances(rated):
+    stage = personalize.train_on_fewer_speakers(rated, 1, training=QUICK)
+    parts = dict(list(pd.read_parquet(stage / "predictions.parquet").groupby("part")))
+    assert set(parts["seen"].speaker) == set(parts["train"].speaker)
+    assert parts["train"].speaker.nunique() == 1
+    used, unused = (set(parts[part].utterance) for part in ("train", "seen"))
+    assert len(used) == len(unused) == 6 and not used & unused  # halves of twelve
+    gaps = ratings.personalization_gap(rated, {1: stage.name})
+    np.testing.assert_allclose(gaps.gap, gaps.seen - gaps.unseen)
 
 
 def test_the_encoder_may_be_trained_too(rated):
-    from dataclasses import replace
-
     task = replace(rated, train_encoder=True)
-    personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
+    frozen = personalize.train_and_predict(rated, RatingModelConfig(), training=QUICK)
     for position in ("input", "output"):
-        personalize.adapt(task, position, UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, position, **PAPT)
         system = RatingModelConfig("papt", "mlp", position)
-        stage = personalize.train_and_predict(task, system, QUICK)
-        metrics = read_json(stage / "metrics.json")
-        before = personalize.train_and_predict(rated, RatingModelConfig(), QUICK)
-        assert metrics["parameters"] > read_json(before / "metrics.json")["parameters"]
+        stage = personalize.train_and_predict(task, system, training=QUICK)
+        n_parameters = [read_json(path / "metrics.json")["parameters"] for path in (stage, frozen)]
+        assert n_parameters[0] > n_parameters[1]
 
 
-def test_what_cannot_be_rated_is_said(rated, noise_corpus, tiny_encoder):
-    task = rated_fold.RatingTask(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
+def test_a_corpus_without_ratings_is_rejected(noise_corpus, tiny_encoder):
+    task = RatingTask(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
     with pytest.raises(GmpError, match=r"attributes \['valence'\]: expected some of none"):
-        rated_fold.open_fold(task)
+        open_fold(task)
 
 
-def test_papt_asks_for_clusters_of_the_untouched_encoder(tmp_path, tiny_encoder):
-    run = write_noise_corpus(tmp_path / "run", ratings=RATED)
-    personalize.summarize_utterances(str(run), str(tiny_encoder))
-    task = rated_fold.RatingTask(str(run), 1, str(tiny_encoder), RATED)
-    with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
-        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
-    stage = generate_gmps.generate_gmps(str(run), 1, -1, [4], "encoder", encoder=str(tiny_encoder))
-    write_json(
-        stage / "params.json",
-        read_json(stage / "params.json") | {"clustered_model": "multitask"},
-    )
+def test_papt_needs_clusters_of_the_pretrained_encoder(tmp_path, tiny_encoder):
+    task = prepare(tmp_path / "run", tiny_encoder)
+    stage = task.folder.parent / GENERATE_GMPS
+    parameters = read_json(stage / "params.json") | {"clustered_model": "multitask"}
+    write_json(stage / "params.json", parameters)
     seal_again(stage)
     with pytest.raises(GmpError, match="clustered_model 'multitask', expected 'encoder'"):
-        personalize.adapt(task, "output", UPDATES, Masking(0.8, 10))
+        personalize.adapt(task, "output", **PAPT)
+    shutil.rmtree(stage)
+    with pytest.raises(GmpError, match=r"04_generate_gmps\.ipynb"):
+        personalize.adapt(task, "output", **PAPT)
 
 
-def test_what_is_compared_differs_in_one_thing():
-    names = [system.name for system in EVERY] + ["none-mlp-all", "none-mlp-unique"]
-    found = ratings.groups(names)
-    assert set(found) == {"none-mlp", "none-transformer", "papt-none-mlp", "none-mlp-all"}
-    assert found["none-transformer"] == [
-        "mean-transformer", "max-transformer", "learnt-transformer", "papt-output-transformer",
-    ]  # fmt: skip
-    assert found["papt-none-mlp"] == ["papt-input-mlp", "papt-prefix-mlp", "papt-output-mlp"]
-    assert found["none-mlp-all"] == ["none-mlp-unique"]
-    assert ratings.groups(["mean-mlp"]) == {}
-
-
-def test_few_utterances_make_no_score():
-    rows = [("a", 5), ("b", 4)]
-    table = pd.concat(
+def test_few_utterances_have_no_score():
+    tables = [
         pd.DataFrame({"speaker": name, "true": np.arange(n), "predicted": np.arange(n) + 1.0})
-        for name, n in rows
-    ).assign(system="s", calibration="none", attribute="valence")
-    found = ratings.by_speaker(table)
-    assert found.speaker.tolist() == ["a"]
-    assert found.ccc.item() == pytest.approx(2 * 2 / (2 + 2 + 1))
+        for name, n in (("a", 5), ("b", 4))
+    ]
+    table = pd.concat(tables).assign(system="s", calibration="none", attribute="valence")
+    scores = ratings.speaker_scores(table)
+    assert scores.speaker.tolist() == ["a"]
+    assert scores.ccc.item() == pytest.approx(2 * 2 / (2 + 2 + 1))

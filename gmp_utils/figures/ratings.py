@@ -1,4 +1,4 @@
-"""Plotly figures of personalisation: what a speaker's vector and a calibration are worth, and to whom."""
+"""Plotly figures of personalization: the effect of speaker embeddings and calibration, and on whom."""
 
 import numpy as np
 import pandas as pd
@@ -10,137 +10,119 @@ from scipy.stats import pearsonr
 from gmp_utils.figures.style import SEQUENCE, colors
 
 
-def scores(results: pd.DataFrame, by: str, title: str) -> go.Figure:
-    """A-CCC with its interval by speaker, a panel per attribute.
+def _scores(results: pd.DataFrame, by: str) -> go.Figure:
+    """A-CCC with its interval by speaker along a column, a panel per attribute."""
+    errors = {"up": results.a_high - results["A-CCC"], "down": results["A-CCC"] - results.a_low}
+    figure = px.scatter(
+        results.assign(**errors), x=by, y="A-CCC", facet_col="attribute", error_y="up",
+        error_y_minus="down", color_discrete_sequence=SEQUENCE,
+    )  # fmt: skip
+    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    figure.update_traces(marker_size=9).update_layout(height=480, margin_b=140)
+    return figure.update_xaxes(title="", tickangle=-40)
+
+
+def by_system(results: pd.DataFrame) -> go.Figure:
+    """A-CCC of uncalibrated systems.
 
     Parameters
     ----------
     results : DataFrame
-        As `gmp_utils.evaluation.ratings.results_table` returns it.
-    by : str
-        The column along the axis, "system" or "calibration"; the other one is the color.
-    title : str
-        The finding.
+        As of `gmp_utils.evaluation.ratings.results_table`.
     """
-    other = "calibration" if by == "system" else "system"
-    table = results.assign(
-        up=results.a_high - results["A-CCC"], down=results["A-CCC"] - results.a_low
-    )
-    figure = px.scatter(
-        table, x=by, y="A-CCC", color=other, facet_col="attribute", error_y="up", error_y_minus="down",
-        color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-    figure.update_traces(marker_size=9).update_layout(scattermode="group", title=title)
-    if table[other].nunique() == 1:
-        figure.update_layout(showlegend=False)
-    figure.update_layout(height=480, margin_b=140)
-    return figure.update_xaxes(title="", tickangle=-40)
+    plain = results[results.calibration == "none"]
+    means = plain.groupby("system", sort=False)["A-CCC"].mean()
+    title = f"Mean over attributes: {means.idxmax()} {means.max():.2f}, {means.index[0]} {means.iloc[0]:.2f}"
+    return _scores(plain, "system").update_layout(title=title)
+
+
+def by_calibration(results: pd.DataFrame) -> go.Figure:
+    """A-CCC of one system by calibration; see `by_system`."""
+    scores = results.pivot(index="calibration", columns="attribute", values="A-CCC")
+    gains = scores.loc["PLDC both"] - scores.loc["none"]
+    changes = ", ".join(f"{name} {gains[name]:+.2f}" for name in results.attribute.unique())
+    title = f"Change of A-CCC by PLDC, mean and scale: {changes}"
+    return _scores(results, "calibration").update_layout(title=title)
 
 
 def by_gap(table: pd.DataFrame) -> go.Figure:
-    """How people who were learnt from, and others, are rated, by how many were learnt from.
+    """A-CCC of seen and unseen speakers, by the number of training speakers.
 
     Parameters
     ----------
     table : DataFrame
-        As `gmp_utils.evaluation.ratings.gap` returns it.
+        As of `gmp_utils.evaluation.ratings.personalization_gap`.
     """
-    attributes = list(table.attribute.unique())
-    figure = make_subplots(1, len(attributes), subplot_titles=attributes, shared_yaxes=True)
-    for column, attribute in enumerate(attributes, start=1):
-        own = table[table.attribute == attribute]
-        for number, (name, words) in enumerate(
-            {"known": "people it knows", "unknown": "new people"}.items()
-        ):
-            figure.add_scatter(
-                x=own.speakers,
-                y=own[name],
-                name=words,
-                mode="lines+markers",
-                line_color=SEQUENCE[number],
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
+    lines = table.rename(columns={"seen": "seen speakers", "unseen": "unseen speakers"})
+    figure = px.line(
+        lines, x="speakers", y=["seen speakers", "unseen speakers"], facet_col="attribute", markers=True,
+        color_discrete_sequence=SEQUENCE,
+    )  # fmt: skip
+    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
     means = table.groupby("speakers").gap.mean()
-    first, last = means.index[0], means.index[-1]
-    title = (
-        f"The gap is {means[first]:.2f} of CCC with {first} speakers, {means[last]:.2f} with {last}"
-    )
+    gaps = ", ".join(f"{gap:.2f} of CCC with {n} speakers" for n, gap in means.items())
     figure.update_xaxes(title="training speakers").update_yaxes(title="A-CCC", col=1)
-    return figure.update_layout(title=title)
+    return figure.update_layout(title=f"Seen minus unseen: {gaps}", legend_title="")
 
 
 def by_shift(table: pd.DataFrame) -> go.Figure:
-    """How well test speakers are rated, against how far they are from the training speakers.
+    """CCC of test speakers against their distance from the training speakers.
 
     Parameters
     ----------
     table : DataFrame
-        As `gmp_utils.evaluation.ratings.shifts` returns it.
+        As of `gmp_utils.evaluation.ratings.shifts`.
     """
-    kinds = {"feature": "how they sound", "label": "how they are rated"}
+    kinds = {"feature": "feature shift", "label": "label shift"}
     figure = make_subplots(1, 2, subplot_titles=list(kinds.values()), shared_yaxes=True)
     palette = colors(table.attribute.unique())
-    found = []
+    correlations = []
     for column, kind in enumerate(kinds, start=1):
-        for attribute, own in table.groupby("attribute", sort=False):
+        related = []
+        for attribute, rows in table.groupby("attribute", sort=False):
+            marker = {"color": palette[attribute], "size": 8}
             figure.add_scatter(
-                x=own[kind],
-                y=own.ccc,
-                name=attribute,
-                mode="markers",
-                marker={"color": palette[attribute], "size": 8},
-                showlegend=column == 1,
-                row=1,
-                col=column,
-            )
-        pairs = table.groupby("attribute", sort=False)[[kind, "ccc"]]
-        related = pairs.apply(lambda own, kind=kind: correlation(own[kind], own.ccc))
-        found.append(f"{kind} {', '.join(f'{value:.2f}' for value in related)}")
-    named = ", ".join(table.attribute.unique())
+                x=rows[kind], y=rows.ccc, name=attribute, mode="markers", marker=marker,
+                showlegend=column == 1, row=1, col=column,
+            )  # fmt: skip
+            related.append(f"{correlation(rows[kind], rows.ccc):.2f}")
+        correlations.append(f"{kind} {', '.join(related)}")
     figure.update_xaxes(title="KL divergence from all training speakers, nats", type="log")
     figure.update_yaxes(title="CCC of a test speaker", col=1)
-    return figure.update_layout(title=f"Correlation with the shift ({named}): {'; '.join(found)}")
+    named = ", ".join(table.attribute.unique())
+    title = f"Correlation of CCC and shift ({named}): {' / '.join(correlations)}"
+    return figure.update_layout(title=title)
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:
-    """Pearson's, NaN for fewer than three points or where one of the two does not vary."""
+    """Pearson's; NaN for fewer than three points or a constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return np.nan
     return float(pearsonr(x, y).statistic)
 
 
 def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
-    """A-CCC, averaged over attributes, against what training took.
+    """A-CCC, averaged over attributes, against the cost of training.
 
     Parameters
     ----------
-    results : DataFrame
-        As `gmp_utils.evaluation.ratings.results_table` returns it.
-    costs : DataFrame
-        As `gmp_utils.evaluation.ratings.rating_costs` returns it.
+    results, costs : DataFrame
+        As of `results_table` and `rating_costs` in `gmp_utils.evaluation.ratings`.
     """
     means = results[results.calibration == "none"].groupby("system", sort=False)["A-CCC"].mean()
     table = costs.join(means)
     figure = make_subplots(1, 2, shared_yaxes=True)
-    for column, name in enumerate(("parameters", "seconds"), start=1):
+    for column, cost in enumerate(("parameters", "seconds"), start=1):
         for number, (system, row) in enumerate(table.iterrows()):
+            symbol, color = divmod(number, len(SEQUENCE))
+            marker = {"size": 11, "color": SEQUENCE[color], "symbol": symbol}
             figure.add_scatter(
-                x=[row[name]],
-                y=[row["A-CCC"]],
-                name=system,
-                mode="markers",
-                marker={"size": 11, "color": SEQUENCE[number % len(SEQUENCE)],
-                        "symbol": number // len(SEQUENCE)},
-                showlegend=column == 1,
-                row=1,
-                col=column,
+                x=[row[cost]], y=[row["A-CCC"]], name=system, mode="markers", marker=marker,
+                showlegend=column == 1, row=1, col=column,
             )  # fmt: skip
     best, cheapest = table["A-CCC"].idxmax(), table.seconds.idxmin()
-    figure.update_xaxes(title="trained parameters", type="log", col=1)
-    figure.update_xaxes(title="seconds of training", type="log", col=2)
+    figure.update_xaxes(title="trained parameters", type="log", dtick=1, col=1)
+    figure.update_xaxes(title="seconds of training", type="log", dtick=1, col=2)
     figure.update_yaxes(title="A-CCC, mean of attributes", col=1)
     return figure.update_layout(
         title=f"{best} is best with {table['A-CCC'][best]:.2f} in {table.seconds[best]:.0f} s; "
@@ -148,20 +130,20 @@ def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
     )
 
 
-def by_neighbours(table: pd.DataFrame) -> go.Figure:
-    """A-CCC of each variant of PLDC against the number of neighbours.
+def by_neighbors(table: pd.DataFrame) -> go.Figure:
+    """A-CCC of each variant of PLDC against the number of neighbors.
 
     Parameters
     ----------
     table : DataFrame
-        neighbours, calibration, attribute, A-CCC.
+        As of `gmp_utils.evaluation.ratings.by_neighbors`.
     """
     figure = px.line(
-        table, x="neighbours", y="A-CCC", color="calibration", facet_col="attribute", markers=True,
+        table, x="neighbors", y="A-CCC", color="calibration", facet_col="attribute", markers=True,
         color_discrete_sequence=SEQUENCE,
     )  # fmt: skip
     figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-    best = table.groupby(["calibration", "neighbours"])["A-CCC"].mean().idxmax()
-    return figure.update_layout(
-        title=f"Over all attributes, {best[0]} with k = {best[1]} is best here"
-    )
+    means = table.groupby(["calibration", "neighbors"])["A-CCC"].mean()
+    name, k = means.idxmax()
+    title = f"Mean over attributes on the test speakers: highest for {name} with k = {k}"
+    return figure.update_layout(title=title)

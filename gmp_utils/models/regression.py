@@ -1,8 +1,10 @@
-"""Continuous emotion: valence, arousal and dominance, rated by a network that may be told who speaks."""
+"""Regression of valence, arousal and dominance, optionally conditioned on a speaker embedding.
+
+A regression head is called an interpreter here, as in PAPT's published code (arXiv 2309.02418).
+"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,105 +17,57 @@ from gmp_utils.models.heads import mean_over_time
 from gmp_utils.models.losses import concordance_loss
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 
-# Where a speaker's embedding goes: added to the frames that enter the Transformer, prepended to them as one more
-# frame, or added to the last layer's frames (the ablation of PAPT, arXiv 2309.02418).
+# Where a speaker embedding goes: added to the frames that enter the Transformer, prepended to them, or added
+# to the last layer's frames (PAPT's ablation).
 SPEAKER_POSITIONS = ("none", "input", "prefix", "output")
 INTERPRETERS = ("mlp", "transformer")
 WIDTH = 128  # of the small Transformer
 REPRESENTATIONS = ("none", "mean", "max", "learned", "papt")
+ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
 
 
 def all_gather_ragged(rows: Tensor) -> Tensor:
-    """The rows of all processes, one after the other; gradients go back to each one's own.
+    """Concatenate (n, ...) rows of all processes, where n may differ; gradients flow back to each process.
 
-    Summed over the processes, as often as there are: they are right once the processes average theirs.
-
-    Parameters
-    ----------
-    rows : (n, ...) Tensor
-        n may differ from process to process.
-
-    Returns
-    -------
-    rows : (n of all, ...) Tensor
+    Gradients are summed over the processes, so they are right once the processes average them.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return rows
-    own = torch.tensor([len(rows)], device=rows.device)
-    each = [torch.empty_like(own) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(each, own)
-    counts = torch.cat(each).tolist()
-    padding = rows.new_zeros(max(counts) - len(rows), *rows.shape[1:])
-    padded = all_gather(torch.cat([rows, padding]).contiguous())
-    return torch.cat([own[:count] for own, count in zip(padded, counts)])
-
-
-class BatchNorm(nn.BatchNorm1d):
-    """Batch norm over all processes' utterances; one alone, which varies nowhere, gets past statistics."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """As torch's."""
-        everyone = all_gather_ragged(input) if self.training else input
-        mean, variance = self.running_mean, self.running_var
-        if self.training and (everyone != everyone[0]).any():
-            mean, variance = everyone.mean(dim=0), everyone.var(dim=0, unbiased=False)
-            with torch.no_grad():
-                n = len(everyone)
-                self.running_mean.lerp_(mean, self.momentum)
-                self.running_var.lerp_(variance * n / (n - 1), self.momentum)
-        return (input - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(counts, count)
+    sizes = torch.cat(counts).tolist()
+    padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
+    gathered = all_gather(torch.cat([rows, padding]).contiguous())
+    return torch.cat([padded[:size] for padded, size in zip(gathered, sizes)])
 
 
 class MlpInterpreter(nn.Module):
-    """Mean over time, then dim → 128 → 32 → ratings.
+    """Mean over time, then dim → 128 → 32 → ratings, as in PAPT's published evaluation code.
 
-    As in PAPT's published evaluation code (arXiv 2309.02418): ReLU, dropout of 0.1 and batch norm behind
-    either hidden layer. The speaker's vector is added to every frame.
-
-    Parameters
-    ----------
-    dim : int
-        Of the encoder's frames, and of the vector.
-    n_ratings : int
+    ReLU, dropout of 0.1 and batch norm after either hidden layer. The speaker embedding is added to every
+    frame. With several processes, batch statistics are those of each process.
     """
 
     def __init__(self, dim: int, n_ratings: int):
         super().__init__()
-        sizes = (dim, 128, 32)
-        hidden = [
-            part
-            for before, after in pairwise(sizes)
-            for part in (nn.Linear(before, after), nn.ReLU(), nn.Dropout(0.1), BatchNorm(after))
-        ]
-        self.layers = nn.Sequential(*hidden, nn.Linear(sizes[-1], n_ratings))
+        self.layers = nn.Sequential(
+            *(nn.Linear(dim, 128), nn.ReLU(), nn.Dropout(0.1), nn.BatchNorm1d(128)),
+            *(nn.Linear(128, 32), nn.ReLU(), nn.Dropout(0.1), nn.BatchNorm1d(32)),
+            nn.Linear(32, n_ratings),
+        )
 
-    def forward(self, frames: Tensor, valid: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Rate utterances.
-
-        Parameters
-        ----------
-        frames : (batch, frames, dim) float32
-        valid : (batch, frames) bool
-        vector : (batch, dim) float32, optional
-            Of each utterance's speaker.
-
-        Returns
-        -------
-        ratings : (batch, n_ratings) float32
-        """
-        means = mean_over_time(frames, valid)
-        return self.layers(means if vector is None else means + vector)
+    def forward(
+        self, frames: Tensor, attention_mask: Tensor, embedding: Tensor | None = None
+    ) -> Tensor:
+        """Ratings (batch, n_ratings) of frames (batch, frames, dim); `embedding` is (batch, dim)."""
+        x = mean_over_time(frames, attention_mask)
+        self.layers.train(self.training and len(x) > 1)  # one utterance: running statistics
+        return self.layers(x if embedding is None else x + embedding)
 
 
 class TransformerInterpreter(nn.Module):
-    """Two layers of 128 over [speaker's vector; frames], read where the vector, or a learnt one, stood.
-
-    Parameters
-    ----------
-    dim : int
-        Of the encoder's frames, and of the vector.
-    n_ratings : int
-    """
+    """Two layers of width 128 over [speaker embedding; frames], read out at the first token."""
 
     def __init__(self, dim: int, n_ratings: int):
         super().__init__()
@@ -127,62 +81,79 @@ class TransformerInterpreter(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """What stands before the frames begins at zero."""
+        """Zero-initialize the first token."""
         nn.init.zeros_(self.first)
 
-    def forward(self, frames: Tensor, valid: Tensor, vector: Tensor | None = None) -> Tensor:
-        """Rate utterances; see `MlpInterpreter`."""
+    def forward(
+        self, frames: Tensor, attention_mask: Tensor, embedding: Tensor | None = None
+    ) -> Tensor:
+        """Ratings (batch, n_ratings); see `MlpInterpreter`."""
         x = self.project(frames)
         first = self.first.expand(len(x), 1, -1)
-        if vector is not None:
-            first = first + self.project(vector).unsqueeze(1)
-        x = torch.cat([first, x], dim=1)
-        padding = torch.cat([valid.new_zeros(len(x), 1), ~valid], dim=1)
-        return self.output(self.encoder(x, src_key_padding_mask=padding)[:, 0])
+        if embedding is not None:
+            first = first + self.project(embedding).unsqueeze(1)
+        padding = F.pad(~attention_mask, (1, 0), value=False)
+        states = self.encoder(torch.cat([first, x], dim=1), src_key_padding_mask=padding)
+        return self.output(states[:, 0])
 
 
 @dataclass(frozen=True)
 class RatingModelConfig:
-    """What is told of a speaker, and what rates.
+    """A system: speaker representation, regression head, and adaptation to the test speakers.
 
-    Attributes
-    ----------
-    representation : str
-        | representation | the speaker's vector |
-        |---|---|
-        | none | there is none |
-        | mean, max | mean, or maximum, of the speaker's utterances by the untouched encoder |
-        | learnt | learnt with the ratings |
-        | papt | learnt while masked prediction goes on, then with the ratings |
-    interpreter : str
-        "mlp" or "transformer".
-    position : str
-        Of PAPT's vector, see `SPEAKER_POSITIONS`; "none" goes on without one.
+    `position` is that of PAPT's embedding; "none" continues masked prediction without one.
+
+    | representation | speaker embedding |
+    |---|---|
+    | none | none |
+    | mean, max | mean, or maximum, of the speaker's utterances by the pre-trained encoder |
+    | learned | learned with the ratings |
+    | papt | learned during continued masked prediction (`PaptModel`), then with the ratings |
     """
 
     representation: str = "none"
     interpreter: str = "mlp"
     position: str = "output"
+    adaptation: str | None = None
 
     def __post_init__(self):
-        for name, known in (
+        for field, allowed in (
             ("representation", REPRESENTATIONS),
             ("interpreter", INTERPRETERS),
             ("position", SPEAKER_POSITIONS),
+            ("adaptation", ADAPTATIONS),
         ):
-            if getattr(self, name) not in known:
-                found = getattr(self, name)
-                raise GmpError(f"{name} {found!r}: expected one of {', '.join(known)}.")
+            value = getattr(self, field)
+            if value is not None and value not in allowed:
+                raise GmpError(f"{field} {value!r}: expected one of {', '.join(allowed)}.")
 
     @property
     def name(self) -> str:
         """In tables and folders."""
-        where = f"-{self.position}" if self.representation == "papt" else ""
-        return f"{self.representation}{where}-{self.interpreter}"
+        position = self.position if self.representation == "papt" else None
+        parts = (self.representation, position, self.interpreter, self.adaptation)
+        return "-".join(filter(None, parts))
+
+    @property
+    def initial_model(self) -> str | None:
+        """The stage whose model training starts from; None for the pre-trained encoder."""
+        if self.adaptation:
+            return replace(self, adaptation=None).name
+        return f"papt-{self.position}" if self.representation == "papt" else None
+
+    @property
+    def references(self) -> list[str]:
+        """Names of the systems that this one is compared with, as it differs from them in one thing."""
+        if self.representation == "papt" and self.position == "none":
+            return []
+        names = [replace(self, representation="none").name, replace(self, position="none").name]
+        if self.adaptation:
+            names = [replace(self, adaptation="all").name]
+        return [name for name in names if name != self.name]
 
     @property
     def learns_embeddings(self) -> bool:
-        """Whether there is a vector for each training speaker among the weights."""
+        """Whether an embedding of each training speaker is among the weights."""
         from_papt = self.representation == "papt" and self.position != "none"
         return self.representation == "learned" or from_papt
 
@@ -190,41 +161,26 @@ class RatingModelConfig:
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
-    """All representations with all interpreters; PAPT's positions with the first, "output" with all.
-
-    Parameters
-    ----------
-    representations, interpreters, positions : sequence of str
-        See `RatingModelConfig`.
-    """
-    first, *others = interpreters
-    found = [
-        RatingModelConfig(told, rates)
-        for rates in interpreters
-        for told in representations
-        if told != "papt"
+    """All representations with all interpreters; PAPT's positions with the first, "output" with all."""
+    configs = [
+        RatingModelConfig(representation, interpreter)
+        for interpreter in interpreters
+        for representation in representations
+        if representation != "papt"
     ]
     if "papt" in representations:
-        found += [RatingModelConfig("papt", first, position) for position in positions]
-        found += [RatingModelConfig("papt", rates) for rates in others if "output" in positions]
-    return found
+        first, *others = interpreters
+        configs += [RatingModelConfig("papt", first, position) for position in positions]
+        configs += [RatingModelConfig("papt", other) for other in others if "output" in positions]
+    return configs
 
 
-class SpeakerTable(nn.Module):
-    """One embedding per speaker, zero-initialized."""
-
-    def __init__(self, n_speakers: int, dim: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_speakers, dim))
-        self.reset_parameters()
+class SpeakerEmbeddings(nn.Linear):
+    """From weights of speakers, (batch, n_speakers), to embeddings, (batch, dim); zero-initialized."""
 
     def reset_parameters(self) -> None:
         """Zero-initialize."""
         nn.init.zeros_(self.weight)
-
-    def forward(self, speaker: Tensor) -> Tensor:
-        """Embeddings, (batch, dim), for weights of speakers, (batch, n_speakers)."""
-        return speaker @ self.weight
 
 
 class SpeakerConditionedModel(SpeechModel):
@@ -232,31 +188,31 @@ class SpeakerConditionedModel(SpeechModel):
 
     def _build_heads(self, config) -> None:
         if config.n_speakers:
-            self.speakers = SpeakerTable(config.n_speakers, config.hidden_size)
+            self.speakers = SpeakerEmbeddings(config.n_speakers, config.hidden_size, False)
         super()._build_heads(config)
 
     def hidden_states(self, *args, speaker: Tensor | None = None, **kwargs):
         """`SpeechModel.hidden_states`, with the weights of speakers, (batch, n_speakers) float32."""
-        vector = None
+        embedding = None
         if speaker is not None and self.config.speaker_position != "none":
-            vector = self.speakers(speaker).unsqueeze(1)
-        return super().hidden_states(*args, vector=vector, **kwargs)
+            embedding = self.speakers(speaker).unsqueeze(1)
+        return super().hidden_states(*args, embedding=embedding, **kwargs)
 
-    def _embed(self, *args, vector: Tensor | None) -> Tensor:
+    def _embed(self, *args, embedding: Tensor | None) -> Tensor:
         x = super()._embed(*args)
-        added = vector is not None and self.config.speaker_position == "input"
-        return x + vector.to(x) if added else x
+        added = embedding is not None and self.config.speaker_position == "input"
+        return x + embedding.to(x) if added else x
 
-    def _run_layers(self, x: Tensor, attention_mask: Tensor, indices, vector: Tensor | None):
-        position = "none" if vector is None else self.config.speaker_position
+    def _run_layers(self, x: Tensor, attention_mask: Tensor, indices, embedding: Tensor | None):
+        position = "none" if embedding is None else self.config.speaker_position
         if position == "prefix":
-            x = torch.cat([vector.to(x), x], dim=1)
+            x = torch.cat([embedding.to(x), x], dim=1)
             attention_mask = F.pad(attention_mask, (1, 0), value=True)
         states = super()._run_layers(x, attention_mask, indices)
         if position == "prefix":
             return {index: state[:, 1:] for index, state in states.items()}
         if position == "output" and self.n_layers in states:
-            states[self.n_layers] = states[self.n_layers] + vector
+            states[self.n_layers] = states[self.n_layers] + embedding
         return states
 
 
@@ -265,61 +221,54 @@ class PaptModel(SpeakerConditionedModel, MaskedPredictionModel):
 
 
 class AttributeModel(SpeakerConditionedModel):
-    """An encoder and an interpreter of its last layer's frames.
+    """An encoder, and an interpreter of its last layer's frames.
 
-    Where the encoder is not trained the frames themselves are its inputs, once computed for all epochs. The
-    loss is that of a whole batch, of all processes together, and cannot be computed in pieces.
+    Where the encoder is not trained, the inputs are these frames, computed once. The loss is that of a whole
+    batch, of all processes together.
     """
 
     loss_of_batch = True
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
-        sizes = config.hidden_size, len(config.attributes)
-        kind = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}[config.interpreter]
-        self.interpreter = kind(*sizes)
-        if config.fixed_vectors:
+        head = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}[config.interpreter]
+        self.interpreter = head(config.hidden_size, len(config.attributes))
+        if config.fixed_embeddings:
             self.project = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def read(
+    def encode(
         self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Frames, where they are valid, and what the interpreter is told of the speaker."""
-        vector = None
+        """Frames, their attention mask, and the speaker embedding for the interpreter."""
+        embedding = None
         if speaker is not None:
-            vector = self.project(speaker) if self.config.fixed_vectors else self.speakers(speaker)
+            embed = self.project if self.config.fixed_embeddings else self.speakers
+            embedding = embed(speaker)
         inside = self.config.speaker_position in ("input", "prefix")
         if self.train_encoder:
-            (frames,), valid = self.hidden_states(
+            (frames,), attention_mask = self.hidden_states(
                 inputs, lengths, speaker=speaker if inside else None
             )
         else:
             frames = inputs.float()
-            valid = torch.arange(frames.shape[1], device=lengths.device) < lengths[:, None]
+            steps = torch.arange(frames.shape[1], device=lengths.device)
+            attention_mask = steps < lengths[:, None]
         if inside and self.config.interpreter == "mlp":
-            vector = None  # the frames have it
-        return frames, valid, vector
+            embedding = None  # the frames contain it
+        return frames, attention_mask, embedding
 
-    def rate(
+    def predict(
         self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Rate utterances.
+        """Ratings (batch, attributes) on the corpus's scale, and features (batch, dim).
 
-        Returns
-        -------
-        ratings : (batch, attributes) float32
-            On the corpus's scale.
-        features : (batch, dim) float32
-            Mean over time of each utterance's frames, with the vector where it is added.
+        Features are the frames' mean over time, plus the embedding where the interpreter gets one.
         """
-        spread, offset = (
-            inputs.new_tensor(each, dtype=torch.float32)
-            for each in (self.config.spread, self.config.offset)
-        )
-        frames, valid, vector = self.read(inputs, lengths, speaker)
-        means = mean_over_time(frames, valid)
-        ratings = self.interpreter(frames, valid, vector) * spread + offset
-        return ratings, means if vector is None else means + vector
+        frames, attention_mask, embedding = self.encode(inputs, lengths, speaker)
+        ratings = self.interpreter(frames, attention_mask, embedding)
+        mean, std = map(ratings.new_tensor, (self.config.label_mean, self.config.label_std))
+        ratings, means = ratings * std + mean, mean_over_time(frames, attention_mask)
+        return ratings, means if embedding is None else means + embedding
 
     def forward(
         self,
@@ -327,9 +276,9 @@ class AttributeModel(SpeakerConditionedModel):
         lengths: Tensor,
         ratings: Tensor,
         speaker: Tensor | None = None,
-        weight: Tensor | None = None,
+        sample_weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Rate utterances, and compare.
+        """`loss`, see `concordance_loss`, and `predicted` (batch, attributes).
 
         Parameters
         ----------
@@ -337,17 +286,13 @@ class AttributeModel(SpeakerConditionedModel):
             See `SpeechModel.hidden_states`; or frames, where the encoder is not trained.
         ratings : (batch, attributes) float32
         speaker : (batch, n_speakers) or (batch, hidden_size) float32, optional
-            How much of each speaker's vector, or a vector.
-        weight : (batch,) float32, optional
-
-        Returns
-        -------
-        outputs : dict
-            `loss`, see `concordance_loss`, and `predicted` (batch, attributes).
+            Weights of training speakers, or a fixed embedding.
+        sample_weight : (batch,) float32, optional
         """
-        predicted, _ = self.rate(inputs, lengths, speaker)
-        weight = torch.ones_like(ratings[:, 0]) if weight is None else weight
-        compared = predicted, ratings, weight
+        predicted, _ = self.predict(inputs, lengths, speaker)
+        if sample_weight is None:
+            sample_weight = torch.ones_like(ratings[:, 0])
+        compared = predicted, ratings, sample_weight
         if self.training:
             compared = map(all_gather_ragged, compared)
         return {"loss": concordance_loss(*compared), "predicted": predicted}
