@@ -122,9 +122,9 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         wait()
         took[name] = time.monotonic() - began
 
-    manifest = prepare_data.read_manifest(run, "table", str(table), "", "", [], {}, 0)
-    rules = ("session", 5, "speakers", "validation", False)
-    timed("prepare", lambda: prepare_data.prepare(run, manifest, [], 0.1, 60.0, *rules))
+    manifest = prepare_data.read_manifest(run, "table", corpus_dir=str(table))
+    options = {"exclude": [], "min_seconds": 0.1, "max_seconds": 60.0, "fold_by": "session"}
+    timed("prepare", lambda: prepare_data.prepare(run, manifest, **options))
     data = open_corpus(run)
     audio_seconds = float(data.manifest.duration.sum())
 
@@ -140,7 +140,7 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     timed(
         "multitask, one pass", lambda: train_multitask.train_multitask(*where, schedule(epochs=1))
     )
-    timed("pseudo-labels", lambda: generate_gmps.generate_gmps(run, 1, -3, scales))
+    timed("pseudo-labels", lambda: generate_gmps.generate_gmps(run, 1, scales=scales))
     updating = schedule(max_steps=UPDATES)
     timed(f"retraining, {UPDATES} updates", lambda: retrain.retrain(*where, updating))
     timed(

@@ -1,15 +1,19 @@
 """Numbers at the edge: no numbers, nothing but one, too few of them; and too many for the memory."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import PREDICTOR, QUICK, SMALL, run_series, tried, write_noise_corpus
-from transformers import HubertConfig
+from conftest import PREDICTOR, QUICK, SMALL, run_series, write_noise_corpus
+from transformers import HubertConfig, TrainingArguments
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
+from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation import collect, tables
 from gmp_utils.models import classifiers, masked_prediction
 from gmp_utils.models.encoder import SpeechModel
@@ -18,7 +22,7 @@ from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import run_folder
 from gmp_utils.stages import prepare_data, probe_layers, train_multitask
 from gmp_utils.training import features, kmeans, trainer
-from gmp_utils.training.batching import Masking
+from gmp_utils.training.batching import Masking, Utterances, collate
 from gmp_utils.training.trainer import TrainingConfig
 
 
@@ -43,14 +47,13 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
 
     monkeypatch.setattr(classifiers.MultitaskModel, "forward", poisoned)
     kept = "there is no checkpoint yet" if where == "loss" else r"checkpoint-\d+ is good"
-    told = rf"the {where} is nan at step \d+, of the utterances .*\b{poison}\b.*; {kept}"
+    told = rf"the {where} is nan at step \d+, for the utterances .*\b{poison}\b.*; {kept}"
     with pytest.raises(GmpError, match=told) as caught:
         schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
         train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     named = str(caught.value).split("utterances ")[1].split(";")[0].split(", ")
     assert len(named) == met[-1] < 9
     assert not (run / "fold1" / "02_train_multitask").exists()
-    tried(f"{where} that is no number", 1, "stopped, batch and checkpoint named")
 
 
 def test_states_too_large_for_16_bits_are_refused(tmp_path, tiny_encoder, noise_corpus):
@@ -86,19 +89,19 @@ def corpus_of(folder, encoder, rows, seconds, **rules):
         soundfile.write(folder / name, rng.normal(0, 0.1, int(seconds * 16000)), 16000)
     table.to_csv(folder / "table.csv", index=False)
     manifest = prepare_data.read_manifest(
-        str(folder / "run"), "table", str(folder / "table.csv"), "", "", [], {}, 0
+        str(folder / "run"), "table", corpus_dir=str(folder / "table.csv")
     )
     rules = {"fold_by": "auto", "n_folds": 5, "validation": "speakers"} | rules
     run = str(folder / "run")
-    prepare_data.prepare(
-        run, manifest, [], 0.02, 60, selection="validation", transductive=False, **rules
-    )
+    prepare_data.prepare(run, manifest, exclude=[], min_seconds=0.02, max_seconds=60, **rules)
     return run
 
 
 def every_stage(run, encoder, scales=(2,)):
     fold = run_series(run_folder(run), encoder, scales=scales)
-    probe_layers.probe_layers(run, 1, "multitask", str(encoder), list(scales), 20)
+    probe_layers.probe_layers(
+        run, 1, model="multitask", encoder=str(encoder), scales=list(scales), map_points=20
+    )
     predictions = collect.collect(run)
     assert np.isfinite(tables.scores(predictions)[["UAR", "WAR"]]).all(axis=None)
     return fold
@@ -149,115 +152,92 @@ def test_corpora_at_the_edge_end_in_a_table_or_in_words(case, tmp_path, tiny_enc
             every_stage(corpus_of(tmp_path, tiny_encoder, rows, seconds, **rules), tiny_encoder)
     else:
         every_stage(corpus_of(tmp_path, tiny_encoder, rows, seconds, **rules), tiny_encoder)
-    tried(f"corpus: {case}", 1, "refused in words" if case in REFUSED else "a table")
 
 
 def limited(forward, most):
-    """A model on a device that has room for so many utterances."""
+    """The forward of a model on a device with memory for so many utterances."""
 
     def run(self, inputs, lengths, *others, **labels):
         if len(lengths) > most:
-            raise torch.OutOfMemoryError("as a GPU says it")
+            raise torch.OutOfMemoryError("simulated")
         return forward(self, inputs, lengths, *others, **labels)
 
     return run
 
 
-def test_batches_too_large_for_the_memory_are_trained_in_pieces(
+def frames_and_labels(lengths):
+    rng, names = np.random.default_rng(0), [f"u{index}" for index in range(len(lengths))]
+    frames = rng.normal(size=(sum(lengths), 16)).astype(np.float32)
+    labels = Ragged(rng.integers(0, 4, (sum(lengths), 1)), names, lengths, kind="labels")
+    inputs = Ragged(frames, names, lengths, kind="cnn")
+    return Utterances(inputs, names, None, labels, Masking(0.5, 5))
+
+
+def test_large_batches_are_divided_and_their_gradients_accumulated(
     tmp_path, tiny_encoder, monkeypatch, capsys
 ):
-    """Batches of 8 with room for 3: four pieces, the same losses, recorded; for both kinds of mean."""
-    made = {}
-    for name, most in (("whole", 99), ("pieces", 3)):
-        run = write_noise_corpus(tmp_path / name)
-        with monkeypatch.context() as patch:
-            for model in (classifiers.MultitaskModel, masked_prediction.MaskedPredictionModel):
-                training = limited(model.forward, most)
-                evaluating = model.forward
-                patch.setattr(
-                    model,
-                    "forward",
-                    lambda self, *a, _t=training, _e=evaluating, **k: (_t if self.training else _e)(
-                        self, *a, **k
-                    ),
-                )
-            fold = run_series(run, tiny_encoder, QUICK)
-        made[name] = {
-            stage: pd.read_csv(fold / stage / "history.csv").drop(columns="selected")
-            for stage in ("02_train_multitask", "05_retrain")
-        }
-        pieces = read_json(fold / "02_train_multitask" / "metrics.json").get("pieces per batch")
-        assert pieces == (None if name == "whole" else 4)
-    assert "computed in 4 pieces from now on" in capsys.readouterr().out
-    for stage, history in made["whole"].items():
-        # Adam turns the last bit of a small gradient into a visible step: 1e-3, not 1e-6
-        np.testing.assert_allclose(history, made["pieces"][stage], rtol=1e-3, atol=1e-3)
-
-
-def test_gradients_of_pieces_are_those_of_the_batch(tmp_path, tiny_encoder, monkeypatch):
-    from test_distributed import SecondsTrainer, TrainingArguments
-
-    from gmp_utils.data.ragged import Ragged
-    from gmp_utils.training.batching import Utterances
-
-    rng = np.random.default_rng(0)
-    lengths = [20, 35, 50, 65, 80]
-    names = list("abcde")
-    inputs = Ragged(rng.normal(size=(sum(lengths), 16)).astype(np.float32), names, lengths)
-    labels = Ragged(rng.integers(0, 4, (sum(lengths), 1)), names, lengths)
-    dataset = Utterances(inputs, names, None, labels, Masking(0.5, 5))
-    gradients = {}
-    for pieces in (1, 4):
-        model = masked_prediction.MaskedPredictionModel.load(
-            str(tiny_encoder), scales=[4], **PREDICTOR
-        )
+    """Batches of 8 with memory for 3: four steps of 2. Equal parts have the gradient of the batch."""
+    dataset = frames_and_labels([40] * 8)
+    config = TrainingConfig(epochs=1, batch_size=8)
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
+    settings = PREDICTOR | {"loss_on": "all"}
+    load = masked_prediction.MaskedPredictionModel.load
+    model = load(str(tiny_encoder), scales=[4], train_encoder=True, **settings)
+    kind = masked_prediction.MaskedPredictionModel
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "forward", limited(kind.forward, 3))
+        trainer.fit_batches_to_memory(model, dataset, config, arguments)
+        assert arguments.gradient_accumulation_steps == 4
+        assert "accumulated over 4 smaller batches" in capsys.readouterr().out
+        assert Path(arguments.output_dir).name == "accumulated-4"
+        assert all(parameter.grad is None for parameter in model.parameters())
+        patch.setattr(kind, "forward", limited(kind.forward, 0))
+        with pytest.raises(GmpError, match=r"does not suffice for batches of 320.* lower batch_s"):
+            trainer.fit_batches_to_memory(model, dataset, config, arguments)
+        patch.setattr(kind, "loss_of_batch", True)
+        with pytest.raises(GmpError, match="does not suffice"):
+            trainer.fit_batches_to_memory(model, dataset, config, arguments)
+    gradients = []
+    dataset = replace(dataset, masking=Masking(0.0, 5))
+    for steps in (1, 4):
+        arguments.gradient_accumulation_steps = steps
+        batches = list(trainer.batch_sampler(dataset, config, arguments, train=True))
+        assert len(batches) == steps
+        model.zero_grad()
         torch.manual_seed(0)
-        for parameter in model.streams.parameters():
-            torch.nn.init.normal_(parameter)
-        arguments = TrainingArguments(
-            str(tmp_path), use_cpu=True, remove_unused_columns=False, report_to="none"
-        )
-        own = SecondsTrainer(
-            model, arguments, train_dataset=dataset, schedule=TrainingConfig(epochs=1)
-        )
-        own.pieces, own.current_gradient_accumulation_steps = pieces, 1
-        (batch,) = own.get_train_dataloader()
-        loss = own.training_step(model, batch)
-        gradients[pieces] = {
-            name: value.grad for name, value in model.named_parameters() if value.grad is not None
-        }
-        gradients[pieces]["loss"] = loss
-    assert len(gradients[1]) > 50
-    for name, value in gradients[1].items():
-        torch.testing.assert_close(gradients[4][name], value, rtol=1e-4, atol=1e-6)
+        for batch in batches:
+            outputs = model.train()(**collate([dataset[index] for index in batch]))
+            (outputs["loss"] / steps).backward()
+        parameters = model.named_parameters()
+        gradients.append({name: p.grad.clone() for name, p in parameters if p.grad is not None})
+    assert len(gradients[0]) > 50
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
-def test_one_utterance_too_large_for_the_memory_is_said(tmp_path, tiny_encoder, monkeypatch):
-    run = write_noise_corpus(tmp_path / "run")
-    monkeypatch.setattr(
-        classifiers.MultitaskModel, "forward", limited(classifiers.MultitaskModel.forward, 0)
-    )
-    with pytest.raises(
-        GmpError, match=r"does not suffice for batches of 10 s; lower batch_seconds"
-    ):
-        train_multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
+def test_accumulated_training_is_recorded(tmp_path, tiny_encoder, monkeypatch):
+    """Losses are those of whole batches, up to the weights of their parts."""
+    plain, histories = trainer._arguments, []
+    for steps in (1, 2):
+
+        def divided(*task, steps=steps):
+            arguments = plain(*task)
+            arguments.gradient_accumulation_steps = steps
+            return arguments
+
+        monkeypatch.setattr(trainer, "_arguments", divided)
+        run = str(write_noise_corpus(tmp_path / f"run{steps}"))
+        stage = train_multitask.train_multitask(run, 1, str(tiny_encoder), QUICK, network=SMALL)
+        assert read_json(stage / "metrics.json")["accumulation_steps"] == steps
+        histories.append(pd.read_csv(stage / "history.csv"))
+    np.testing.assert_allclose(histories[0].loss, histories[1].loss, rtol=0.05)
 
 
-def test_batches_too_large_for_the_memory_are_computed_in_halves(
-    noise_corpus, tiny_encoder, tmp_path
-):
+def test_an_utterance_too_large_for_the_memory_is_named(noise_corpus, tiny_encoder, monkeypatch):
     corpus, model = open_corpus(str(noise_corpus)), SpeechModel.load(str(tiny_encoder))
-    names = list(corpus.manifest.index)
-    whole = features.layer_frames(model, corpus.waveforms, names, -3, tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SpeechModel, "hidden_states", limited(SpeechModel.hidden_states, 5))
-        halves = features.layer_frames(model, corpus.waveforms, names, -3, tmp_path / "halves")
-        patch.setattr(SpeechModel, "hidden_states", limited(SpeechModel.hidden_states, 0))
-        with pytest.raises(GmpError, match=r"does not suffice for .* alone"):
-            features.layer_frames(model, corpus.waveforms, names, -3, tmp_path / "none")
-    # other batches, other padding: rounding differs, and 16 bits keep three digits
-    np.testing.assert_allclose(whole.values, halves.values, atol=2e-3)
-    tried("GPU memory: simulated exhaustion", 3, "pieces or halves, the same numbers")
+    longest = max(corpus.manifest.index, key=corpus.waveforms.lengths.get)
+    monkeypatch.setattr(SpeechModel, "hidden_states", limited(SpeechModel.hidden_states, 0))
+    with pytest.raises(GmpError, match=rf"suffice for {longest} .*lower max_seconds"):
+        list(features.layer_states_by_length(model, corpus.waveforms, [longest], [-1]))
 
 
 @pytest.mark.parametrize("train_cnn", [False, True])

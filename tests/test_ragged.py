@@ -7,7 +7,7 @@ from gmp_utils.data.ragged import Ragged
 
 
 def test_rows_are_drawn_in_order_from_the_utterances_named():
-    ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20])
+    ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20], kind="waveform")
     drawn = ragged.sample(["c", "a"], 40, 0)
     assert len(set(drawn)) == 40
     order = np.concatenate([np.arange(80, 100), np.arange(50)]).tolist()
@@ -27,7 +27,9 @@ def test_what_is_written_leaves_the_memory(tmp_path):
         assert len(found) == 2
         return sum(int(line.split()[1]) for line in found) / 1024
 
-    ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, (2**20,))
+    ragged = Ragged.create(
+        tmp_path / "frames", ["a"], [100], np.uint8, kind="hidden", shape=(2**20,)
+    )
     before = resident()
     ragged.values[:] = 7
     assert resident() - before > 90

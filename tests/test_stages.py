@@ -62,19 +62,19 @@ def test_costs_are_those_of_all_stages_of_a_system(finished):
         told = [read_json(finished / stage / "provenance.json") for stage in stages]
         return sum(one["wall_seconds"] for one in told)
 
-    table = collect.training_costs(str(finished.parent)).set_index(["variant", "loss"])
+    table = collect.training_costs(str(finished.parent)).set_index(["variant", "system"])
     own = "06_finetune/gmps/"
     before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
     plain = seconds("06_finetune/no-gmps/ams")
-    assert table.seconds["no GMPs", "AMS"] == pytest.approx(plain)
-    assert table.seconds["GMPs", "CE"] == pytest.approx(before + seconds(f"{own}ce"))
+    assert table.training_seconds["no GMPs", "AMS"] == pytest.approx(plain)
+    assert table.training_seconds["GMPs", "CE"] == pytest.approx(before + seconds(f"{own}ce"))
     chain = before + seconds(f"{own}ce", f"{own}ce-then-ams")
-    assert table.seconds["GMPs", "CE then AMS"] == pytest.approx(chain)
-    assert table.times["GMPs", "CE then AMS"] == pytest.approx(chain / plain)
-    assert (table["peak MB"] > 100).all()
+    assert table.training_seconds["GMPs", "CE then AMS"] == pytest.approx(chain)
+    assert table.relative_seconds["GMPs", "CE then AMS"] == pytest.approx(chain / plain)
+    assert (table.peak_memory_mb > 100).all()
     corpus = open_corpus(str(finished.parent))
     heard = QUICK.epochs * corpus.manifest.duration[corpus.partition(1)["train"]].sum()
-    assert table["audio s per s"]["no GMPs", "AMS"] == pytest.approx(heard / plain)
+    assert table.times_real_time["no GMPs", "AMS"] == pytest.approx(heard / plain)
     assert results.inference_speed(str(finished.parent)) > 0
 
 
@@ -132,7 +132,7 @@ def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
     assert compared == 6 + 6 + 1 + 4
 
 
-def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, monkeypatch):
+def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, monkeypatch):
     """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
     schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
@@ -144,20 +144,18 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.Progress, "on_save", stop, raising=False)
+        patch.setattr(trainer.PrintEvaluations, "on_save", stop)
         with pytest.raises(KeyboardInterrupt):
             train_multitask.train_multitask(
                 str(stopped), 1, str(tiny_encoder), schedule, network=SMALL
             )
     assert not (stopped / "fold1" / "02_train_multitask").exists()
     steps = []
-    begin = trainer.Progress.on_train_begin
 
     def record(self, args, state, control, **kwargs):
         steps.append(state.global_step)
-        begin(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(trainer.Progress, "on_train_begin", record)
+    monkeypatch.setattr(trainer.PrintEvaluations, "on_train_begin", record)
     resumed = train_multitask.train_multitask(
         str(stopped), 1, str(tiny_encoder), schedule, network=SMALL
     )
@@ -166,13 +164,11 @@ def test_an_interrupted_training_goes_on_where_it_was(tmp_path, tiny_encoder, mo
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
 
 
-def test_events_for_tensorboard_are_kept_where_they_are_asked_for(
-    tmp_path, tiny_encoder, monkeypatch
-):
+def test_loggers_are_named_by_the_environment(tmp_path, tiny_encoder, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     run = str(write_noise_corpus(tmp_path / "run"))
-    monkeypatch.setenv("TENSORBOARD", "yes")
+    monkeypatch.setenv("REPORT_TO", "tensorboard")
     stage = train_multitask.train_multitask(run, 1, str(tiny_encoder), QUICK, network=SMALL)
     events = EventAccumulator(str(stage / "tensorboard")).Reload()
     history = pd.read_csv(stage / "history.csv")
@@ -199,7 +195,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
     run = write_noise_corpus(tmp_path / "run")
     shutil.copytree(finished, run / "fold1")
     schedule = TrainingConfig(1e-3, max_steps=23, batch_seconds=10)
-    stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, projection_size=8)
+    stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, stream_hidden_size=8)
     history = pd.read_csv(stage / "history.csv")
     assert history.step.tolist() == [*range(2, 23, 2), 23]
     assert history[["loss", "masked_loss", "grad_norm"]].notna().all(axis=None)
@@ -207,7 +203,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
 
 def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
-    with pytest.raises(GmpError, match=r"the loss is .* at step .*lower learning_rate"):
+    with pytest.raises(GmpError, match=r"the loss is .* at step .*lower the learning rate"):
         schedule = TrainingConfig(1e30, epochs=5)
         train_multitask.train_multitask(str(run), 1, str(tiny_encoder), schedule, network=SMALL)
     assert not (run / "fold1" / "02_train_multitask").exists()
@@ -222,7 +218,9 @@ def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     run = write_noise_corpus(tmp_path / "run")
     once = TrainingConfig(1e-4, epochs=1, batch_seconds=20)
     fold = run_series(run, tmp_path / "base", once, max_steps=2, scales=(4,))
-    probe_layers.probe_layers(str(run), 1, "retrained", str(tmp_path / "base"), [4], 30)
+    probe_layers.probe_layers(
+        str(run), 1, model="retrained", encoder=str(tmp_path / "base"), scales=[4], map_points=30
+    )
     probes = pd.read_parquet(fold / "03_probe_layers" / "retrained" / "probes.parquet")
     assert probes.layer.max() == 12
 
@@ -237,7 +235,12 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
     waveforms = np.load(run / "recordings" / "waveforms.npy", mmap_mode="r+")
-    store = Ragged(waveforms, corpus.waveforms.utterances, list(corpus.waveforms.lengths.values()))
+    store = Ragged(
+        waveforms,
+        corpus.waveforms.utterances,
+        list(corpus.waveforms.lengths.values()),
+        kind="waveform",
+    )
     test = corpus.partition(1)["test"]
     assert set(corpus.manifest.speaker[test]) == set(corpus.protocol.folds[0])
     for name in test:
@@ -266,7 +269,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
 def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
     run = write_noise_corpus(tmp_path / "run", transductive=transductive)
     train_multitask.train_multitask(str(run), 1, str(tiny_encoder), QUICK, network=SMALL)
-    stage = generate_gmps.generate_gmps(str(run), 1, -3, [5])
+    stage = generate_gmps.generate_gmps(str(run), 1, scales=[5])
     corpus = open_corpus(str(run))
     parts = corpus.partition(1)
     heard = parts["train"] + (parts["validation"] + parts["test"]) * transductive
@@ -296,7 +299,9 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
     """72 utterances of 6 speakers: what is classified is what the rules hold out."""
     run = write_noise_corpus(tmp_path / "run", **rules)
     fold = run_series(run, tiny_encoder)
-    probes = probe_layers.probe_layers(str(run), 1, "encoder", str(tiny_encoder), [4], 60)
+    probes = probe_layers.probe_layers(
+        str(run), 1, model="encoder", encoder=str(tiny_encoder), scales=[4], map_points=60
+    )
     assert set(pd.read_parquet(probes / "probes.parquet").task) >= {"emotion", "gender"}
     compared = open_corpus(str(run)).protocol.selection_part
     assert set(pd.read_parquet(probes / "maps.parquet").part) == {"train", compared}
@@ -345,7 +350,7 @@ def test_an_experiments_variants_stand_side_by_side_and_what_is_missing_is_said(
     )  # killed before its renaming
     predictions = collect.collect(str(experiment))
     assert len(predictions) == 2 * 24
-    assert predictions.groupby("variant").loss.unique().map(list).to_dict() == {
+    assert predictions.groupby("variant").system.unique().map(list).to_dict() == {
         "first": ["AMS"], "second": ["AMS"],
     }  # fmt: skip
     assert collect.missing_runs(str(experiment)) == [
@@ -382,7 +387,9 @@ def test_variants_that_were_tested_on_other_utterances_are_not_compared(experime
 def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
-    stage = generate_gmps.generate_gmps(run, 1, -2, [4], kmeans_frames=300, seed=5, **options)
+    stage = generate_gmps.generate_gmps(
+        run, 1, layer=-2, scales=[4], kmeans_frames=300, seed=5, **options
+    )
     assert not list(stage.glob("frames*"))
     corpus, model = open_corpus(run), SpeechModel.load(str(tiny_encoder))
     heard, inputs = corpus.partition(1)["train"], features.model_inputs(model, corpus)
@@ -397,7 +404,7 @@ def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder
 def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     options = {"clustered_model": "encoder", "encoder": str(tiny_encoder)}
-    stage = generate_gmps.generate_gmps(run, 1, -2, [4, 8], **options)
+    stage = generate_gmps.generate_gmps(run, 1, layer=-2, scales=[4, 8], **options)
     assert not (tmp_path / "run" / "fold1" / "02_train_multitask").exists()
     labels, _ = features.open_labels(stage)
     corpus, model = open_corpus(run), SpeechModel.load(str(tiny_encoder))
@@ -408,7 +415,7 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
     nearest = assign(frames.values, np.load(stage / "centroids-8.npy"))
     np.testing.assert_array_equal(labels.values[:, 1], nearest)
     before = {name: labels[name].tolist() for name in names}
-    stage = generate_gmps.generate_gmps(run, 1, -2, [4, 8], permuted=True, **options)
+    stage = generate_gmps.generate_gmps(run, 1, layer=-2, scales=[4, 8], permuted=True, **options)
     after, _ = features.open_labels(stage)
     assert len(names) == 72
     for name in names:
@@ -427,7 +434,7 @@ def test_frames_that_carry_the_emotion_are_known():
         index=["a"],
     )  # fmt: skip
     corpus = type("Corpus", (), {"manifest": manifest})()
-    labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5])
+    labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5], kind="labels")
     table = generate_gmps.frame_table(corpus, labels, ["a"])
     # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
     assert table.carries.tolist() == [False, False, True, True, False]
@@ -459,12 +466,12 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
         retrain.retrain(run, 1, encoder, QUICK, retrain_from="scratch")
     with pytest.raises(GmpError, match="loss_on 'none'"):
         retrain.retrain(run, 1, encoder, QUICK, loss_on="none")
-    with pytest.raises(GmpError, match="combine 'median'"):
-        retrain.retrain(run, 1, encoder, QUICK, combine="median")
+    with pytest.raises(GmpError, match="activation 'gelu'"):
+        retrain.retrain(run, 1, encoder, QUICK, activation="gelu")
     with pytest.raises(GmpError, match=r"alpha: found 1\.5, expected 0 to 1"):
         train_multitask.train_multitask(run, 1, encoder, QUICK, alpha=1.5)
     with pytest.raises(GmpError, match="scales: found none"):
-        generate_gmps.generate_gmps(run, 1, -3, [])
+        generate_gmps.generate_gmps(run, 1, scales=[])
     with pytest.raises(GmpError, match='run loss "ce" first'):
         finetune.finetune(run, 1, encoder, "ce-then-ams", QUICK, use_gmps=False)
     for wrong in ({"epochs": 0}, {"epochs": 2, "max_steps": 2}, {"max_steps": -1}):
@@ -473,7 +480,7 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder):
     with pytest.raises(GmpError, match="batch_seconds: found 0"):
         TrainingConfig(1e-3, epochs=1, batch_seconds=0)
     with pytest.raises(GmpError, match="model: found 'best'"):
-        probe_layers.probe_layers(run, 1, "best", encoder, [4])
+        probe_layers.probe_layers(run, 1, model="best", encoder=encoder, scales=[4])
 
 
 def test_masks_never_occur_in_evaluation(tiny_encoder):

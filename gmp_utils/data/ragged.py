@@ -3,6 +3,7 @@
 import mmap
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,25 @@ from gmp_utils import GmpError
 
 
 class Ragged:
-    """One array of all utterances, and where each begins.
+    """One array of all utterances, and where each of them begins.
 
-    Kept as two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length). The class serves
-    waveforms (samples), encoder outputs (frames × dimensions) and pseudo-labels (frames × scales).
+    On disk it is two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length, kind).
 
     Parameters
     ----------
     values : (n_total, ...) ndarray
         Utterance after utterance.
     utterances : sequence of str
-        Their names, in order.
     lengths : sequence of int
-        Rows of `values` that each utterance has.
+        Rows of `values` of each utterance.
+    kind : str
+        "waveform" (samples), "cnn" or "hidden" (frames × dimensions), or "labels" (frames × streams).
     """
 
-    def __init__(self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int]):
-        self.values = values
+    def __init__(
+        self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int], *, kind: str
+    ):
+        self.values, self.kind = values, kind
         self.utterances = list(utterances)
         self.lengths = dict(zip(self.utterances, map(int, lengths)))
         starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
@@ -39,29 +42,29 @@ class Ragged:
         return self.values[start : start + self.lengths[utterance]]
 
     def __reduce__(self):
-        """Pickle a file's place instead of its values."""
+        """Pickle the path of a file instead of its values."""
         if isinstance(self.values, np.memmap):
             return Ragged.open, (Path(self.values.filename).with_suffix(""),)
-        return Ragged, (self.values, self.utterances, list(self.lengths.values()))
+        values = self.values, self.utterances, list(self.lengths.values())
+        return partial(Ragged, kind=self.kind), values
 
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
         """Concatenate the rows of some utterances, in the order given."""
         return np.concatenate([self[name] for name in utterances])
 
     def sample(self, utterances: Sequence[str], n: int, seed: int) -> np.ndarray:
-        """Draw `n` rows of some utterances, in their order; all of them for 0, or where there are fewer."""
+        """Draw `n` rows of some utterances, in order; all rows for 0, or if there are fewer."""
         ends = np.cumsum([self.lengths[name] for name in utterances])
         if not 0 < n < ends[-1]:
             return self.rows(utterances)
         rng = np.random.default_rng(seed)
         drawn = np.sort(rng.choice(ends[-1], n, replace=False))
         starts = np.concatenate([[0], ends[:-1]])
-        own = np.split(drawn, np.searchsorted(drawn, ends[:-1]))
-        chosen = zip(utterances, own, starts)
+        chosen = zip(utterances, np.split(drawn, np.searchsorted(drawn, ends[:-1])), starts)
         return np.concatenate([self[name][rows - start] for name, rows, start in chosen])
 
     def flush(self) -> None:
-        """Write to disk what was changed, and let go of the memory that it took."""
+        """Write changes to disk, and release the memory that they took."""
         self.values.flush()
         self.values.base.madvise(mmap.MADV_DONTNEED)
 
@@ -78,50 +81,28 @@ class Ragged:
         utterances: Sequence[str],
         lengths: Sequence[int],
         dtype: type,
+        *,
+        kind: str,
         shape: tuple[int, ...] = (),
     ) -> "Ragged":
-        """Make an empty, writable one on disk.
+        """Create a writable one on disk, filled with zeros.
 
-        Parameters
-        ----------
-        stem : Path
-            Folder and name, without ending.
-        utterances, lengths
-            See the class.
-        dtype : numpy dtype
-        shape : tuple of int
-            What each row holds: ``()`` for samples, ``(dim,)`` for frames.
-
-        Raises
-        ------
-        OSError
-            If the disk has no room for it.
+        `stem` is its path without a suffix; `shape` that of a row, ``()`` for samples and ``(dim,)`` for
+        frames.
         """
         table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
-        table["offset"] = table.length.cumsum() - table.length
+        table["offset"], table["kind"] = table.length.cumsum() - table.length, kind
         table.to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
-        if hasattr(os, "posix_fallocate"):  # else a disk that gets full would kill the process
+        if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process
             with stem.with_suffix(".npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, values.offset + max(values.nbytes, 1))
-        return cls(values, utterances, lengths)
+        return cls(values, utterances, lengths, kind=kind)
 
     @classmethod
     def open(cls, stem: Path, mode: str = "r") -> "Ragged":
-        """Open one.
-
-        Parameters
-        ----------
-        stem : Path
-        mode : str
-            "r" for reading, "r+" for writing too.
-
-        Raises
-        ------
-        GmpError
-            Where a file is missing or the two do not fit each other.
-        """
+        """Open one for reading, or with mode "r+" for writing too."""
         try:
             table = pd.read_parquet(stem.with_suffix(".parquet"))
             values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)
@@ -132,4 +113,4 @@ class Ragged:
                 f"{stem}.npy has {len(values)} rows, its index says {table.length.sum()}; "
                 "make it again."
             )
-        return cls(values, table.utterance, table.length)
+        return cls(values, table.utterance, table.length, kind=table.kind.iloc[0])

@@ -1,26 +1,24 @@
-"""Stage 06: fine-tuning on the utterances' emotions with AM-Softmax or cross-entropy (stage 3)."""
+"""Stage 06: fine-tune on the utterances' emotions with AM-Softmax or cross-entropy (stage 3)."""
 
+from functools import partial
 from pathlib import Path
 
-from transformers import set_seed
+import pandas as pd
+from transformers import EvalPrediction, set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
-from gmp_utils.evaluation.collect import write_predictions
-from gmp_utils.evaluation.metrics import class_separation, task_metrics
+from gmp_utils.evaluation.metrics import class_separation, task_metrics, uar, war
+from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.models.classifiers import LOSSES, EmotionClassifier, load_classifier
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
-from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, RETRAIN, run_folder
+from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder, stage_folder
 from gmp_utils.runs.stage import make_stage
-from gmp_utils.training import features
-from gmp_utils.training.features import embed_and_classify, labelled
+from gmp_utils.runs.upstream import upstream
+from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
 from gmp_utils.training.trainer import TrainingConfig, train
-
-
-def _metrics(prediction) -> dict[str, float]:
-    return task_metrics(prediction.predictions, prediction.label_ids, "emotion")
 
 
 def finetune(
@@ -28,95 +26,106 @@ def finetune(
     fold: int,
     encoder: str,
     loss: str,
-    schedule: TrainingConfig,
+    training: TrainingConfig,
+    *,
     use_gmps: bool = True,
     scale: float = 30.0,
     margin: float = 0.2,
     network: HeadConfig = HeadConfig(),
 ) -> Path:
-    """Fine-tune on a fold's training speakers, and classify its validation and test speakers.
+    """Fine-tune on the training speakers of a fold, and classify its validation and test speakers.
 
     Parameters
     ----------
     run_dir : str
     fold : int
+        From 1.
     encoder : str
-        See `gmp_utils.runs.weights.resolve`.
+        "embedded", a folder, or a name on the Hugging Face hub.
     loss : str
         "ce", "ams", or "ce-then-ams": AM-Softmax from the CE model of the same fold.
-    schedule : Schedule
+    training : TrainingConfig
     use_gmps : bool
-        True starts from the model of stage 05, False from the initial encoder.
+        Start from the model of stage 05, or else from the initial encoder.
     scale, margin : float
-        Of AM-Softmax, which knows no class weights.
-    network : Network
+        Of AM-Softmax, which has no class weights.
+    network : HeadConfig
 
     Returns
     -------
     stage : Path
         With history.csv, metrics.json, separation.json (of the classes, before and after training),
         predictions.parquet (validation and test) and model/.
-
-    Raises
-    ------
-    GmpError
-        For an unknown loss, or if what it starts from is not there.
     """
     if loss not in LOSSES:
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
-    corpus, run = open_corpus(run_dir), run_folder(run_dir)
-    stages = run / f"fold{fold}"
-    own = stages / FINETUNE / INITIALIZATIONS[use_gmps]
-    source, made_from = weights.resolve(encoder), [corpus.stage]
-    if loss == "ce-then-ams" and not (own / "ce").is_dir():
+    corpus, initialization = open_corpus(run_dir), INITIALIZATIONS[use_gmps]
+    stages = [
+        stage_folder(run_dir, stage, fold)
+        for stage in upstream(FINETUNE, {"use_gmps": use_gmps, "loss": loss})
+    ]
+    if loss == "ce-then-ams" and not stages[-1].is_dir():
         raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
-    if use_gmps or loss == "ce-then-ams":
-        before = own / "ce" if loss == "ce-then-ams" else stages / RETRAIN
-        source, made_from = str(before / "model"), [corpus.stage, before]
+    source = str(stages[-1] / "model") if len(stages) > 1 else weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
-    parts = corpus.partition(fold)
+    parts, protocol = corpus.partition(fold), corpus.protocol
     settings = {"loss": "ce" if loss == "ce" else "ams", "scale": scale, "margin": margin}
 
     def build(folder: Path) -> None:
-        set_seed(schedule.seed)
-        model = load_classifier(
-            EmotionClassifier, source, corpus, parts["train"], network, **settings
+        set_seed(training.seed)
+        data = {"corpus": corpus, "train": parts["train"], "network": network}
+        model = load_classifier(EmotionClassifier, source, **data, **settings)
+        inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
+        dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
+        hidden_size = model.config.hidden_size if network.spec_augment else 0
+        before, _ = embed_and_classify(model, corpus, inputs, validation)
+        train(
+            model,
+            dataset(parts["train"], hidden_size=hidden_size, seed=training.seed),
+            dataset(validation),
+            folder,
+            training,
+            compute_metrics=_metrics,
+            selection_metric="emotion_uar",
+            selection=protocol.selection,
         )
-        inputs = features.model_inputs(model, corpus)
-        part, selection = corpus.protocol.selection_part, corpus.protocol.selection
-        emotions = corpus.labels(parts[part], "emotion")
-        before = embed_and_classify(model, corpus, inputs, parts[part])[0]
-        masks = (model.config.hidden_size if network.spec_augment else 0, schedule.seed)
-        sets = [
-            labelled(corpus, inputs, names, ("emotion",), *own)
-            for names, own in ((parts["train"], masks), (parts[part], ()))
-        ]
-        train(model, *sets, folder, schedule, _metrics, "emotion_uar", selection)
-        after = {
-            held_out: embed_and_classify(model, corpus, inputs, parts[held_out])
-            for held_out in ("validation", "test")
-            if parts[held_out]
+        outputs = {
+            part: embed_and_classify(model, corpus, inputs, parts[part])
+            for part in ("validation", "test")
+            if parts[part]
         }
-        spread = {"before": before, "after": after[part][0]}
-        spread = {when: class_separation(vectors, emotions) for when, vectors in spread.items()}
-        write_json(folder / "separation.json", spread)
-        logits = {held_out: own for held_out, (_, own) in after.items()}
+        vectors = {"before": before, "after": outputs[protocol.selection_part][0]}
+        emotions = corpus.labels(validation, "emotion")
+        separation = {when: class_separation(x, emotions) for when, x in vectors.items()}
+        write_json(folder / "separation.json", separation)
+        logits = {part: logits for part, (_, logits) in outputs.items()}
         write_predictions(folder, corpus.manifest, parts, logits, corpus.emotions)
 
+    parameters = {"fold": fold, "encoder": encoder, "use_gmps": use_gmps, **settings}
     return make_stage(
-        own / loss,
+        fold_folder(run_dir, fold) / FINETUNE / initialization / loss,
         build,
-        parameters={
-            "fold": fold,
-            "encoder": encoder,
-            "use_gmps": use_gmps,
-            **settings,
-            **vars(network),
-            "loss": loss,
-            "schedule": vars(schedule),
-        },
-        stages=made_from,
+        parameters=parameters | vars(network) | {"loss": loss, "training": vars(training)},
+        stages=stages,
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
-        protocol=corpus.protocol.to_dict(),
+        protocol=protocol.to_dict(),
     )
+
+
+def _metrics(prediction: EvalPrediction) -> dict[str, float]:
+    return task_metrics(prediction.predictions, prediction.label_ids, "emotion")
+
+
+def test_scores(stages: dict[str, Path]) -> pd.DataFrame:
+    """UAR and WAR of systems on the test utterances of a fold, and how many these are."""
+    rows = {}
+    for system, stage in stages.items():
+        test = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
+        rows[system] = {
+            "UAR": uar(test.true, test.predicted),
+            "WAR": war(test.true, test.predicted),
+            "utterances": len(test),
+            "speakers": test.speaker.nunique(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

@@ -1,6 +1,7 @@
-"""Stage 04: a layer's frames to gender-augmented multi-scale pseudo-labels (stage 1b)."""
+"""Stage 04: gender-augmented multi-scale pseudo-labels from a layer's frames (stage 1b of the paper)."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,17 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, run_folder
+from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, fold_folder, stage_folder
 from gmp_utils.runs.stage import make_stage
-from gmp_utils.training import features
+from gmp_utils.runs.upstream import upstream
+from gmp_utils.training.features import layer_frames, model_inputs
 from gmp_utils.training.kmeans import assign, fit_kmeans
-
-
-def permute(labels: Ragged, seed: int) -> None:
-    """Give the frames of each utterance one another's labels, in place.
-
-    What an utterance holds stays, when it happens is lost; a frame's labels of all scales stay
-    together.
-
-    Parameters
-    ----------
-    labels : Ragged
-        (frames, scales) int32 per utterance.
-    seed : int
-    """
-    rng = np.random.default_rng(seed)
-    for name in labels.lengths:
-        labels[name][:] = rng.permutation(labels[name])
 
 
 def generate_gmps(
     run_dir: str,
     fold: int,
+    *,
     layer: int = -3,
     scales: Sequence[int] = (64, 512, 4096),
     clustered_model: str = "multitask",
@@ -50,187 +36,165 @@ def generate_gmps(
     kmeans_frames: int = 0,
     seed: int = 0,
 ) -> Path:
-    """Cluster a layer of the multi-task model at several scales, and label every frame.
+    """Cluster a layer's frames by k-means at several scales, and assign every frame to its clusters.
 
-    The clusters come from the training speakers' frames (all speakers' under a transductive
-    protocol); every utterance's frames are then given the nearest cluster at each scale.
+    k-means is fitted to the frames of the training speakers (of all speakers under a transductive
+    protocol).
 
     Parameters
     ----------
     run_dir : str
     fold : int
+        From 1.
     layer : int
         Hidden state that is clustered.
     scales : sequence of int
-        Numbers of clusters; the paper's by default.
+        Numbers of clusters; the default is the paper's.
     clustered_model : str
-        "multitask" is the model of stage 02; "encoder", for a control, the untouched one.
+        "multitask", the model of stage 02; or as a control "encoder", the initial one.
     permuted : bool
-        For a control: labels that tell what an utterance holds, but not when, see `permute`.
+        As a control: shuffle the labels over each utterance's frames.
     encoder : str
-        See `gmp_utils.runs.weights.resolve`; read only where it is clustered.
+        "embedded", a folder, or a name on the Hugging Face hub; used only if it is clustered.
     kmeans_frames : int
-        Of those frames k-means learns from so many, drawn at random; 0 for all. Each takes 6 bytes ×
-        hidden size of memory.
+        Fit k-means to so many random frames; 0 for all. Each takes 6 bytes × hidden size of memory.
     seed : int
-        Of k-means, of what it learns from, and of permutations.
+        Of k-means, its frames and the permutation.
 
     Returns
     -------
     stage : Path
         With centroids-<K>.npy, labels.npy and labels.parquet (a `Ragged` of frames × scales) and
         metrics.json.
-
-    Raises
-    ------
-    GmpError
-        For no scales, another `clustered_model`, a layer that the model does not have, more clusters
-        than frames, fewer than 0 frames, or if stage 02 is not there.
     """
     if clustered_model not in ("multitask", "encoder"):
-        raise GmpError(f'clustered_model {clustered_model!r}: expected "multitask" or "encoder".')
+        raise GmpError(f"clustered_model {clustered_model!r}: expected multitask or encoder.")
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     if kmeans_frames < 0:
         raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
-    scales = list(scales)
-    corpus, run = open_corpus(run_dir), run_folder(run_dir)
-    made_from, initial = run / f"fold{fold}" / TRAIN_MULTITASK, []
-    source = str(made_from / "model")
+    corpus, multitask = open_corpus(run_dir), fold_folder(run_dir, fold) / TRAIN_MULTITASK
+    source, inputs = str(multitask / "model"), []
     if clustered_model == "encoder":
         corpus.check_encoder(encoder, fold)
-        source, made_from = weights.resolve(encoder), corpus.stage
-        initial = [weights.fingerprint(encoder)]
+        source, inputs = weights.resolve(encoder), [weights.fingerprint(encoder)]
     parts = corpus.partition(fold)
-    heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
-
-    def build(folder: Path) -> None:
-        model = SpeechModel.load(source)
-        inputs = features.model_inputs(model, corpus)
-        names = list(corpus.manifest.index)
-        frames = features.layer_frames(model, inputs, names, layer, folder / "frames")
-        lengths = [frames.lengths[name] for name in names]
-        shape = (len(scales),)
-        labels = Ragged.create(folder / "labels", names, lengths, np.int32, shape)
-        n = sum(frames.lengths[name] for name in heard)
-        n = min(kmeans_frames or n, n)
-        needed, free = 6 * n * frames.values.shape[1], psutil.virtual_memory().available
-        hardware.estimate(f"k-means of {n:,} frames", needed, free, "Lower kmeans_frames.")
-        learnt_from = frames.sample(heard, kmeans_frames, seed)
-        metrics = {"frames that k-means learnt from": len(learnt_from)}
-        for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(learnt_from, scales, seed))):
-            np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
-            labels.values[:, stream] = assign(frames.values, centroids)
-            metrics[f"used clusters, K = {k}"] = len(np.unique(labels.rows(heard)[:, stream]))
-        if permuted:
-            permute(labels, seed)
-        labels.flush()
-        frames.remove()
-        write_json(folder / "metrics.json", metrics)
-
+    unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
+    settings = {"layer": layer, "scales": list(scales), "permuted": permuted}
+    settings |= {"kmeans_frames": kmeans_frames, "seed": seed}
+    stages = upstream(GENERATE_GMPS, {"clustered_model": clustered_model})
     return make_stage(
-        run / f"fold{fold}" / GENERATE_GMPS,
-        build,
-        parameters={
-            "fold": fold,
-            "layer": layer,
-            "scales": scales,
-            "clustered_model": clustered_model,
-            "permuted": permuted,
-            "kmeans_frames": kmeans_frames,
-            "seed": seed,
-        },
-        stages=[made_from],
-        inputs=initial,
+        fold_folder(run_dir, fold) / GENERATE_GMPS,
+        partial(_write_labels, corpus, source, unlabeled, **settings),
+        parameters={"fold": fold, "clustered_model": clustered_model, **settings},
+        stages=[stage_folder(run_dir, stage, fold) for stage in stages],
+        inputs=inputs,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
+def _write_labels(
+    corpus: Corpus,
+    source: str,
+    unlabeled: list[str],
+    folder: Path,
+    *,
+    layer: int,
+    scales: list[int],
+    permuted: bool,
+    kmeans_frames: int,
+    seed: int,
+) -> None:
+    """Fit k-means to the frames of `unlabeled` utterances, and write the labels of all."""
+    model, names = SpeechModel.load(source), list(corpus.manifest.index)
+    frames = layer_frames(model, model_inputs(model, corpus), names, layer, folder / "frames")
+    lengths, shape = [frames.lengths[name] for name in names], (len(scales),)
+    labels = Ragged.create(folder / "labels", names, lengths, np.int32, kind="labels", shape=shape)
+    n_frames = sum(frames.lengths[name] for name in unlabeled)
+    n_frames = min(kmeans_frames or n_frames, n_frames)
+    needed, free = 6 * n_frames * frames.values.shape[1], psutil.virtual_memory().available
+    hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
+    sample = frames.sample(unlabeled, kmeans_frames, seed)
+    metrics = {"kmeans_frames": len(sample)}
+    for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(sample, scales, seed))):
+        np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
+        labels.values[:, stream] = assign(frames.values, centroids)
+        metrics[f"used_clusters_{k}"] = len(np.unique(labels.rows(unlabeled)[:, stream]))
+    if permuted:
+        permute(labels, seed)
+    labels.flush()
+    frames.remove()
+    write_json(folder / "metrics.json", metrics)
+
+
+def permute(labels: Ragged, seed: int) -> None:
+    """Shuffle (frames, scales) labels over each utterance's frames, in place, all scales together."""
+    rng = np.random.default_rng(seed)
+    for name in labels.lengths:
+        labels[name][:] = rng.permutation(labels[name])
+
+
 def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
-    """Pseudo-labels of a recording that the stage has not seen.
+    """Pseudo-labels of a recording that is not in the corpus.
 
     Parameters
     ----------
     stage : Path
         Of `generate_gmps`.
     encoder : str
-        What is clustered where that is the untouched encoder.
+        The clustered one, if stage 04 clustered the initial encoder.
     waveform : (n_samples,) float32 or int16
-        At 16 kHz; all of it is heard at once.
+        At 16 kHz.
 
     Returns
     -------
     streams : dict of str to (frames,) int32
         Nearest clusters, by "K = 64" and so on.
     """
-    told, made_from = read_json(stage / "params.json"), stage.parent / TRAIN_MULTITASK
-    untouched = told["clustered_model"] == "encoder"
-    source = weights.resolve(encoder) if untouched else str(made_from / "model")
+    parameters = read_json(stage / "params.json")
+    source = str(stage.with_name(TRAIN_MULTITASK) / "model")
+    if parameters["clustered_model"] == "encoder":
+        source = weights.resolve(encoder)
     model = SpeechModel.load(source).eval().to(hardware.device())
     samples = torch.from_numpy(normalize(waveform))[None].to(model.device)
     lengths = torch.tensor([samples.shape[1]], device=model.device)
     with torch.inference_mode():
-        (frames,), _ = model.hidden_states(samples, lengths, layers=[told["layer"]])
-    found = frames[0].half().cpu().numpy()  # as precise as what was clustered
-    centroids = {f"K = {k}": np.load(stage / f"centroids-{k}.npy") for k in told["scales"]}
-    return {name: assign(found, own) for name, own in centroids.items()}
+        (states,), _ = model.hidden_states(samples, lengths, layers=[parameters["layer"]])
+    frames = states[0].half().cpu().numpy()  # as precise as the clustered frames
+    centroids = {k: np.load(stage / f"centroids-{k}.npy") for k in parameters["scales"]}
+    return {f"K = {k}": assign(frames, array) for k, array in centroids.items()}
 
 
 def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.DataFrame:
-    """A row per frame of some utterances.
+    """Pseudo-labels of utterances, a row per frame.
 
-    Parameters
-    ----------
-    corpus : Corpus
-    labels : Ragged
-        (frames, scales) of pseudo-labels.
-    utterances : list of str
-
-    Returns
-    -------
-    table : DataFrame
-        utterance, speaker, gender, emotion; `stream0`, `stream1`, … the clusters; and, where the
-        manifest says which part of an utterance carries the emotion, `carries` (bool).
+    Its columns are utterance, speaker, gender, emotion, and `stream0`, `stream1`, … with the clusters. If
+    the manifest has the span of an utterance that carries the emotion, `carries` is True within it.
     """
     lengths = [labels.lengths[name] for name in utterances]
-    table = corpus.manifest.loc[utterances, ["utterance", "speaker", "gender", "emotion"]]
-    table = table.loc[table.index.repeat(lengths)].reset_index(drop=True)
+    rows = corpus.manifest.loc[utterances].loc[lambda table: table.index.repeat(lengths)]
+    table = rows[["utterance", "speaker", "gender", "emotion"]].reset_index(drop=True)
     for stream, clusters in enumerate(labels.rows(utterances).T):
         table[f"stream{stream}"] = clusters
-    if "emotion_start" in corpus.manifest:
+    if "emotion_start" in rows:
         seconds = np.concatenate([frame_seconds(np.arange(length)) for length in lengths])
-        start, end = (
-            corpus.manifest.loc[utterances, name].repeat(lengths).to_numpy()
-            for name in ("emotion_start", "emotion_end")
-        )
+        start, end = rows.emotion_start.to_numpy(), rows.emotion_end.to_numpy()
         table["carries"] = (seconds >= start) & (seconds < end)
     return table
 
 
 def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
-    """Normalised mutual information of each stream with each other and with what is known.
+    """Normalized mutual information of streams with each other and with labels.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As `frame_table` returns it.
-    scales : list of int
-
-    Returns
-    -------
-    nmi : DataFrame
-        Streams × (streams, emotion, gender, speaker), 0 to 1; of the last three those that are known
-        of every frame.
+    From a `frame_table`, streams × (streams, emotion, gender, speaker), of the last three those that
+    every frame has.
     """
-    streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
-    known = table[["emotion", "gender", "speaker"]].dropna(axis=1)
+    clusters = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
+    labels = table[["emotion", "gender", "speaker"]].dropna(axis=1)
     return pd.DataFrame(
         {
-            other: {
-                name: normalized_mutual_info_score(against, clusters)
-                for name, clusters in streams.items()
-            }
-            for other, against in {**streams, **known}.items()
+            name: {k: normalized_mutual_info_score(other, x) for k, x in clusters.items()}
+            for name, other in {**clusters, **labels}.items()
         }
     )

@@ -1,4 +1,4 @@
-"""Stage 05: an encoder learns to predict the pseudo-labels of masked frames (stage 2 of the paper)."""
+"""Stage 05: retrain an encoder on the pseudo-labels of masked frames (stage 2 of the paper)."""
 
 from functools import partial
 from pathlib import Path
@@ -13,169 +13,161 @@ from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, run_folder
+from gmp_utils.runs.paths import (
+    GENERATE_GMPS,
+    RETRAIN,
+    TRAIN_MULTITASK,
+    fold_folder,
+    stage_folder,
+)
 from gmp_utils.runs.stage import check_and_identify, make_stage
-from gmp_utils.training import features
+from gmp_utils.runs.upstream import upstream
 from gmp_utils.training.batching import Masking, Utterances
+from gmp_utils.training.features import model_inputs, open_labels
 from gmp_utils.training.trainer import TrainingConfig, train
+
+CHOICES = {
+    "objective": ("clusters", "contrastive"),
+    "retrain_from": ("encoder", "multitask"),
+    "loss_on": ("masked", "all"),
+    "activation": ("relu", "tanh"),
+}
 
 
 def retrain(
     run_dir: str,
     fold: int,
     encoder: str,
-    schedule: TrainingConfig,
+    training: TrainingConfig,
+    *,
     retrain_from: str = "encoder",
+    objective: str = "clusters",
     masking: Masking = Masking(0.8, 10),
     loss_on: str = "masked",
-    projection_size: int = 256,
-    train_cnn: bool = False,
-    combine: str = "sum",
+    stream_hidden_size: int = 256,
     activation: str = "relu",
-    objective: str = "clusters",
+    train_cnn: bool = False,
 ) -> Path:
-    """Retrain on a fold's training speakers: on their pseudo-labels, or by an encoder's own objective.
+    """Retrain on the training speakers of a fold: on pseudo-labels, or with the encoder's own objective.
 
     Parameters
     ----------
     run_dir : str
     fold : int
+        From 1.
     encoder : str
-        See `gmp_utils.runs.weights.resolve`.
-    schedule : Schedule
+        "embedded", a folder, or a name on the Hugging Face hub.
+    training : TrainingConfig
     retrain_from : str
         "encoder" starts from the initial encoder, "multitask" from the model of stage 02.
+    objective : str
+        "clusters" predicts the pseudo-labels of stage 04; "contrastive" is wav2vec 2.0's objective and
+        needs no stage 04; "own" is the one that the encoder was pre-trained with. Several processes
+        count the contrastive objective's codes separately, so results differ slightly from one process.
     masking : Masking
     loss_on : str
         "masked" frames, or "all".
-    projection_size : int
-    train_cnn : bool
-    combine : str
-        Of the streams' losses, see `stream_loss`.
+    stream_hidden_size : int
+        Hidden units of each stream's head.
     activation : str
-        Of the streams' projections, see `ClusterHeads`.
-    objective : str
-        "clusters" are those of stage 04; "contrastive" is wav2vec 2.0's, see
-        `gmp_utils.models.contrastive`, which needs no stage 04; "own" is what the encoder was
-        made with. In several processes, or pieces, the contrastive objective's codes are counted in each,
-        which is not quite the same.
+        Of the streams' heads, "relu" or "tanh".
+    train_cnn : bool
 
     Returns
     -------
     stage : Path
         With history.csv, metrics.json and model/.
-
-    Raises
-    ------
-    GmpError
-        For another `retrain_from`, `loss_on`, `combine`, `activation` or `objective`, an objective that the
-        encoder does not have, or if stage 04 is needed and not there.
     """
-    objective = weights.own_objective(encoder) if objective == "own" else objective
-    if objective not in ("clusters", "contrastive"):
-        raise GmpError(f'objective {objective!r}: expected "clusters", "contrastive" or "own".')
+    objective = weights.pretraining_objective(encoder) if objective == "own" else objective
+    settings = {"objective": objective, "retrain_from": retrain_from, "loss_on": loss_on}
+    settings["activation"] = activation
+    for name, value in settings.items():
+        if value not in CHOICES[name]:
+            raise GmpError(f"{name} {value!r}: expected one of {', '.join(CHOICES[name])}.")
     if objective == "contrastive" and not masking.probability:
-        raise GmpError('objective "contrastive" is about masked frames: mask_probability above 0.')
+        raise GmpError('objective "contrastive" needs masks: mask_probability above 0.')
     if objective == "contrastive" and train_cnn:
         raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn false.')
-    if activation not in ("relu", "tanh"):
-        raise GmpError(f'activation {activation!r}: expected "relu" or "tanh".')
-    if retrain_from not in ("encoder", "multitask"):
-        raise GmpError(f'retrain_from {retrain_from!r}: expected "encoder" or "multitask".')
-    if loss_on not in ("masked", "all"):
-        raise GmpError(f'loss_on {loss_on!r}: expected "masked" or "all".')
-    if combine not in ("sum", "mean"):
-        raise GmpError(f'combine {combine!r}: expected "sum" or "mean".')
-    corpus, run = open_corpus(run_dir), run_folder(run_dir)
-    stages = run / f"fold{fold}"
-    labels, scales = None, []
-    source, made_from = weights.resolve(encoder), [corpus.stage]
-    if objective == "clusters":
-        labels, scales = features.open_labels(stages / GENERATE_GMPS)
-        made_from.append(stages / GENERATE_GMPS)
+    corpus, stages = open_corpus(run_dir), upstream(RETRAIN, settings)
     corpus.check_encoder(encoder, fold)
-    parts = corpus.partition(fold)
-    heard = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
-    compared = parts[corpus.protocol.selection_part]
+    source = weights.resolve(encoder)
     if retrain_from == "multitask":
-        source = str(stages / TRAIN_MULTITASK / "model")
-        made_from.append(stages / TRAIN_MULTITASK)
+        source = str(fold_folder(run_dir, fold) / TRAIN_MULTITASK / "model")
+    settings |= {"stream_hidden_size": stream_hidden_size, "train_cnn": train_cnn}
 
     def build(folder: Path) -> None:
-        set_seed(schedule.seed)
-        if objective == "clusters":
-            settings = {"scales": scales, "projection_size": projection_size, "loss_on": loss_on}
-            settings |= {"combine": combine, "activation": activation, "train_cnn": train_cnn}
-            model = MaskedPredictionModel.load(source, train_encoder=True, **settings)
-        else:
-            model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
-        inputs = features.model_inputs(model, corpus)
-        sets = [
-            Utterances(inputs, names, None, labels, masking, schedule.seed)
-            for names in (sorted(heard, key=inputs.lengths.get), compared)
-        ]
-        selection, metrics = corpus.protocol.selection, contrastive_metrics
-        if objective == "clusters":
-            metrics = partial(stream_metrics, scales)
-        train(model, *sets, folder, schedule, metrics, "masked_loss", selection)
+        set_seed(training.seed)
+        model, labels, metrics = _load(run_dir, fold, source, settings)
+        inputs, protocol, parts = (
+            model_inputs(model, corpus),
+            corpus.protocol,
+            corpus.partition(fold),
+        )
+        unlabeled = [name for part in protocol.unsupervised_parts for name in parts[part]]
+        train(
+            model,
+            *(
+                Utterances(inputs, names, None, labels, masking, training.seed)
+                for names in (
+                    sorted(unlabeled, key=inputs.lengths.get),
+                    parts[protocol.selection_part],
+                )
+            ),
+            folder,
+            training,
+            compute_metrics=metrics,
+            selection_metric="masked_loss",
+            selection=protocol.selection,
+        )
 
+    settings |= {"masking": vars(masking), "training": vars(training)}
     return make_stage(
-        stages / RETRAIN,
+        fold_folder(run_dir, fold) / RETRAIN,
         build,
-        parameters={
-            "fold": fold,
-            "encoder": encoder,
-            "retrain_from": retrain_from,
-            "masking": vars(masking),
-            "loss_on": loss_on,
-            "projection_size": projection_size,
-            "train_cnn": train_cnn,
-            "combine": combine,
-            "activation": activation,
-            "objective": objective,
-            "schedule": vars(schedule),
-        },
-        stages=made_from,
+        parameters={"fold": fold, "encoder": encoder, **settings},
+        stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
 
 
-def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
-    """How well a finished stage foretells masked frames of the speakers that it was compared on.
+def _load(run_dir: str, fold: int, source: str, settings: dict) -> tuple:
+    """Model, pseudo-labels if it needs some, and metrics of an objective."""
+    if settings["objective"] == "contrastive":
+        model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
+        return model, None, contrastive_metrics
+    labels, scales = open_labels(fold_folder(run_dir, fold) / GENERATE_GMPS)
+    names = ("loss_on", "activation", "stream_hidden_size", "train_cnn")
+    config = {name: settings[name] for name in names} | {"scales": scales, "combine": "sum"}
+    model = MaskedPredictionModel.load(source, train_encoder=True, **config)
+    return model, labels, partial(stream_metrics, scales)
 
-    Parameters
-    ----------
-    run_dir : str
-    fold : int
+
+def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
+    """Accuracy of a finished stage at masked frames of the validation speakers.
 
     Returns
     -------
-    found : DataFrame
-        A row per stream, or one for the contrastive objective: `accuracy`, that `chance` would have, and
-        the `column` of history.csv.
+    table : DataFrame
+        A row per stream, or one for the contrastive objective: `accuracy`, its `chance` level, and the
+        `column` of history.csv.
     """
-    stages = run_folder(run_dir) / f"fold{fold}"
-    check_and_identify(stages / RETRAIN, "metrics.json", "params.json")
-    selected = read_json(stages / RETRAIN / "metrics.json")
-    if read_json(stages / RETRAIN / "params.json")["objective"] == "contrastive":
+    stage = fold_folder(run_dir, fold) / RETRAIN
+    check_and_identify(stage, "metrics.json", "params.json")
+    selected = read_json(stage / "metrics.json")
+    if read_json(stage / "params.json")["objective"] == "contrastive":
         rows = {"among frames": ("accuracy", selected["chance"])}
     else:
-        labels, scales = features.open_labels(stages / GENERATE_GMPS)
+        labels, scales = open_labels(stage.with_name(GENERATE_GMPS))
         corpus = open_corpus(run_dir)
-        held_out = corpus.partition(fold)[corpus.protocol.selection_part]
-        by_chance = chance(labels.rows(held_out))
-        rows = {f"K = {k}": (f"accuracy_{k}", share) for k, share in zip(scales, by_chance)}
-    found = pd.DataFrame.from_dict(rows, orient="index", columns=["column", "chance"])
-    return found.assign(accuracy=found.column.map(selected))
+        validation = corpus.partition(fold)[corpus.protocol.selection_part]
+        levels = chance(labels.rows(validation))
+        rows = {f"K = {k}": (f"accuracy_{k}", level) for k, level in zip(scales, levels)}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["column", "chance"])
+    return table.assign(accuracy=table.column.map(selected))
 
 
 def chance(labels: np.ndarray) -> np.ndarray:
-    """Accuracy of always naming the most frequent cluster, per stream.
-
-    Parameters
-    ----------
-    labels : (n_frames, streams) int
-    """
+    """Frequency of the most frequent cluster of each stream, from (n_frames, streams) labels."""
     return np.array([np.bincount(stream).max() / len(stream) for stream in labels.T])

@@ -1,4 +1,4 @@
-"""Stage 02: an encoder learns emotion and gender together (stage 1a of the paper)."""
+"""Stage 02: train an encoder on emotion and gender (stage 1a of the paper)."""
 
 from functools import partial
 from pathlib import Path
@@ -11,32 +11,23 @@ from gmp_utils.evaluation.metrics import task_metrics
 from gmp_utils.models.classifiers import MultitaskModel, load_classifier, tasks
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
-from gmp_utils.runs.paths import TRAIN_MULTITASK, run_folder
+from gmp_utils.runs.paths import TRAIN_MULTITASK, fold_folder
 from gmp_utils.runs.stage import make_stage
-from gmp_utils.training import features
-from gmp_utils.training.features import labelled
+from gmp_utils.training.features import labeled, model_inputs
 from gmp_utils.training.trainer import TrainingConfig, train
-
-
-def _metrics(learnt: tuple[str, ...], prediction: EvalPrediction) -> dict[str, float]:
-    logits, labels = prediction.predictions, prediction.label_ids
-    if len(learnt) == 1:  # Trainer gives a single array as it is
-        return task_metrics(logits, labels, *learnt)
-    return task_metrics(logits[0], labels[0], "emotion") | task_metrics(
-        logits[1], labels[1], "gender"
-    )
 
 
 def train_multitask(
     run_dir: str,
     fold: int,
     encoder: str,
-    schedule: TrainingConfig,
+    training: TrainingConfig,
+    *,
     alpha: float = 0.9,
-    network: HeadConfig = HeadConfig(),
     frame_weight: float = 0.0,
+    network: HeadConfig = HeadConfig(),
 ) -> Path:
-    """Train on a fold's training speakers.
+    """Train on the training speakers of a fold.
 
     Parameters
     ----------
@@ -44,63 +35,60 @@ def train_multitask(
     fold : int
         From 1.
     encoder : str
-        See `gmp_utils.runs.weights.resolve`.
-    schedule : Schedule
+        "embedded", a folder, or a name on the Hugging Face hub.
+    training : TrainingConfig
     alpha : float
-        Weight of emotion, 0 to 1; 1 leaves gender out, which nobody needs to know then.
-    network : Network
+        Weight of the emotion loss, 0 to 1; 1 needs no gender labels.
     frame_weight : float
-        Of the frames' own cross-entropy, beside the utterances'; see `MultitaskModel.forward`.
+        Weight of a cross-entropy of frames, added to the utterances'; see `MultitaskModel.forward`.
+    network : HeadConfig
 
     Returns
     -------
     stage : Path
         With history.csv, metrics.json and model/.
-
-    Raises
-    ------
-    GmpError
-        For an `alpha` outside 0 to 1, a `frame_weight` below 0, or if stage 01 is not there.
     """
     if not 0 <= alpha <= 1:
         raise GmpError(f"alpha: found {alpha}, expected 0 to 1.")
     if frame_weight < 0:
         raise GmpError(f"frame_weight: found {frame_weight}, expected 0 or more.")
-    corpus, run = open_corpus(run_dir), run_folder(run_dir)
+    corpus = open_corpus(run_dir)
     corpus.check_encoder(encoder, fold)
-    parts = corpus.partition(fold)
-    parameters = {
-        "fold": fold,
-        "encoder": encoder,
-        "alpha": alpha,
-        **vars(network),
-        "frame_weight": frame_weight,
-        "schedule": vars(schedule),
-    }
+    parts, protocol = corpus.partition(fold), corpus.protocol
+    weighting = {"alpha": alpha, "frame_weight": frame_weight}
 
     def build(folder: Path) -> None:
-        set_seed(schedule.seed)
-        source, own = weights.resolve(encoder), {"alpha": alpha, "frame_weight": frame_weight}
-        model = load_classifier(MultitaskModel, source, corpus, parts["train"], network, **own)
-        inputs = features.model_inputs(model, corpus)
-        masked_size = model.config.hidden_size if network.spec_augment else 0
-        sets = [
-            labelled(corpus, inputs, parts[part], tasks(alpha), *masks)
-            for part, masks in (
-                ("train", (masked_size, schedule.seed)),
-                (corpus.protocol.selection_part, ()),
-            )
-        ]
-        selection = corpus.protocol.selection
-        metrics = partial(_metrics, tasks(alpha))
-        train(model, *sets, folder, schedule, metrics, "emotion_uar", selection)
+        set_seed(training.seed)
+        data = {"corpus": corpus, "train": parts["train"], "network": network}
+        model = load_classifier(MultitaskModel, weights.resolve(encoder), **data, **weighting)
+        dataset = partial(labeled, corpus, model_inputs(model, corpus), tasks=tasks(alpha))
+        hidden_size = model.config.hidden_size if network.spec_augment else 0
+        train(
+            model,
+            dataset(parts["train"], hidden_size=hidden_size, seed=training.seed),
+            dataset(parts[protocol.selection_part]),
+            folder,
+            training,
+            compute_metrics=partial(_metrics, tasks(alpha)),
+            selection_metric="emotion_uar",
+            selection=protocol.selection,
+        )
 
+    settings = weighting | vars(network) | {"training": vars(training)}
     return make_stage(
-        run / f"fold{fold}" / TRAIN_MULTITASK,
+        fold_folder(run_dir, fold) / TRAIN_MULTITASK,
         build,
-        parameters=parameters,
+        parameters={"fold": fold, "encoder": encoder, **settings},
         stages=[corpus.stage],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
-        protocol=corpus.protocol.to_dict(),
+        protocol=protocol.to_dict(),
     )
+
+
+def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict[str, float]:
+    logits, labels = prediction.predictions, prediction.label_ids
+    if len(trained_tasks) == 1:  # Trainer does not wrap a single array
+        logits, labels = [logits], [labels]
+    metrics = map(task_metrics, logits, labels, trained_tasks)
+    return {name: value for task in metrics for name, value in task.items()}

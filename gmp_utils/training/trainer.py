@@ -1,12 +1,20 @@
-"""One way to train, used by every stage: transformers' Trainer on batches of seconds."""
+"""Training, the same for every stage: transformers' Trainer with batches of so many seconds.
+
+Trainer brings checkpoints, resuming, the learning rate schedule, several processes and loggers. The
+environment variable REPORT_TO names the loggers, such as "tensorboard" or "wandb,mlflow".
+"""
 
 import math
 import os
 import pickle
 import shutil
+import signal
+import uuid
+import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +22,19 @@ import pandas as pd
 import torch
 from accelerate.data_loader import prepare_data_loader
 from accelerate.utils import gather_object
+from safetensors import SafetensorError, safe_open
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import TensorBoardCallback
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
-from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint, rotate_checkpoints
+from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from gmp_utils import GmpError
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware
-from gmp_utils.runs.files import file_digests, find_mismatch, read_json, write_json
-from gmp_utils.training import distributed
+from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.training.batching import (
     FRAMES_PER_SECOND,
     DurationBatchSampler,
@@ -35,74 +43,28 @@ from gmp_utils.training.batching import (
     to_gpu_if_it_fits,
 )
 
-HASHES = "hashes.json"  # of a checkpoint's files, in it
-
-
-def training_bytes(model: SpeechModel, seconds: float) -> int:
-    """Estimate what training needs: parameters, their gradients, Adam's moments, activations.
-
-    A layer of a Transformer keeps 34 bytes per frame and hidden unit in 16 bits (Korthikanti et al.,
-    "Reducing Activation Recomputation in Large Transformer Models", 2022, equation 1, without the
-    attention matrix, which is not kept today), twice that in 32 bits. A CNN that is trained keeps
-    three values per step and channel of each convolution.
-
-    Parameters
-    ----------
-    model : SpeechModel
-    seconds : float
-        Padded audio per batch.
-
-    Returns
-    -------
-    needed : int
-        Bytes.
-    """
-    config, in_16_bits = model.config, hardware.bfloat16()
-    held = sum(
-        parameter.numel() * (16 if parameter.requires_grad else 4)
-        for parameter in model.parameters()
-    )
-    per_frame = 34 * (1 if in_16_bits else 2) * config.hidden_size * config.num_hidden_layers
-    activations = seconds * FRAMES_PER_SECOND * per_frame * model.train_encoder
-    if model.train_cnn:
-        rate, steps = 16000.0, 0.0
-        for stride, channels in zip(config.conv_stride, config.conv_dim):
-            rate /= stride
-            steps += rate * channels
-        activations += seconds * steps * 3 * (2 if in_16_bits else 4)
-    return int(held + activations)
-
-
-def too_small(batch_seconds: float) -> GmpError:
-    """The error for a GPU on which a batch does not fit, however it is divided."""
-    return GmpError(
-        f"the GPU's memory does not suffice for batches of {batch_seconds} s; lower batch_seconds, or "
-        "leave out long recordings (max_seconds of notebook 01)."
-    )
-
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How long, how fast, in which portions.
-
-    Gradients are clipped to a norm of 1.
+    """Hyperparameters of a training. Gradients are clipped to a norm of 1.
 
     Attributes
     ----------
     learning_rate : float
-        Of Adam, reached after a warm-up over 10 % of the updates, then falling linearly to zero.
+        Peak learning rate of Adam, after a linear warm-up over 10 % of the steps and before a linear
+        decay to zero.
     epochs : int
-        Passes over the training set, each followed by an evaluation; 0 where `max_steps` is given.
+        Passes over the training set, each followed by an evaluation; 0 if `max_steps` is given.
     max_steps : int
-        Optimiser steps, evaluated ten times on the way; 0 where `epochs` is given.
+        Optimizer steps, with ten evaluations; 0 if `epochs` is given.
     batch_seconds : float
         Padded seconds of audio per batch.
     batch_size : int
         Utterances per batch, at most.
     seed : int
     processes : int
-        GPUs that share every batch, or processes where there is none. Batches, masks, updates and
-        metrics are those of one process, up to rounding; only dropout is drawn differently.
+        GPUs (or CPU processes) that share every batch. Results are those of one process, up to rounding
+        and dropout.
     """
 
     learning_rate: float = 1e-4
@@ -123,360 +85,418 @@ class TrainingConfig:
                 raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
 
 
-def remove_incomplete_checkpoints(checkpoints: Path) -> None:
-    """Remove checkpoints that were not finished, or have changed since, or whose best one is not whole."""
-    whole: list[str] = []
-    for checkpoint in sorted(
-        checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name[11:])
-    ):
-        best = str(checkpoint)
+def training_bytes(model: SpeechModel, seconds: float) -> int:
+    """Estimate the memory of training with batches of so many padded seconds, in bytes.
+
+    Parameters, gradients and Adam's moments; and per frame and hidden unit of a Transformer layer 34
+    bytes in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
+    Models", 2022, equation 1, without the attention matrix), 68 in 32 bits. A trained CNN keeps three
+    values per step and channel of each convolution.
+    """
+    config, value_bytes = model.config, 2 if hardware.bfloat16() else 4
+    static = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
+    per_frame = 17 * value_bytes * config.hidden_size * config.num_hidden_layers
+    activations = seconds * FRAMES_PER_SECOND * per_frame * model.train_encoder
+    if model.train_cnn:
+        rates = 16000.0 / np.cumprod(config.conv_stride)
+        activations += seconds * 3 * value_bytes * float(rates @ np.array(config.conv_dim))
+    return int(static + activations)
+
+
+def _out_of_memory(config: TrainingConfig) -> GmpError:
+    return GmpError(
+        f"the GPU's memory does not suffice for batches of {config.batch_seconds} s; lower "
+        "batch_seconds, or max_seconds of notebook 01."
+    )
+
+
+def remove_incomplete_checkpoints(checkpoints: Path, processes: int = 1) -> None:
+    """Remove checkpoints that are incomplete or truncated, or whose best checkpoint is gone.
+
+    Trainer writes trainer_state.json after the other files of its process.
+    """
+    states = [f"rng_state_{index}.pth" for index in range(processes)]
+    archives = ["optimizer.pt", "scheduler.pt", *(states if processes > 1 else ["rng_state.pth"])]
+    complete = set()
+    for path in sorted(checkpoints.rglob("checkpoint-*"), key=lambda path: int(path.name[11:])):
         try:
-            fault = find_mismatch(checkpoint, read_json(checkpoint / HASHES))
-            if not fault:
-                state = read_json(checkpoint / "trainer_state.json")
-                best = state["best_model_checkpoint"] or best
-        except (OSError, ValueError):
-            fault = "was not finished"
-        if best not in (str(checkpoint), *whole):
-            fault = f"the best one before it, {Path(best).name}, is not there"
-        if fault:
-            print(f"{checkpoint.name} is left out: {fault}")
-            shutil.rmtree(checkpoint)
+            best = read_json(path / "trainer_state.json")["best_model_checkpoint"] or str(path)
+            safe_open(path / "model.safetensors", "pt")
+            damaged = [name for name in archives if zipfile.ZipFile(path / name).testzip()]
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile):
+            damaged = [path.name]
+        if damaged or best not in {str(path), *complete}:
+            print(f"{path.name} is incomplete and not used.")
+            shutil.rmtree(path)
         else:
-            whole.append(str(checkpoint))
+            complete.add(str(path))
 
 
-class Progress(TrainerCallback):
-    """A bar on a terminal, a line per evaluation everywhere."""
-
-    def __init__(self, by_update: bool):
-        self.by_update = by_update
-        self.bar, self.losses = None, []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        """Begin, or go on, with the bar."""
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, disable=None)
-
-    def on_step_end(self, args, state, control, **kwargs):
-        """Move the bar."""
-        self.bar.update()
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        """Keep a step's loss."""
-        if "loss" in (logs or {}):
-            self.losses.append(logs["loss"])
+class PrintEvaluations(TrainerCallback):
+    """Print a line per evaluation."""
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
-        """Print the line."""
-        shown = {
-            name.removeprefix("eval_").replace("_", " "): value
+        """Print the training loss since the last evaluation, and the metrics."""
+        entries = takewhile(lambda entry: "loss" in entry, reversed(state.log_history[:-1]))
+        loss = np.mean([entry["loss"] for entry in entries])
+        time = f"epoch {state.epoch:.0f}/{state.num_train_epochs}"
+        if args.max_steps > 0:
+            time = f"step {state.global_step}/{state.max_steps}"
+        values = ", ".join(
+            f"{name.removeprefix('eval_').replace('_', ' ')} {value:.3f}"
             for name, value in (metrics or {}).items()
             if not name.endswith(("runtime", "per_second", "epoch", "eval_loss", "time"))
-        }
-        unit = "update" if self.by_update else "epoch"
-        now = f"{state.global_step}/{state.max_steps}"
-        if not self.by_update:
-            now = f"{state.epoch:.0f}/{state.num_train_epochs}"
-        values = ", ".join(f"{name} {value:.3f}" for name, value in shown.items())
-        tqdm.write(f"{unit} {now}: training loss {np.mean(self.losses):.3f}; held out: {values}")
-        self.losses = []
-
-    def on_train_end(self, args, state, control, **kwargs):
-        """Leave the bar."""
-        self.bar.close()
-
-
-def _counted(outputs: dict, inputs: dict) -> torch.Tensor:
-    """Over how many frames, or utterances, a batch's losses are means."""
-    return outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum()
+        )
+        print(f"{time}: training loss {loss:.3f}; validation: {values}", flush=True)
 
 
 class DurationTrainer(Trainer):
-    """Trainer with our batches, and with the parts of the loss in its log."""
+    """Trainer with batches of similar durations, and with the parts of the loss in its log."""
 
-    def __init__(self, *args, schedule: TrainingConfig, **kwargs):
+    def __init__(self, *args, config: TrainingConfig, **kwargs):
         super().__init__(*args, **kwargs)
-        self.schedule = schedule
-        self.pieces = 1  # of a batch
-        self._parts: dict[str, torch.Tensor] = {}
+        self.config = config
+        self._parts: list[dict[str, torch.Tensor]] = []  # of the loss, since the last log
 
     def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
-        sampler = DurationBatchSampler(
-            dataset,
-            self.schedule.batch_seconds,
-            self.schedule.batch_size,
-            shuffle=train,
-            seed=self.schedule.seed,
-            process=self.args.process_index,
-            n_processes=self.args.world_size,
-        )
+        sampler = batch_sampler(dataset, self.config, self.args, train)
         if train:
-            sampler.fix_batches_per_epoch(
-                self.schedule.epochs or self.schedule.max_steps // len(sampler) + 1
-            )
-            self._batches = sampler
+            self._sampler, steps = sampler, self.args.gradient_accumulation_steps
+            n_batches = self.config.max_steps * steps
+            sampler.fix_batches_per_epoch(self.config.epochs or n_batches // len(sampler) + 1)
         loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate)
         return prepare_data_loader(loader, self.args.device, 1, 0, put_on_device=True)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches to train on."""
+        """Return the training batches."""
         return self._loader(self.train_dataset, train=True)
 
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
-        """Batches to evaluate on."""
+        """Return the validation batches."""
         return self._loader(eval_dataset or self.eval_dataset, train=False)
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        """Make a step, with the model informed of the progress."""
+        self.model.on_step_begin(self.state.global_step / max(self.state.max_steps, 1))
+        return super().training_step(model, inputs, num_items_in_batch)
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Run the model; keep the parts of the loss."""
+        """Run the model, and keep the parts of the loss."""
         outputs = model(**inputs)
         if model.training:
             if self.args.world_size > 1 and not self.model.loss_of_batch:
-                # losses are means, and their gradients will be averaged
-                counted = _counted(outputs, inputs).float()
-                share = counted / self.accelerator.reduce(counted, "mean")
-                outputs |= {k: share * v for k, v in outputs.items() if k.endswith("loss")}
-            self._parts = {
-                name: value.detach() for name, value in outputs.items() if name.endswith("_loss")
-            }
+                # losses are means over a process's frames or utterances; gradients will be averaged
+                n = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
+                weight = n / self.accelerator.reduce(n, "mean")
+                outputs |= {k: weight * v for k, v in outputs.items() if k.endswith("loss")}
+            parts = {name: v.detach() for name, v in outputs.items() if name.endswith("_loss")}
+            self._parts.append(parts)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
-    def training_step(self, model, inputs, num_items_in_batch=None):
-        """Make a step; where the GPU's memory does not suffice, piece by piece, with the same gradient."""
-        self.model.on_step_begin(self.state.global_step / max(self.state.max_steps, 1))
-        while True:
-            try:
-                if self.pieces == 1:
-                    return super().training_step(model, inputs, num_items_in_batch)
-                return self._in_pieces(model, inputs)
-            except torch.OutOfMemoryError:
-                whole = self.args.world_size > 1 or self.model.loss_of_batch
-                if whole or self.pieces >= len(inputs["lengths"]):
-                    raise too_small(self.schedule.batch_seconds) from None
-            model.zero_grad()
-            torch.cuda.empty_cache()
-            self.pieces *= 2
-            tqdm.write(f"out of memory: batches are computed in {self.pieces} pieces from now on")
-
-    def _in_pieces(self, model, inputs) -> torch.Tensor:
-        model.train()
-        losses, counts, parts, n = [], [], [], len(inputs["lengths"])
-        for rows in np.array_split(np.arange(n), min(self.pieces, n)):
-            piece = {name: values[rows] for name, values in inputs.items()}
-            with self.compute_loss_context_manager():
-                loss, outputs = self.compute_loss(model, piece, return_outputs=True)
-            counted = _counted(outputs, piece)
-            self.accelerator.backward(loss * counted)
-            losses.append(loss.detach() * counted)
-            counts.append(counted)
-            parts.append({name: value * counted for name, value in self._parts.items()})
-        total = sum(counts)
-        for parameter in model.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= total
-        self._parts = {name: sum(part[name] for part in parts) / total for name in self._parts}
-        return sum(losses) / total
-
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            written = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-            write_json(written / HASHES, file_digests(written))
-            best = self.state.best_model_checkpoint
-            rotate_checkpoints(self.args.output_dir, 1, best, use_mtime=True)
-
     def log(self, logs, start_time=None):
-        """Keep a step's numbers, with the parts of the loss; refuse what is none."""
+        """Log with the parts of the loss; raise an error for NaN or infinity."""
         for name in ("loss", "grad_norm"):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise GmpError(self._no_number(name.replace("grad_norm", "gradient"), logs[name]))
+                raise GmpError(self._not_finite(name.replace("grad_norm", "gradient"), logs[name]))
         if "loss" in logs:
-            parts = self.accelerator.reduce(self._parts, "mean")
-            logs |= {name: float(value) for name, value in parts.items()}
+            for name in self._parts[0]:
+                mean = sum(parts[name] for parts in self._parts) / len(self._parts)
+                logs[name] = float(self.accelerator.reduce(mean, "mean"))
+            self._parts.clear()
         super().log(logs, start_time)
 
-    def _no_number(self, what: str, value: float) -> str:
-        step, sampler = self.state.global_step, self._batches
-        sampler.set_epoch((step - 1) // len(sampler))
-        batch = list(sampler)[(step - 1) % len(sampler)]
-        names = ", ".join(sampler.dataset.utterances[index] for index in batch)
+    def _not_finite(self, name: str, value: float) -> str:
+        """Message with the utterances of the last step's batches, those of all processes."""
+        step, accumulated = self.state.global_step, self.args.gradient_accumulation_steps
+        epoch, index = divmod(step - 1, math.ceil(len(self._sampler) / accumulated))
+        sampler = replace(self._sampler, process=0, n_processes=1)
+        sampler.set_epoch(epoch)
+        batches, dataset = list(sampler)[index * accumulated :][:accumulated], sampler.dataset
+        names = ", ".join(dataset.utterances[i % len(dataset)] for batch in batches for i in batch)
         last = get_last_checkpoint(self.args.output_dir)
         kept = f"{Path(last).name} is good" if last else "there is no checkpoint yet"
         return (
-            f"the {what} is {value} at step {step}, of the utterances {names}; {kept}. Listen to them, "
-            "or lower learning_rate."
+            f"the {name} is {value} at step {step}, for the utterances {names}; {kept}. Listen to them, "
+            "or lower the learning rate."
         )
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
-        """Let every process predict its batches, and each know the metrics of all."""
+        """Predict this process's batches, and compute the metrics of all."""
         self.model.eval()
         steps = (self.prediction_step(self.model, batch, False)[1:] for batch in dataloader)
-        every = gather_object([nested_numpify(step) for step in steps])
-        predictions, labels = reduce(nested_concat, every)
+        gathered = gather_object([nested_numpify(step) for step in steps])
+        predictions, labels = reduce(nested_concat, gathered)
         metrics = self.compute_metrics(EvalPrediction(predictions, labels))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions, labels, metrics, len(dataloader.dataset))
 
 
+def batch_sampler(
+    dataset: Utterances, config: TrainingConfig, arguments: TrainingArguments, train: bool
+) -> DurationBatchSampler:
+    """A process's batches, divided by the steps over which gradients are accumulated."""
+    steps = arguments.gradient_accumulation_steps
+    return DurationBatchSampler(
+        dataset,
+        config.batch_seconds / steps,
+        max(config.batch_size // steps, 1),
+        shuffle=train,
+        seed=config.seed,
+        process=arguments.process_index,
+        n_processes=arguments.world_size,
+    )
+
+
+def fit_batches_to_memory(
+    model: SpeechModel, dataset: Utterances, config: TrainingConfig, arguments: TrainingArguments
+) -> None:
+    """Accumulate gradients over so many steps that the largest batch fits into the GPU's memory.
+
+    The batch is tried forward and backward, next to memory for Adam's moments. Accumulated gradients are
+    means over batches, which equals the mean over a whole batch only if its parts are equally large.
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    while True:
+        sampler = batch_sampler(dataset, config, arguments, train=True)
+        batches = {len(batch) * max(dataset.seconds[batch]): batch for batch in sampler}
+        largest = batches[max(batches)]
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        try:
+            _moments = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+            batch = collate([dataset[index] for index in largest])
+            batch = {name: values.to(arguments.device) for name, values in batch.items()}
+            model.train()(**batch)["loss"].backward()
+            break
+        except torch.OutOfMemoryError:
+            if model.loss_of_batch or len(largest) == 1:
+                raise _out_of_memory(config) from None
+            arguments.gradient_accumulation_steps *= 2
+        finally:
+            _moments = batch = None
+            model.zero_grad()
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
+    steps = max(gather_object([arguments.gradient_accumulation_steps]))
+    arguments.gradient_accumulation_steps = steps
+    if steps > 1:
+        print(f"the GPU's memory is small: gradients are accumulated over {steps} smaller batches")
+        arguments.output_dir += f"/accumulated-{steps}"  # resumed with the same batches only
+
+
 def train(
     model: SpeechModel,
     training_set: Utterances,
-    held_out: Utterances,
+    validation_set: Utterances,
     folder: Path,
-    schedule: TrainingConfig,
-    metrics: Callable[[EvalPrediction], dict[str, float]],
-    judge: str,
+    config: TrainingConfig,
+    *,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+    selection_metric: str,
     selection: str = "validation",
 ) -> dict:
-    """Train a model; leave model/, history.csv and metrics.json in a folder.
+    """Train a model; write model/, history.csv and metrics.json.
 
-    Checkpoints lie in checkpoints/ while it lasts; a training that finds some goes on from the last
-    that is whole. Where the GPU's memory does not suffice, batches are computed in pieces, with the
-    same gradients, and metrics.json says so; but not where a loss is of the whole batch.
-    With TENSORBOARD in the environment there is tensorboard/, too, with every step as events.
-    Afterwards the model has the weights of the selected epoch.
+    Checkpoints are kept in checkpoints/ until the end, and a training that finds some resumes from the
+    last complete one. Afterwards the model has the weights of the selected epoch.
 
     Parameters
     ----------
     model : SpeechModel
-        Its forward returns a dict: `loss`, further losses named `<part>_loss` while training, and
-        the predictions that `metrics` reads. Losses are means over utterances, or over the frames
-        that it counts in `n_frames`.
-    training_set, held_out : Utterances
+        Its forward returns a dict: `loss`; parts of it, named `<part>_loss`, while training; and the
+        predictions that `compute_metrics` reads. Losses are means over utterances, or over the
+        `n_frames` frames that it returns.
+    training_set, validation_set : Utterances
     folder : Path
-    schedule : Schedule
-    metrics : callable
-        Predictions on `held_out`, in any order, to numbers.
-    judge : str
-        The metric that selects the epoch; greater is better, unless it ends in "loss".
+    config : TrainingConfig
+    compute_metrics : callable
+        Of predictions and labels of the validation set, in any order.
+    selection_metric : str
+        Selects the epoch: the highest is best, or the lowest if the name ends in "loss".
     selection : str
-        See `gmp_utils.data.protocol`; "last" keeps the last epoch.
+        See `gmp_utils.data.protocol`; "last" selects the last epoch.
 
     Returns
     -------
     selected : dict
-        The selected epoch's row of history.csv: epoch, step, training losses, metrics; and how many
-        `parameters` were trained.
-
-    Raises
-    ------
-    GmpError
-        If the loss is no number any more, a single utterance does not fit into the GPU's memory, a
-        checkpoint is not ours, or there are fewer GPUs than processes.
+        The selected row of history.csv (epoch, step, training losses, metrics), the number of trained
+        `parameters`, and the `accumulation_steps` of gradients.
     """
     if not len(training_set):
         raise GmpError("the training set is empty.")
     n_gpus = torch.cuda.device_count()
-    if 0 < n_gpus < schedule.processes:
-        raise GmpError(
-            f"processes: found {schedule.processes}, expected at most {n_gpus}, the GPUs."
-        )
+    if 0 < n_gpus < config.processes:
+        raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus}, the GPUs.")
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
-    remove_incomplete_checkpoints(checkpoints)
+    remove_incomplete_checkpoints(checkpoints, config.processes)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    size = f"{n_parameters / 1e6:.1f} M parameters, batches of {schedule.batch_seconds:g} s"
-    needed = training_bytes(model, schedule.batch_seconds)
-    hardware.estimate(size, needed, hardware.free_bytes(), "Lower batch_seconds.")
-    work = (training_set, held_out, folder, schedule, metrics, judge, selection)
-    if schedule.processes == 1:
-        _fit(model, *work)
+    title = f"{n_parameters / 1e6:.1f} M parameters, batches of {config.batch_seconds:g} s"
+    needed = training_bytes(model, config.batch_seconds)
+    hardware.estimate(title, needed, hardware.free_bytes(), "Lower batch_seconds.")
+    task = (
+        training_set,
+        validation_set,
+        folder,
+        config,
+        compute_metrics,
+        selection_metric,
+        selection,
+    )
+    if config.processes == 1:
+        _fit(model, *task)
     else:
-        begun = checkpoints / "begun"
-        model.save_pretrained(begun)
-        load = type(model).load
-        distributed.launch(_fit_saved, (load, begun, *work), schedule.processes, checkpoints)
+        initial, load = checkpoints / "initial", type(model).load
+        model.save_pretrained(initial)
+        together = {"processes": config.processes, "folder": checkpoints}
+        launch(_fit_saved, load, initial, *task, **together)
         model.load_state_dict(load(str(folder / "model")).state_dict())
     shutil.rmtree(checkpoints)
     return read_json(folder / "metrics.json")
 
 
-def _fit_saved(load: Callable[[str], SpeechModel], begun: Path, *work) -> None:
-    """What each of several processes does: a model goes to them as files."""
-    _fit(load(str(begun)), *work)
+def launch(function: Callable, *arguments, processes: int, folder: Path) -> None:
+    """Call a function in several connected processes; raise the GmpError of any of them.
+
+    The function is importable by its name. The folder is for the error's message.
+    """
+    message = folder / "error.txt"
+    message.unlink(missing_ok=True)
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        signals_to_handle="SIGTERM",
+    )
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        elastic_launch(config, _call)(message, function, *arguments)
+    except ChildFailedError as error:
+        if message.is_file():
+            raise GmpError(message.read_text(encoding="utf-8")) from None
+        raise GmpError(
+            f"one of {processes} processes failed, see its output above; processes=1 trains in one."
+        ) from error
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _call(message: Path, function: Callable, *arguments) -> None:
+    """Call a function in one of several processes."""
+    processes = int(os.environ["LOCAL_WORLD_SIZE"])
+    torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
+    try:
+        function(*arguments)
+    except GmpError as error:
+        message.write_text(str(error), encoding="utf-8")
+        raise
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _fit_saved(load: Callable[[str], SpeechModel], initial: Path, *task) -> None:
+    """Run `_fit` in one of several processes, which get the model as files."""
+    _fit(load(str(initial)), *task)
+
+
+def _arguments(
+    folder: Path, config: TrainingConfig, selection_metric: str, selection: str
+) -> TrainingArguments:
+    every = max(config.max_steps // 10, 1)
+    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    if config.max_steps:
+        strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        learning_rate=config.learning_rate,
+        warmup_steps=0.1,
+        weight_decay=0.0,
+        **strategy,
+        save_total_limit=1,  # beside the best
+        logging_strategy="steps",
+        logging_steps=1,
+        load_best_model_at_end=selection != "last",
+        metric_for_best_model=selection_metric,
+        seed=config.seed,
+        use_cpu=hardware.device() == "cpu",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        logging_nan_inf_filter=False,
+        report_to=(os.environ.get("REPORT_TO") or "none").split(","),
+    )
+    arguments.seed += arguments.process_index  # of dropout
+    if arguments.device.type == "cuda":  # reading it selects the process's GPU
+        arguments._n_gpu = 1  # Trainer would split batches over all GPUs, out of reach of hooks
+    return arguments
 
 
 def _fit(
     model: SpeechModel,
     training_set: Utterances,
-    held_out: Utterances,
+    validation_set: Utterances,
     folder: Path,
-    schedule: TrainingConfig,
-    metrics: Callable[[EvalPrediction], dict[str, float]],
-    judge: str,
+    config: TrainingConfig,
+    compute_metrics: Callable[[EvalPrediction], dict[str, float]],
+    selection_metric: str,
     selection: str,
 ) -> None:
-    """Train as `train` says, in the only process or in one of several."""
-    every = max(schedule.max_steps // 10, 1)
-    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    if schedule.max_steps:
-        strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"),
-        num_train_epochs=schedule.epochs,
-        max_steps=schedule.max_steps or -1,
-        learning_rate=schedule.learning_rate,
-        warmup_steps=0.1,
-        weight_decay=0.0,
-        **strategy,
-        logging_strategy="steps",
-        logging_steps=1,
-        load_best_model_at_end=selection != "last",
-        metric_for_best_model=judge,
-        seed=schedule.seed,
-        use_cpu=hardware.device() == "cpu",
-        label_names=list(training_set.targets) or ["lengths"],
-        remove_unused_columns=False,
-        disable_tqdm=True,
-        logging_nan_inf_filter=False,
-        report_to="none",
-    )
-    arguments.seed += arguments.process_index  # of dropout
-    if arguments.device.type == "cuda":  # asked for the first time, this chooses the process's GPU
-        arguments._n_gpu = 1  # DataParallel would split what hidden_states' hooks collect
-    shared, placed = training_set.inputs, to_gpu_if_it_fits(training_set.inputs)
-    for dataset in (training_set, held_out):
-        dataset.inputs = placed if dataset.inputs is shared else to_gpu_if_it_fits(dataset.inputs)
+    """Train in this process, the only one or one of several."""
+    arguments = _arguments(folder, config, selection_metric, selection)
+    arguments.label_names = list(training_set.targets) or ["lengths"]
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
+    placed = to_gpu_if_it_fits(training_set.inputs)
+    if validation_set.inputs is training_set.inputs:
+        validation_set = replace(validation_set, inputs=placed)
+    training_set = replace(training_set, inputs=placed)
+    if arguments.device.type == "cuda":
+        fit_batches_to_memory(model.to(arguments.device), training_set, config, arguments)
     trainer = DurationTrainer(
         model=model,
         args=arguments,
         train_dataset=training_set,
-        eval_dataset=held_out,
-        compute_metrics=metrics,
-        schedule=schedule,
+        eval_dataset=validation_set,
+        compute_metrics=compute_metrics,
+        config=config,
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
-        trainer.add_callback(Progress(by_update=bool(schedule.max_steps)))
-        if os.environ.get("TENSORBOARD"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            trainer.add_callback(TensorBoardCallback(SummaryWriter(folder / "tensorboard")))
+        trainer.add_callback(PrintEvaluations)
     try:
         trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
+    except torch.OutOfMemoryError:
+        raise _out_of_memory(config) from None
     except pickle.UnpicklingError as error:
         raise GmpError(
-            f"{folder / 'checkpoints'}: a checkpoint holds more than numbers, and is not read. It is not "
-            "ours: remove the folder, and ask who wrote it."
+            f"{folder / 'checkpoints'}: a checkpoint contains more than numbers and is not loaded. This "
+            "program did not write it: remove the folder, and find out who did."
         ) from error
-    if not trainer.is_world_process_zero():
-        return
+    if trainer.is_world_process_zero():
+        _write_results(trainer, folder, selection_metric, selection)
+
+
+def _write_results(
+    trainer: DurationTrainer, folder: Path, selection_metric: str, selection: str
+) -> None:
     history = _history(trainer.state.log_history)
-    last = len(history) - 1
-    best = history[judge].argmin() if judge.endswith("loss") else history[judge].argmax()
+    values, last = history[selection_metric], len(history) - 1
+    best = values.argmin() if selection_metric.endswith("loss") else values.argmax()
     history["selected"] = history.index == (last if selection == "last" else best)
     history.to_csv(folder / "history.csv", index=False)
     trainer.model.save_pretrained(folder / "model")
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
     selected["parameters"] = sum(parameter.numel() for parameter in trained)
-    if trainer.pieces > 1:
-        selected["pieces per batch"] = trainer.pieces
+    selected["accumulation_steps"] = trainer.args.gradient_accumulation_steps
     write_json(folder / "metrics.json", selected)
 
 
 def _history(log: list[dict]) -> pd.DataFrame:
-    """Trainer's log as a table: a row per evaluation, training's numbers averaged since the last."""
+    """Trainer's log as a table: a row per evaluation, with means over the steps before it."""
     rows, steps = [], []
     for entry in log:
         if "loss" in entry:
