@@ -1,4 +1,4 @@
-"""How fast recordings are recognised, beside the encoder alone; what starting takes, and an hour.
+"""Speed of recognition next to the encoder alone, start-up time, and an hour's time and memory.
 
 python benchmarks/recognition.py --recordings /path/to/emodb/wav [--files 100] [--hour]
 """
@@ -18,8 +18,9 @@ import torch
 from transformers import HubertConfig
 
 from gmp_utils.data import audio
+from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.heads import HeadConfig
-from gmp_utils.models.recognizer import Recognizer, RecognizerConfig
+from gmp_utils.models.recognizer import Recognizer, RecognizerConfig, load_recognizer
 from gmp_utils.runs import hardware
 from gmp_utils.stages import publish, recognize
 from gmp_utils.training import features
@@ -29,18 +30,21 @@ from gmp_utils.training.batching import Utterances
 def base() -> Recognizer:
     """HuBERT base with random weights, as large as the published one."""
     torch.manual_seed(0)
-    own = vars(HeadConfig()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
-    network = HubertConfig(**own, scale=30.0, margin=0.2).to_dict()
+    settings = vars(HeadConfig()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
+    network = HubertConfig(**settings, scale=30.0, margin=0.2).to_dict()
     labels = {"id2label": dict(enumerate("abcd")), "label2id": dict(zip("abcd", range(4)))}
-    config = RecognizerConfig(network=network, has_gender_head=True, **labels)
+    config = RecognizerConfig(network=network, has_gender_head=True, ratings=[], **labels)
     return Recognizer(config).eval().to(hardware.device())
 
 
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
-    """Seconds of audio per second, taking turns; the encoder gets decoded waveforms, batched alike."""
+    """Seconds of audio per second, in turn; the encoder gets decoded waveforms in the same batches."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
-    store = publish.concatenate(waveforms)
-    seconds = sum(map(len, waveforms)) / audio.SAMPLE_RATE
+    lengths = list(map(len, waveforms))
+    store = Ragged(
+        np.concatenate(waveforms), list(map(str, range(len(lengths)))), lengths, kind="waveform"
+    )
+    seconds = sum(lengths) / audio.SAMPLE_RATE
 
     def encoder() -> None:
         encode, names = model.network.hidden_states, store.utterances
@@ -59,11 +63,11 @@ def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
             function()
             took.append(time.perf_counter() - began)
         rows.append(took)
-    alone, recognised = seconds / np.array(rows).T
-    ratios = recognised / alone
+    alone, recognized = seconds / np.array(rows).T
+    ratios = recognized / alone
     return {
         "encoder alone, s/s": np.median(alone),
-        "recognised, s/s": np.median(recognised),
+        "recognized, s/s": np.median(recognized),
         "ratio": np.median(ratios),
         "least": ratios.min(),
         "most": ratios.max(),
@@ -75,8 +79,8 @@ def hour(model: str, paths: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, samples = Path(folder) / "hour.wav", 0
         with soundfile.SoundFile(path, "w", 48000, 2) as file:
-            for one in itertools.cycle(paths):
-                waveform = np.repeat(audio.decode(one), 3)[: 3600 * 48000 - samples]
+            for recording in itertools.cycle(paths):
+                waveform = np.repeat(audio.decode(recording), 3)[: 3600 * 48000 - samples]
                 file.write(np.stack([waveform, waveform], axis=1))
                 samples += len(waveform)
                 if samples == 3600 * 48000:
@@ -100,18 +104,18 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--model", default="runs/demo")
     parser.add_argument("--hour", action="store_true")
-    given = parser.parse_args()
-    paths = recognize.recordings(given.recordings)[: given.files]
-    small = publish.open_recognizer(given.model)
-    models = {given.model: small, "HuBERT base, random weights": base()}
-    rows = {name: compare(model, paths, given.pairs) for name, model in models.items()}
+    options = parser.parse_args()
+    paths = recognize.find_recordings(options.recordings)[: options.files]
+    small = load_recognizer(publish.find_or_publish(options.model))
+    models = {options.model: small, "HuBERT base, random weights": base()}
+    rows = {name: compare(model, paths, options.pairs) for name, model in models.items()}
     print(pd.DataFrame(rows).T.round(2).to_markdown())
     began = time.perf_counter()
-    command = ["recognize", paths[0], "--model", given.model, "--out", "/dev/null"]
+    command = ["recognize", paths[0], "--model", options.model, "--out", "/dev/null"]
     subprocess.run([sys.executable, "-m", "gmp_utils", *command], check=True)
-    print(f"one recording from nothing: {time.perf_counter() - began:.1f} s")
-    if given.hour:
-        hour(given.model, paths)
+    print(f"one recording, with start-up: {time.perf_counter() - began:.1f} s")
+    if options.hour:
+        hour(options.model, paths)
 
 
 if __name__ == "__main__":

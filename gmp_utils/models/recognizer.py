@@ -1,12 +1,13 @@
-"""A trained classifier as a model of transformers' own kind: waveforms in, calibrated scores out.
+"""A published emotion classifier, as transformers' AutoModelForAudioClassification and pipeline load it.
 
-It is one folder, which `AutoModelForAudioClassification` and `pipeline("audio-classification")` load after
-`import gmp_utils`, without code from elsewhere.
+Importing this module registers it with transformers' Auto classes.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -18,26 +19,17 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from gmp_utils.data.audio import SAMPLE_RATE
+from gmp_utils import GmpError
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.heads import mean_over_time
+from gmp_utils.runs import hardware
 
 
 class RecognizerConfig(PretrainedConfig):
-    """What a `Recognizer` is made of.
+    """Configuration of a `Recognizer`.
 
-    Attributes
-    ----------
-    network : dict
-        Configuration of the `EmotionClassifier`.
-    temperature : float
-        Its logits are divided by it, see `gmp_utils.evaluation.metrics.temperature`.
-    has_gender_head : bool
-        Whether there is a readout for it.
-    ratings : list of str
-        What there are readouts for, of valence, arousal and dominance.
-    rating_ranges : list of [float, float, float]
-        Lowest, mean and highest of each, of the training utterances.
+    `network` is the configuration of its `EmotionClassifier`, and `rating_ranges` are the lowest and highest
+    rating of the training utterances, to which outputs are clamped.
     """
 
     model_type = "gmp-tl"
@@ -47,41 +39,21 @@ class RecognizerConfig(PretrainedConfig):
     ratings: list | None = None
     rating_ranges: list | None = None
 
-    def network_config(self) -> PretrainedConfig:
-        """The same as transformers' configuration of that encoder."""
-        return AutoConfig.for_model(**self.network)
-
 
 @dataclass
 class RecognizerOutput(ModelOutput):
-    """What a `Recognizer` hears in utterances.
-
-    Attributes
-    ----------
-    logits : (batch, emotions) float32
-        Logarithms of calibrated probabilities.
-    speech : (batch,) float32
-        Probability that it is speech at all.
-    female : (batch,) float32, optional
-        Probability that the voice is a woman's.
-    ratings : (batch, ratings) float32, optional
-        On the corpus's scale, within the range of the training utterances.
-    """
+    """Calibrated logits, (batch, emotions); probability of a female voice, (batch,); (batch, ratings)."""
 
     logits: Tensor | None = None
-    speech: Tensor | None = None
     female: Tensor | None = None
     ratings: Tensor | None = None
 
 
 class Recognizer(PreTrainedModel):
-    """An emotion classifier with its temperature, and linear readouts of its frames.
+    """An emotion classifier with its temperature, and linear heads for gender and ratings.
 
-    Speech and gender are read where frames enter the Transformer, ratings where the classifier reads them.
-
-    Where it hears no speech, probabilities go to chance: of `n` emotions each gets
-    speech · softmax(logits / temperature) + (1 − speech) / n. So does that of a woman's voice, and ratings
-    go to their mean.
+    The gender head reads the mean of the frames that enter the Transformer, the rating head the mean of
+    the frames that the emotion head reads.
     """
 
     config_class = RecognizerConfig
@@ -89,88 +61,79 @@ class Recognizer(PreTrainedModel):
 
     def __init__(self, config: RecognizerConfig):
         super().__init__(config)
-        self.network = EmotionClassifier(config.network_config())
+        self.network = EmotionClassifier(AutoConfig.for_model(**config.network))
         size = self.network.config.hidden_size
-        self.speech = nn.Linear(size, 1)
-        self.female = nn.Linear(size, 1) if config.has_gender_head else None
-        self.ratings = nn.Linear(size, len(config.ratings)) if config.ratings else None
+        self.gender_head = nn.Linear(size, 1) if config.has_gender_head else None
+        self.rating_head = nn.Linear(size, len(config.ratings)) if config.ratings else None
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: all is read from a file, or set."""
+        """No-op: weights are loaded or fitted."""
 
-    def raw(self, inputs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What temperature and readouts are applied to.
+    def forward_uncalibrated(self, inputs: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        """Logits as trained, and the inputs of the rating head (`mean`) and the gender head (`layer0_mean`).
 
-        Parameters
-        ----------
-        inputs, lengths
-            See `gmp_utils.models.encoder.SpeechModel.hidden_states`.
-
-        Returns
-        -------
-        logits : (batch, emotions) float32
-            As trained.
-        entering : (batch, hidden_size) float32
-            Mean of the frames that enter the Transformer: how it sounds.
-        means : (batch, hidden_size) float32
-            Mean of the frames that the classifier's head reads.
+        `inputs` and `lengths` are those of `gmp_utils.models.encoder.SpeechModel.hidden_states`.
         """
         network, mixed = self.network, self.network.config.mix_layers
-        layers = range(network.n_layers + 1) if mixed else (0, network.config.head_layer)
+        layers = [*range(network.n_layers + 1)] if mixed else [network.config.head_layer]
+        if self.gender_head and not mixed:
+            layers.insert(0, 0)
         states, valid = network.hidden_states(inputs, lengths, layers=layers)
-        frames = network.mix(states) if mixed else states[1]
-        entering, means = (mean_over_time(own, valid) for own in (states[0], frames))
-        return network.logits(network.head(frames, valid)), entering, means
+        frames = network.mix(states) if mixed else states[-1]
+        logits = network.logits(network.head(frames, valid)).float()
+        outputs = {"logits": logits, "mean": mean_over_time(frames, valid)}
+        if self.gender_head:
+            outputs["layer0_mean"] = mean_over_time(states[0], valid)
+        return outputs
 
     def recognize(self, inputs: Tensor, lengths: Tensor) -> RecognizerOutput:
-        """As `forward`, of inputs and lengths as `forward_uncalibrated` takes them."""
-        logits, entering, means = self.raw(inputs, lengths)
-        calibrated = (logits / self.config.temperature).softmax(dim=1)
-        speech = self.speech(entering).sigmoid()
-        chance, female, ratings = 1 / calibrated.shape[1], None, None
-        calibrated = chance + speech * (calibrated - chance)
-        if self.female:
-            female = (0.5 + speech * (self.female(entering).sigmoid() - 0.5)).squeeze(1)
-        if self.ratings:
-            lowest, mean, highest = means.new_tensor(self.config.rating_ranges).T
-            ratings = mean + speech * (self.ratings(means).clamp(lowest, highest) - mean)
-        return RecognizerOutput(
-            logits=calibrated.clamp_min(1e-9).log(),
-            speech=speech.squeeze(1),
-            female=female,
-            ratings=ratings,
-        )
+        """As `forward`, with the inputs of `forward_uncalibrated`."""
+        outputs = self.forward_uncalibrated(inputs, lengths)
+        female = ratings = None
+        if self.gender_head:
+            female = self.gender_head(outputs["layer0_mean"]).sigmoid().squeeze(1)
+        if self.rating_head:
+            lowest, highest = outputs["mean"].new_tensor(self.config.rating_ranges).T
+            ratings = self.rating_head(outputs["mean"]).clamp(lowest, highest)
+        return RecognizerOutput(outputs["logits"] / self.config.temperature, female, ratings)
 
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, **_options
     ) -> RecognizerOutput:
-        """Recognise utterances.
+        """Classify utterances.
 
         Parameters
         ----------
         input_values : (batch, samples) float32
-            16 kHz, each of zero mean and unit variance, zeros after its end, as the feature extractor
-            in the model's folder makes them.
+            16 kHz, zero mean and unit variance each, zeros after the end: the feature extractor's output.
         attention_mask : (batch, samples) int64, optional
-            1 where there are samples, 0 after the end.
+            1 for samples, 0 for padding.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.int64)
         return self.recognize(input_values, attention_mask.sum(dim=1))
 
 
-def feature_extractor() -> Wav2Vec2FeatureExtractor:
-    """What waveforms go through before a `Recognizer`."""
-    return Wav2Vec2FeatureExtractor(
-        sampling_rate=SAMPLE_RATE, do_normalize=True, return_attention_mask=True
-    )
+def load_recognizer(model: str | Path) -> Recognizer:
+    """Open a published model: a folder, or a name on the hub."""
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        if not isinstance(config, RecognizerConfig):
+            raise ValueError(f"a {config.model_type} model, expected {RecognizerConfig.model_type}")
+        recognizer, report = Recognizer.from_pretrained(
+            model, use_safetensors=True, output_loading_info=True
+        )
+        if report["missing_keys"]:
+            raise ValueError(f"its weights lack {min(report['missing_keys'])}")
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise GmpError(
+            f"model {str(model)!r}: {reason}. Expected a model published by notebook 09."
+        ) from error
+    return recognizer.eval().to(hardware.device())
 
 
 AutoConfig.register(RecognizerConfig.model_type, RecognizerConfig)
-
-
 AutoFeatureExtractor.register(RecognizerConfig, Wav2Vec2FeatureExtractor)
-
-
 AutoModelForAudioClassification.register(RecognizerConfig, Recognizer)

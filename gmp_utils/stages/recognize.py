@@ -1,68 +1,44 @@
-"""Stage 09: recordings in, emotions over time out.
+"""Stage 09: emotions over time in recordings.
 
-A recording longer than a window is heard window by window, each overlapping the next, while it is being read.
-Each window tells of its middle, which it hears best; the first and the last reach the recording's ends.
+A recording is processed in overlapping windows; each window's output is assigned to its central part, and
+the outputs of the first and the last window to the recording's ends.
 """
 
 import math
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
-from queue import Full, Queue
-from threading import Event
 
 import numpy as np
 import pandas as pd
 import soundfile
+import torch
+from scipy.special import softmax
 from tqdm import tqdm
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import (
-    MIN_SECONDS,
-    SAMPLE_RATE,
-    check_length,
-    check_rate,
-    check_samples,
-    convert,
-    length,
-    stream,
-)
+from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE, decode, from_array, to_float
+from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.collect import corpus_of
-from gmp_utils.models.recognizer import Recognizer
+from gmp_utils.models.recognizer import Recognizer, load_recognizer
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json
-from gmp_utils.stages import publish
-from gmp_utils.stages.publish import open_recognizer
+from gmp_utils.stages.publish import batched, find_or_publish
 from gmp_utils.training import features
 
-ALSO = ("aif", "oga", "opus", "sph")  # suffixes that are not names of formats
-SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALSO)}
-BATCHES_PER_SORT = 10  # batches, whose windows are sorted by length
-PREFETCH_SAMPLES = 96 * SAMPLE_RATE  # samples of a recording that wait, decoded
-READERS = min(8, os.cpu_count() or 1)
+MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
+BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
+ALIASES = ("aif", "oga", "opus", "sph")  # suffixes that are not names of libsndfile's formats
+SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALIASES)}
 
 
 def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where windows begin, and which part of each is told.
+    """Where windows of `window` samples start, and which part of each is kept.
 
-    Parameters
-    ----------
-    n_samples : int
-        Of the recording.
-    window, hop : int
-        Samples of a window, and at most so many from one to the next.
-
-    Returns
-    -------
-    starts : (n_windows,) int64
-        Evenly spaced, the last window ends where the recording does. A recording that is not longer than a
-        window is one.
-    edges : (n_windows + 1,) int64
-        Of the parts, from 0 to `n_samples`: the middles of what two neighbours share.
+    Starts, (n_windows,) int64, are at most `hop` samples apart, and evenly spaced, so that the last window
+    ends with the recording. A recording that is not longer than a window is one window. The edges of the
+    parts, (n_windows + 1,) int64, are 0, the middles of the overlaps, and `n_samples`.
     """
     n_windows = 1 + math.ceil(max(n_samples - window, 0) / hop)
     starts = np.linspace(0, max(n_samples - window, 0), n_windows).round().astype(np.int64)
@@ -70,191 +46,103 @@ def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.n
     return starts, np.concatenate([[0], middles, [n_samples]])
 
 
-def iter_windows(
-    pieces: Iterator[np.ndarray], starts: np.ndarray, window: int
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Cut what comes piece by piece into overlapping windows.
+@cache
+def _speech_detector() -> Callable[[torch.Tensor], list[dict[str, int]]]:
+    n_threads = torch.get_num_threads()
+    import silero_vad  # sets the number of threads to 1
 
-    Parameters
-    ----------
-    pieces : iterator of (n_samples,) float32
-        One after the other.
-    starts : (n_windows,) int64
-    window : int
-
-    Yields
-    ------
-    number : int
-    waveform : (n_samples,) float32
-        `window` samples, or all there are of a shorter recording.
-    """
-    kept, first, number = np.zeros(0, np.float32), 0, 0
-    for piece in pieces:
-        kept = np.concatenate([kept, piece])
-        while number < len(starts) and starts[number] + window <= first + len(kept):
-            begin = starts[number] - first
-            yield number, kept[begin : begin + window]
-            number += 1
-        if number:
-            passed = starts[min(number, len(starts) - 1)] - first
-            kept, first = kept[passed:], first + passed
-    if number < len(starts):
-        yield number, kept
+    torch.set_num_threads(n_threads)
+    model = silero_vad.load_silero_vad()
+    return partial(silero_vad.get_speech_timestamps, model=model, sampling_rate=SAMPLE_RATE)
 
 
-def recordings(audio: str | os.PathLike | Sequence) -> list[str]:
-    """Paths of recordings: of those named, and of all below folders that are named.
+def detect_speech(waveform: np.ndarray) -> np.ndarray:
+    """Segments of speech, (n_segments, 2) starts and ends in samples, by Silero VAD."""
+    segments = _speech_detector()(torch.from_numpy(waveform))
+    return np.array([(segment["start"], segment["end"]) for segment in segments], np.int64).reshape(
+        -1, 2
+    )
 
-    Raises
-    ------
-    GmpError
-        If a folder holds none.
-    """
-    named = [audio] if isinstance(audio, str | os.PathLike) else list(audio)
-    paths = []
-    for path in (Path(own).expanduser() for own in named):
-        below = [path]
+
+def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Share of each part between two edges, (n_parts,), that segments of speech cover."""
+    overlap = np.minimum(segments[:, 1:], edges[1:]) - np.maximum(segments[:, :1], edges[:-1])
+    return overlap.clip(0).sum(axis=0) / np.diff(edges)
+
+
+def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
+    """Paths of recordings, in place of a folder all recordings below it."""
+    recordings = []
+    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
+        path = path.expanduser()
+        files = [path]
         if path.is_dir():
-            below = sorted(own for own in path.rglob("*") if own.suffix.lower() in SUFFIXES)
-            if not below:
+            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+            if not files:
                 raise GmpError(f"{path}: no recordings below it (wav, flac, ogg, mp3).")
-        paths += map(str, below)
-    return paths
+        recordings += map(str, files)
+    return list(dict.fromkeys(recordings))
 
 
-def printable(text: str) -> str:
-    """The same with escapes for what is not UTF-8 in names of files."""
-    return os.fsencode(text).decode(errors="backslashreplace")
-
-
-def from_memory(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    """A waveform in memory as 16 kHz mono.
-
-    Parameters
-    ----------
-    samples : (n_samples,) or (n_samples, channels) ndarray
-        Floats from -1 to 1, or integers.
-    sample_rate : int
-        Hz.
-
-    Returns
-    -------
-    waveform : (n_samples,) float32
-
-    Raises
-    ------
-    GmpError
-        For other shapes, values that are no numbers, less than a frame, or a rate that does not go.
-    """
-    numbers = samples.dtype.kind in "iuf"
-    if not numbers or samples.ndim not in (1, 2) or len(samples) < samples[:1].size:
-        raise GmpError(
-            f"audio: an array of {samples.dtype} and shape {samples.shape}, expected integers or floats, "
-            "(samples,) or (samples, channels)."
-        )
-    if np.issubdtype(samples.dtype, np.integer):
-        lowest, highest = np.iinfo(samples.dtype).min, np.iinfo(samples.dtype).max
-        samples = (samples - (lowest + highest + 1) / 2) / ((highest - lowest + 1) / 2)
-    sample_rate = int(sample_rate)
-    check_rate("audio", sample_rate)
-    check_length("audio", len(samples), sample_rate)
-    samples = samples.reshape(len(samples), -1).astype(np.float32)
-    check_samples("audio", samples)
-    return convert(samples, sample_rate)
-
-
-def _windows(
-    sources: dict[str, Callable[[], Iterator[np.ndarray]]],
-    starts: dict[str, np.ndarray],
-    window: int,
-) -> Iterator[tuple[str, int, np.ndarray | GmpError]]:
-    """Windows of all sources in order, decoded ahead; an error in place of the rest of its source."""
-    stopped = Event()
-
-    def put(ready: Queue, item) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.2)
-            except Full:
-                continue
-
-    def read(name: str, ready: Queue) -> None:
-        try:
-            for found in iter_windows(sources[name](), starts[name], window):
-                put(ready, found)
-                if stopped.is_set():
-                    return
-        except Exception as error:  # raised, or told of, by who listens
-            put(ready, (-1, error))
-        put(ready, None)
-
-    names, waiting = iter(sources), deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        try:
-            while True:
-                for name in islice(names, 2 * READERS - len(waiting)):
-                    waiting.append((name, Queue(max(1, PREFETCH_SAMPLES // window))))
-                    pool.submit(read, *waiting[-1])
-                if not waiting:
-                    return
-                name, ready = waiting.popleft()
-                while (item := ready.get()) is not None:
-                    if isinstance(item[1], Exception) and not isinstance(item[1], GmpError):
-                        raise item[1]
-                    yield name, *item
-        finally:
-            stopped.set()
+def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataFrame:
+    """Emotion, confidence, scores, and where there are heads female and ratings, of each window."""
+    order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
+    values = np.concatenate([windows[index] for index in order])
+    names, lengths = list(map(str, order)), [len(windows[index]) for index in order]
+    inputs = Ragged(values, names, lengths, kind="waveform")
+    outputs = batched(recognizer.recognize, inputs, names)
+    emotions = list(recognizer.config.label2id)
+    scores = pd.DataFrame(softmax(outputs["logits"], axis=1), order, emotions)
+    table = pd.DataFrame({"emotion": scores.idxmax(axis=1), "confidence": scores.max(axis=1)})
+    table = table.join(scores)
+    if "female" in outputs:
+        table["female"] = outputs["female"]
+    if "ratings" in outputs:
+        table[recognizer.config.ratings] = outputs["ratings"]
+    return table.sort_index()
 
 
 def _recognize_sources(
-    model: Recognizer,
-    sources: dict[str, Callable[[], Iterator[np.ndarray]]],
-    lengths: dict[str, int],
+    recognizer: Recognizer,
+    sources: dict[str, Callable[[], np.ndarray]],
     window: int,
     hop: int,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """`recognize`, of sources that give 16 kHz piece by piece; damaged ones apart, with the reason."""
-    plans = {name: window_grid(samples, window, hop) for name, samples in lengths.items()}
-    starts = {name: own for name, (own, _) in plans.items()}
-    portion = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
-    tables, damaged, waiting = [], {}, []
+    """The table of `recognize` for functions that return 16 kHz waveforms; and errors by name."""
+    limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
+    parts, outputs, errors, windows = [], [], {}, []
 
-    def hear() -> None:
-        waiting.sort(key=lambda item: len(item[2]))
-        store = publish.concatenate([waveform for *_, waveform in waiting])
-        found = publish.recognized(model, store, store.utterances)
-        parts = [plans[name][1][number : number + 2] / SAMPLE_RATE for name, number, _ in waiting]
-        table = pd.DataFrame(parts, columns=["start", "end"])
-        table.insert(0, "file", [name for name, *_ in waiting])
-        scores = pd.DataFrame(found["emotions"], columns=[*model.config.label2id])
-        table["emotion"], table["confidence"] = scores.idxmax(axis=1), scores.max(axis=1)
-        table = table.join(scores)
-        if "female" in found:
-            table["female"] = found["female"]
-        if "ratings" in found:
-            table = table.join(pd.DataFrame(found["ratings"], columns=model.config.ratings))
-        tables.append(table.assign(speech=found["speech"]))
-        waiting.clear()
+    def flush() -> None:
+        if windows:
+            outputs.append(_classify(recognizer, windows))
+            windows.clear()
 
-    with tqdm(
-        desc="recognise", total=sum(map(len, starts.values())), unit="window", disable=None
-    ) as bar:
-        for name, number, heard in _windows(sources, starts, window):
-            if isinstance(heard, GmpError):
-                damaged[name] = printable(str(heard))
-                continue
-            waiting.append((name, number, heard))
-            bar.update()
-            if sum(len(waveform) for *_, waveform in waiting) > portion:
-                hear()
-        if waiting:
-            hear()
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"file": []})
-    table = table[~table.file.isin(damaged)]
-    order = table.file.map({name: index for index, name in enumerate(sources)})
-    if len(table):
-        table = table.assign(order=order).sort_values(["order", "start"]).drop(columns="order")
-    return table.reset_index(drop=True), damaged
+    for name, load in tqdm(sources.items(), "recognize", unit="recording", disable=None):
+        try:
+            waveform = load()
+        except GmpError as error:
+            errors[name] = str(error)
+            continue
+        starts, edges = window_grid(len(waveform), window, hop)
+        speech = speech_shares(detect_speech(waveform), edges)
+        seconds = edges / SAMPLE_RATE
+        columns = {"file": name, "start": seconds[:-1], "end": seconds[1:], "speech": speech}
+        parts.append(pd.DataFrame(columns))
+        for start in starts[speech >= MIN_SPEECH]:
+            windows.append(waveform[start : start + window].copy())
+            if sum(map(len, windows)) > limit:
+                flush()
+    flush()
+    if not parts:
+        return pd.DataFrame(), errors
+    table, config = pd.concat(parts, ignore_index=True), recognizer.config
+    scores = [*config.label2id, *["female"] * config.has_gender_head, *config.ratings]
+    spoken = table.index[table.speech >= MIN_SPEECH]
+    results = pd.concat(outputs).set_axis(spoken) if outputs else pd.DataFrame()
+    results = results.reindex(table.index, columns=["emotion", "confidence", *scores])
+    results = results.astype({"emotion": object} | dict.fromkeys(["confidence", *scores], float))
+    results["emotion"] = results.emotion.where(table.speech >= MIN_SPEECH, None)
+    return table.drop(columns="speech").join(results).assign(speech=table.speech), errors
 
 
 def recognize(
@@ -264,33 +152,28 @@ def recognize(
     window: float = 6.0,
     hop: float = 3.0,
 ) -> pd.DataFrame:
-    """Recognise emotions over time.
+    """Recognize emotions over time.
 
     Parameters
     ----------
     audio : path, sequence of paths, or (samples,) or (samples, channels) ndarray
-        Recordings of any length, rate and channels that libsndfile reads; folders stand for all recordings
-        below them.
+        Recordings of any length, rate and number of channels that libsndfile reads, or folders of them.
     model : str, path or Recognizer
-        See `gmp_utils.stages.publish.open_recognizer`.
+        A published model's folder or hub name, or a run; see `gmp_utils.stages.publish.find_or_publish`.
     sample_rate : int, optional
         Hz, of an array.
     window, hop : float
-        Seconds that are heard at once, and at most so many from one window to the next. Recordings that are
-        not longer than a window are heard whole, as the utterances of training were.
+        Seconds of a window, and at most from one window to the next. A recording that is not longer than a
+        window is one window, as the utterances of training were.
 
     Returns
     -------
     table : DataFrame
-        A row per window: `file`, `start` and `end` (s) of the part that it tells of, `emotion`, its
-        calibrated `confidence`, the probability of each emotion, of a `female` voice, ratings where the
-        model knows them, and the probability that it is `speech`. A recording that could not be read has
-        a row with its `error` alone.
-
-    Raises
-    ------
-    GmpError
-        If nothing could be read, for an array without its rate, or a hop that is longer than the window.
+        A row per window: `file`; `start` and `end` (s) of the part that it describes; `emotion` and its
+        calibrated `confidence`; the probability of each emotion and of a `female` voice; the ratings that
+        the model predicts; and `speech`, the share of the part that is speech. Below a share of
+        `MIN_SPEECH`, `emotion` is None and the numbers are NaN. A recording that could not be read has one
+        row with its `error`.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         raise GmpError(
@@ -299,54 +182,40 @@ def recognize(
     in_memory = isinstance(audio, np.ndarray)
     if in_memory != (sample_rate is not None):
         raise GmpError("sample_rate: expected with a NumPy array, in Hz, and with one only.")
-    recognizer = model if isinstance(model, Recognizer) else open_recognizer(str(model))
-    sources, lengths, unread = {}, {}, {}
+    if not isinstance(model, Recognizer):
+        model = load_recognizer(find_or_publish(str(model)))
     if in_memory:
-        waveform = from_memory(audio, sample_rate)
-        sources, lengths = {"": lambda: iter([waveform])}, {"": len(waveform)}
-    for path in [] if in_memory else dict.fromkeys(recordings(audio)):
-        name = printable(path)
-        try:
-            lengths[name] = length(path)
-            sources[name] = partial(stream, path)
-        except GmpError as error:
-            unread[name] = printable(str(error))
-    size = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
-    table, damaged = _recognize_sources(recognizer.to(hardware.device()), sources, lengths, *size)
-    unread |= damaged
+        sources = {"": partial(from_array, audio, sample_rate)}
+    else:
+        sources = {path: partial(decode, path) for path in find_recordings(audio)}
+    n_window, n_hop = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
+    table, errors = _recognize_sources(model.to(hardware.device()), sources, n_window, n_hop)
     if table.empty:
-        raise GmpError(" ".join(unread.values()) or "audio: no recordings were named.")
-    failed = pd.DataFrame({"file": list(unread), "error": list(unread.values())})
+        raise GmpError(" ".join(errors.values()) or "audio: found no recordings.")
+    failed = pd.DataFrame({"file": list(errors), "error": list(errors.values())})
     return pd.concat([table.assign(error=None), failed], ignore_index=True)
 
 
 def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
-    """Write a recording to try things on: an utterance per emotion of the test speakers, and noise.
+    """Write an example: an utterance per emotion of the test speakers of a stage of notebook 06, and noise.
 
-    Parameters
-    ----------
-    stage : Path
-        Of `gmp_utils.stages.finetune.finetune`.
-    path : Path
-        Of the WAV file, 16 kHz; one second of silence comes behind each utterance, five of noise at the end.
-    seed : int
-        Of the choice.
+    A second of silence follows each utterance; the last five seconds are white noise.
 
-    Returns
-    -------
-    parts : list of (str, float, float)
-        What is there, an emotion as labelled or "noise", from and to (s).
+    Returns the labels, emotions or "noise", each with its start and end (s).
     """
     corpus, rng = corpus_of(stage), np.random.default_rng(seed)
-    test = corpus.split(read_json(stage / "params.json")["fold"])["test"]
+    test = corpus.partition(read_json(stage / "params.json")["fold"])["test"]
     labels = corpus.manifest.emotion.loc[test]
-    pieces, parts, at, sounds = [], [], 0.0, {}
-    for emotion in sorted(set(labels)):
-        sounds[emotion] = corpus.waveforms[rng.choice(labels.index[labels == emotion])] / 32768
-    sounds["noise"] = 0.2 * publish.noise("white", 5 * SAMPLE_RATE, rng)
-    for name, sound in sounds.items():
-        parts.append((name, at, at + len(sound) / SAMPLE_RATE))
+    sounds = {
+        emotion: to_float(corpus.waveforms[rng.choice(labels.index[labels == emotion])])
+        for emotion in sorted(set(labels))
+    }
+    sounds["noise"] = 0.1 * rng.normal(size=5 * SAMPLE_RATE)
+    pieces, parts, start = [], [], 0.0
+    for label, sound in sounds.items():
+        end = start + len(sound) / SAMPLE_RATE
+        parts.append((label, start, end))
         pieces += [sound, np.zeros(SAMPLE_RATE)]
-        at = parts[-1][2] + 1
+        start = end + 1
     soundfile.write(path, np.concatenate(pieces[:-1]), SAMPLE_RATE)
     return parts
