@@ -92,12 +92,18 @@ def _add_execution(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _new_file(name: str) -> Path:
+    if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{name}: expected a file in a folder that exists")
+    return Path(name)
+
+
 def _add_recognition(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("recordings", nargs="+", metavar="FILE", help="a recording, or a folder of them")
     text = "a run, a stage of notebook 06, a published model's folder or hub name (default: %(default)s)"
     add("--model", default="runs/demo", help=text)
-    add("--out", type=Path, metavar="FILE", help="CSV file (default: the standard output)")
+    add("--out", type=_new_file, metavar="FILE", help="CSV file (default: the standard output)")
     add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
     text = "seconds between windows, at most (default: %(default)s)"
     add("--hop", type=float, default=3.0, metavar="S", help=text)
@@ -153,8 +159,6 @@ def _recognize(options: argparse.Namespace) -> int:
 
     from gmp_utils.stages.recognize import recognize
 
-    if options.out and (options.out.is_dir() or not options.out.absolute().parent.is_dir()):
-        raise GmpError(f"--out {options.out}: expected a file in a folder that exists.")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with redirect_stdout(sys.stderr):  # the standard output is for the table

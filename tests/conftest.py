@@ -45,21 +45,6 @@ def emodb_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
-FULL = os.environ.get("FAULTS") == "full"  # make test-faults; else each fault is tried a few times
-TRIED: list[tuple[str, int, str]] = []
-
-
-def tried(fault: str, times: int, outcome: str) -> None:
-    """Keep a row of the table in tests/README.md; only what was asserted goes in."""
-    TRIED.append((fault, times, outcome))
-
-
-def pytest_terminal_summary(terminalreporter):
-    if TRIED:
-        table = pd.DataFrame(TRIED, columns=["fault", "tried", "outcome"])
-        terminalreporter.write_line(table.to_markdown(index=False))
-
-
 needs_emodb = pytest.mark.skipif(
     emodb_folder() is None, reason="EmoDB's recordings are not here; set EMODB_DIR to their folder"
 )

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, SMALL, run_series, tried, write_noise_corpus
+from conftest import QUICK, SMALL, run_series, write_noise_corpus
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
@@ -115,7 +115,6 @@ def test_only_complete_checkpoints_of_numbers_are_read(
         for file in ("history.csv", "model/model.safetensors"):
             assert (whole / file).read_bytes() == (stage / file).read_bytes(), file
     assert not list(tmp_path.rglob("ran"))
-    tried(f"checkpoint: {fault}", 1, "refused" if damage is plant else "an epoch repeated")
 
 
 def test_a_model_that_is_a_pickle_is_read_as_numbers_only(tiny_encoder, tmp_path):
@@ -135,7 +134,6 @@ def test_a_model_that_is_a_pickle_is_read_as_numbers_only(tiny_encoder, tmp_path
     with pytest.raises(GmpError, match=f"encoder '{folder}'"):
         SpeechModel.load(str(folder))
     assert not (tmp_path / "ran").exists()
-    tried("model: a planted pytorch_model.bin", 2, "refused, its code was not run")
 
 
 def test_an_array_of_objects_is_not_read(tmp_path):
@@ -145,7 +143,6 @@ def test_an_array_of_objects_is_not_read(tmp_path):
     with pytest.raises(GmpError, match="cannot be read"):
         Ragged.open(stem)
     assert not (tmp_path / "ran").exists()
-    tried("array: a planted .npy of objects", 1, "refused, its code was not run")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +178,6 @@ def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path):
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         _digests.clear()
         check_and_identify(stage)
-    tried(f"artifact: {fault.__name__} a file", len(files), "named, with what to do")
 
 
 @pytest.fixture
@@ -298,7 +294,6 @@ def test_a_full_disk_costs_nothing_that_was_finished(small_disk, series, tiny_en
         stage / "02_train_multitask/model/model.safetensors" for stage in (fold, series / "fold1")
     ]
     assert models[0].read_bytes() == models[1].read_bytes()
-    tried("disk: full", times, "named; the next attempt resumed")
 
 
 def test_a_read_only_run_can_be_read(small_disk, series, tiny_encoder):
@@ -311,7 +306,6 @@ def test_a_read_only_run_can_be_read(small_disk, series, tiny_encoder):
             str(folder / "run"), 1, str(tiny_encoder), QUICK, network=SMALL
         )
     assert len(open_corpus(str(folder / "run")).manifest) == 72
-    tried("disk: read-only", 1, "named; what is there can be read")
 
 
 @pytest.mark.slow
@@ -332,7 +326,6 @@ def test_two_at_the_same_stage_are_one_after_the_other(tmp_path, tiny_encoder):
     assert any(f"is being made by process {pid} on " in waiting[0] for pid in pids)
     assert "is up to date" in waiting[0]
     check_and_identify(run / "fold1" / "02_train_multitask")
-    tried("two processes at one stage", 1, "the second waited, and said for whom")
 
 
 def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path):

@@ -140,7 +140,8 @@ def checkout(tmp_path):
         (own / name).symlink_to(ROOT / name)
     cache = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "gmp_utils", own / "gmp_utils", ignore=cache)
-    (own / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    for name in ("bin", "lib", "pyvenv.cfg"):
+        (own / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
         (own / name).touch()
     shutil.copytree(ROOT / "notebooks", own / "notebooks")
