@@ -168,7 +168,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if not name.startswith("feature_extractor.")}
     assert weights.pretraining_digests(str(model)) == {digest, *listed.split()}
-    assert weights.own_objective(str(model)) == "contrastive"
+    assert weights.pretraining_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
         pretrain_contrastive(run, str(model), TRAINING)
 
@@ -180,7 +180,7 @@ def test_the_embedded_encoder_is_the_one_on_record():
     assert files == {"config.json", "pretraining_recordings.txt", "model.safetensors", "README.md"}
     assert (folder / "model.safetensors").stat().st_size < 16e6
     assert file_digest(folder / "model.safetensors") in (folder / "README.md").read_text()
-    assert weights.own_objective("embedded") == "clusters"
+    assert weights.pretraining_objective("embedded") == "clusters"
     assert weights.pretraining_digests("embedded")
 
 

@@ -128,10 +128,10 @@ def test_a_model_that_is_a_pickle_is_read_as_numbers_only(tiny_encoder, tmp_path
         if name != "hubert.masked_spec_embed":  # not among the weights: drawn at random
             assert torch.equal(ours, theirs), name
     torch.save(tensors | {"more": Payload(tmp_path / "ran")}, folder / "pytorch_model.bin")
-    with pytest.raises(GmpError, match=f"encoder '{folder}'"):
+    with pytest.raises(GmpError, match="holds more than tensors"):
         SpeechModel.load(str(folder))
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Payload(tmp_path / "ran")))
-    with pytest.raises(GmpError, match=f"encoder '{folder}'"):
+    with pytest.raises(GmpError, match="holds more than tensors"):
         SpeechModel.load(str(folder))
     assert not (tmp_path / "ran").exists()
 

@@ -1,4 +1,4 @@
-"""Stages: folders that are made once, completely, and with a record of what made them.
+"""Stages: folders that are made once and completely, with a record of what made them.
 
 A run's folder holds one folder per stage. A stage is written under a temporary name and renamed at its
 end: a folder with a provenance.json is a finished stage.
@@ -29,7 +29,7 @@ from gmp_utils.runs.files import (
 )
 from gmp_utils.runs.paths import ROOT, display_path, missing_artifact, notebook_of, run_folder
 
-CACHE = ".shared"  # beside runs that share stages: where each was made first
+CACHE = ".shared"  # next to runs that share stages: where each was made first
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
 FULL = 2**20  # bytes left on a disk that is as good as full
 

@@ -7,9 +7,7 @@ from gmp_utils.runs.files import file_digest, read_json, text_digest
 from gmp_utils.runs.paths import ROOT
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"  # a small HuBERT
-PRETRAINING_RECORDINGS = (
-    "pretraining_recordings.txt"  # beside an encoder's weights, a line per recording
-)
+PRETRAINING_RECORDINGS = "pretraining_recordings.txt"  # next to an encoder's weights, one per line
 
 
 def resolve(encoder: str) -> str:
