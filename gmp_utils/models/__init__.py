@@ -1,1 +1,1 @@
-"""HuBERT and its relatives, heads, losses and the networks of the papers. Knows no folder of a run."""
+"""Encoders (HuBERT, wav2vec 2.0, WavLM), heads, losses and the models of the papers."""

@@ -92,14 +92,7 @@ class MultitaskModel(UtteranceModel):
         gender: Tensor | None = None,
         **masks: Tensor,
     ) -> dict[str, Tensor]:
-        """Logits and losses.
-
-        Parameters
-        ----------
-        inputs, lengths, **masks
-            See `SpeechModel.hidden_states`.
-        emotion, gender : (batch,) int64
-            No gender if α is 1.
+        """Logits and losses with labels, (batch,) int64; see `SpeechModel.hidden_states`.
 
         Returns
         -------

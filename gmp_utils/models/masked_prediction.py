@@ -27,13 +27,7 @@ class MaskedPredictionModel(SpeechModel):
         mask: Tensor,
         **conditions: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Loss, and at evaluation sums of cross-entropy and of correct frames.
-
-        Parameters
-        ----------
-        inputs, lengths, mask, **conditions
-            See `SpeechModel.hidden_states`.
-        frame_labels : (batch, frames, streams) int64
+        """Loss with frame labels, (batch, frames, streams) int64; see `SpeechModel.hidden_states`.
 
         Returns
         -------

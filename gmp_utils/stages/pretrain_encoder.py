@@ -157,24 +157,11 @@ def pretrain_round(
     training: TrainingConfig,
     loss_on: str = "all",
 ) -> Path:
-    """One round of masked prediction.
+    """One round of masked prediction, of a stream of clusters for each of the `scales`.
 
-    Round 1 starts from random weights, later ones from the previous round's (HuBERT's start at random, which
-    takes longer).
-
-    Parameters
-    ----------
-    run_dir : str
-    number : int
-        From 1.
-    architecture : Architecture
-    scales : list of int
-        Numbers of clusters, one per stream.
-    layer : int
-        Hidden state of the previous round's model that is clustered; round 1 clusters MFCCs.
-    training : TrainingConfig
-    loss_on : str
-        "masked" frames, as HuBERT, or "all": in a short pre-training, unmasked frames help to train the CNN.
+    Round 1 clusters MFCCs and starts from random weights. Later rounds cluster hidden state `layer` of the
+    previous round's model and start from its weights; HuBERT's start at random, which takes longer. `loss_on`
+    is "masked" frames, as in HuBERT, or "all": in a short training unmasked frames help to train the CNN.
 
     Returns
     -------
