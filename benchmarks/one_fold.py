@@ -113,7 +113,7 @@ def steps(
 def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: dict) -> dict:
     """All stages once, and steps of both trainings with and without the CNN's part."""
     run, table = str(folder / "run"), corpus(folder, hours)
-    seconds, size = paper["batch_seconds"], paper["batch_size"]
+    seconds, size = paper["batch_seconds"], paper["finetune_batch_size"]
     took, rows = {}, []
 
     def timed(name: str, work) -> None:
@@ -155,7 +155,7 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     predictor = masked_prediction.MaskedPredictionModel.load(
         encoder,
         scales=scales,
-        projection_size=256,
+        stream_hidden_size=256,
         loss_on="masked",
         combine="sum",
         activation="relu",

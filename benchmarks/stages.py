@@ -166,7 +166,7 @@ class Recordings:
         order = np.random.default_rng(0).permutation(len(self.names))
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            waves = [self.waveforms[self.names[index]] / np.float32(32767) for index in chosen]
+            waves = [audio.to_float(self.waveforms[self.names[index]]) for index in chosen]
             batch = extractor(waves, sampling_rate=16000, padding=True, return_tensors="pt")
             yield {"input_values": batch.input_values, "labels": torch.tensor(self.emotion[chosen])}
 
@@ -190,7 +190,7 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
     """Ten passes over recordings: decoded by a DataLoader each time, or once into the store."""
     finer = [str(data.folder / f"{index}-48k.wav") for index in range(len(data.paths))]
     for path, name in zip(finer, data.names):
-        wave = torch.from_numpy(data.waveforms[name] / np.float32(32767))
+        wave = torch.from_numpy(audio.to_float(data.waveforms[name]))
         soundfile.write(path, resample(wave, audio.SAMPLE_RATE, 48000).numpy(), 48000)
     model = SpeechModel.load(data.encoder)
     frames, rows = data.cnn_output(model), []
@@ -221,8 +221,8 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
             go_through(Utterances(frames, data.names * COPIES))
 
         def go_through(dataset: Utterances) -> None:
-            for dataset.epoch in range(PASSES):
-                for _ in batches_of(dataset, data.batch_size):
+            for epoch in range(PASSES):
+                for _ in batches_of(dataset, data.batch_size, epoch):
                     pass
 
         for what, ours in (("the store", waveforms), ("the CNN's output", cnn_output)):
@@ -240,7 +240,7 @@ def extract(data: Recordings, repeats: int) -> list[dict]:
         on_gpu = hardware.device() == "cuda"
         with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
             for name in data.names:
-                wave = data.waveforms[name] / np.float32(32767)
+                wave = audio.to_float(data.waveforms[name])
                 batch = extractor(wave, sampling_rate=audio.SAMPLE_RATE, return_tensors="pt")
                 values = batch.input_values.to(hardware.device())
                 states = reference_model(values, output_hidden_states=True).hidden_states
@@ -301,10 +301,10 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
     return rows
 
 
-def batches_of(dataset: Utterances, size: int) -> Iterator[dict[str, torch.Tensor]]:
-    """Our batches, in an order that changes with the dataset's epoch."""
+def batches_of(dataset: Utterances, size: int, epoch: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    """Our batches of an epoch."""
     sampler = DurationBatchSampler(dataset, np.inf, size)
-    sampler.set_epoch(dataset.epoch)
+    sampler.set_epoch(epoch)
     return (collate([dataset[index] for index in chosen]) for chosen in sampler)
 
 
@@ -365,7 +365,9 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))
     lengths = list(inputs.lengths.values())
-    labels = Ragged(rng.integers(64, size=(sum(lengths), 3)), inputs.utterances, lengths, kind="labels")
+    labels = Ragged(
+        rng.integers(64, size=(sum(lengths), 3)), inputs.utterances, lengths, kind="labels"
+    )
 
     def reference() -> None:
         batches = []
@@ -433,7 +435,7 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         extractor = Wav2Vec2FeatureExtractor()
 
         def collator(chosen: list[dict]) -> dict[str, torch.Tensor]:
-            waves = [data.waveforms[one["name"]] / np.float32(32767) for one in chosen]
+            waves = [audio.to_float(data.waveforms[one["name"]]) for one in chosen]
             batch = extractor(
                 waves, sampling_rate=audio.SAMPLE_RATE, padding=True, return_tensors="pt"
             )
@@ -454,8 +456,9 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
             sets = utterances(data.names), utterances(held_out)
-            schedule = TrainingConfig(1e-5, 2, 0, 1e9, data.batch_size)
-            train(our_model(), *sets, Path(folder), schedule, _loss, "ce_loss")
+            config = TrainingConfig(1e-5, 2, 0, 1e9, data.batch_size)
+            options = {"compute_metrics": _loss, "selection_metric": "ce_loss"}
+            train(our_model(), *sets, Path(folder), config, **options)
 
     def with_cnn() -> None:
         (data.folder / "frames.npy").unlink()

@@ -209,6 +209,7 @@ def test_a_loss_that_is_no_number_ends_it(tmp_path, tiny_encoder):
     assert not (run / "fold1" / "02_train_multitask").exists()
 
 
+@pytest.mark.slow
 def test_a_full_size_encoder_goes_through_every_stage(tmp_path):
     """The path of hub weights: the published configuration, random weights, a few steps."""
     torch.manual_seed(0)
@@ -288,15 +289,27 @@ def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transdu
 @pytest.mark.parametrize(
     ("rules", "held_out", "tested"),
     [
-        ({"fold_by": "leave-one-speaker-out"}, {"validation": 12, "test": 12}, 1),
+        pytest.param(
+            {"fold_by": "leave-one-speaker-out"},
+            {"validation": 12, "test": 12},
+            1,
+            marks=pytest.mark.slow,
+        ),
         ({"validation": "share"}, {"validation": 5, "test": 24}, 2),
         ({"validation": "none", "selection": "last"}, {"test": 24}, 2),
-        ({"selection": "oracle"}, {"validation": 24, "test": 24}, 2),
-        ({"fold_by": "cross-corpus", "n_folds": 4}, {"validation": 12, "test": 24}, 2),
+        pytest.param(
+            {"selection": "oracle"}, {"validation": 24, "test": 24}, 2, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            {"fold_by": "cross-corpus", "n_folds": 4},
+            {"validation": 12, "test": 24},
+            2,
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, tested):
-    """72 utterances of 6 speakers: what is classified is what the rules hold out."""
+    """72 utterances of 6 speakers: the rules decide which are classified."""
     run = write_noise_corpus(tmp_path / "run", **rules)
     fold = run_series(run, tiny_encoder)
     probes = probe_layers.probe_layers(

@@ -90,7 +90,9 @@ def _create(title: str, stem: Path, lengths: dict[str, int], dtype: type, dim: i
     free = shutil.disk_usage(stem.parent).free
     remedy = "Free some space, or give a run_dir on another disk."
     hardware.estimate(f"{title} of {len(lengths)} utterances on disk", needed, free, remedy)
-    return Ragged.create(stem, list(lengths), list(lengths.values()), dtype, kind=kind, shape=(dim,))
+    return Ragged.create(
+        stem, list(lengths), list(lengths.values()), dtype, kind=kind, shape=(dim,)
+    )
 
 
 def write_cnn_output(

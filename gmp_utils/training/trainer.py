@@ -51,8 +51,7 @@ class TrainingConfig:
     Attributes
     ----------
     learning_rate : float
-        Peak learning rate of Adam, after a linear warm-up over 10 % of the steps and before a linear
-        decay to zero.
+        Peak of Adam's, between a linear warm-up over 10 % of the steps and a linear decay to zero.
     epochs : int
         Passes over the training set, each followed by an evaluation; 0 if `max_steps` is given.
     max_steps : int
@@ -63,8 +62,7 @@ class TrainingConfig:
         Utterances per batch, at most.
     seed : int
     processes : int
-        GPUs (or CPU processes) that share every batch. Results are those of one process, up to rounding
-        and dropout.
+        GPUs, or CPU processes, that share every batch: the results differ in rounding and dropout.
     """
 
     learning_rate: float = 1e-4
@@ -280,7 +278,8 @@ def fit_batches_to_memory(
     arguments.gradient_accumulation_steps = steps
     if steps > 1:
         print(f"the GPU's memory is small: gradients are accumulated over {steps} smaller batches")
-        arguments.output_dir += f"/accumulated-{steps}"  # resumed with the same batches only
+        arguments.output_dir += f"/accumulated-{steps}"  # resumes with the same batches only
+        Path(arguments.output_dir).mkdir(exist_ok=True)
 
 
 def train(
