@@ -471,7 +471,7 @@ def test_look_click_listen(run, lab, page):
 @needs_browser
 def test_upload_record_look(lab, page, tmp_path):
     """Chromium's made-up microphone beeps."""
-    run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording")
+    run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording (wav")
     path = tmp_path / "uploaded.wav"
     soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5 * 16000), 16000)
     with page.expect_file_chooser() as chosen:

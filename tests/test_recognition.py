@@ -206,10 +206,6 @@ def test_unreadable_recordings_are_reported_and_the_rest_is_recognized(
     assert capfd.readouterr().out.startswith("file,start,end,emotion,confidence,angry,happy,")
     assert main([*command, str(tmp_path / "nowhere.wav")]) == 1
     assert "not there" in capfd.readouterr().err
-    for arguments in (["recognise", str(good)], [*command, str(good), "--out", "no/such/file.csv"]):
-        with pytest.raises(SystemExit) as stopped:
-            main(arguments)
-        assert stopped.value.code == 2
 
     def stop(*_arguments, **_options):
         raise KeyboardInterrupt
@@ -268,7 +264,7 @@ def test_heads_are_scikit_learns():
     means = rng.normal(3, 2, (50, 4))
     female = means[:, 0] + rng.normal(size=50) > 3
     layer = torch.nn.Linear(4, 1)
-    publish.fit_gender(layer, means, female)
+    publish.fit_head(layer, publish.GENDER, means, female)
     model = LogisticRegression(C=0.1, class_weight="balanced").fit(scale(means), female)
     output = layer(torch.from_numpy(means).float()).sigmoid().detach().numpy()[:, 0]
     assert output == pytest.approx(model.predict_proba(scale(means))[:, 1], abs=1e-4)

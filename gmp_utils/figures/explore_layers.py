@@ -227,18 +227,17 @@ class Panel:
 
     def _describe(self) -> None:
         layer = self.layer.value
-        scores = self.maps.scores[self.model.value].loc[layer]
-        scores = ", ".join(f"{task} {score:.2f}" for task, score in scores.items())
+        scores = self.maps.scores[self.model.value].loc[layer].items()
+        text = ", ".join(f"{task} {score:.2f}" for task, score in scores)
         self.text.value = (
-            f"layer {layer} ({layer - self.layer.max - 1}); linear probes, UAR: {scores}"
+            f"layer {layer} ({layer - self.layer.max - 1}); linear probes, UAR: {text}"
         )
 
     def color(self, column: str) -> None:
         """Color the points by a column."""
         values = self.maps.points[column]
         if pd.api.types.is_float_dtype(values):
-            limits = tuple(values.quantile([0.05, 0.95]))
-            self.scatter.color(by=column, map="viridis", norm=limits)
+            self.scatter.color(by=column, map="viridis", norm=tuple(values.quantile([0.05, 0.95])))
         else:
             categories = values.astype("category").cat.categories
             self.scatter.color(by=column, map=palette(list(categories)))
@@ -276,10 +275,8 @@ class LayerExplorer:
         self.column = widgets.Dropdown(description="color")
         self.maps_box, self.players = widgets.HBox(), widgets.HBox()
         self.sounds = [widgets.Audio(format="wav", loop=False) for _ in range(2)]
-        titles = "the utterance", "the second around the frame"
-        self._titled_sounds = [
-            widgets.VBox([widgets.Label(title), sound]) for title, sound in zip(titles, self.sounds)
-        ]
+        titles = map(widgets.Label, ("the utterance", "the second around the frame"))
+        self._titled_sounds = [widgets.VBox(pair) for pair in zip(titles, self.sounds)]
         self.figure, self.table = widgets.Output(), widgets.HTML()
         self.save = widgets.Button(description="Save as CSV", icon="download")
         self.saved = widgets.Label()
@@ -354,9 +351,8 @@ class LayerExplorer:
             table = composition(self.maps.points, rows)
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
             table = table.to_html(index=False, formatters=formats | {"ratio": "{:.1f}".format})
-            self.table.value = (
-                f'<div class="jp-RenderedHTMLCommon"><b>{len(rows)} points</b>{table}</div>'
-            )
+            content = f"<b>{len(rows)} points</b>{table}"
+            self.table.value = f'<div class="jp-RenderedHTMLCommon">{content}</div>'
 
     def _play(self, point: int) -> None:
         """Play an utterance, of a frame also the second around it, and draw it."""

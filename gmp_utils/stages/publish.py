@@ -32,6 +32,8 @@ from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
 CARD = Path(__file__).with_name("model_card.md")
+GENDER = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
+RATING = RidgeCV(alphas=np.logspace(0, 4, 9))  # the penalty is chosen by leave-one-out
 TOLERANCE = 1e-4  # between torch's and onnxruntime's outputs
 
 
@@ -45,26 +47,14 @@ def batched(function: Callable, inputs: Ragged, utterances: Sequence[str]) -> di
     return {name: torch.cat([out[name] for out in outputs]).float().cpu().numpy() for name in names}
 
 
-def set_linear(layer: nn.Linear, fitted) -> None:
-    """Copy a fitted pipeline of a scaler and a linear model of scikit-learn into one layer."""
-    scaler, linear = fitted[0], fitted[-1]
+def fit_head(layer: nn.Linear, estimator, means: np.ndarray, targets: np.ndarray) -> None:
+    """Fit a linear model on standardized means, (n, hidden_size), and copy both into a layer."""
+    scaler, linear = make_pipeline(StandardScaler(), estimator).fit(means, targets)
     weight = np.atleast_2d(linear.coef_) / scaler.scale_
     bias = np.atleast_1d(linear.intercept_) - weight @ scaler.mean_
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(weight))
         layer.bias.copy_(torch.from_numpy(bias))
-
-
-def fit_gender(layer: nn.Linear, means: np.ndarray, female: np.ndarray) -> None:
-    """Fit a class-balanced logistic regression of `female` (n,) bool on `means` (n, hidden_size)."""
-    model = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
-    set_linear(layer, make_pipeline(StandardScaler(), model).fit(means, female))
-
-
-def fit_ratings(layer: nn.Linear, means: np.ndarray, ratings: np.ndarray) -> None:
-    """Fit a ridge regression of `ratings` (n, n_ratings); leave-one-out chooses its penalty."""
-    model = RidgeCV(alphas=np.logspace(0, 4, 9))
-    set_linear(layer, make_pipeline(StandardScaler(), model).fit(means, ratings))
 
 
 def _fit(
@@ -92,10 +82,11 @@ def _fit(
     outputs = batched(model.forward_uncalibrated, inputs, train)
     if model.gender_head:
         gender = manifest.gender.loc[train]
-        known, female = gender.notna().to_numpy(), (gender == "female").to_numpy()
-        fit_gender(model.gender_head, outputs["layer0_mean"][known], female[known])
+        labeled, female = gender.notna().to_numpy(), (gender == "female").to_numpy()
+        means = outputs["layer0_mean"][labeled]
+        fit_head(model.gender_head, GENDER, means, female[labeled])
     if model.rating_head:
-        fit_ratings(model.rating_head, outputs["mean"], train_ratings)
+        fit_head(model.rating_head, RATING, outputs["mean"], train_ratings)
     return model, _test_metrics(model, corpus, parts["test"], inputs)
 
 
@@ -110,10 +101,10 @@ def _test_metrics(
         correct = probabilities.argmax(axis=1) == labels
         metrics[name] = expected_calibration_error(probabilities.max(axis=1), correct)
     metrics["emotion_uar"] = uar(labels, outputs["logits"].argmax(axis=1))
-    known = manifest.gender.notna().to_numpy()
-    if model.gender_head and known.any():
+    labeled = manifest.gender.notna().to_numpy()
+    if model.gender_head and labeled.any():
         predicted = np.where(outputs["female"] > 0.5, "female", "male")
-        metrics["gender_uar"] = uar(manifest.gender[known], predicted[known])
+        metrics["gender_uar"] = uar(manifest.gender[labeled], predicted[labeled])
     for index, name in enumerate(model.config.ratings):
         metrics[f"{name}_ccc"] = ccc(manifest[name].to_numpy(), outputs["ratings"][:, index])
     return metrics
@@ -141,7 +132,7 @@ def model_card(
         return f"{100 * value:.1f} {few if np.isnan(low) else interval}"
 
     return ModelCard.from_template(
-        ModelCardData(),
+        ModelCardData(),  # in the template
         str(CARD),
         emotions=", ".join(corpus.emotions),
         encoder=Path(encoder).name if Path(weights.resolve(encoder)).is_dir() else encoder,
