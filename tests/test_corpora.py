@@ -315,7 +315,7 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
         ({"label": "sad"}, "column 'label', expected 'emotion'"),
     ],
 )
-def test_a_table_of_wrong_types_is_refused(tmp_path, columns, message):
+def test_a_table_of_wrong_types_is_rejected(tmp_path, columns, message):
     touch(tmp_path, "in.wav")
     base = {"path": ["in.wav"] * 2, "start": [0.0, 1.0], "speaker": ["1", "2"]}
     pd.DataFrame(base | columns).to_parquet(tmp_path / "mine.parquet")
@@ -347,7 +347,7 @@ def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):
         (b"path;speaker\nin.wav;1\n", "no column path, found path;speaker"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path, content, message):
+def test_a_table_that_is_none_is_rejected(tmp_path, content, message):
     (tmp_path / "mine.csv").write_bytes(content)
     with pytest.raises(GmpError, match=message):
         corpora.load("table", tmp_path / "mine.csv")
@@ -434,7 +434,7 @@ def test_wrong_folders_and_names(tmp_path):
 
 def manifest_of(**columns):
     base = {
-        "corpus": ["own", "own"],
+        "corpus": ["mine", "mine"],
         "utterance": ["a", "b"],
         "path": ["a.wav", "b.wav"],
         "speaker": ["1", "2"],

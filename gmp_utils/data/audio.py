@@ -85,16 +85,15 @@ def _sample_range(
     first = round(start * rate)
     last = n_samples if pd.isna(end) else round(end * rate)
     if not 0 <= first <= last <= n_samples:
-        seconds = n_samples / rate
-        raise GmpError(f"{path}: no part from {start} to {end} s in {seconds:.3f} s of audio.")
-    _check_length(path, last - first, rate)
-    return first, last - first
+        raise GmpError(f"{path}: {start} to {end} s is not in {n_samples / rate:.3f} s of audio.")
+    return first, _check_length(path, last - first, rate)
 
 
-def _check_length(what: str, n_samples: int, rate: int) -> None:
-    if n_samples / rate < MIN_SECONDS:
+def _check_length(what: str, n_samples: int, rate: int) -> int:
+    if n_samples < MIN_SECONDS * rate:
         seconds = n_samples / rate
         raise GmpError(f"{what}: {seconds:.4f} s of audio, expected at least {MIN_SECONDS} s.")
+    return n_samples
 
 
 def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -37,11 +37,9 @@ class Protocol:
     Attributes
     ----------
     fold_by, validation, selection : str
-        What the test set is, what the validation set is and how the epoch is selected: see `RULES`.
-    folds : tuple of tuple of str
-        The test speakers of each fold; fold 1 comes first.
-    validation_folds : tuple of tuple of str
-        The validation speakers of each fold; none unless `validation` is "speakers".
+        What is tested on, what is validated on and how the epoch is selected: see `RULES`.
+    folds, validation_folds : tuple of tuple of str
+        Test speakers of each fold; validation speakers, none unless `validation` is "speakers".
     transductive : bool
         Whether clustering, retraining and the encoder's pre-training, which need no labels, may use
         the validation and test speakers.

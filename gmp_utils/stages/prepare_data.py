@@ -139,9 +139,8 @@ def _decode(run: Path, manifest: pd.DataFrame, placed: pd.DataFrame) -> Path:
         report.to_parquet(folder / "report.parquet")
 
     def state(path: str) -> tuple[int, float] | None:
-        if not os.path.isfile(path):  # deleted since it was listed; reported as unreadable
-            return None
-        return os.path.getsize(path), os.path.getmtime(path)
+        exists = os.path.isfile(path)  # else it is reported as unreadable
+        return (os.path.getsize(path), os.path.getmtime(path)) if exists else None
 
     columns = placed.columns.intersection(["utterance", "path", "start", "end"])
     states = repr([state(path) for path in manifest.path])

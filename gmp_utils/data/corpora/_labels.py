@@ -32,8 +32,6 @@ def validate(schema, table: pd.DataFrame, what: str) -> pd.DataFrame:
         if check == "column_in_schema":
             expected = ", ".join(schema.columns)
             raise GmpError(f"{what}: column {value}, expected some of {expected}.") from errors
-        if check == "dataframe_column_labels_unique":
-            raise GmpError(f"{what}: columns {columns}, expected each once.") from errors
         row = f", row {int(case['index']) + 1}" if pd.notna(case["index"]) else ""
         raise GmpError(
             f"{what}{row}, column {case['column']}: found {value}, expected {EXPECTED.get(check, check)}."

@@ -13,9 +13,11 @@ import pandas as pd
 from gmp_utils import GmpError
 from gmp_utils.data.corpora._labels import with_unlabelled
 
+RATING = r"\d+(?:\.\d+)?"
 TURN = re.compile(
-    r"\[[\d.]+ - [\d.]+\]\t(Ses0([1-5])[FM]_(?:impro\d\d[ab]?|script\d\d_\d[ab]?)_([FM])\d{3})"
-    r"\t(\w+)\t\[(\d+(?:\.\d+)?), (\d+(?:\.\d+)?), (\d+(?:\.\d+)?)\]"
+    r"\[[\d.]+ - [\d.]+\]\t(?P<utterance>Ses0(?P<session>[1-5])[FM]_(?:impro\d\d[ab]?|script\d\d_\d[ab]?)"
+    r"_(?P<talker>[FM])\d{3})\t(?P<label>\w+)"
+    rf"\t\[(?P<valence>{RATING}), (?P<arousal>{RATING}), (?P<dominance>{RATING})\]"
 )
 TRANSCRIPT = re.compile(r"(Ses\S+) \[[^\]]*\]: ?(.*)")
 EMOTIONS = {
@@ -37,26 +39,17 @@ def load(folder: Path) -> pd.DataFrame:
     transcripts = dict(match.groups() for match in map(TRANSCRIPT.match, texts) if match)
     rows = []
     for match in filter(None, map(TURN.match, evaluations)):
-        turn, session, talker, label, valence, activation, dominance = match.groups()
+        row = match.groupdict()
+        turn, talker, session = row["utterance"], row.pop("talker"), row["session"]
         dialog = turn.rpartition("_")[0]
         path = folder / f"Session{session}" / "sentences" / "wav" / dialog / f"{turn}.wav"
         if not os.path.isfile(path):
-            raise GmpError(
-                f"{path}: not there, but {dialog}.txt labels it; the release is incomplete."
-            )
-        rows.append(
-            {
-                "utterance": turn,
-                "path": str(path),
-                "speaker": f"Ses0{session}{talker}",
-                "gender": {"F": "female", "M": "male"}[talker],
-                "session": session,
-                "label": label,
-                "valence": float(valence),
-                "arousal": float(activation),
-                "dominance": float(dominance),
-                "text": transcripts.get(turn),
-            }
-        )
+            raise GmpError(f"{path}: not there, but {dialog}.txt labels it; add it to the corpus.")
+        row |= {
+            "path": str(path),
+            "text": transcripts.get(turn),
+            "speaker": f"Ses0{session}{talker}",
+        }
+        rows.append(row | {"gender": {"F": "female", "M": "male"}[talker]})
     recordings = folder.glob("Session[1-5]/sentences/wav/*/*.wav")
     return with_unlabelled(pd.DataFrame(rows), recordings)

@@ -13,12 +13,13 @@ PODCAST_EMOTIONS = {
     "C": "contemptuous", "N": "neutral", "O": "other", "X": "no agreement",
 }  # fmt: skip
 IMPROV_EMOTIONS = {label: PODCAST_EMOTIONS[label] for label in "ASHNOX"}
-TEXTS = ("FileName", "EmoClass", "SpkrID", "Gender", "Split_Set")
-NUMBERS = ("EmoVal", "EmoAct", "EmoDom")
-RATING = r"(\d+(?:\.\d+)?|NaN)"
+TEXTS = {"FileName": "path", "EmoClass": "label", "SpkrID": "speaker", "Gender": "gender",
+         "Split_Set": "split"}  # fmt: skip
+NUMBERS = {"EmoVal": "valence", "EmoAct": "arousal", "EmoDom": "dominance"}
+RATING = r"\d+(?:\.\d+)?|NaN"
 TURN = re.compile(
-    r"UTD-(?P<name>IMPROV-S\d\d[A-Z]-(?P<speaker>[FM]\d\d)-[PRST]-[FM][FM]\d\d)\.avi; (?P<label>\w); "
-    rf"A:{RATING}; V:{RATING}; D:{RATING}"
+    r"UTD-(?P<utterance>IMPROV-S\d\d[A-Z]-(?P<speaker>[FM]\d\d)-[PRST]-[FM][FM]\d\d)\.avi; "
+    rf"(?P<label>\w); A:(?P<arousal>{RATING}); V:(?P<valence>{RATING}); D:(?P<dominance>{RATING})"
 )
 
 
@@ -35,21 +36,13 @@ def load_podcast(folder: Path) -> pd.DataFrame:
     labels = _first(folder, "Labels/labels_consensus.csv", "Labels/labels_concensus.csv")
     audio = _first(folder, "Audios", "Audio")
     table = read_table(labels, required=(*TEXTS, *NUMBERS), texts=TEXTS, numbers=NUMBERS)
-    paths = locate(table.FileName, audio, labels, f"expected the name of a file in {audio.name}/")
-    table[["SpkrID", "Gender"]] = table[["SpkrID", "Gender"]].replace({"Unknown": None})
-    manifest = pd.DataFrame(
-        {
-            "utterance": [Path(path).stem for path in paths],
-            "path": paths,
-            "speaker": table.SpkrID,
-            "gender": table.Gender.str.lower(),
-            "label": table.EmoClass,
-            "valence": table.EmoVal,
-            "arousal": table.EmoAct,
-            "dominance": table.EmoDom,
-            "split": table.Split_Set.replace({"Development": "Validation"}).str.lower(),
-        }
-    )
+    manifest = table[[*TEXTS, *NUMBERS]].rename(columns=TEXTS | NUMBERS)
+    advice = f"expected the name of a file in {audio.name}/"
+    manifest["path"] = locate(manifest.path, audio, labels, advice)
+    manifest["utterance"] = manifest.path.map(lambda path: Path(path).stem)
+    manifest = manifest.replace({"speaker": {"Unknown": None}, "gender": {"Unknown": None}})
+    manifest["gender"] = manifest.gender.str.lower()
+    manifest["split"] = manifest.split.replace("Development", "Validation").str.lower()
     return with_unlabelled(manifest, audio.glob("*.wav"))
 
 
@@ -66,21 +59,13 @@ def load_improv(folder: Path) -> pd.DataFrame:
             raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []
     for match in filter(None, map(TURN.match, labels.read_text("latin-1").splitlines())):
-        name, speaker = f"MSP-{match['name']}", match["speaker"]
+        name, speaker = f"MSP-{match['utterance']}", match["speaker"]
         if name not in recordings:
             raise GmpError(f"{name}.wav: not there, but {labels.name} labels it.")
-        activation, valence, dominance = map(float, match.groups()[-3:])
-        rows.append(
-            {
-                "utterance": name,
-                "path": str(recordings[name]),
-                "speaker": speaker,
-                "gender": {"F": "female", "M": "male"}[speaker[0]],
-                "session": str(int(speaker[1:])),
-                "label": match["label"],
-                "valence": valence,
-                "arousal": 6 - activation,
-                "dominance": dominance,
-            }
-        )
+        row = match.groupdict() | {"utterance": name, "path": str(recordings[name])}
+        row |= {
+            "gender": {"F": "female", "M": "male"}[speaker[0]],
+            "session": str(int(speaker[1:])),
+        }
+        rows.append(row | {"arousal": 6 - float(match["arousal"])})
     return with_unlabelled(pd.DataFrame(rows), recordings.values())

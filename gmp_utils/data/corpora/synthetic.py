@@ -20,19 +20,14 @@ EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")
 # A woman and a man of each session, of the corpus and of the recordings for pre-training, which share no
 # voice. Breathy variants (f2, f3, f5, Alicia) are excluded: espeak-ng seeds their noise with the clock.
 VOICES = (
-    ("en-us+f1", "en-us+m1"),
-    ("en-gb-x-rp+f4", "en-gb-x-rp+m2"),
-    ("en-us+Annie", "en-us+m3"),
-    ("en-gb-x-rp+Andrea", "en-gb-x-rp+m4"),
-    ("en-us+steph", "en-us+m7"),
-)
+    ("en-us+f1", "en-us+m1"), ("en-gb-x-rp+f4", "en-gb-x-rp+m2"), ("en-us+Annie", "en-us+m3"),
+    ("en-gb-x-rp+Andrea", "en-gb-x-rp+m4"), ("en-us+steph", "en-us+m7"),
+)  # fmt: skip
 PRETRAINING_VOICES = (
-    ("en-us+anika", "en-us+Alex"),
-    ("en-gb-x-rp+belinda", "en-gb-x-rp+Marco"),
-    ("en-us+linda", "en-us+m8"),
-    ("en-gb-x-rp+grandma", "en-gb-x-rp+miguel"),
+    ("en-us+anika", "en-us+Alex"), ("en-gb-x-rp+belinda", "en-gb-x-rp+Marco"),
+    ("en-us+linda", "en-us+m8"), ("en-gb-x-rp+grandma", "en-gb-x-rp+miguel"),
     ("en-us+shelby", "en-us+travis"),
-)
+)  # fmt: skip
 # Steps of espeak's pitch (0 to 100) and range, factor on the rate, dB.
 PROSODY = {
     "angry": {"pitch": 6, "range": 10, "rate": 1.12, "level": 8.0},
