@@ -20,12 +20,7 @@ from gmp_utils.evaluation import ratings
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models import losses, regression
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
-from gmp_utils.models.regression import (
-    SPEAKER_POSITIONS,
-    PaptModel,
-    RatingModelConfig,
-    SpeakerConditionedModel,
-)
+from gmp_utils.models.regression import SPEAKER_POSITIONS, RatingModelConfig
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS
 from gmp_utils.stages import generate_gmps, personalize
@@ -120,7 +115,7 @@ def test_papt_with_zero_embeddings_is_masked_prediction(position, tiny_encoder):
     torch.manual_seed(0)
     plain = MaskedPredictionModel.load(str(tiny_encoder), **PREDICTING).eval()
     settings = PREDICTING | {"n_speakers": 3, "speaker_position": position}
-    papt = PaptModel.load(str(tiny_encoder), **settings).eval()
+    papt = regression.PaptModel.load(str(tiny_encoder), **settings).eval()
     papt.streams.load_state_dict(plain.streams.state_dict())
     waveforms, n_samples = torch.randn(2, 8000), torch.tensor([8000, 6000])
     mask, labels = torch.zeros(2, 24, dtype=torch.bool), torch.zeros(2, 24, 1, dtype=torch.int64)
@@ -139,7 +134,7 @@ def test_papt_with_zero_embeddings_is_masked_prediction(position, tiny_encoder):
 
 def test_a_prefix_is_not_among_the_frames(tiny_encoder):
     settings = {"n_speakers": 2, "speaker_position": "prefix"}
-    model = SpeakerConditionedModel.load(str(tiny_encoder), **settings).eval()
+    model = regression.SpeakerConditionedModel.load(str(tiny_encoder), **settings).eval()
     model.speakers.weight.data.normal_()
     waveforms, n_samples = torch.randn(2, 8000), torch.tensor([8000, 4000])
     layers, speaker = [0, 1, -1], torch.eye(2)
@@ -183,11 +178,12 @@ def test_divergences_are_those_of_gaussians():
 
 def test_shift_is_the_divergence_of_gaussians():
     rng = np.random.default_rng(0)
-    values, reference = rng.normal(1, 2, (500, 1)), rng.normal(0, 1, (500, 1))
+    values, reference = rng.normal(1, 2, 500), rng.normal(0, 1, 500)
     mean, variance = values.mean() - reference.mean(), values.var() / reference.var()
     expected = (variance + mean**2 / reference.var() - 1 - np.log(variance)) / 2
-    assert speakers.shift(values, reference) == pytest.approx(expected, rel=0.01)  # FLOOR
-    assert speakers.shift(values, values) == 0
+    tables = [pd.DataFrame({"x": x}) for x in (values, reference)]
+    assert speakers.shift(*tables) == pytest.approx(expected, rel=0.01)  # FLOOR
+    assert speakers.shift(tables[0], tables[0]) == 0
 
 
 # PLDC
@@ -244,14 +240,14 @@ def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -
     rows = pd.DataFrame(columns)
     test, learned = names[::4], np.setdiff1d(names, names[::4])
     distance = pd.DataFrame(np.abs(voice[:, None] - voice), names, names).loc[test, learned]
-    own, training = (rows[rows.speaker.isin(part)] for part in (test, learned))
+    tested, training = (rows[rows.speaker.isin(part)] for part in (test, learned))
     settings = {"similarity": -distance, "neighbors": 5, "gate": -9}
-    found = {"none": own.predicted}
+    found = {"none": tested.predicted}
     for variant in ratings.VARIANTS:
-        found[variant] = ratings.pldc(own, training, variant=variant, **settings)
+        found[variant] = ratings.pldc(tested, training, variant=variant, **settings)
 
     def mean_ccc(values: pd.Series) -> float:
-        groups = own.assign(predicted=values).groupby("speaker")
+        groups = tested.assign(predicted=values).groupby("speaker")
         return np.mean([ccc(group.true, group.predicted) for _, group in groups])
 
     return {name: mean_ccc(values) for name, values in found.items()}
@@ -290,6 +286,7 @@ def test_ratings_follow_the_rule():
     np.testing.assert_allclose(rated[1], [4 - 1.2 - 1, 4 + 0.5 * np.exp(0.7), 4])
 
 
+@pytest.mark.slow
 def test_sixty_speakers_are_rated_by_their_voices(tmp_path):
     """The same voices and latent values, rated by the voice and by chance."""
     height = synthetic_speakers.speakers().height
@@ -334,22 +331,14 @@ def rated(tmp_path_factory, tiny_encoder):
     return prepare(tmp_path_factory.mktemp("rated") / "run", tiny_encoder)
 
 
-PAPT = {
-    "training": TrainingConfig(1e-3, max_steps=2, batch_seconds=10),
-    "masking": Masking(0.8, 10),
-}
+TWO_STEPS = TrainingConfig(1e-3, max_steps=2, batch_seconds=10)
+PAPT = {"training": TWO_STEPS, "masking": Masking(0.8, 10)}
 EVERY = regression.rating_model_configs(
     regression.REPRESENTATIONS, regression.INTERPRETERS, SPEAKER_POSITIONS
 )
-SOME = [
-    RatingModelConfig(),
-    RatingModelConfig("max", "transformer"),
-    RatingModelConfig("learned"),
-    RatingModelConfig("papt", "mlp", "none"),
-    RatingModelConfig("papt", "mlp", "input"),
-    RatingModelConfig("papt", "transformer", "output"),
-    RatingModelConfig("papt"),
-]
+SOME = [("none",), ("max", "transformer"), ("learned",), ("papt", "mlp", "none")]
+SOME += [("papt", "mlp", "input"), ("papt", "transformer", "output"), ("papt",)]
+SOME = [RatingModelConfig(*fields) for fields in SOME]
 
 
 def test_every_system_has_a_name_and_references():
@@ -399,8 +388,7 @@ def test_every_system_predicts(rated):
 def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
     """Other labels of the test speakers: the same predictions, uncalibrated, calibrated and adapted."""
     other = prepare(tmp_path / "run", tiny_encoder, test_ratings=5.0)
-    names = ["none", "mean", "learned", "papt"]
-    systems = [RatingModelConfig(name) for name in names]
+    systems = list(map(RatingModelConfig, ("none", "mean", "learned", "papt")))
     for task in (rated, other):
         personalize.adapt(task, "output", **PAPT)
         for system in systems:

@@ -22,8 +22,6 @@ class RatingTask:
 
     Attributes
     ----------
-    encoder : str
-        See `gmp_utils.runs.weights.resolve`.
     attributes : list of str
         Of valence, arousal and dominance.
     neighbors : int
@@ -95,18 +93,14 @@ def open_fold(task: RatingTask) -> RatedFold:
             f"that {corpus.name} has."
         )
     is_rated = manifest[task.attributes].notna().all(axis=1)
-    parts = {
-        part: [name for name in names if is_rated[name]]
-        for part, names in corpus.partition(task.fold).items()
-    }
+    parts = corpus.partition(task.fold)
+    parts = {part: [name for name in names if is_rated[name]] for part, names in parts.items()}
     empty = {part for part in ("train", corpus.protocol.selection_part, "test") if not parts[part]}
     if empty:
         raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(sorted(empty))}.")
     check_and_identify(task.feature_stage)
-    features = {
-        statistic: pd.DataFrame(np.load(task.feature_stage / f"{statistic}.npy"), manifest.index)
-        for statistic in STATISTICS
-    }
+    arrays = {name: np.load(task.feature_stage / f"{name}.npy") for name in STATISTICS}
+    features = {name: pd.DataFrame(values, manifest.index) for name, values in arrays.items()}
     names = sum(parts.values(), [])
     means = features["mean"].loc[names].groupby(manifest.speaker[names]).mean()
     training = sorted(manifest.speaker[parts["train"]].unique())

@@ -94,9 +94,9 @@ def count_choices(similarity: pd.DataFrame, k: int) -> pd.Series:
     return pd.Series(names).value_counts().reindex(similarity.columns, fill_value=0)
 
 
-def shift(values: np.ndarray, reference: np.ndarray) -> float:
+def shift(values: pd.DataFrame, reference: pd.DataFrame) -> float:
     """KL divergence of two sets of (n, dim) values, as Gaussians with diagonal covariances, in nats."""
-    mean, variance = values.mean(axis=0), values.var(axis=0) + FLOOR
-    mean_all, variance_all = reference.mean(axis=0), reference.var(axis=0) + FLOOR
+    mean, variance = values.mean(axis=0), values.var(axis=0, ddof=0) + FLOOR
+    mean_all, variance_all = reference.mean(axis=0), reference.var(axis=0, ddof=0) + FLOOR
     terms = (variance + (mean - mean_all) ** 2) / variance_all - 1
     return float(np.sum(terms - np.log(variance / variance_all)) / 2)

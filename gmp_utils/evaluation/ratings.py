@@ -19,7 +19,7 @@ from gmp_utils.runs.stage import check_and_identify
 VARIANTS = ("mean", "scale", "both")
 UNCALIBRATED = "none"
 CALIBRATIONS = (UNCALIBRATED, *(f"PLDC {variant}" for variant in VARIANTS))
-MIN_UTTERANCES = 5  # of a speaker; the CCC of fewer is meaningless
+MIN_UTTERANCES = 5  # per speaker: the CCC of fewer is meaningless
 REDUCED = 10  # dimensions in which speakers' features are compared
 TRANSDUCTIVE_NOTE = (
     "Embeddings of test speakers, PLDC and adaptation use all utterances of a test speaker, without labels. "
@@ -30,16 +30,9 @@ TRANSDUCTIVE_NOTE = (
 def label_statistics(
     labels: pd.DataFrame, speakers: Sequence[str], *, pooled: bool = True
 ) -> tuple[float, float]:
-    """Mean and population standard deviation of the labels of some speakers.
+    """Mean and population standard deviation of some speakers' labels (`speaker`, `true`).
 
-    Parameters
-    ----------
-    labels : DataFrame
-        `speaker` and `true`, a row per utterance.
-    speakers : sequence of str
-    pooled : bool
-        Of all labels together, as in the authors' code; or, as in the paper, the mean over speakers of each
-        one's mean and standard deviation.
+    Pooled over all labels, as in PLDC's code, or averaged over speakers, as in the paper.
     """
     true = labels[labels.speaker.isin(speakers)].set_index("speaker").true
     if pooled:
@@ -49,21 +42,10 @@ def label_statistics(
 
 
 def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "both") -> np.ndarray:
-    """Shift and scale one speaker's predictions: (y − mean(y)) / std(y) · std + mean.
+    """Shift and scale all predictions of one speaker: (y − mean(y)) / std(y) · std + mean.
 
-    Parameters
-    ----------
-    predicted : (n_utterances,) float
-        All of the speaker's.
-    mean, std : float
-        Of similar speakers' labels.
-    variant : str
-        "mean" shifts only, "scale" rescales only. The authors found the scale alone best on MSP-Podcast.
-
-    Returns
-    -------
-    calibrated : (n_utterances,) float
-        Unchanged for a single utterance. Without a new scale where all predictions are equal.
+    "mean" shifts only, "scale" rescales only. The authors found the scale alone best on MSP-Podcast. A single
+    prediction is unchanged, and so is the scale of equal ones.
     """
     if variant not in VARIANTS:
         raise GmpError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
@@ -77,7 +59,7 @@ def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "bo
 def _calibrate_speakers(
     predictions: pd.DataFrame, targets: dict[str, tuple[float, float]], variant: str
 ) -> pd.Series:
-    """Calibrate each speaker to a mean and standard deviation; those without a target stay as they are."""
+    """Calibrate each speaker to a mean and standard deviation, except those without."""
     calibrated = predictions.predicted.astype(float)
     for speaker, predicted in predictions.groupby("speaker").predicted:
         if speaker in targets:
@@ -98,13 +80,12 @@ def pldc(
 ) -> pd.Series:
     """Personalized label distribution calibration (PLDC) of one attribute, arXiv 2309.02418.
 
-    Each speaker's predictions get the mean and standard deviation of the labels of the most similar training
-    speakers.
+    Predictions get the mean and standard deviation of the labels of the most similar training speakers.
 
     Parameters
     ----------
     predictions : DataFrame
-        `speaker` and `predicted`. Other columns, labels among them, are not used.
+        `speaker` and `predicted`. Labels are not used.
     training : DataFrame
         `speaker` and `true` of the training speakers' utterances.
     similarity : DataFrame
@@ -114,12 +95,7 @@ def pldc(
     variant, pooled
         See `calibrate` and `label_statistics`.
     gate : float
-        Speakers whose neighbors have a lower mean similarity stay uncalibrated.
-
-    Returns
-    -------
-    calibrated : Series
-        In the order of `predictions`.
+        Speakers whose neighbors have a lower mean similarity are not calibrated.
     """
     targets = {
         speaker: label_statistics(training, nearest, pooled=pooled)
@@ -130,17 +106,18 @@ def pldc(
 
 
 def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.DataFrame:
-    """Predictions of a finished system for one part of its fold.
+    """Predictions of a finished system for a part of its fold, uncalibrated.
 
     Returns
     -------
     table : DataFrame
-        utterance, speaker, gender, part, attribute, true, predicted, system, fold.
+        utterance, speaker, gender, part, attribute, true, predicted, system, fold, calibration.
     """
     stage = task.folder / system
     check_and_identify(stage, "predictions.parquet")
     table = pd.read_parquet(stage / "predictions.parquet")
-    return table[table.part == part].reset_index(drop=True).assign(system=system, fold=task.fold)
+    table = table[table.part == part].reset_index(drop=True)
+    return table.assign(system=system, fold=task.fold, calibration=UNCALIBRATED)
 
 
 def calibrated(
@@ -151,19 +128,9 @@ def calibrated(
     pooled: bool = True,
     gate: float = -1.0,
 ) -> pd.DataFrame:
-    """A system's predictions for the test speakers, uncalibrated and by every variant of PLDC.
+    """`read_predictions` of the test speakers, once for each of `CALIBRATIONS`; see `pldc`.
 
-    Parameters
-    ----------
-    neighbors : int, optional
-        Instead of the task's.
-    pooled, gate
-        See `pldc`.
-
-    Returns
-    -------
-    table : DataFrame
-        As of `read_predictions`, once for each of `CALIBRATIONS`, with the column `calibration`.
+    `neighbors` replaces the task's.
     """
     test, training = (read_predictions(task, system, part) for part in ("test", "train"))
     check_and_identify(task.folder / system, "speakers.parquet")
@@ -178,7 +145,7 @@ def calibrated(
     tables = []
     for attribute, predictions in test.groupby("attribute", sort=False):
         labels = training[training.attribute == attribute]
-        tables.append(predictions.assign(calibration=UNCALIBRATED))
+        tables.append(predictions)
         for name, variant in zip(CALIBRATIONS[1:], VARIANTS):
             moved = pldc(predictions, labels, variant=variant, **settings)
             tables.append(predictions.assign(calibration=name, predicted=moved))
@@ -186,17 +153,9 @@ def calibrated(
 
 
 def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """Calibrate by the test speakers' own labels: an upper reference that no application has.
+    """Calibrate the uncalibrated rows by the test speakers' own labels, which no application has.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As of `calibrated`; its uncalibrated rows are used.
-
-    Returns
-    -------
-    table : DataFrame
-        As of `calibrated`, with the calibrations "oracle mean", "oracle scale" and "oracle both".
+    The calibrations are "oracle mean", "oracle scale" and "oracle both".
     """
     tables = []
     plain = table[table.calibration == UNCALIBRATED]
@@ -212,18 +171,7 @@ def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def speaker_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """CCC of each speaker with at least `MIN_UTTERANCES` utterances.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As of `calibrated`.
-
-    Returns
-    -------
-    scores : DataFrame
-        system, calibration, attribute, speaker, ccc.
-    """
+    """`ccc` by system, calibration, attribute and speaker with at least `MIN_UTTERANCES` utterances."""
     groups = table.groupby(["system", "calibration", "attribute", "speaker"], sort=False)
     scores = groups[["true", "predicted"]].apply(
         lambda rows: ccc(rows.true, rows.predicted) if len(rows) >= MIN_UTTERANCES else np.nan
@@ -253,8 +201,6 @@ def results_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     ----------
     table : DataFrame
         As of `calibrated`, of any systems and folds.
-    seed : int
-        Of the bootstrap.
 
     Returns
     -------
@@ -314,43 +260,28 @@ def _differences(
 def compare_calibrations(table: pd.DataFrame) -> pd.DataFrame:
     """Differences of PLDC's variants from the uncalibrated predictions of one system.
 
-    Returns
-    -------
-    table : DataFrame
-        As of `gmp_utils.evaluation.comparison.comparisons`, with `attribute`; points are hundredths of CCC.
+    Returns the columns of `comparisons`, and `attribute`. Points are hundredths of CCC.
     """
     return _differences(table, "calibration", [(UNCALIBRATED, name) for name in CALIBRATIONS[1:]])
 
 
 def compare_systems(table: pd.DataFrame, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
-    """Differences of uncalibrated systems from the ones that they differ from in one thing.
+    """Differences of uncalibrated systems from their references; see `compare_calibrations`.
 
-    Returns
-    -------
-    table : DataFrame
-        As of `compare_calibrations`; p is corrected within attribute and reference.
+    p is corrected within attribute and reference.
     """
     plain = table[table.calibration == UNCALIBRATED]
     tables = []
     for reference in systems:
-        pairs = [
-            (reference.name, system.name)
-            for system in systems
-            if reference.name in system.references
-        ]
+        name = reference.name
+        pairs = [(name, system.name) for system in systems if name in system.references]
         if pairs:
             tables.append(_differences(plain, "system", pairs))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def by_neighbors(tasks: Sequence[RatingTask], system: str, counts: Sequence[int]) -> pd.DataFrame:
-    """A-CCC of each variant of PLDC with different numbers of neighbors.
-
-    Returns
-    -------
-    table : DataFrame
-        neighbors, calibration, attribute, A-CCC.
-    """
+    """A-CCC by number of neighbors, calibration and attribute."""
     scores = [
         speaker_scores(calibrated(task, system, neighbors=k)).assign(neighbors=k)
         for k in counts
@@ -366,7 +297,7 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
     Parameters
     ----------
     stages : dict of int to str
-        Names of the stages of `gmp_utils.stages.personalize.train_on_fewer_speakers`, by training speakers.
+        Stages of `gmp_utils.stages.personalize.train_on_fewer_speakers` by number of training speakers.
 
     Returns
     -------
@@ -381,16 +312,16 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
         means = pd.DataFrame()
         for name, predictions in tables.items():
-            scores = speaker_scores(predictions.assign(calibration=UNCALIBRATED))
+            scores = speaker_scores(predictions)
             means[name] = scores.groupby("attribute", sort=False).ccc.mean()
         rows.append(means.assign(speakers=n_speakers, gap=means.seen - means.unseen).reset_index())
     return pd.concat(rows, ignore_index=True)
 
 
 def shifts(task: RatingTask, system: str) -> pd.DataFrame:
-    """Distance of test speakers from the training speakers, with their CCC.
+    """CCC of test speakers, and their distance from the training speakers.
 
-    An analysis that uses test labels; nothing is selected by it.
+    The analysis uses test labels. Nothing is selected by it.
 
     Returns
     -------
@@ -404,32 +335,19 @@ def shifts(task: RatingTask, system: str) -> pd.DataFrame:
     pca = PCA(min(REDUCED, *means.loc[training].shape), random_state=0).fit(means.loc[training])
     reduced = pd.DataFrame(pca.transform(means), means.index)
     utterances = fold.speaker[test].groupby(fold.speaker[test]).groups
-    scores = speaker_scores(read_predictions(task, system).assign(calibration=UNCALIBRATED))
-    rows = [
-        {
-            "attribute": row.attribute,
-            "speaker": row.speaker,
-            "ccc": row.ccc,
-            **{
-                name: shift(
-                    values.loc[utterances[row.speaker]].to_numpy(), values.loc[training].to_numpy()
-                )
-                for name, values in (("feature", reduced), ("label", labels[[row.attribute]]))
-            },
-        }
-        for row in scores.itertuples()
-    ]
-    return pd.DataFrame(rows)
+
+    def distance(values: pd.DataFrame, speaker: str) -> float:
+        return shift(values.loc[utterances[speaker]], values.loc[training])
+
+    table = speaker_scores(read_predictions(task, system)).drop(columns=["system", "calibration"])
+    pairs = list(zip(table.attribute, table.speaker))
+    feature = [distance(reduced, speaker) for _, speaker in pairs]
+    label = [distance(labels[[attribute]], speaker) for attribute, speaker in pairs]
+    return table.assign(feature=feature, label=label)
 
 
 def rating_costs(task: RatingTask, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
-    """Training costs of systems on a fold.
-
-    Returns
-    -------
-    table : DataFrame
-        By system: trained `parameters`, and training `seconds`, those of PAPT's masked prediction included.
-    """
+    """Trained `parameters` and training `seconds` by system, PAPT's masked prediction included."""
     rows = {}
     for system in systems:
         stages = [task.folder / name for name in (system.initial_model, system.name) if name]

@@ -27,7 +27,7 @@ ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
 
 
 def all_gather_ragged(rows: Tensor) -> Tensor:
-    """Concatenate (n, ...) rows of all processes, where n may differ; gradients flow back to each process.
+    """Concatenate (n, ...) rows of all processes, where n may differ.
 
     Gradients are summed over the processes, so they are right once the processes average them.
     """
@@ -251,8 +251,7 @@ class AttributeModel(SpeakerConditionedModel):
             )
         else:
             frames = inputs.float()
-            steps = torch.arange(frames.shape[1], device=lengths.device)
-            attention_mask = steps < lengths[:, None]
+            attention_mask = torch.arange(frames.shape[1], device=lengths.device) < lengths[:, None]
         if inside and self.config.interpreter == "mlp":
             embedding = None  # the frames contain it
         return frames, attention_mask, embedding
@@ -280,14 +279,8 @@ class AttributeModel(SpeakerConditionedModel):
     ) -> dict[str, Tensor]:
         """`loss`, see `concordance_loss`, and `predicted` (batch, attributes).
 
-        Parameters
-        ----------
-        inputs, lengths
-            See `SpeechModel.hidden_states`; or frames, where the encoder is not trained.
-        ratings : (batch, attributes) float32
-        speaker : (batch, n_speakers) or (batch, hidden_size) float32, optional
-            Weights of training speakers, or a fixed embedding.
-        sample_weight : (batch,) float32, optional
+        `ratings` is (batch, attributes), `sample_weight` (batch,). `speaker` holds weights of training
+        speakers, (batch, n_speakers), or fixed embeddings, (batch, hidden_size).
         """
         predicted, _ = self.predict(inputs, lengths, speaker)
         if sample_weight is None:

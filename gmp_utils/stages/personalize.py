@@ -35,13 +35,10 @@ from gmp_utils.training.trainer import TrainingConfig, train
 
 
 def summarize_utterances(task: RatingTask) -> Path:
-    """Mean, standard deviation and maximum over time of every utterance, by the pre-trained encoder.
+    """Mean, standard deviation and maximum over time of the pre-trained encoder's last layer.
 
-    Returns
-    -------
-    stage : Path
-        With mean.npy, std.npy and max.npy: (n_utterances, hidden_size) float32 of the last layer, in the
-        manifest's order; and with the frames, unless the encoder is going to be trained.
+    mean.npy, std.npy and max.npy are (n_utterances, hidden_size) float32, in the manifest's order. The frames
+    are kept unless the encoder is going to be trained.
     """
     corpus = open_corpus(task.run_dir)
     keep_frames = not task.train_encoder
@@ -96,9 +93,8 @@ def _make_fold_stage(
 
 def _pseudo_labels(task: RatingTask) -> Path:
     """Stage 04; a GmpError if its pseudo-labels are not the pre-trained encoder's."""
-    stage = stage_folder(
-        task.run_dir, upstream(PERSONALIZE, {"representations": ["papt"]})[-1], task.fold
-    )
+    _, name = upstream(PERSONALIZE, {"representations": ["papt"]})
+    stage = stage_folder(task.run_dir, name, task.fold)
     check_and_identify(stage)
     clustered = read_json(stage / "params.json")["clustered_model"]
     if clustered != "encoder":
@@ -120,15 +116,8 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
 
     Its targets are the pseudo-labels of stage 04, which must be the pre-trained encoder's.
 
-    Parameters
-    ----------
-    position : str
-        See `gmp_utils.models.regression.SPEAKER_POSITIONS`; "none" is the same training without embeddings.
-
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json and model/.
+    `position` is one of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without
+    embeddings.
     """
     fold, clusters = open_fold(task), _pseudo_labels(task)
     labels, scales = features.open_labels(clusters)
@@ -226,8 +215,8 @@ def _predict(model: AttributeModel, dataset: Utterances) -> tuple[pd.DataFrame, 
         for names, outputs in features.batches(dataset, "predict", predict):
             for table, values in zip(tables, outputs):
                 table.append(pd.DataFrame(values.float().cpu().numpy(), names))
-    ratings, vectors = map(pd.concat, tables)
-    return ratings.set_axis(model.config.attributes, axis=1), vectors
+    ratings, means = map(pd.concat, tables)
+    return ratings.set_axis(model.config.attributes, axis=1), means
 
 
 def _fit_and_predict(
@@ -259,20 +248,20 @@ def _fit_and_predict(
     metrics = partial(_rating_metrics, task.attributes)
     scoring = {"compute_metrics": metrics, "selection_metric": "ccc"}
     train(model, *sets, folder, training, **scoring, selection=protocol.selection)
-    tables, vectors = [], []
+    tables, means = [], []
     for part, utterances in fold.parts.items():
         if utterances:
-            ratings, part_vectors = _predict(model, dataset(utterances))
+            ratings, part_means = _predict(model, dataset(utterances))
             rows = manifest.loc[utterances, ["utterance", "speaker", "gender"]].assign(part=part)
             for name in task.attributes:
                 columns = {"true": manifest[name], "predicted": ratings[name]}
                 tables.append(rows.assign(attribute=name, **columns))
-            vectors.append(part_vectors)
+            means.append(part_means)
     predictions = pd.concat(tables, ignore_index=True)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
-    vectors = pd.concat(vectors)
-    means = vectors.groupby(fold.speaker[vectors.index]).mean().rename(columns=str)
-    means.to_parquet(folder / "speakers.parquet")
+    means = pd.concat(means)
+    by_speaker = means.groupby(fold.speaker[means.index]).mean().rename(columns=str)
+    by_speaker.to_parquet(folder / "speakers.parquet")
 
 
 def train_and_predict(
@@ -280,13 +269,9 @@ def train_and_predict(
 ) -> Path:
     """Train a system on a fold's training speakers, and predict the ratings of all its utterances.
 
-    A "papt" system starts with the model of `adapt`.
-
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json, model/, predictions.parquet (utterance, speaker, gender, part,
-        attribute, true, predicted) and speakers.parquet (each speaker's mean features).
+    A "papt" system starts with the model of `adapt`. The stage has history.csv, metrics.json, model/,
+    predictions.parquet (utterance, speaker, gender, part, attribute, true, predicted) and speakers.parquet
+    (each speaker's mean features).
     """
     fold, stages, source = open_fold(task), [], weights.resolve(task.encoder)
     if system.initial_model:
@@ -320,10 +305,7 @@ def adapt_unsupervised(
     | weighting | all, with a weight of one plus the number of choices |
     | all | all: more training and nothing else |
 
-    Returns
-    -------
-    stage : Path
-        As of `train_and_predict`, whose "none-mlp" it starts with.
+    It starts with "none-mlp" of `train_and_predict`, and writes the same files.
     """
     system, fold = RatingModelConfig(adaptation=adaptation), open_fold(task)
     source = task.folder / system.initial_model
@@ -354,12 +336,7 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
     """Train "none-mlp" on half of the utterances of n training speakers, drawn by the training's seed.
 
     The other half is the part "seen" of its predictions, for the personalization gap: their CCC minus that
-    of the unseen test speakers.
-
-    Returns
-    -------
-    stage : Path
-        As of `train_and_predict`.
+    of the unseen test speakers. It writes the same files as `train_and_predict`.
     """
     fold, system = open_fold(task), RatingModelConfig()
     order = np.random.default_rng(training.seed).permutation(fold.similarity.columns)
@@ -386,12 +363,8 @@ def write_results(
 ) -> Path:
     """Write the results of a run: ratings.parquet, table.csv, differences.csv and summary.md.
 
-    Parameters
-    ----------
-    tasks : sequence of RatingTask
-        One per fold.
-    table, results : DataFrame
-        As of `gmp_utils.evaluation.ratings.calibrated` and `results_table`.
+    `tasks` has one per fold, `table` and `results` are those of `calibrated` and `results_table` in
+    `gmp_utils.evaluation.ratings`.
     """
     corpus = open_corpus(tasks[0].run_dir)
     protocol = corpus.protocol
