@@ -1,4 +1,4 @@
-"""The family's recipes: data that choose stages; and the baselines that stand beside them."""
+"""Recipes of related methods, the stages that they need, and baselines."""
 
 from importlib.util import find_spec
 
@@ -26,7 +26,7 @@ needs_opensmile = pytest.mark.skipif(
 )
 
 
-def test_recipes_are_the_family():
+def test_recipes_are_the_related_methods():
     assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "papt", "tapt", "v-ft"]
     with pytest.raises(GmpError, match="recipe 'tap': expected one of egemaps, frozen, gmp-tl, "):
         experiments.recipe("tap")
@@ -43,7 +43,7 @@ def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path, monkeyp
     assert run.personal == (name == "papt")
 
 
-def test_a_recipe_goes_over_presets_and_under_what_a_variant_says_itself(tmp_path):
+def test_a_recipe_overrides_presets_and_a_variants_own_parameters_override_it(tmp_path):
     declaration = tmp_path / "mine.yaml"
     declaration.write_text(
         "question: Which\nfolds: [1]\nseeds: [0]\n"
@@ -133,7 +133,7 @@ def test_the_svm_is_trained_and_selected_without_the_test_speakers(tmp_path):
 
 
 @needs_opensmile
-def test_functionals_are_opensmiles(tmp_path):
+def test_functionals_are_those_of_opensmile(tmp_path):
     import opensmile
 
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
@@ -145,7 +145,7 @@ def test_functionals_are_opensmiles(tmp_path):
     np.testing.assert_array_equal(found.loc[name], smile.process_signal(samples, 16000).iloc[0])
 
 
-def test_egemaps_without_opensmile_is_an_error_in_words(tmp_path, monkeypatch):
+def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
     for module in (baselines, experiments):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
@@ -157,8 +157,8 @@ def test_egemaps_without_opensmile_is_an_error_in_words(tmp_path, monkeypatch):
     assert "majority" in {run.variant for run in planned.runs}
 
 
-def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
-    """GMP-TL's stands beside Table 3, the others do not."""
+def test_a_run_is_named_after_its_recipe(tmp_path):
+    """GMP-TL's is compared with Table 3, the others are not."""
     found = {}
     for name in ("", "gmp-tl", "v-ft"):
         run = str(tmp_path / (name or "plain"))
@@ -173,8 +173,8 @@ def test_a_run_by_a_recipe_is_called_by_it(tmp_path):
         lay_out(Settings(recipe="v-ft", experiment="family"))
 
 
-def test_p_tapt_goes_through_every_stage(tmp_path, tiny_encoder):
-    """With its own losses, masks, heads and activation; clips shorter than a mask, and no genders known."""
+def test_p_tapt_runs_through_every_stage(tmp_path, tiny_encoder):
+    """With its own losses, masks, heads and activation; clips shorter than a mask, and unknown genders."""
     run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
     given = experiments.recipe("p-tapt")
     trained = HeadConfig(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)

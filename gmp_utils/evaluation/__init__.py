@@ -1,1 +1,1 @@
-"""Predictions to metrics, intervals, comparisons and tables. Knows no training."""
+"""From predictions to metrics, intervals, comparisons and tables."""

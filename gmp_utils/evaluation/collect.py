@@ -38,18 +38,10 @@ CLASSIFIER = [*SYSTEM, "fold", "seed"]
 DEFAULT_VARIANTS = {True: "GMPs", False: "no GMPs"}  # of a run without variants, by use_gmps
 
 
-def system_names(table: pd.DataFrame) -> pd.Series:
-    """Variant and system in one name, such as "GMPs, CE"."""
-    return table.variant + ", " + table.system
-
-
 def classifiers(run_dir: str) -> pd.DataFrame:
     """The finished classifiers of a run, or those that an experiment declares.
 
-    Returns
-    -------
-    table : DataFrame
-        `variant`, `system` (a value of `SYSTEM_NAMES`), `fold`, `seed`, and the `stage` of notebook 06.
+    Columns are variant, system (a value of `SYSTEM_NAMES`), fold, seed, and the stage of notebook 06.
     """
     declaration, rows = experiments.read_declaration(run_dir), []
     for run in declaration["runs"]:
@@ -127,12 +119,8 @@ def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
     Classifiers of a variant may differ in fold, system and seed only, and classifiers of a fold have to be
-    tested on the same utterances; a GmpError names what differs.
-
-    Returns
-    -------
-    predictions : DataFrame
-        As `write_predictions` writes them, with `variant`, `system`, `fold` and `seed`.
+    tested on the same utterances; a GmpError names what differs. Columns are those of
+    `gmp_utils.evaluation.predictions.write_predictions`, and variant, system, fold and seed.
     """
     tables, settings_seen, tested_seen = [], {}, {}
     variants = experiments.read_declaration(run_dir)["variants"]
@@ -170,15 +158,10 @@ def _classifier_cost(row) -> dict:
 def training_costs(run_dir: str) -> pd.DataFrame:
     """Training cost of each system, mean over folds and seeds.
 
-    A stage that was interrupted and resumed counts its last session only.
-
-    Returns
-    -------
-    table : DataFrame
-        variant, system, device; `training_seconds` of all its stages; `peak_memory_mb` and
-        `peak_gpu_memory_mb` of one process; trained `parameters`; `times_real_time`, the seconds of audio
-        that fine-tuning processed per second; and `relative_seconds`, as a multiple of plain fine-tuning
-        (the cheapest system that trains the original encoder itself; NaN without one).
+    `training_seconds` are those of all stages of a system; an interrupted stage counts its last session only.
+    Peak memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed
+    per second. `relative_seconds` are a multiple of plain fine-tuning, the cheapest system that trains the
+    original encoder itself (NaN without one).
     """
     rows = pd.DataFrame(map(_classifier_cost, classifiers(run_dir).itertuples(index=False)))
     table = rows.groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()

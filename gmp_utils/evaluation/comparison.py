@@ -17,7 +17,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """95 % percentile interval of a statistic, from 1000 bootstrap samples of speakers.
 
-    Speakers are resampled with all their utterances (a cluster bootstrap).
+    Speakers are resampled with all their utterances (a cluster bootstrap). Below `MIN_SPEAKERS` speakers both
+    ends are NaN.
 
     Parameters
     ----------
@@ -26,11 +27,6 @@ def bootstrap_interval(
     statistic : callable
         Maps resampled totals, (1000, ...), to values, (1000,).
     seed : int
-
-    Returns
-    -------
-    low, high : float
-        NaN for fewer than `MIN_SPEAKERS` speakers.
     """
     n = len(sums)
     if n < MIN_SPEAKERS:
@@ -45,14 +41,8 @@ def with_intervals(
 ) -> dict[str, tuple[float, float, float]]:
     """UAR and WAR, each with the ends of its 95 % interval by `bootstrap_interval`, 0 to 1.
 
-    Earlier versions used the package confidence-intervals: the percentile method, too, but it also resampled
-    the utterances of each drawn speaker, so its intervals were wider.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        With `true`, `predicted` and `speaker`.
-    seed : int
+    Earlier versions used the package confidence-intervals. It takes percentiles, too, but resamples the
+    utterances of each drawn speaker as well, so its intervals were wider.
     """
     columns = ["true", "predicted"]
     classes = pd.Index(np.unique(predictions[columns].to_numpy(dtype=str)))
@@ -76,42 +66,21 @@ def with_intervals(
 
 
 def minimum_detectable_difference(differences: Sequence[float], level: float = LEVEL) -> float:
-    """The mean difference that a two-sided t test at this level finds with 80 % power.
-
-    Parameters
-    ----------
-    differences : (n_speakers,) float
-        The spread is taken from them.
-    level : float
-    """
+    """The mean difference that a two-sided t test finds with 80 % power, by these differences' spread."""
     freedom = len(differences) - 1
     quantiles = stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom)
     return float(quantiles * stats.sem(differences))
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """Two-sided p of a mean difference by random sign flips.
-
-    Exact up to 13 speakers, from 9,999 draws with more.
-
-    Parameters
-    ----------
-    differences : (n_speakers,) float
-    """
-    test = stats.permutation_test(
-        (np.asarray(differences),),
-        np.mean,
-        permutation_type="samples",
-        rng=np.random.default_rng(0),
-    )
+    """Two-sided p of a mean difference by sign flips: all of up to 13 speakers, 9,999 random ones of more."""
+    samples, rng = (np.asarray(differences),), np.random.default_rng(0)
+    test = stats.permutation_test(samples, np.mean, permutation_type="samples", rng=rng)
     return float(test.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction for multiple comparisons.
-
-    Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
-    """
+    """Holm's correction for multiple comparisons (1979)."""
     p_values = np.asarray(p_values, dtype=float)
     order = np.argsort(p_values)
     steps = p_values[order] * np.arange(len(p_values), 0, -1)
@@ -121,20 +90,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
-    """Score of each speaker with each seed, in points.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        With `speaker`, `seed`, `true` and `predicted`.
-    metric : callable
-        Of true and predicted labels, such as `gmp_utils.evaluation.metrics.uar`.
-
-    Returns
-    -------
-    scores : Series
-        Indexed by speaker and seed.
-    """
+    """A metric of true and predicted labels by speaker and seed, in points."""
     groups = predictions.groupby(["speaker", "seed"])
     return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
 

@@ -14,17 +14,8 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, with the unbiased
     estimator of Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, equation 3: without
-    it few points in many dimensions always look similar.
-
-    Parameters
-    ----------
-    x, y : (n, dim) float
-        Dimensions may differ.
-
-    Returns
-    -------
-    similarity : float
-        1 up to rotation, shift and scale; 0 on average for unrelated representations.
+    it few points in many dimensions always look similar. It is 1 for representations (n, dim) that differ by
+    a rotation, shift and scale, and 0 on average for unrelated ones.
     """
     grams = []
     for values in (x, y):
@@ -82,7 +73,7 @@ def map_layers(
     Returns
     -------
     maps : DataFrame
-        The points drawn, in the same order for each layer, with `layer`, `x` and `y`.
+        The points drawn, once per layer in the same order, with `layer`, `x` and `y`.
     """
     names = points.utterance[points.part.isin(["train", part])].unique()
     names = np.random.default_rng(seed).permutation(np.sort(names))

@@ -38,31 +38,15 @@ def ccc(true: np.ndarray, predicted: np.ndarray) -> float:
 
 
 def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str, float]:
-    """Mean cross-entropy and UAR, named after the task.
-
-    Parameters
-    ----------
-    logits : (n_utterances, n_classes) float
-    labels : (n_utterances,) int
-    task : str
-    """
+    """Mean cross-entropy of logits (n_utterances, n_classes), and UAR, named after the task."""
     loss = -np.mean(log_softmax(logits, axis=1)[np.arange(len(labels)), labels])
     return {f"{task}_ce": float(loss), f"{task}_uar": uar(labels, logits.argmax(axis=1))}
 
 
 def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Cosine distances between and within classes.
+    """Cosine distances of vectors (n_utterances, dim), and their ratio.
 
-    Parameters
-    ----------
-    vectors : (n_utterances, dim) float
-    labels : (n_utterances,) int
-
-    Returns
-    -------
-    separation : dict
-        `inter_class`: mean distance between class centers; `intra_class`: mean distance of an utterance to
-        the center of its class; their `ratio`.
+    `inter_class` is the mean distance between class centers, `intra_class` that of an utterance to its own.
     """
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     classes, index = np.unique(labels, return_inverse=True)
@@ -84,11 +68,6 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Guo et al., "On Calibration of Modern Neural Networks", 2017. Targets are smoothed by one utterance in n,
     as Platt's are ("Probabilistic Outputs for Support Vector Machines", 1999), so that a few utterances
     without an error do not drive confidence to 1.
-
-    Parameters
-    ----------
-    logits : (n_utterances, n_classes) float
-    labels : (n_utterances,) int
     """
     n, n_classes = logits.shape
     targets = np.full((n, n_classes), 1 / (n + 1) / n_classes)
@@ -103,19 +82,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Accuracy by confidence, in ten equally wide bins.
-
-    Parameters
-    ----------
-    confidence : (n_utterances,) float
-        The highest probability of each, 0 to 1.
-    correct : (n_utterances,) bool
-
-    Returns
-    -------
-    table : DataFrame
-        A row per bin that is not empty: mean `confidence`, `accuracy`, `utterances`.
-    """
+    """Mean `confidence`, `accuracy` and number of `utterances` in ten bins of confidence; no empty bins."""
     rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, dtype=float)})
     bins = rows.groupby(np.minimum((rows.confidence * BINS).astype(int), BINS - 1))
     return bins.mean().assign(utterances=bins.size()).reset_index(drop=True)

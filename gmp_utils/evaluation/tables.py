@@ -15,7 +15,6 @@ from gmp_utils.evaluation.collect import (
     corpus_of,
     first_corpus,
     missing_runs,
-    system_names,
 )
 from gmp_utils.evaluation.comparison import comparisons, speaker_scores, with_intervals
 from gmp_utils.evaluation.metrics import recalls, temperature, uar
@@ -37,11 +36,7 @@ COST_HEADERS = {
 def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """UAR and WAR of each system in percent, pooled over folds and seeds, with intervals by speaker.
 
-    Returns
-    -------
-    table : DataFrame
-        variant, system; `UAR`, `UAR low`, `UAR high`, and the same of WAR. Intervals are NaN for fewer than
-        `gmp_utils.evaluation.comparison.MIN_SPEAKERS` speakers.
+    Columns are variant, system, `UAR`, `UAR low`, `UAR high`, and the same for WAR.
     """
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -64,15 +59,9 @@ def points(predictions: pd.DataFrame) -> pd.DataFrame:
 def comparable_pairs(
     systems: Sequence[tuple[str, str]], against: str | None = None
 ) -> list[tuple[str, str]]:
-    """Pairs that differ in one thing, the variant or the system.
+    """Pairs of (variant, system) that differ in one of the two; `against` one variant, if given.
 
     Variants that have no system in common, such as related methods, are compared by the first system of each.
-
-    Parameters
-    ----------
-    systems : sequence of (variant, system)
-    against : str, optional
-        The variant that the others are compared with; without it every two are.
     """
     by_variant: dict[str, list[str]] = {}
     for variant, system in systems:
@@ -138,9 +127,8 @@ def results_table(
     Returns
     -------
     table : DataFrame
-        variant, system, folds, seeds, speakers; UAR and WAR in percent as text, pooled over folds and seeds,
-        with an interval by speaker; mean and standard deviation of the UAR over folds and over seeds; the
-        paper's UAR and WAR.
+        variant, system, and as text: UAR and WAR in percent with intervals by speaker, mean and standard
+        deviation of the UAR over folds and over seeds, and the paper's numbers.
     """
     rows = _result_rows(predictions, scored)
     papers = {
@@ -166,15 +154,9 @@ def results_table(
 
 
 def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR of each system on each fold in percent, as mean ± standard deviation over seeds.
-
-    Returns
-    -------
-    table : DataFrame
-        A row per system ("variant, system"), a column per fold, and the mean of the folds' means, "UAR".
-    """
+    """UAR of each system and fold in percent, mean ± standard deviation over seeds, and its mean."""
     scored = points(predictions)
-    scored = scored.assign(name=system_names(scored))
+    scored["name"] = scored.variant + ", " + scored.system
     grouped = scored.groupby(["name", "fold"], sort=False).UAR.agg(["mean", "std"])
     text = grouped["mean"].map("{:.1f}".format)
     spread = grouped["std"].map(lambda value: "" if np.isnan(value) else f" ± {value:.1f}")
@@ -248,13 +230,10 @@ def describe(run_dir: str) -> str:
 
 
 def confidences(run_dir: str) -> pd.DataFrame:
-    """Confidence of each network in its test predictions, before and after temperature scaling.
+    """Confidence of each network in its test predictions, and whether they are correct.
 
-    Returns
-    -------
-    table : DataFrame
-        variant, system, fold, seed, utterance, `correct`, and the confidence, `uncalibrated` and `calibrated`
-        on the fold's validation speakers. Empty without networks or without validation speakers.
+    It is given `uncalibrated` and `calibrated` on the fold's validation speakers. The table is empty without
+    networks or without validation speakers.
     """
     tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
     for row in classifiers(run_dir).itertuples(index=False):

@@ -1,1 +1,1 @@
-"""Plotly figures and the two explorers with their widgets. Computes nothing that a table needs."""
+"""Plotly figures, and the two explorers with their widgets."""

@@ -1,4 +1,4 @@
-"""Plotly figures of the series: one look, one color per emotion and gender, everywhere."""
+"""The look of all figures: colors of emotions, genders and tasks, a template, and display."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from gmp_utils.runs.paths import display_path, figures_folder
 
-# Okabe and Ito's palette and some of Paul Tol's, told apart by color-blind readers.
+# Okabe and Ito's palette and some of Paul Tol's, which color-blind readers can distinguish.
 COLORS = {
     "angry": "#D55E00",
     "happy": "#E69F00",
@@ -57,15 +57,15 @@ TEMPLATE = go.layout.Template(
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """A color for each name: its own where it has one, else one that none of the others has."""
+    """A color for each name: that of `COLORS`, or else one that no other name has."""
     names = list(names)
-    own = {name: COLORS[name] for name in names if name in COLORS}
-    spare = cycle(sorted(set(COLORS.values()) - set(own.values()) - {COLORS["unknown"]}))
-    return {name: own.get(name) or next(spare) for name in names}
+    fixed = {name: COLORS[name] for name in names if name in COLORS}
+    spare = cycle(sorted(set(COLORS.values()) - set(fixed.values()) - {COLORS["unknown"]}))
+    return {name: fixed.get(name) or next(spare) for name in names}
 
 
 def browser() -> str | None:
-    """The Chromium that draws PNG pictures: BROWSER_PATH, empty for none, or one that is found."""
+    """The Chromium that renders PNG and SVG: BROWSER_PATH (empty for none), or an installed one."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     found = next(filter(None, map(shutil.which, names)), None)
     return os.environ.get("BROWSER_PATH", found) or None
@@ -73,21 +73,15 @@ def browser() -> str | None:
 
 @cache
 def _start_renderer() -> None:
-    """One Chromium for all figures of a notebook: starting it costs ten times what a figure does."""
-    nowhere = "127.0.0.1:9"  # a proxy that is not there, for what Chromium asks of its maker
-    kaleido.start_sync_server(mathjax=False, proxy_server=nowhere, silence_warnings=True)
+    """Start one Chromium for all figures of a notebook, because that takes ten times as long as a figure."""
+    no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
+    kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
 
 
 def show(figure: go.Figure, run_dir: str, name: str) -> None:
-    """Show a figure in the notebook and keep it under figures/.
+    """Show a figure in the notebook, and write it to the run's `figures_folder`.
 
-    Parameters
-    ----------
-    figure : Figure
-    run_dir : str
-        See `gmp_utils.runs.paths.figures_folder`.
-    name : str
-        Of the files, without ending: `.html`, and `.png` and `.svg` where a Chromium is found.
+    The files are `<name>.html`, and `.png` and `.svg` where a Chromium is found.
     """
     from IPython.display import display
 
@@ -99,13 +93,13 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     if browser():
         _start_renderer()
         size = {"width": 900, "height": figure.layout.height or 420}
-        drawn = {
+        images = {
             kind: kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
             for kind in ("png", "svg")
         }
-        for kind, content in drawn.items():
+        for kind, content in images.items():
             (folder / f"{name}.{kind}").write_bytes(content)
-        bundle["image/png"] = drawn["png"]
+        bundle["image/png"] = images["png"]
     else:
         print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)

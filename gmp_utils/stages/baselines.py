@@ -1,6 +1,7 @@
 """Baselines of stage 06: eGeMAPS with an SVM, the majority class, and text alone or fused with speech."""
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -47,6 +48,10 @@ MLP_EPOCHS = 300  # at most
 TOPICS = 100  # dimensions of TF-IDF in embedding fusion
 
 
+Scores = dict[str, np.ndarray]  # by part, (n_utterances, n_classes)
+Features = dict[str, np.ndarray | csr_matrix]  # by part, (n_utterances, dim)
+
+
 @dataclass(frozen=True)
 class Fold:
     """Utterances and emotion labels of the non-empty parts of a fold, and how the protocol selects."""
@@ -72,17 +77,19 @@ class Fold:
         """Number of emotions."""
         return len(self.corpus.emotions)
 
-    @property
-    def selects(self) -> bool:
-        """Whether the protocol selects on a part of the fold."""
-        return self.corpus.protocol.selection != "last"
-
-    def uar(self, scores: dict[str, np.ndarray]) -> float:
+    def uar(self, scores: Scores) -> float:
         """UAR on the part that the protocol selects on."""
         part = self.corpus.protocol.selection_part
         return uar(self.labels[part], scores[part].argmax(axis=1))
 
-    def write(self, folder: Path, scores: dict[str, np.ndarray], metrics: dict) -> None:
+    def select(self, fit: Callable[[float], Scores], values: Sequence[float], default: float):
+        """The value with the highest UAR and its scores; the default if the protocol selects nothing."""
+        if self.corpus.protocol.selection == "last":
+            values = [default]
+        candidates = [(value, fit(value)) for value in values]
+        return max(candidates, key=lambda candidate: self.uar(candidate[1]))
+
+    def write(self, folder: Path, scores: Scores, metrics: dict) -> None:
         """Write predictions.parquet and metrics.json."""
         corpus = self.corpus
         write_predictions(folder, corpus.manifest, self.parts, scores, corpus.emotions)
@@ -111,17 +118,10 @@ def functionals(corpus: Corpus) -> Path:
     return make_stage(folder, build, parameters={}, stages=[corpus.stage], module=__name__)
 
 
-def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict]:
-    """Scores of a linear SVM by part, and its metrics; C is selected as the protocol selects.
+def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
+    """Scores and metrics of a linear SVM on features that are indexed by utterance."""
 
-    Parameters
-    ----------
-    fold : Fold
-    x : DataFrame
-        Features, indexed by utterance.
-    """
-    candidates = {}
-    for c in SVM_C if fold.selects else (DEFAULT_C,):
+    def fit(c: float) -> Scores:
         svm = SVC(C=c, kernel="linear", class_weight="balanced")
         model = make_pipeline(StandardScaler(), svm)
         model.fit(x.loc[fold.parts["train"]], fold.labels["train"])
@@ -130,13 +130,14 @@ def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[dict[str, np.ndarray], dict]:
         }
         if fold.n_classes == 2:
             scores = {part: np.stack([-score, score], axis=1) for part, score in scores.items()}
-        candidates[c] = scores
-    c, scores = max(candidates.items(), key=lambda candidate: fold.uar(candidate[1]))
+        return scores
+
+    c, scores = fold.select(fit, SVM_C, DEFAULT_C)
     n_pairs = fold.n_classes * (fold.n_classes - 1) // 2
     return scores, {"C": c, "parameters": n_pairs * (x.shape[1] + 1)}
 
 
-def _majority(fold: Fold) -> tuple[dict[str, np.ndarray], dict]:
+def _majority(fold: Fold) -> tuple[Scores, dict]:
     """The training counts of the emotions, as the scores of every utterance."""
     counts = np.bincount(fold.labels["train"], minlength=fold.n_classes).astype(float)
     scores = {part: np.tile(counts, (len(fold.parts[part]), 1)) for part in fold.scored_parts}
@@ -155,20 +156,9 @@ def check_baselines(baselines: list[str]) -> None:
 def classify(
     run_dir: str, fold: int, *, baseline: str, use_gmps: bool = False, seed: int = 0
 ) -> Path:
-    """Train one of `BASELINES` on a fold's training speakers, and classify the others.
+    """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    Parameters
-    ----------
-    run_dir : str
-    fold : int
-    baseline : str
-    use_gmps, seed
-        Change nothing: they say which networks the baseline is listed with.
-
-    Returns
-    -------
-    stage : Path
-        With predictions.parquet (validation and test) and metrics.json.
+    `use_gmps` and `seed` change nothing: they name the networks that the baseline is listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
@@ -250,27 +240,13 @@ def _transcripts(corpus: Corpus) -> list[str]:
     return texts.tolist()
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in TEXT_KINDS:
-        raise GmpError(f"text: found {kind!r}, expected some of {', '.join(TEXT_KINDS)}.")
-
-
 def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[str]) -> None:
-    """Raise a GmpError for text baselines that cannot be trained, before networks are.
-
-    Parameters
-    ----------
-    run_dir : str
-    kinds : list of str
-        Of `TEXT_KINDS`.
-    text_encoder : str
-    losses : list of str
-        Of the networks; text is fused with the first.
-    """
+    """Raise a GmpError for text baselines that cannot be trained next to networks of these losses."""
     if not kinds:
         return
     for kind in kinds:
-        _check_kind(kind)
+        if kind not in TEXT_KINDS:
+            raise GmpError(f"text: found {kind!r}, expected some of {', '.join(TEXT_KINDS)}.")
     if not losses:
         raise GmpError("text with losses []: there is no network to fuse it with; name a loss.")
     _transcripts(open_corpus(run_dir))
@@ -286,22 +262,13 @@ def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
 
 
 def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
-    """The weight of speech with the highest UAR; of equal ones the nearest to 0.5.
-
-    Parameters
-    ----------
-    speech, text : (n_utterances, n_classes) float
-        Probabilities of utterances that neither model was trained on.
-    true : (n_utterances,) int64
-    """
+    """The weight of speech with the highest UAR of the fused probabilities; of equal ones the most even."""
     scores = [uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in SPEECH_WEIGHTS]
     best = SPEECH_WEIGHTS[np.isclose(scores, max(scores))]
     return float(best[np.abs(best - 0.5).argmin()])
 
 
-def _classify_text(
-    fold: Fold, text: dict[str, np.ndarray | csr_matrix]
-) -> tuple[dict[str, np.ndarray], dict]:
+def _classify_text(fold: Fold, text: Features) -> tuple[Scores, dict]:
     """Logistic regression on text features."""
     model = LogisticRegression(max_iter=1000, class_weight="balanced")
     if isinstance(text["train"], np.ndarray):
@@ -311,28 +278,20 @@ def _classify_text(
     return scores, {"parameters": fold.n_classes * (text["train"].shape[1] + 1)}
 
 
-def _fuse_late(
-    fold: Fold, text: dict[str, np.ndarray | csr_matrix], speech: Path
-) -> tuple[dict[str, np.ndarray], dict]:
+def _fuse_late(fold: Fold, text: Features, speech: Path) -> tuple[Scores, dict]:
     """Weighted mean of the probabilities of text and speech."""
     by_text, metrics = _classify_text(fold, text)
-    logits = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
-    logits = logits[fold.corpus.emotions]
-    by_speech = {
-        part: softmax(logits.loc[fold.parts[part]].to_numpy(), axis=1) for part in fold.scored_parts
-    }
+    table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
+    logits = {part: table.loc[fold.parts[part], fold.corpus.emotions] for part in by_text}
+    by_speech = {part: softmax(rows.to_numpy(), axis=1) for part, rows in logits.items()}
     weight, part = 0.5, fold.corpus.protocol.selection_part
-    if fold.selects:
+    if fold.corpus.protocol.selection != "last":
         weight = best_speech_weight(by_speech[part], by_text[part], fold.labels[part])
-    scores = {
-        part: weight * by_speech[part] + (1 - weight) * by_text[part] for part in fold.scored_parts
-    }
+    scores = {part: weight * by_speech[part] + (1 - weight) * by_text[part] for part in by_text}
     return scores, {"speech_weight": weight, "parameters": metrics["parameters"] + 1}
 
 
-def _fuse_embeddings(
-    fold: Fold, text: dict[str, np.ndarray], speech: Path, seed: int
-) -> tuple[dict[str, np.ndarray], dict]:
+def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tuple[Scores, dict]:
     """A perceptron on the network's features and text features."""
     network = EmotionClassifier.load(str(speech / "model"))
     inputs = features.model_inputs(network, fold.corpus)
@@ -340,17 +299,15 @@ def _fuse_embeddings(
     for part, names in fold.parts.items():
         embeddings, _ = features.embed_and_classify(network, fold.corpus, inputs, names)
         x[part] = np.hstack([embeddings, text[part]])
-    candidates = {}
-    for alpha in MLP_ALPHAS if fold.selects else (DEFAULT_ALPHA,):
+
+    def fit(alpha: float) -> Scores:
         mlp = MLPClassifier((MLP_SIZE,), alpha=alpha, max_iter=MLP_EPOCHS, random_state=seed)
-        model = make_pipeline(StandardScaler(), mlp)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # MLP_EPOCHS is deliberate
-            model.fit(x["train"], fold.labels["train"])
-        candidates[alpha] = {
-            part: _probabilities(model, x[part], fold.n_classes) for part in fold.scored_parts
-        }
-    alpha, scores = max(candidates.items(), key=lambda candidate: fold.uar(candidate[1]))
+            model = make_pipeline(StandardScaler(), mlp).fit(x["train"], fold.labels["train"])
+        return {part: _probabilities(model, x[part], fold.n_classes) for part in fold.scored_parts}
+
+    alpha, scores = fold.select(fit, MLP_ALPHAS, DEFAULT_ALPHA)
     n_parameters = (x["train"].shape[1] + 1) * MLP_SIZE + (MLP_SIZE + 1) * fold.n_classes
     return scores, {"alpha": alpha, "parameters": n_parameters}
 
@@ -364,7 +321,7 @@ def fuse(
     text_encoder: str = "tf-idf",
     seed: int = 0,
 ) -> Path:
-    """Classify transcripts, alone or fused with speech.
+    """Classify transcripts, alone or fused with speech, as a stage next to that of the speech.
 
     Parameters
     ----------
@@ -379,13 +336,7 @@ def fuse(
         "tf-idf", or see `embed`. Embedding fusion reduces TF-IDF to its first dimensions.
     seed : int
         Of the perceptron and the reduction.
-
-    Returns
-    -------
-    stage : Path
-        In the folder of `speech`, with predictions.parquet and metrics.json.
     """
-    _check_kind(kind)
     corpus = open_corpus(run_dir)
     transcripts = _transcripts(corpus)
 
@@ -401,12 +352,12 @@ def fuse(
         else:
             words = embed(transcripts, text_encoder)
         text = {part: words[index] for part, index in rows.items()}
-        if kind == "text":
-            fused = _classify_text(opened, text)
+        if kind == "embedding-fusion":
+            fused = _fuse_embeddings(opened, text, speech, seed)
         elif kind == "late-fusion":
             fused = _fuse_late(opened, text, speech)
         else:
-            fused = _fuse_embeddings(opened, text, speech, seed)
+            fused = _classify_text(opened, text)
         opened.write(folder, *fused)
 
     network = read_json(speech / "params.json")

@@ -37,14 +37,7 @@ Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each
 def probe(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], metric: str
 ) -> float:
-    """Score of a linear probe on standardized features.
-
-    Parameters
-    ----------
-    train, test : tuple of (n, dim) float and (n,) labels or ratings
-    metric : str
-        "UAR" of a logistic regression (C = 0.1), or "CCC" of a ridge regression (alpha = 100).
-    """
+    """UAR of a logistic regression, or CCC of a ridge regression, on standardized features (n, dim)."""
     linear, score = {
         "UAR": (LogisticRegression(C=0.1, max_iter=2000), uar),
         "CCC": (Ridge(alpha=100.0), ccc),
@@ -68,11 +61,6 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         Of each: `utterance`, `part`, classes and ratings.
     part : str
         The part that is scored.
-
-    Returns
-    -------
-    rows : list of dict
-        `task`; `metric`, "UAR" or "CCC"; `score`; `chance`.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
@@ -110,8 +98,7 @@ def cluster_layer(
     Returns
     -------
     rows : list of dict
-        `K`, `attribute`, `nmi` and `purity` of the clusters with it, and `cluster_usage`, the exponential of
-        the clusters' entropy over K.
+        NMI and purity of each K and attribute, and `cluster_usage`, the exponential of the entropy over K.
     """
     scored = points.part == part
     attributes = {
@@ -312,22 +299,9 @@ def probe_layers(
 def cka_to_pretrained(
     run_dir: str, fold: int, encoder: str, models: dict[str, Path], seed: int = 0
 ) -> pd.DataFrame:
-    """CKA of each layer of trained models with the same layer of the encoder they were trained from.
+    """CKA of each layer of trained models, folders by name, with the encoder that they were trained from.
 
-    Parameters
-    ----------
-    run_dir : str
-    fold : int
-    encoder : str
-    models : dict of str to Path
-        Folders of models by name.
-    seed : int
-        Of the frames, which are drawn from the part that the protocol selects on.
-
-    Returns
-    -------
-    table : DataFrame
-        layer, model, cka.
+    Frames are drawn from the part that the protocol selects on. Columns are layer, model and cka.
     """
     corpus = open_corpus(run_dir)
     parts = corpus.protocol.parts(corpus.manifest, fold)

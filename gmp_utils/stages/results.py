@@ -38,23 +38,15 @@ def inference_speed(run_dir: str) -> float | None:
 def write_results(
     run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame, seed: int = 0
 ) -> Path:
-    """Write the results as a stage.
+    """Write predictions, table (csv, md, tex and html), comparisons, costs and a summary as a stage.
 
     Parameters
     ----------
     run_dir : str
-    predictions : DataFrame
-        See `gmp_utils.evaluation.collect.collect`.
-    table : DataFrame
-        See `gmp_utils.evaluation.tables.results_table`.
+    predictions, table : DataFrame
+        See `gmp_utils.evaluation.collect.collect` and `gmp_utils.evaluation.tables.results_table`.
     seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    stage : Path
-        With predictions.parquet, table as csv, md, tex and html, comparisons.csv (of UAR), costs.csv and
-        summary.md.
+        Of the table's bootstrap.
     """
     declaration = experiments.read_declaration(run_dir)
 
