@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -125,7 +125,10 @@ def _plan(options: argparse.Namespace):
 
 
 def _execute(options: argparse.Namespace, extra: list[str]) -> int:
-    """Run Snakemake on what the options ask for; returns its exit status."""
+    """Run Snakemake on what the options ask for; returns its exit status.
+
+    It has a process group of its own, to which signals are passed on: it hangs where it gets one twice.
+    """
     import joblib
 
     from gmp_utils.runs import experiments, on_gpu
@@ -145,11 +148,15 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     with experiments.prepare(plan):
         path = run_folder(plan.folder) / "plan.json"
         command = plan.command(path, *snakemake, *extra)
-        process = subprocess.Popen(command, cwd=ROOT, env=environment)
-        signal.signal(
-            signal.SIGINT, lambda *_: None
-        )  # Ctrl-C reaches Snakemake, which ends its jobs
-        signal.signal(signal.SIGTERM, lambda number, _: process.send_signal(number))
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True)
+
+        def forward(number: int, _) -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, forward)
         return process.wait()
 
 

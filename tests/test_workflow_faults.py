@@ -24,10 +24,10 @@ WAIT = "import time\nprint('waiting here', flush=True)\nfor _ in range(600):\n  
 DIE = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
-def book(path, *codes):
+def book(path, *codes, parameters="run_dir = ''"):
     """A notebook of a title, parameters, and cells of code."""
-    code, parameters = nbformat.v4.new_code_cell, {"tags": ["parameters"]}
-    cells = [nbformat.v4.new_markdown_cell("# Title"), code("run_dir = ''", metadata=parameters)]
+    code, tags = nbformat.v4.new_code_cell, {"tags": ["parameters"]}
+    cells = [nbformat.v4.new_markdown_cell("# Title"), code(parameters, metadata=tags)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
     made = nbformat.v4.new_notebook(cells=[*cells, *map(code, codes)], metadata=metadata)
     nbformat.write(made, path)
@@ -147,7 +147,10 @@ def checkout(tmp_path):
     shutil.copytree(ROOT / "notebooks", own / "notebooks")
 
     def start(code, *arguments):
-        book(own / "notebooks" / "01_prepare_data.ipynb", code, "print()")
+        path = own / "notebooks" / "01_prepare_data.ipynb"
+        cells = nbformat.read(path, as_version=4).cells
+        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+        book(path, code, "print()", parameters=tagged[0].source)
         return begin(["make", *arguments], str(own), own / "log", cwd=own), own / "log"
 
     return start
