@@ -73,7 +73,10 @@ def tiny_wav2vec2(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wav2vec2")
     torch.manual_seed(0)
     heads = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
-    heads |= {"num_codevectors_per_group": 3, "feat_quantizer_dropout": 0.0}  # few codes, often the same
+    heads |= {
+        "num_codevectors_per_group": 3,
+        "feat_quantizer_dropout": 0.0,
+    }  # few codes, often the same
     Wav2Vec2ForPreTraining(Wav2Vec2Config(**TINY, **heads)).save_pretrained(folder)
     return folder
 

@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import soundfile
-from conftest import CLEAN, ROOT, cli, emodb_folder, finished, needs_emodb
+from conftest import CLEAN, ROOT, cli, emodb_folder, needs_emodb
 
 from gmp_utils.data.corpus import open_corpus
 
@@ -255,7 +255,7 @@ def test_own_data_as_readme_says(own_data):
 
 def test_readme_recognises(demo, tmp_path):
     """Its command and its snippets, on the demo's model."""
-    page = (ROOT / "README.md").read_text().split("## Recognise a recording")[1].split("\n## ")[0]
+    page = (ROOT / "README.md").read_text().split("## Recognize a recording")[1].split("\n## ")[0]
     (line,) = [
         line for line in page.splitlines() if line.startswith(".venv/bin/python -m gmp_utils")
     ]
