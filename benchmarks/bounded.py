@@ -1,4 +1,4 @@
-"""What may be larger than the memory: a corpus of 100 hours, the frames of one of seven.
+"""Data that may exceed the memory: a corpus of 100 hours, and the frames of a corpus of seven hours.
 
 python benchmarks/bounded.py --recordings <folder of wav files>
 """
@@ -20,7 +20,7 @@ from gmp_utils.training import kmeans
 
 
 def prepare(recordings: Path, hours: float, folder: Path) -> None:
-    """Decode recordings, over and over, into one store."""
+    """Decode recordings repeatedly into one store."""
     paths = sorted(map(str, recordings.glob("**/*.wav")))
     seconds = [soundfile.info(path).duration for path in paths]
     copies = int(np.ceil(hours * 3600 / sum(seconds)))
@@ -29,13 +29,13 @@ def prepare(recordings: Path, hours: float, folder: Path) -> None:
     took, peak, _ = measure(lambda: waveform_store.write_store(manifest, folder / "waveforms"))
     prepared = copies * sum(seconds) / 3600
     print(
-        f"{prepared:.0f} h, {len(chosen)} recordings: {took:.0f} s, {peak:.0f} MB at most above what "
-        f"was there, store of {prepared * 3600 * 32000 / 2**30:.1f} GiB"
+        f"{prepared:.0f} h, {len(chosen)} recordings: {took:.0f} s, {peak:.0f} MB above the "
+        f"memory in use before, store of {prepared * 3600 * 32000 / 2**30:.1f} GiB"
     )
 
 
 def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
-    """k-means of a sample, and the nearest centroid of every frame, which lie on disk."""
+    """k-means of a sample, and the nearest centroid of every frame. The frames are on disk."""
     rng = np.random.default_rng(0)
     names, lengths = ["a", "b"], [n_frames // 2, n_frames - n_frames // 2]
     frames = Ragged.create(
@@ -49,14 +49,14 @@ def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
     def work() -> tuple[float, float]:
         began = time.monotonic()
         (centroids,) = kmeans.fit_kmeans(frames.sample(names, sample, 0), [k])
-        learnt = time.monotonic()
+        learned = time.monotonic()
         kmeans.assign(frames.values, centroids)
-        return learnt - began, time.monotonic() - learnt
+        return learned - began, time.monotonic() - learned
 
     _, peak, (learning, assigning) = measure(work)
     print(
         f"K = {k} from {sample} of {n_frames} frames of 768: {learning:.0f} s, nearest centroid of all "
-        f"{assigning:.0f} s, {peak:.0f} MB at most above what was there"
+        f"{assigning:.0f} s, {peak:.0f} MB above the memory in use before"
     )
 
 

@@ -1,9 +1,10 @@
-"""One fold of GMP-TL at the paper's size on this machine: speed of every stage, share of the device's peak.
+"""One fold of GMP-TL at the paper's size: speed of every stage, and its share of the device's peak.
 
 python benchmarks/one_fold.py
 
-Seven hours of noise, a HuBERT base with random weights, the paper's batches and clusters, one pass or a few
-updates of each training; on a GPU a matter of minutes. How long a whole fold takes is worked out from them.
+The data are seven hours of noise, and the encoder is a HuBERT base with random weights. Batches and clusters
+are the paper's. Each training runs for one epoch or a few steps, from which the time of a whole fold is
+extrapolated. On a GPU this takes minutes.
 """
 
 import argparse
@@ -39,22 +40,22 @@ from gmp_utils.training.batching import (
 from gmp_utils.training.trainer import TrainingConfig
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
-SPEAKERS, COPIES = 10, 4  # each speaker's recordings are repeated so often
-MEAN = 4.6  # seconds, IEMOCAP's
-UPDATES = 20
-FOLD = "a fold of the paper, seconds, worked out, without evaluations and checkpoints"
+SPEAKERS, COPIES = 10, 4  # number of speakers, and of copies of each recording
+MEAN = 4.6  # seconds, mean duration in IEMOCAP
+STEPS = 20
+FOLD = "a fold of the paper, seconds, extrapolated, without evaluations and checkpoints"
 
 
 def corpus(folder: Path, hours: float) -> Path:
-    """A table of noises, repeated, with lengths like IEMOCAP's."""
+    """A table of repeated noise recordings, with durations like IEMOCAP's."""
     rng, rows = np.random.default_rng(0), []
     for number in range(max(int(hours * 3600 / MEAN / COPIES), 4 * SPEAKERS)):
         seconds = rng.lognormal(np.log(MEAN) - 0.2, 0.63)
         soundfile.write(folder / f"{number}.wav", rng.normal(0, 0.1, int(seconds * 16000)), 16000)
         speaker = number % SPEAKERS
-        own = {"speaker": speaker, "gender": ("female", "male")[speaker % 2]}
-        own |= {"session": speaker // 2, "emotion": EMOTIONS[number // SPEAKERS % 4]}
-        rows += [{"path": f"{number}.wav", **own}] * COPIES
+        labels = {"speaker": speaker, "gender": ("female", "male")[speaker % 2]}
+        labels |= {"session": speaker // 2, "emotion": EMOTIONS[number // SPEAKERS % 4]}
+        rows += [{"path": f"{number}.wav", **labels}] * COPIES
     table = pd.DataFrame(rows)
     table["utterance"] = [f"{index}" for index in range(len(table))]
     table.to_csv(folder / "table.csv", index=False)
@@ -62,7 +63,7 @@ def corpus(folder: Path, hours: float) -> Path:
 
 
 def peak() -> float:
-    """Operations per second of a product of large matrices, bfloat16 where it is used."""
+    """Operations per second of a product of large matrices, in bfloat16 if this device uses it."""
     size = 8192 if hardware.device() == "cuda" else 2048
     dtype = torch.bfloat16 if hardware.bfloat16() else torch.float32
     a, b = (torch.randn(size, size, device=hardware.device(), dtype=dtype) for _ in range(2))
@@ -70,7 +71,7 @@ def peak() -> float:
 
 
 def best(work, repeats: int = 5) -> float:
-    """Seconds of the quickest of some runs, after one that does not count."""
+    """Minimum time of several calls in seconds, after one call to warm up."""
     seconds = []
     for _ in range(repeats + 1):
         wait()
@@ -82,7 +83,7 @@ def best(work, repeats: int = 5) -> float:
 
 
 def wait() -> None:
-    """Until the GPU has done what it was given."""
+    """Wait until the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -90,13 +91,13 @@ def wait() -> None:
 def steps(
     model: torch.nn.Module, dataset: Utterances, seconds: float, size: int
 ) -> dict[str, float]:
-    """Audio seconds and operations per second of training steps, over up to `UPDATES` batches."""
+    """Audio seconds and operations per second of training steps, over up to `STEPS` batches."""
     take = training_step(model)
 
     def step(chosen: list[int]) -> None:
         take(collate([dataset[index] for index in chosen]))
 
-    batches = list(DurationBatchSampler(dataset, seconds, size))[:UPDATES]
+    batches = list(DurationBatchSampler(dataset, seconds, size))[:STEPS]
     with FlopCounterMode(display=False) as counter:
         for chosen in batches[:2]:
             step(chosen)
@@ -111,7 +112,7 @@ def steps(
 
 
 def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: dict) -> dict:
-    """All stages once, and steps of both trainings with and without the CNN's part."""
+    """Time all stages once, and steps of both trainings with and without the CNN."""
     run, table = str(folder / "run"), corpus(folder, hours)
     seconds, size = paper["batch_seconds"], paper["finetune_batch_size"]
     took, rows = {}, []
@@ -141,8 +142,8 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         "multitask, one pass", lambda: train_multitask.train_multitask(*where, schedule(epochs=1))
     )
     timed("pseudo-labels", lambda: generate_gmps.generate_gmps(run, 1, scales=scales))
-    updating = schedule(max_steps=UPDATES)
-    timed(f"retraining, {UPDATES} updates", lambda: retrain.retrain(*where, updating))
+    updating = schedule(max_steps=STEPS)
+    timed(f"retraining, {STEPS} updates", lambda: retrain.retrain(*where, updating))
     timed(
         "fine-tuning, one pass",
         lambda: finetune.finetune(*where, "ams", schedule(epochs=1)),
@@ -167,9 +168,9 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
             "retraining": (predictor, Utterances(source, training, None, labels, Masking(0.8, 10))),
         }
         for what, (trained, dataset) in sets.items():
-            found = steps(trained, dataset, seconds, size)
-            found["share of peak"] = found["operations per s"] / top
-            rows.append({"training": what, "from": name, **found})
+            results = steps(trained, dataset, seconds, size)
+            results["share of peak"] = results["operations per s"] / top
+            rows.append({"training": what, "from": name, **results})
     rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
     heard = data.manifest.duration[training].sum()
     every = Utterances(inputs["CNN's output"], training)
@@ -200,27 +201,29 @@ def main() -> None:
     paper |= yaml.safe_load((ROOT / "presets" / "paper.yaml").read_text())
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hours", type=float, default=7.0)
-    parser.add_argument("--encoder", help="a folder; a HuBERT base with random weights by default")
+    parser.add_argument(
+        "--encoder", help="folder of an encoder (default: HuBERT base with random weights)"
+    )
     parser.add_argument("--scales", type=int, nargs="+", default=paper["scales"])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "one_fold.json")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        encoder = given.encoder
+        encoder = arguments.encoder
         if not encoder:
             set_seed(0)
             encoder = str(Path(folder) / "encoder")
             HubertModel(HubertConfig()).save_pretrained(encoder)
-        found = measure(Path(folder), encoder, given.hours, given.scales, paper)
+        results = measure(Path(folder), encoder, arguments.hours, arguments.scales, paper)
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    found = {"device": name, "bfloat16": hardware.bfloat16(), **found}
-    found["benchmark, seconds"] = time.monotonic() - began
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(found, indent=1, default=float))
-    print(json.dumps(found, indent=1, default=float))
-    print(pd.DataFrame(found["steps"]).to_markdown(index=False, floatfmt=".3g"))
+    results = {"device": name, "bfloat16": hardware.bfloat16(), **results}
+    results["benchmark, seconds"] = time.monotonic() - began
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1, default=float))
+    print(json.dumps(results, indent=1, default=float))
+    print(pd.DataFrame(results["steps"]).to_markdown(index=False, floatfmt=".3g"))
 
 
 if __name__ == "__main__":

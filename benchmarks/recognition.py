@@ -1,4 +1,4 @@
-"""Speed of recognition next to the encoder alone, start-up time, and an hour's time and memory.
+"""Speed of recognition and of the encoder alone, start-up time, and time and memory of an hour of audio.
 
 python benchmarks/recognition.py --recordings /path/to/emodb/wav [--files 100] [--hour]
 """
@@ -28,7 +28,7 @@ from gmp_utils.training.batching import Utterances
 
 
 def base() -> Recognizer:
-    """HuBERT base with random weights, as large as the published one."""
+    """A recognizer with HuBERT base and random weights."""
     torch.manual_seed(0)
     settings = vars(HeadConfig()) | {"emotions": list("abcd"), "emotion_weights": [], "loss": "ams"}
     network = HubertConfig(**settings, scale=30.0, margin=0.2).to_dict()
@@ -38,7 +38,7 @@ def base() -> Recognizer:
 
 
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
-    """Seconds of audio per second, in turn; the encoder gets decoded waveforms in the same batches."""
+    """Seconds of audio per second, alternating. The encoder gets decoded waveforms in the same batches."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
     lengths = list(map(len, waveforms))
     store = Ragged(
@@ -75,7 +75,7 @@ def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
 
 
 def hour(model: str, paths: list[str]) -> None:
-    """An hour at 48 kHz in stereo, by the command, with its peak memory."""
+    """Time and peak memory of the command line for an hour of 48 kHz stereo."""
     with tempfile.TemporaryDirectory() as folder:
         path, samples = Path(folder) / "hour.wav", 0
         with soundfile.SoundFile(path, "w", 48000, 2) as file:

@@ -1,9 +1,10 @@
-"""Each stage beside what a user would write from the same libraries: seconds, ratios, peak memory.
+"""Each stage against a straightforward implementation with the same libraries: seconds, ratios, peak memory.
 
 make bench
 
-Reference and ours take turns in one process, on the same recordings, a HuBERT base with random weights and
-the same number of utterances per batch. Without a folder of recordings, noise of EmoDB's lengths is used.
+Reference and ours alternate in one process. They use the same recordings, a HuBERT base with random weights
+and the same number of utterances per batch. Without a folder of recordings, noise with EmoDB's durations is
+used.
 """
 
 import argparse
@@ -56,25 +57,25 @@ from gmp_utils.training.trainer import TrainingConfig, train
 
 SCALES = [64, 512, 4096]
 EMOTIONS = ["anger", "happiness", "neutral", "sadness"]
-PASSES = 10  # over recordings, decoded once or every time
-COPIES = 10  # of each recording, for those passes
-SEEDS = 10  # of k-means, at most
-PATIENCE = 120  # seconds that a reference may take
+EPOCHS = 10  # over recordings, decoded once or every time
+COPIES = 10  # of each recording, for those epochs
+SEEDS = 10  # maximum number of seeds of k-means
+PATIENCE = 120  # maximum time of a reference in seconds
 
 
 class TooLong(Exception):
-    """A reference took longer than `PATIENCE`."""
+    """A reference took longer than `PATIENCE` seconds."""
 
 
 def measure(function: Callable[[], object]) -> tuple[float, float, object]:
-    """Seconds, peak memory above what was there (MB, of the GPU where there is one), and the result."""
+    """Seconds, peak memory above the memory in use before (MB, of the GPU if available), and the result."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # else what one left is there for the other
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise one function reuses the memory of the other
     if hardware.device() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
     began = time.monotonic()
     result = function()
@@ -94,7 +95,7 @@ def _status(name: str) -> int:
 
 
 def compare(what: str, reference: Callable, ours: Callable, repeats: int) -> dict:
-    """Let two functions take turns; ratios are of each pair."""
+    """Call two functions alternately, and compute the ratio of each pair."""
     rows = []
     stopped = False
     for _ in range(repeats):
@@ -129,7 +130,7 @@ def compare(what: str, reference: Callable, ours: Callable, repeats: int) -> dic
 
 
 def patiently(reference: Callable) -> None:
-    """Call it, and raise `TooLong` after `PATIENCE`."""
+    """Call the reference, and raise `TooLong` after `PATIENCE` seconds."""
 
     def stop(*_) -> None:
         raise TooLong
@@ -161,7 +162,7 @@ class Recordings:
         HubertModel(HubertConfig(mask_time_prob=0.0)).save_pretrained(self.encoder)
 
     def random_batches(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Waveforms of utterances in random order, normalised and padded as transformers does."""
+        """Waveforms of utterances in random order, normalized and padded as transformers does."""
         extractor = Wav2Vec2FeatureExtractor()
         order = np.random.default_rng(0).permutation(len(self.names))
         for start in range(0, len(order), self.batch_size):
@@ -171,7 +172,7 @@ class Recordings:
             yield {"input_values": batch.input_values, "labels": torch.tensor(self.emotion[chosen])}
 
     def cnn_output(self, model: SpeechModel) -> Ragged:
-        """As `gmp_utils.training.features.model_inputs` keeps it."""
+        """The cached CNN output, as from `gmp_utils.training.features.model_inputs`."""
         stem = self.folder / "frames"
         if not stem.with_suffix(".npy").is_file():
             features.write_cnn_output(model, self.waveforms, self.names, stem)
@@ -179,7 +180,7 @@ class Recordings:
 
 
 def _noises(folder: Path, n: int, rng: np.random.Generator) -> list[Path]:
-    """EmoDB's lengths: 2.8 s on average."""
+    """Noise with EmoDB's durations: 2.8 s on average."""
     paths = [folder / f"{index}.wav" for index in range(n)]
     for path, seconds in zip(paths, rng.lognormal(0.96, 0.34, n)):
         soundfile.write(path, rng.normal(0, 0.1, int(seconds * 16000)), 16000)
@@ -187,7 +188,7 @@ def _noises(folder: Path, n: int, rng: np.random.Generator) -> list[Path]:
 
 
 def prepare(data: Recordings, repeats: int) -> list[dict]:
-    """Ten passes over recordings: decoded by a DataLoader each time, or once into the store."""
+    """Ten epochs over recordings: decoded by a DataLoader each time, or once into the store."""
     finer = [str(data.folder / f"{index}-48k.wav") for index in range(len(data.paths))]
     for path, name in zip(finer, data.names):
         wave = torch.from_numpy(audio.to_float(data.waveforms[name]))
@@ -203,7 +204,7 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
         def reference(paths=paths) -> None:
             extractor = Wav2Vec2FeatureExtractor()
             padded = {"sampling_rate": audio.SAMPLE_RATE, "padding": True, "return_tensors": "pt"}
-            for _ in range(PASSES):
+            for _ in range(EPOCHS):
                 loader = DataLoader(
                     paths, data.batch_size, shuffle=True,
                     collate_fn=lambda chosen: extractor(list(map(decode, chosen)), **padded),
@@ -221,12 +222,12 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
             go_through(Utterances(frames, data.names * COPIES))
 
         def go_through(dataset: Utterances) -> None:
-            for epoch in range(PASSES):
+            for epoch in range(EPOCHS):
                 for _ in batches_of(dataset, data.batch_size, epoch):
                     pass
 
         for what, ours in (("the store", waveforms), ("the CNN's output", cnn_output)):
-            rows.append(compare(f"{PASSES} passes, {rate}, {what}", reference, ours, repeats))
+            rows.append(compare(f"{EPOCHS} epochs, {rate}, {what}", reference, ours, repeats))
     return rows
 
 
@@ -256,12 +257,12 @@ def extract(data: Recordings, repeats: int) -> list[dict]:
     data.cnn_output(model.to(hardware.device()))
     return [
         compare("layer -3, from waveforms", reference, from_waveforms, repeats),
-        compare("layer -3, CNN's output at hand", reference, from_cnn_output, repeats),
+        compare("layer -3, CNN output cached", reference, from_cnn_output, repeats),
     ]
 
 
 def cluster(n_frames: int, scales: list[int]) -> list[dict]:
-    """k-means of frames: the recipe of HuBERT, and ours from seed to seed until its inertia is as low."""
+    """k-means of frames: HuBERT's recipe, and ours with more seeds until its inertia is as low."""
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(300, 768)).astype(np.float32)
     frames = kinds[rng.integers(300, size=n_frames)]
@@ -293,10 +294,10 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
         else:
             wanted = inertia(kept["centroids"])
             for kept["seeds"] in range(1, SEEDS + 1):
-                found = inertia(kmeans.fit_kmeans(frames, [k], kept["seeds"] - 1)[0])
-                if found <= wanted:
+                inertia_reached = inertia(kmeans.fit_kmeans(frames, [k], kept["seeds"] - 1)[0])
+                if inertia_reached <= wanted:
                     break
-            note = f"{kept['seeds']} seeds, inertia {found / wanted - 1:+.2%}"
+            note = f"{kept['seeds']} seeds, inertia {inertia_reached / wanted - 1:+.2%}"
         rows.append(compare(f"k-means, K = {k} ({note})", reference, ours, 1))
     return rows
 
@@ -333,14 +334,14 @@ def steps(model: torch.nn.Module, batches: Iterable[dict]) -> None:
 
 
 def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
-    """Let a reference's forward run under autocast on a GPU; ours sees to that itself."""
+    """Run a reference's forward pass under autocast on a GPU, as ours does itself."""
     on_gpu = hardware.device() == "cuda"
     model.forward = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)(model.forward)
     return model
 
 
 class PlainMaskedPrediction(torch.nn.Module):
-    """Our objective as one would first write it: padded waveforms, the loss on all frames."""
+    """A straightforward version of our objective: padded waveforms, the loss on all frames."""
 
     def __init__(self, encoder: str):
         super().__init__()
@@ -349,7 +350,7 @@ class PlainMaskedPrediction(torch.nn.Module):
         self.streams = ClusterHeads(768, SCALES)
 
     def forward(self, input_values, labels, mask):
-        """As `MaskedPredictionModel`, on waveforms."""
+        """Same as `MaskedPredictionModel`, on waveforms."""
         frames = self.hubert(input_values, mask_time_indices=mask).last_hidden_state
         logits = self.streams(frames.flatten(0, 1))
         targets = labels.flatten(0, 1).T
@@ -357,7 +358,7 @@ class PlainMaskedPrediction(torch.nn.Module):
 
 
 def retrain(data: Recordings, repeats: int) -> list[dict]:
-    """One pass of masked prediction; and the logits alone, as fairseq and torchaudio compute them."""
+    """One epoch of masked prediction, and the logits alone, as fairseq and torchaudio compute them."""
     masking, rng = Masking(0.8, 10), np.random.default_rng(0)
     plain = in_bfloat16(PlainMaskedPrediction(data.encoder))
     settings = {"scales": SCALES, "stream_hidden_size": 256, "loss_on": "masked", "combine": "sum"}
@@ -393,7 +394,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
         classes = torch.randn(k, 256, device=hardware.device(), requires_grad=True)
         target = torch.randint(k, (200,), device=hardware.device())
 
-        def materialised(x=x, classes=classes, target=target) -> None:
+        def materialized(x=x, classes=classes, target=target) -> None:
             positive, negatives = classes[target], classes[:, None].expand(-1, len(x), -1)
             same = (positive == negatives).all(-1)
             logits = (
@@ -406,16 +407,14 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
             cosines = F.normalize(x) @ F.normalize(classes).T
             F.cross_entropy(cosines / 0.1, target, reduction="sum").backward()
 
-        rows.append(compare(f"logits of 200 frames, K = {k}", materialised, product, repeats))
+        rows.append(compare(f"logits of 200 frames, K = {k}", materialized, product, repeats))
     return rows
 
 
 def finetune(data: Recordings, repeats: int) -> list[dict]:
-    """The steps of an epoch; two epochs by Trainer, evaluated and kept; the same with the CNN's part."""
-    held_out = data.names[: max(len(data.names) // 8, 2)]
-    labelled = [
-        {"name": name, "label": int(label)} for name, label in zip(data.names, data.emotion)
-    ]
+    """The steps of an epoch; two epochs by Trainer, evaluated and saved; the same including the CNN."""
+    validation = data.names[: max(len(data.names) // 8, 2)]
+    labeled = [{"name": name, "label": int(label)} for name, label in zip(data.names, data.emotion)]
 
     def their_model() -> torch.nn.Module:
         model = HubertForSequenceClassification.from_pretrained(data.encoder, num_labels=4)
@@ -424,8 +423,8 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
 
     def our_model() -> EmotionClassifier:
         settings = {"loss": "ce", "scale": 30.0, "margin": 0.2, **vars(HeadConfig(lstm_size=0))}
-        own = {"emotions": EMOTIONS, "emotion_weights": []}
-        return EmotionClassifier.load(data.encoder, **settings, **own)
+        classes = {"emotions": EMOTIONS, "emotion_weights": []}
+        return EmotionClassifier.load(data.encoder, **settings, **classes)
 
     def utterances(names: list[str]) -> Utterances:
         frames = data.cnn_output(SpeechModel.load(data.encoder))
@@ -435,11 +434,11 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         extractor = Wav2Vec2FeatureExtractor()
 
         def collator(chosen: list[dict]) -> dict[str, torch.Tensor]:
-            waves = [audio.to_float(data.waveforms[one["name"]]) for one in chosen]
+            waves = [audio.to_float(data.waveforms[example["name"]]) for example in chosen]
             batch = extractor(
                 waves, sampling_rate=audio.SAMPLE_RATE, padding=True, return_tensors="pt"
             )
-            labels = torch.tensor([one["label"] for one in chosen])
+            labels = torch.tensor([example["label"] for example in chosen])
             return {"input_values": batch.input_values, "labels": labels}
 
         with tempfile.TemporaryDirectory() as folder:
@@ -450,12 +449,12 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
                 learning_rate=1e-5, disable_tqdm=True, bf16=hardware.device() == "cuda",
                 use_cpu=hardware.device() == "cpu", report_to="none", remove_unused_columns=False,
             )  # fmt: skip
-            sets = {"train_dataset": labelled, "eval_dataset": labelled[: len(held_out)]}
+            sets = {"train_dataset": labeled, "eval_dataset": labeled[: len(validation)]}
             Trainer(their_model(), arguments, data_collator=collator, **sets).train()
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            sets = utterances(data.names), utterances(held_out)
+            sets = utterances(data.names), utterances(validation)
             config = TrainingConfig(1e-5, 2, 0, 1e9, data.batch_size)
             options = {"compute_metrics": _loss, "selection_metric": "ce_loss"}
             train(our_model(), *sets, Path(folder), config, **options)
@@ -474,8 +473,8 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
 
     return [
         compare("the steps of an epoch of fine-tuning", their_steps, our_steps, repeats),
-        compare("two epochs of it by Trainer, evaluated and kept", reference, ours, repeats),
-        compare("the same, the CNN's output not at hand", reference, with_cnn, 1),
+        compare("two epochs of it by Trainer, evaluated and saved", reference, ours, repeats),
+        compare("the same, CNN output not cached", reference, with_cnn, 1),
     ]
 
 

@@ -1,6 +1,6 @@
-"""Put the outputs of the demo's runs into the committed notebooks: text and PNG, small, no paths.
+"""Copy the outputs of the demo's runs into the committed notebooks, as text and PNG only.
 
-Only of the synthetic corpora, which hold nobody's voice.
+Only the synthetic corpora are accepted, which contain no real person's voice.
 
 python workflow/commit_outputs.py
 """
@@ -11,7 +11,7 @@ from gmp_utils import GmpError
 from gmp_utils.runs import experiments, notebook
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, figures_folder, run_folder
 
-RUNS = {  # with the parameters of notebook 01
+RUNS = {  # folder: parameters of notebook 01
     "runs/demo": {"corpus": "synthetic"},
     "runs/personal": experiments.recipe("papt") | {"corpus": "synthetic_speakers"},
 }
@@ -19,7 +19,7 @@ README_FIGURE = "03-probes-multitask-fold1"
 
 
 def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The executed notebook without what papermill added, interactive copies of figures, and sound."""
+    """The executed notebook without papermill's metadata, interactive copies of figures, and sound."""
     cells = []
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -52,15 +52,15 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return executed
 
 
-def refuse_others(
+def reject_others(
     executed: dict[str, nbformat.NotebookNode], prepared: dict[str, nbformat.NotebookNode]
 ) -> None:
-    """Refuse executed notebooks that are not the demo's, for they may show somebody's recordings.
+    """Reject executed notebooks that are not the demo's, because they may contain real recordings.
 
     Parameters
     ----------
     executed : dict of str to NotebookNode
-        By the names of their sources.
+        Keys are the names of their sources.
     prepared : dict of str to NotebookNode
         Notebook 01 of each of `RUNS`.
     """
@@ -75,21 +75,22 @@ def refuse_others(
         others = [key for key, value in metadata.parameters.items() if value != defaults.get(key)]
         before = prepared[defaults["run_dir"]].metadata.papermill
         if metadata.exception or not metadata.end_time:
-            reason = "it did not run to its end"
+            reason = "it did not finish"
         elif others:
             reason = ", ".join(f"{key} was {metadata.parameters[key]!r}" for key in others)
         elif name > "01_prepare_data" and metadata.end_time < before.end_time:
-            reason = "it is older than 01_prepare_data's"
+            reason = "it is older than that of 01_prepare_data"
         else:
             continue
         raise GmpError(
-            f"{name}: no outputs of the demo, {reason}. Only what shows the synthetic corpus is committed, "
-            f"because voices are people's; remove {defaults['run_dir']} and run make notebooks."
+            f"{name}: found outputs that are not the demo's ({reason}), expected those of the synthetic "
+            f"corpus, because only its voices may be committed. Remove {defaults['run_dir']} and run make "
+            "notebooks."
         )
 
 
 def main() -> None:
-    """Copy the demo's executed notebooks over their sources, and one of its figures for the README."""
+    """Copy the demo's executed notebooks over their sources, and one figure for the README."""
     sources = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
     def read(run: str, name: str) -> nbformat.NotebookNode:
@@ -98,7 +99,7 @@ def main() -> None:
 
     places = {path.stem: notebook.notebook_parameters(path)["run_dir"] for path in sources}
     executed = {name: read(run, name) for name, run in places.items()}
-    refuse_others(executed, {run: read(run, "01_prepare_data") for run in RUNS})
+    reject_others(executed, {run: read(run, "01_prepare_data") for run in RUNS})
     for source in sources:
         nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
