@@ -21,7 +21,7 @@ LOSSES = ("ce", "ams", "ce-then-ams")
 
 
 def tasks(alpha: float) -> tuple[str, ...]:
-    """Labels that the multi-task model is trained on: no gender if emotion has all the weight."""
+    """Labels that the multi-task model is trained on: only the emotion if α is 1."""
     return ("emotion",) if alpha == 1 else ("emotion", "gender")
 
 
@@ -52,20 +52,16 @@ class UtteranceModel(SpeechModel):
     def emotion_loss(
         self, logits: Tensor, emotion: Tensor, attention_mask: Tensor | None = None
     ) -> Tensor:
-        """Mean cross-entropy over utterances, with class weights if there are any.
+        """Mean cross-entropy over utterances, with class weights if the model has any.
 
-        Parameters
-        ----------
-        logits : (batch, emotions) or (batch, frames, emotions) float32
-            Losses of frames are averaged by utterance.
-        emotion : (batch,) int64
-        attention_mask : (batch, frames) bool, optional
-            With logits of frames.
+        Logits are (batch, emotions), or (batch, frames, emotions) with an attention mask. Losses of frames
+        are averaged by utterance first.
         """
-        framewise = attention_mask is not None
-        target = emotion.unsqueeze(1).expand(attention_mask.shape) if framewise else emotion
-        losses = F.cross_entropy(logits.float().movedim(-1, 1), target, reduction="none")
-        if framewise:
+        targets = emotion
+        if attention_mask is not None:
+            targets = emotion.unsqueeze(1).expand(attention_mask.shape)
+        losses = F.cross_entropy(logits.float().movedim(-1, 1), targets, reduction="none")
+        if attention_mask is not None:
             losses = mean_over_time(losses.unsqueeze(-1), attention_mask).squeeze(-1)
         if self.config.emotion_weights:
             losses = losses * losses.new_tensor(self.config.emotion_weights)[emotion]
@@ -92,18 +88,14 @@ class MultitaskModel(UtteranceModel):
         gender: Tensor | None = None,
         **masks: Tensor,
     ) -> dict[str, Tensor]:
-        """Logits and losses with labels, (batch,) int64; see `SpeechModel.hidden_states`.
+        """Logits, (batch, emotions) and (batch, 2), and the loss; see `SpeechModel.hidden_states`.
 
-        Returns
-        -------
-        outputs : dict
-            `loss` = α · CE(emotion) + (1 − α) · CE(gender), equation 1 of the paper, + `frame_weight` · the
-            mean CE of each frame with its utterance's emotion (P-TAPT, section 3.1);
-            `emotion_logits` (batch, emotions); `gender_logits` (batch, 2); in training each loss.
+        `loss` = α · CE(emotion) + (1 − α) · CE(gender), equation 1 of the paper, + `frame_weight` · the mean
+        CE of each frame with its utterance's emotion (P-TAPT, section 3.1). In training each loss is
+        returned too.
         """
         frames, attention_mask = self.frames(inputs, lengths, **masks)
-        feature = self.head(frames, attention_mask)
-        alpha, frame_weight = self.config.alpha, self.config.frame_weight
+        feature, alpha = self.head(frames, attention_mask), self.config.alpha
         outputs = {"emotion_logits": self.emotion(feature)}
         losses = {"emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion)}
         loss = alpha * losses["emotion_loss"]
@@ -111,10 +103,10 @@ class MultitaskModel(UtteranceModel):
             outputs["gender_logits"] = self.gender(feature)
             losses["gender_loss"] = F.cross_entropy(outputs["gender_logits"].float(), gender)
             loss = loss + (1 - alpha) * losses["gender_loss"]
-        if frame_weight:
+        if self.config.frame_weight:
             frame_logits = self.frame_emotion(frames)
             losses["frame_loss"] = self.emotion_loss(frame_logits, emotion, attention_mask)
-            loss = loss + frame_weight * losses["frame_loss"]
+            loss = loss + self.config.frame_weight * losses["frame_loss"]
         return {"loss": loss, **outputs, **(losses if self.training else {})}
 
 
@@ -155,7 +147,7 @@ def load_classifier(
     network: HeadConfig,
     **settings,
 ) -> UtteranceModel:
-    """Load a classifier of a corpus's emotions (`SpeechModel.load`); class weights are from `train`."""
+    """Load a classifier of a corpus's emotions (`SpeechModel.load`), with class weights of `train`."""
     class_weights = []
     if network.class_weights:
         counts = np.bincount(corpus.labels(train, "emotion"), minlength=len(corpus.emotions))

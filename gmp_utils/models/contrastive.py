@@ -1,7 +1,7 @@
 """The contrastive objective of wav2vec 2.0.
 
-The model identifies the quantized CNN output of each masked frame among distractors: Baevski et al., "wav2vec
-2.0", 2020, equations 2 to 4, without the penalty on the CNN's output because the CNN is frozen.
+The model identifies the quantized CNN output of each masked frame among distractors (Baevski et al., "wav2vec
+2.0", 2020, equations 2 to 4). The CNN is frozen, so there is no penalty on its output.
 """
 
 import math
@@ -16,25 +16,14 @@ from gmp_utils import GmpError
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.losses import sum_by_utterance
 
-GUMBEL = (
-    2.0,
-    0.5,
-)  # temperature at the first and the last step, geometric between them, as published
+GUMBEL = 2.0, 0.5  # published temperatures of the first and last step, geometric between them
 
 
 def draw_negatives(mask: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
     """Draw `n` distractors for every masked frame, from the other masked frames of its utterance.
 
-    They are drawn with replacement. The only masked frame of an utterance is its own distractor.
-
-    Parameters
-    ----------
-    mask : (batch, frames) bool
-
-    Returns
-    -------
-    negatives : (n_masked, n) int64
-        Indices among all masked frames of the batch, utterance by utterance.
+    They are drawn with replacement, and returned as indices, (n_masked, n), among all masked frames of the
+    batch. The only masked frame of an utterance is its own distractor.
     """
     counts = mask.sum(dim=1)
     positions = torch.arange(int(counts.sum()), device=mask.device)
@@ -77,13 +66,9 @@ class ContrastiveModel(SpeechModel):
     def forward(self, inputs: Tensor, lengths: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Loss, and at evaluation sums over each utterance; see `SpeechModel.hidden_states`.
 
-        Returns
-        -------
-        outputs : dict
-            `loss`: contrastive loss per masked frame + `diversity_loss_weight` · share of unused codes;
-            `n_frames` (batch,), the masked frames; in training `contrastive_loss` and `diversity_loss`. At
-            evaluation `n_frames` leaves out frames without distractors; `ce`, `correct` and `chance`
-            (batch, 1) are sums over the others; `perplexity` (batch,) is that of the codevectors.
+        `loss` is the contrastive loss per masked frame + `diversity_loss_weight` · the share of unused codes.
+        `n_frames` (batch,) counts the masked frames, at evaluation only those with distractors. `ce`,
+        `correct` and `chance` (batch, 1) are sums over them; `perplexity` (batch,) is the codevectors'.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
@@ -93,23 +78,20 @@ class ContrastiveModel(SpeechModel):
         targets = F.normalize(self.project_q(codevectors[0]), dim=-1)  # (n_masked, dim)
         predicted = F.normalize(self.project_hid(states[mask]), dim=-1)
         logits, negatives, same = self._logits(predicted, targets, mask)
-        first = logits.new_zeros(len(logits), dtype=torch.int64)
-        ce = F.cross_entropy(logits, first, reduction="none")
-        n_codes = self.config.num_codevectors_per_group * self.config.num_codevector_groups
-        contrastive_loss, diversity_loss = ce.mean(), (n_codes - perplexity) / n_codes
-        loss = contrastive_loss + self.config.diversity_loss_weight * diversity_loss
-        outputs = {"loss": loss, "n_frames": mask.sum(dim=1)}
-        if self.training:
-            losses = {"contrastive_loss": contrastive_loss, "diversity_loss": diversity_loss}
-            return outputs | losses
         n = len(logits)
+        ce = F.cross_entropy(logits, negatives.new_zeros(n), reduction="none")
+        n_codes = self.config.num_codevectors_per_group * self.config.num_codevector_groups
+        losses = {"contrastive_loss": ce.mean(), "diversity_loss": (n_codes - perplexity) / n_codes}
+        weight = self.config.diversity_loss_weight
+        outputs = {"loss": losses["contrastive_loss"] + weight * losses["diversity_loss"]}
+        if self.training:
+            return outputs | {"n_frames": mask.sum(dim=1)} | losses
         distractors = torch.zeros(n, n, dtype=torch.bool, device=mask.device)
         n_distractors = distractors.scatter_(1, negatives, ~same).sum(dim=1)
         counted, correct = n_distractors > 0, logits.argmax(dim=1) == 0
         values = torch.stack([counted, ce, correct, 1 / (1 + n_distractors)], dim=1).float()
         n_frames, *sums = sum_by_utterance(values * counted.unsqueeze(1), mask).split(1, dim=1)
-        outputs["n_frames"] = n_frames.squeeze(1)
-        outputs |= dict(zip(("ce", "correct", "chance"), sums))
+        outputs |= {"n_frames": n_frames.squeeze(1)} | dict(zip(("ce", "correct", "chance"), sums))
         return outputs | {"perplexity": perplexity.expand(len(mask))}
 
     def _logits(
@@ -117,15 +99,15 @@ class ContrastiveModel(SpeechModel):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (n_masked, 1 + n) of targets and distractors; distractors; which have the target's code.
 
-        Those get a logit of -inf. Evaluation always draws the same distractors.
+        Distractors with the target's code get a logit of -inf. Evaluation always draws the same ones.
         """
         generator = None if self.training else torch.Generator(mask.device).manual_seed(0)
         negatives = draw_negatives(mask, self.config.num_negatives, generator)
         similarity = (predicted @ targets.T) / self.config.contrastive_logits_temperature
         with torch.no_grad():
             same = (targets @ targets.T).gather(1, negatives) > 1 - 1e-6
-        others = similarity.gather(1, negatives).masked_fill(same, -torch.inf)
-        return torch.cat([similarity.diagonal().unsqueeze(1), others], dim=1), negatives, same
+        negative = similarity.gather(1, negatives).masked_fill(same, -torch.inf)
+        return torch.cat([similarity.diagonal().unsqueeze(1), negative], dim=1), negatives, same
 
 
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -137,6 +119,6 @@ def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
     n = n_frames.sum()
     if not n:
         return {"masked_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "perplexity": 1.0}
-    sums = {"masked_loss": ce, "accuracy": correct, "chance": chance}
-    means = {name: float(values.sum() / n) for name, values in sums.items()}
-    return means | {"perplexity": float((perplexity * n_frames).sum() / n)}
+    totals = {"masked_loss": ce, "accuracy": correct, "chance": chance}
+    totals["perplexity"] = perplexity * n_frames
+    return {name: float(total.sum() / n) for name, total in totals.items()}

@@ -1,11 +1,11 @@
 """HuBERT, wav2vec 2.0 and WavLM, with any of their hidden states.
 
 Layer `-1` is the encoder's output and `0` what enters its first layer, as in Hugging Face's `hidden_states`.
-Frames come every 20 ms (320 samples at 16 kHz), each from a window of 25 ms.
+A frame is a window of 25 ms every 20 ms (320 samples at 16 kHz).
 
 Base models normalize the CNN's output over time (group norm) and were trained without an attention mask, so
-padding leaks into their output. Here the norm is computed over each utterance's own frames and every model
-gets the mask: an utterance's output does not depend on its batch.
+padding leaks into their output. Here the norm is over each utterance's frames and every model gets the mask:
+an utterance's output does not depend on its batch.
 """
 
 import hashlib
@@ -34,12 +34,12 @@ ENCODERS = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model, "wavlm": WavLMMode
 
 
 def frame_seconds(frames: np.ndarray) -> np.ndarray:
-    """Time of the middle of frames, in seconds; frames count from 0."""
+    """Middle of frames, counted from 0, in seconds."""
     return frames * 0.02 + 0.0125
 
 
 def frame_at(seconds: np.ndarray) -> np.ndarray:
-    """Frames (int64) at these times, the inverse of `frame_seconds`."""
+    """Frames (int64) at times in seconds, the inverse of `frame_seconds`."""
     return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
 
 
@@ -85,8 +85,8 @@ class SpeechModel(PreTrainedModel):
     def load(cls, source: str, **settings) -> "SpeechModel":
         """Load weights from a folder or the hub, see `gmp_utils.runs.weights.resolve`.
 
-        Missing heads are initialized at random. The CNN is frozen unless `train_cnn`. `settings` are kept in
-        the model's config.json, where `_build_heads` reads them.
+        Missing heads are initialized at random. `settings` are kept in the model's config.json, where
+        `_build_heads` reads them. The CNN is frozen unless `train_cnn` is among them.
         """
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -118,9 +118,7 @@ class SpeechModel(PreTrainedModel):
             # Tensors read from a file are not aligned, which changes the last bit of MKL's results.
             parameter.data = parameter.data.clone()
             if not parameter.isfinite().all():
-                raise GmpError(
-                    f"encoder {source!r}: weights {name} contain NaN or infinite values."
-                )
+                raise GmpError(f"encoder {source!r}: weights {name} contain NaN or infinity.")
         if not model.train_encoder:
             model.base_model.requires_grad_(False)
         if not model.train_cnn:
@@ -146,19 +144,9 @@ class SpeechModel(PreTrainedModel):
         return self.base_model._get_feat_extract_output_lengths(n_samples)
 
     def cnn(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """CNN output of waveforms, independent of their padding.
+        """CNN output, (batch, frames, conv_dim), of waveforms, (batch, samples), whatever their padding.
 
         On a GPU it runs in bfloat16 only where the CNN is trained: cached output is exact.
-
-        Parameters
-        ----------
-        inputs : (batch, samples) float32
-        lengths : (batch,) int64
-            Samples of each waveform.
-
-        Returns
-        -------
-        features : (batch, frames, conv_dim) float32
         """
         in_bfloat16 = self.train_cnn and inputs.is_cuda and hardware.bfloat16()
         with (
@@ -200,14 +188,12 @@ class SpeechModel(PreTrainedModel):
         feature_mask : (batch, hidden_size) bool, optional
             Features that are set to zero in every frame.
         **conditions
-            Of subclasses, passed on to `_embed` and `_run_layers`.
+            Arguments of a subclass's `_embed` and `_run_layers`.
 
         Returns
         -------
         states : list of (batch, frames, hidden_size) float32
-            One per layer.
         attention_mask : (batch, frames) bool
-            False in padding.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
@@ -249,9 +235,8 @@ def capture(encoder: nn.Module, indices: set[int], n_layers: int) -> Iterator[di
 
     def keep(index: int):
         def hook(_module, args, output):
-            output = (
-                output[0] if isinstance(output, tuple) else output
-            )  # WavLM adds a position bias
+            # WavLM returns a position bias too
+            output = output[0] if isinstance(output, tuple) else output
             states[index] = output if index else args[0]
 
         return hook
@@ -270,9 +255,8 @@ def capture(encoder: nn.Module, indices: set[int], n_layers: int) -> Iterator[di
 def _not_a_model(source: str, error: Exception) -> GmpError:
     cause = (str(error).splitlines() or [type(error).__name__])[0]
     return GmpError(
-        f"encoder {source!r}: no model could be read there ({cause}). Expected "
-        '"embedded", a folder with config.json and weights, or a name on the Hugging Face hub and a '
-        "network to reach it."
+        f'encoder {source!r}: no model could be read there ({cause}). Expected "embedded", a folder with '
+        "config.json and weights, or a name on the Hugging Face hub and a network to reach it."
     )
 
 
@@ -295,7 +279,7 @@ def _norm_masked(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def cnn_digest(model: SpeechModel) -> str:
-    """Digest of the CNN's weights: models with the same CNN share its cached output."""
+    """Digest of the CNN's weights; models with the same CNN share its cached output."""
     digest = hashlib.sha256()
     for tensor in model.base_model.feature_extractor.state_dict().values():
         digest.update(tensor.cpu().numpy().tobytes())

@@ -12,12 +12,7 @@ def am_softmax(
     """Cross-entropy of scaled cosines, the true class's reduced by a margin.
 
     Wang et al., "Additive Margin Softmax for Face Verification", 2018, equation 6; equation 2 of the GMP-TL
-    paper. A margin of 0 is used for validation.
-
-    Parameters
-    ----------
-    cosines : (batch, classes) float32
-    labels : (batch,) int64
+    paper. Cosines are (batch, classes), labels (batch,).
     """
     margins = margin * F.one_hot(labels, cosines.shape[-1])
     return F.cross_entropy(scale * (cosines - margins).float(), labels)
@@ -31,18 +26,14 @@ def stream_loss(
     Parameters
     ----------
     logits : sequence of (n_selected, K) float32
-        Of the frames in `loss_mask`, one per stream.
+        One per stream, for the frames in `loss_mask`.
     labels : (batch, frames, streams) int64
     loss_mask : (batch, frames) bool
-    combine : str
-        "sum" or "mean".
+    combine : {"sum", "mean"}
     """
-    targets = labels[loss_mask]  # (n_selected, streams)
-    total = sum(
-        F.cross_entropy(stream.float(), targets[:, index], reduction="sum")
-        for index, stream in enumerate(logits)
-    )
-    total = total / max(len(targets), 1)
+    targets = labels[loss_mask].unbind(dim=1)
+    losses = [F.cross_entropy(x.float(), y, reduction="sum") for x, y in zip(logits, targets)]
+    total = sum(losses) / max(len(targets[0]), 1)
     return total / len(logits) if combine == "mean" else total
 
 
@@ -56,12 +47,7 @@ def concordance_loss(predicted: Tensor, rated: Tensor, weights: Tensor) -> Tenso
     """1 − CCC of a batch, averaged over attributes; 1 if the variance is zero.
 
     Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989, with population moments.
-
-    Parameters
-    ----------
-    predicted, rated : (batch, attributes) float32
-    weights : (batch,) float32
-        Sample weights.
+    Ratings are (batch, attributes), sample weights (batch,).
     """
     x, y, w = predicted.float(), rated.float(), (weights / weights.sum()).float().unsqueeze(1)
     x_mean, y_mean = (w * x).sum(dim=0), (w * y).sum(dim=0)

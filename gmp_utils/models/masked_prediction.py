@@ -27,13 +27,10 @@ class MaskedPredictionModel(SpeechModel):
         mask: Tensor,
         **conditions: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Loss with frame labels, (batch, frames, streams) int64; see `SpeechModel.hidden_states`.
+        """`stream_loss` and number of frames in it, (batch,); see `SpeechModel.hidden_states`.
 
-        Returns
-        -------
-        outputs : dict
-            `loss`, see `stream_loss`; `n_frames` (batch,) in the loss; at evaluation `ce` and `correct`
-            (batch, streams), sums over these frames.
+        Frame labels are (batch, frames, streams) int64. At evaluation `ce` and `correct` (batch, streams)
+        are sums over these frames.
         """
         (frames,), attention_mask = self.hidden_states(inputs, lengths, mask, **conditions)
         loss_mask = mask if self.config.loss_on == "masked" else attention_mask
@@ -52,8 +49,6 @@ class MaskedPredictionModel(SpeechModel):
 def stream_metrics(scales: Sequence[int], prediction: EvalPrediction) -> dict[str, float]:
     """`masked_loss`, and `accuracy_<K>` of each stream."""
     n_frames, ce, correct = prediction.predictions
-    accuracies = correct.sum(axis=0) / n_frames.sum()
-    return {
-        "masked_loss": float(ce.sum() / n_frames.sum()),
-        **{f"accuracy_{k}": float(value) for k, value in zip(scales, accuracies)},
-    }
+    accuracies = zip(scales, (correct.sum(axis=0) / n_frames.sum()).tolist())
+    metrics = {"masked_loss": float(ce.sum() / n_frames.sum())}
+    return metrics | {f"accuracy_{k}": accuracy for k, accuracy in accuracies}

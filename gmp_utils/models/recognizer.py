@@ -26,18 +26,14 @@ from gmp_utils.runs import hardware
 
 
 class RecognizerConfig(PretrainedConfig):
-    """Configuration of a `Recognizer`.
-
-    `network` is the configuration of its `EmotionClassifier`, and `rating_ranges` are the lowest and highest
-    rating of the training utterances, to which outputs are clamped.
-    """
+    """Configuration of a `Recognizer`."""
 
     model_type = "gmp-tl"
-    network: dict | None = None
+    network: dict | None = None  # configuration of its `EmotionClassifier`
     temperature: float = 1.0
     has_gender_head: bool = False
     ratings: list | None = None
-    rating_ranges: list | None = None
+    rating_ranges: list | None = None  # of the training utterances; outputs are clamped to them
 
 
 @dataclass
@@ -52,8 +48,8 @@ class RecognizerOutput(ModelOutput):
 class Recognizer(PreTrainedModel):
     """An emotion classifier with its temperature, and linear heads for gender and ratings.
 
-    The gender head reads the mean of the frames that enter the Transformer, the rating head the mean of
-    the frames that the emotion head reads.
+    The input of the gender head is the mean of the frames that enter the Transformer, that of the rating
+    head the mean of the emotion head's input.
     """
 
     config_class = RecognizerConfig
@@ -73,7 +69,7 @@ class Recognizer(PreTrainedModel):
     def forward_uncalibrated(self, inputs: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         """Logits as trained, and the inputs of the rating head (`mean`) and the gender head (`layer0_mean`).
 
-        `inputs` and `lengths` are those of `gmp_utils.models.encoder.SpeechModel.hidden_states`.
+        See `SpeechModel.hidden_states` for the arguments.
         """
         network, mixed = self.network, self.network.config.mix_layers
         layers = [*range(network.n_layers + 1)] if mixed else [network.config.head_layer]
@@ -101,14 +97,9 @@ class Recognizer(PreTrainedModel):
     def forward(
         self, input_values: Tensor, attention_mask: Tensor | None = None, **_options
     ) -> RecognizerOutput:
-        """Classify utterances.
+        """Classify waveforms, (batch, samples), as Wav2Vec2FeatureExtractor returns them.
 
-        Parameters
-        ----------
-        input_values : (batch, samples) float32
-            16 kHz, zero mean and unit variance each, zeros after the end: the feature extractor's output.
-        attention_mask : (batch, samples) int64, optional
-            1 for samples, 0 for padding.
+        They have 16 kHz, zero mean, unit variance, and zeros in the padding, where the mask is 0.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.int64)
@@ -127,10 +118,8 @@ def load_recognizer(model: str | Path) -> Recognizer:
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {min(report['missing_keys'])}")
     except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise GmpError(
-            f"model {str(model)!r}: {reason}. Expected a model published by notebook 09."
-        ) from error
+        reason = f"model {str(model)!r}: {str(error).splitlines()[0]}"
+        raise GmpError(f"{reason}. Expected a model published by notebook 09.") from error
     return recognizer.eval().to(hardware.device())
 
 

@@ -17,8 +17,8 @@ from gmp_utils.models.heads import mean_over_time
 from gmp_utils.models.losses import concordance_loss
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 
-# Where a speaker embedding goes: added to the frames that enter the Transformer, prepended to them, or added
-# to the last layer's frames (PAPT's ablation).
+# A speaker embedding is added to the frames that enter the Transformer, prepended to them, or added to the
+# last layer's frames (PAPT's ablation).
 SPEAKER_POSITIONS = ("none", "input", "prefix", "output")
 INTERPRETERS = ("mlp", "transformer")
 WIDTH = 128  # of the small Transformer
@@ -33,10 +33,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return rows
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts = [torch.empty_like(count) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(counts, count)
-    sizes = torch.cat(counts).tolist()
+    sizes = torch.cat(all_gather(torch.tensor([len(rows)], device=rows.device))).tolist()
     padding = rows.new_zeros(max(sizes) - len(rows), *rows.shape[1:])
     gathered = all_gather(torch.cat([rows, padding]).contiguous())
     return torch.cat([padded[:size] for padded, size in zip(gathered, sizes)])
@@ -45,8 +42,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 class MlpInterpreter(nn.Module):
     """Mean over time, then dim → 128 → 32 → ratings, as in PAPT's published evaluation code.
 
-    ReLU, dropout of 0.1 and batch norm after either hidden layer. The speaker embedding is added to every
-    frame. With several processes, batch statistics are those of each process.
+    The speaker embedding is added to every frame. Each process has batch statistics of its share of a batch.
     """
 
     def __init__(self, dim: int, n_ratings: int):
@@ -101,7 +97,7 @@ class TransformerInterpreter(nn.Module):
 class RatingModelConfig:
     """A system: speaker representation, regression head, and adaptation to the test speakers.
 
-    `position` is that of PAPT's embedding; "none" continues masked prediction without one.
+    `position` is that of PAPT's embedding. With "none", masked prediction is continued without one.
 
     | representation | speaker embedding |
     |---|---|
@@ -117,15 +113,11 @@ class RatingModelConfig:
     adaptation: str | None = None
 
     def __post_init__(self):
-        for field, allowed in (
-            ("representation", REPRESENTATIONS),
-            ("interpreter", INTERPRETERS),
-            ("position", SPEAKER_POSITIONS),
-            ("adaptation", ADAPTATIONS),
-        ):
-            value = getattr(self, field)
-            if value is not None and value not in allowed:
-                raise GmpError(f"{field} {value!r}: expected one of {', '.join(allowed)}.")
+        choices = REPRESENTATIONS, INTERPRETERS, SPEAKER_POSITIONS, (None, *ADAPTATIONS)
+        for (field, value), allowed in zip(vars(self).items(), choices):
+            if value not in allowed:
+                expected = ", ".join(filter(None, allowed))
+                raise GmpError(f"{field} {value!r}: expected one of {expected}.")
 
     @property
     def name(self) -> str:
@@ -143,43 +135,39 @@ class RatingModelConfig:
 
     @property
     def references(self) -> list[str]:
-        """Names of the systems that this one is compared with, as it differs from them in one thing."""
+        """Names of the systems that this one is compared with; it differs from each in one field."""
         if self.representation == "papt" and self.position == "none":
             return []
-        names = [replace(self, representation="none").name, replace(self, position="none").name]
-        if self.adaptation:
-            names = [replace(self, adaptation="all").name]
+        changes = [{"representation": "none"}, {"position": "none"}]
+        changes = [{"adaptation": "all"}] if self.adaptation else changes
+        names = [replace(self, **change).name for change in changes]
         return [name for name in names if name != self.name]
 
     @property
     def learns_embeddings(self) -> bool:
         """Whether an embedding of each training speaker is among the weights."""
-        from_papt = self.representation == "papt" and self.position != "none"
-        return self.representation == "learned" or from_papt
+        by_papt = self.representation == "papt" and self.position != "none"
+        return by_papt or self.representation == "learned"
 
 
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
     """All representations with all interpreters; PAPT's positions with the first, "output" with all."""
-    configs = [
-        RatingModelConfig(representation, interpreter)
-        for interpreter in interpreters
-        for representation in representations
-        if representation != "papt"
-    ]
+    pairs = [(name, head) for head in interpreters for name in representations if name != "papt"]
+    configs = [RatingModelConfig(representation, head) for representation, head in pairs]
     if "papt" in representations:
-        first, *others = interpreters
+        first, *later = interpreters
         configs += [RatingModelConfig("papt", first, position) for position in positions]
-        configs += [RatingModelConfig("papt", other) for other in others if "output" in positions]
+        configs += [RatingModelConfig("papt", head) for head in later if "output" in positions]
     return configs
 
 
 class SpeakerEmbeddings(nn.Linear):
-    """From weights of speakers, (batch, n_speakers), to embeddings, (batch, dim); zero-initialized."""
+    """From weights of speakers, (batch, n_speakers), to embeddings, (batch, dim)."""
 
     def reset_parameters(self) -> None:
-        """Zero-initialize."""
+        """Zero-initialize the embeddings."""
         nn.init.zeros_(self.weight)
 
 
@@ -193,9 +181,8 @@ class SpeakerConditionedModel(SpeechModel):
 
     def hidden_states(self, *args, speaker: Tensor | None = None, **kwargs):
         """`SpeechModel.hidden_states`, with the weights of speakers, (batch, n_speakers) float32."""
-        embedding = None
-        if speaker is not None and self.config.speaker_position != "none":
-            embedding = self.speakers(speaker).unsqueeze(1)
+        unused = speaker is None or self.config.speaker_position == "none"
+        embedding = None if unused else self.speakers(speaker).unsqueeze(1)
         return super().hidden_states(*args, embedding=embedding, **kwargs)
 
     def _embed(self, *args, embedding: Tensor | None) -> Tensor:
@@ -221,10 +208,9 @@ class PaptModel(SpeakerConditionedModel, MaskedPredictionModel):
 
 
 class AttributeModel(SpeakerConditionedModel):
-    """An encoder, and an interpreter of its last layer's frames.
+    """An encoder and an interpreter of its last layer's frames, which are the inputs if it is frozen.
 
-    Where the encoder is not trained, the inputs are these frames, computed once. The loss is that of a whole
-    batch, of all processes together.
+    The loss is that of a whole batch, of all processes together.
     """
 
     loss_of_batch = True
@@ -236,26 +222,6 @@ class AttributeModel(SpeakerConditionedModel):
         if config.fixed_embeddings:
             self.project = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def encode(
-        self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Frames, their attention mask, and the speaker embedding for the interpreter."""
-        embedding = None
-        if speaker is not None:
-            embed = self.project if self.config.fixed_embeddings else self.speakers
-            embedding = embed(speaker)
-        inside = self.config.speaker_position in ("input", "prefix")
-        if self.train_encoder:
-            (frames,), attention_mask = self.hidden_states(
-                inputs, lengths, speaker=speaker if inside else None
-            )
-        else:
-            frames = inputs.float()
-            attention_mask = torch.arange(frames.shape[1], device=lengths.device) < lengths[:, None]
-        if inside and self.config.interpreter == "mlp":
-            embedding = None  # the frames contain it
-        return frames, attention_mask, embedding
-
     def predict(
         self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -263,9 +229,18 @@ class AttributeModel(SpeakerConditionedModel):
 
         Features are the frames' mean over time, plus the embedding where the interpreter gets one.
         """
-        frames, attention_mask, embedding = self.encode(inputs, lengths, speaker)
+        config, embedding = self.config, None
+        inside = config.speaker_position in ("input", "prefix")
+        if self.train_encoder:
+            condition = speaker if inside else None
+            (frames,), attention_mask = self.hidden_states(inputs, lengths, speaker=condition)
+        else:
+            frames = inputs.float()
+            attention_mask = torch.arange(frames.shape[1], device=lengths.device) < lengths[:, None]
+        if speaker is not None and not (inside and config.interpreter == "mlp"):
+            embedding = (self.project if config.fixed_embeddings else self.speakers)(speaker)
         ratings = self.interpreter(frames, attention_mask, embedding)
-        mean, std = map(ratings.new_tensor, (self.config.label_mean, self.config.label_std))
+        mean, std = map(ratings.new_tensor, (config.label_mean, config.label_std))
         ratings, means = ratings * std + mean, mean_over_time(frames, attention_mask)
         return ratings, means if embedding is None else means + embedding
 
@@ -277,10 +252,9 @@ class AttributeModel(SpeakerConditionedModel):
         speaker: Tensor | None = None,
         sample_weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """`loss`, see `concordance_loss`, and `predicted` (batch, attributes).
+        """`concordance_loss`, and `predicted` ratings, (batch, attributes).
 
-        `ratings` is (batch, attributes), `sample_weight` (batch,). `speaker` holds weights of training
-        speakers, (batch, n_speakers), or fixed embeddings, (batch, hidden_size).
+        `speaker` holds weights of training speakers, (batch, n_speakers), or fixed embeddings, (batch, dim).
         """
         predicted, _ = self.predict(inputs, lengths, speaker)
         if sample_weight is None:

@@ -1,1 +1,1 @@
-"""Batches, cached features, k-means and the one way to train. Knows no notebook and no result."""
+"""Batches, cached features, k-means, and training with transformers' Trainer."""

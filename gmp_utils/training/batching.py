@@ -1,4 +1,4 @@
-"""Batches of utterances: similar lengths together, a budget of seconds, span masks without padding."""
+"""Batches of utterances of similar length, limited in seconds, and span masks."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -19,28 +19,17 @@ BUCKET = 2500  # utterances that are sorted together, at most
 
 @dataclass(frozen=True)
 class Masking:
-    """Span masks as in HuBERT.
+    """Span masks as in HuBERT."""
 
-    Attributes
-    ----------
-    probability : float
-        Share of frames that spans would cover if none overlapped; 0 for no masks.
-    length : int
-        Frames per span.
-    min_spans : int
-        Per utterance.
-    """
-
-    probability: float
-    length: int
-    min_spans: int = 2
+    probability: float  # share of frames that spans would cover if none overlapped; 0 for no masks
+    length: int  # frames per span
+    min_spans: int = 2  # per utterance
 
     def draw(self, n_frames: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the mask of an utterance, (n_frames,) bool.
 
-        Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded at random. Spans
-        start at different frames and may overlap. An utterance not longer than a span gets spans
-        of half its length.
+        Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded at random. Spans start at
+        different frames and may overlap. In utterances up to a span's length, they take half the frames.
         """
         mask = np.zeros(n_frames, dtype=bool)
         if not self.probability:
@@ -62,36 +51,17 @@ SPEC_AUGMENT = Masking(0.08, 15, 2), Masking(0.05, 64, 1)
 class Utterances(Dataset):
     """A dataset of utterances, for training or inference.
 
-    Indices continue from epoch to epoch: ``epoch * len(dataset) + index``. The epoch changes nothing but
-    the masks, which depend on seed, epoch and utterance only.
-
-    Attributes
-    ----------
-    inputs : Ragged
-        Waveforms, normalized on the fly, or outputs of the CNN.
-    utterances : list of str
-    targets : dict of str to (n_utterances,) int64 or (n_utterances, n) float32
-        Labels by task.
-    frame_labels : Ragged, optional
-        (frames, streams) of pseudo-labels.
-    masking : Masking, optional
-        Of frames.
-    seed : int
-        Of the masks.
-    hidden_size : int
-        Of the model, to mask features too; 0 for no such masks.
-    seconds : (n_utterances,) float64
-        Durations.
+    Indices continue from epoch to epoch: ``epoch * len(dataset) + index``. The epoch changes only the masks,
+    which are drawn from seed, epoch and utterance.
     """
 
-    inputs: Ragged
+    inputs: Ragged  # waveforms, normalized on the fly, or outputs of the CNN
     utterances: Sequence[str]
-    targets: dict[str, np.ndarray] | None = None
-    frame_labels: Ragged | None = None
-    masking: Masking | None = None
-    seed: int = 0
-    hidden_size: int = 0
-    seconds: np.ndarray = field(init=False)
+    targets: dict[str, np.ndarray] | None = None  # labels by task, a row per utterance
+    frame_labels: Ragged | None = None  # pseudo-labels, (frames, streams)
+    masking: Masking | None = None  # of frames
+    seed: int = 0  # of the masks
+    hidden_size: int = 0  # of the model, to mask features too; 0 for no such masks
 
     def __post_init__(self):
         self.utterances, self.targets = list(self.utterances), self.targets or {}
@@ -120,10 +90,7 @@ class Utterances(Dataset):
 
 
 def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
-    """Copy CNN outputs to the GPU if they take at most half of its free memory.
-
-    Batches are then assembled on the GPU, without a copy at every step.
-    """
+    """Copy CNN outputs to the GPU if they take up to half of its free memory: no step copies a batch."""
     if inputs.kind == "waveform" or not hardware.fits(inputs.values.nbytes):
         return inputs
     values = torch.tensor(inputs.values, device=hardware.device())
@@ -141,35 +108,22 @@ def collate(items: list[dict]) -> dict[str, torch.Tensor]:
 
 @dataclass
 class DurationBatchSampler(Sampler[list[int]]):
-    """Batches of utterances of similar length, of at most so many padded seconds.
+    """Batches of utterances of similar length, limited in padded seconds.
 
-    A shuffled half of the utterances (at most `BUCKET`) is sorted by length and cut into batches, then
-    the other half: little is padding (4 % for IEMOCAP's lengths in batches of 64), and batches differ
-    from epoch to epoch.
-
-    Attributes
-    ----------
-    dataset : Utterances
-    max_seconds : float
-        Bound of the longest utterance × the number of utterances. A longer utterance is a batch by
-        itself.
-    max_utterances : int
-    shuffle : bool
-        False keeps the dataset's order, for evaluation.
-    seed : int
-    n_batches : int
-        The least number of batches; the largest are halved to reach it.
-    process, n_processes : int
-        Shuffled batches are divided among processes, so that all of them make every step. Other
-        batches are dealt out whole.
+    Each shuffled half of the utterances (up to `BUCKET` at a time) is sorted by length and cut into batches.
+    So there is little padding (4 % for IEMOCAP's lengths in batches of 64), and batches differ from epoch to
+    epoch. Every process gets a part of each shuffled batch, so that all of them make every step. Batches in
+    order are distributed whole.
     """
 
     dataset: Utterances
-    max_seconds: float
+    max_seconds: (
+        float  # longest utterance × number of utterances; a longer one is a batch by itself
+    )
     max_utterances: int = 64
-    shuffle: bool = True
+    shuffle: bool = True  # False keeps the dataset's order, for evaluation
     seed: int = 0
-    n_batches: int = 0
+    n_batches: int = 0  # the least; the largest batches are halved to reach it
     process: int = 0
     n_processes: int = 1
     epoch: int = field(default=0, init=False)
@@ -187,28 +141,26 @@ class DurationBatchSampler(Sampler[list[int]]):
 
     def _batches(self) -> list[list[int]]:
         """All processes' batches of this epoch, as indices without the epoch."""
-        lengths = self.dataset.seconds
-        portions = [np.arange(len(lengths))]
+        seconds = self.dataset.seconds
+        if not self.shuffle:
+            return list(self._cut(range(len(seconds))))
         rng = np.random.default_rng([self.seed, self.epoch])
-        if self.shuffle:
-            order = rng.permutation(len(lengths))
-            n_portions = max(2, math.ceil(len(order) / BUCKET))
-            n_portions = min(n_portions, math.ceil(len(order) / self.max_utterances))
-            portions = np.array_split(order, n_portions)
-            portions = [part[np.argsort(lengths[part], kind="stable")] for part in portions]
-        batches = [batch for portion in portions for batch in self._cut(portion)]
+        order = rng.permutation(len(seconds))
+        n_buckets = max(2, math.ceil(len(order) / BUCKET))
+        n_buckets = min(n_buckets, math.ceil(len(order) / self.max_utterances))
+        buckets = np.array_split(order, n_buckets)
+        buckets = [bucket[np.argsort(seconds[bucket], kind="stable")] for bucket in buckets]
+        batches = [batch for bucket in buckets for batch in self._cut(bucket.tolist())]
         while len(batches) < self.n_batches:
             largest = max(range(len(batches)), key=lambda index: len(batches[index]))
-            whole = batches[largest]
-            batches[largest : largest + 1] = [whole[: len(whole) // 2], whole[len(whole) // 2 :]]
-        if self.shuffle:
-            batches = [batches[index] for index in rng.permutation(len(batches))]
-        return batches
+            batch = batches[largest]
+            batches[largest : largest + 1] = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        return [batches[index] for index in rng.permutation(len(batches))]
 
-    def _cut(self, portion: np.ndarray) -> Iterator[list[int]]:
-        """Cut a portion, in its order, into batches."""
+    def _cut(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        """Cut indices into batches, in order."""
         batch, longest = [], 0.0
-        for index in portion.tolist():
+        for index in indices:
             longest = max(longest, self.dataset.seconds[index])
             full = len(batch) == self.max_utterances
             if batch and (full or longest * (len(batch) + 1) > self.max_seconds):
@@ -222,7 +174,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         first = self.epoch * len(self.dataset.seconds)
         batches, share = self._batches(), slice(self.process, None, self.n_processes)
         for batch in batches if self.shuffle else batches[share]:
-            # a batch with fewer utterances than processes goes to each of them
+            # every process gets the whole of a batch with fewer utterances than processes
             divided = self.shuffle and len(batch) >= self.n_processes
             yield [first + index for index in (batch[share] if divided else batch)]
 

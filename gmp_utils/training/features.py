@@ -25,10 +25,7 @@ ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
 
 
 def batches(
-    dataset: Utterances,
-    title: str,
-    function: Callable,
-    seconds: dict[str, float] = ENCODER_SECONDS,
+    dataset: Utterances, title: str, function: Callable, seconds: dict[str, float] = ENCODER_SECONDS
 ) -> Iterator[tuple[list[str], object]]:
     """Apply a function to a dataset batch by batch, in order.
 
