@@ -12,8 +12,16 @@ import psutil
 import pytest
 import soundfile
 import torch
-from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2ForPreTraining
+from transformers import (
+    AutoModel,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForPreTraining,
+    WavLMConfig,
+)
 
+from gmp_utils.figures import style
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import describe_files, read_json, write_json
@@ -24,18 +32,19 @@ from gmp_utils.training.trainer import TrainingConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 TINY = dict(
-    hidden_size=32,
-    num_hidden_layers=4,
-    num_attention_heads=2,
-    intermediate_size=64,
-    conv_dim=(16,) * 7,
-    num_conv_pos_embeddings=16,
-    num_conv_pos_embedding_groups=4,
-    hidden_dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-    feat_proj_dropout=0.0,
-)
+    hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64,
+    conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
+)  # fmt: skip
+CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
+
+
+def save_encoder(folder: Path, kind: str, norm: str) -> Path:
+    """A tiny encoder with random weights; of large ones, CNN and layers are normalized otherwise."""
+    config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(folder)
+    return folder
 
 
 def emodb_folder() -> Path | None:
@@ -48,6 +57,7 @@ def emodb_folder() -> Path | None:
 needs_emodb = pytest.mark.skipif(
     emodb_folder() is None, reason="EmoDB's recordings are not here; set EMODB_DIR to their folder"
 )
+needs_browser = pytest.mark.skipif(style.browser() is None, reason="no Chromium is installed")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -73,10 +83,7 @@ def tiny_wav2vec2(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wav2vec2")
     torch.manual_seed(0)
     heads = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
-    heads |= {
-        "num_codevectors_per_group": 3,
-        "feat_quantizer_dropout": 0.0,
-    }  # few codes, often the same
+    heads |= {"num_codevectors_per_group": 3, "feat_quantizer_dropout": 0.0}  # codes often repeat
     Wav2Vec2ForPreTraining(Wav2Vec2Config(**TINY, **heads)).save_pretrained(folder)
     return folder
 
@@ -88,13 +95,9 @@ def noise_corpus(tmp_path):
 
 
 def write_noise_corpus(
-    run: Path,
-    genders: bool = True,
-    test_genders: bool = True,
-    ratings: Sequence[str] = (),
-    test_ratings: float = 0.0,
-    **rules,
-) -> Path:
+    run: Path, *, genders: bool = True, test_genders: bool = True, ratings: Sequence[str] = (),
+    test_ratings: float = 0.0, **rules,
+) -> Path:  # fmt: skip
     from gmp_utils.data.protocol import make_protocol
     from gmp_utils.data.ragged import Ragged
 
@@ -106,22 +109,12 @@ def write_noise_corpus(
                 emotion = ("angry", "happy", "neutral", "sad")[number % 4]
                 samples = rng.normal(0, 2000, rng.integers(4000, 9000))
                 waves.append(samples.astype(np.int16))
-                speaker = f"{session}{gender[0]}"
-                rows.append(
-                    {
-                        "corpus": "noise",
-                        "utterance": f"{speaker}{number}",
-                        "digest": f"{speaker}{number}",
-                        "path": "",
-                        "speaker": speaker,
-                        "gender": gender,
-                        "emotion": emotion,
-                        "session": session,
-                        "duration": len(samples) / 16000,
-                    }
-                )
+                speaker, seconds = f"{session}{gender[0]}", len(samples) / 16000
+                rows.append((f"{speaker}{number}", speaker, gender, emotion, session, seconds))
     waves.append(np.zeros(300, np.int16))  # decoded, but excluded: too short for a frame
-    manifest = pd.DataFrame(rows)
+    columns = ["utterance", "speaker", "gender", "emotion", "session", "duration"]
+    manifest = pd.DataFrame(rows, columns=columns)
+    manifest = manifest.assign(corpus="noise", digest=manifest.utterance, path="")
     for rating in ratings:
         manifest[rating] = np.random.default_rng(len(rating)).uniform(1, 5, len(manifest))
         tested = manifest.session == "1"
@@ -168,16 +161,32 @@ FINETUNED = CLASSIFIER | {"loss": "ams", "scale": 30.0, "margin": 0.2}
 PREDICTOR = {"stream_hidden_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
 
 
+ONCE = TrainingConfig(1e-3, epochs=1, batch_seconds=10, batch_size=8)
+
+
+def multitask(run: Path, encoder: Path, schedule=QUICK) -> Path:
+    """Fold 1's multi-task model."""
+    return train_multitask.train_multitask(str(run), 1, str(encoder), schedule, network=SMALL)
+
+
+def classifier(
+    run: Path, encoder: Path, loss="ce", schedule=ONCE, *, fold=1, network=SMALL
+) -> Path:
+    """A classifier that starts from the encoder."""
+    settings = {"use_gmps": False, "network": network}
+    return finetune.finetune(str(run), fold, str(encoder), loss, schedule, **settings)
+
+
 def run_series(run: Path, encoder: Path, schedule=QUICK, max_steps=4, scales=(4, 8)) -> Path:
     """Every stage of fold 1, and every loss."""
     where = (str(run), 1, str(encoder))
-    train_multitask.train_multitask(*where, schedule, network=SMALL)
+    multitask(run, encoder, schedule)
     generate_gmps.generate_gmps(str(run), 1, scales=scales)
     retraining = TrainingConfig(1e-3, max_steps=max_steps, batch_seconds=10)
     retrain.retrain(*where, retraining, stream_hidden_size=8)
     for loss in ("ce", "ams", "ce-then-ams"):
         finetune.finetune(*where, loss, schedule, network=SMALL)
-    finetune.finetune(*where, "ams", schedule, use_gmps=False, network=SMALL)
+    classifier(run, encoder, "ams", schedule)
     return run / "fold1"
 
 
@@ -186,6 +195,18 @@ VARIABLES = {
     "PRESET", "RECIPE", "RUN", "REPORT_TO", "CORES", "GPUS", "ARGS",
 }  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+
+
+def python_path(*folders: Path) -> dict[str, str]:
+    """An environment in which Python looks for modules in some folders first."""
+    paths = (*map(str, folders), os.environ.get("PYTHONPATH"))
+    return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
+def python(*arguments, **options) -> subprocess.CompletedProcess:
+    """Python with some arguments, once it has ended."""
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600} | options
+    return subprocess.run([sys.executable, *map(str, arguments)], **options)
 
 
 def cli(command: str, settings: dict, *others: str, environment=(), **options) -> subprocess.Popen:
@@ -220,14 +241,14 @@ def stop():
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def heard(event, arguments):
+def watch(event, arguments):
     written = event == "os.rename" or event == "open" and set("wax+") & set(str(arguments[1]))
     if waiting[0] and written and re.search(MOMENT, str(arguments[0])):
         waiting[0] = False
         threading.Timer(DELAY, stop).start() if DELAY else stop()
 
 
-sys.addaudithook(heard)
+sys.addaudithook(watch)
 """
 
 
@@ -236,27 +257,14 @@ def kill_when(
 ) -> None:
     """Start the workflow; stop a kernel at a moment, and kill it, or what started it.
 
-    Parameters
-    ----------
-    settings : dict
-        See `cli`.
-    moment : str
-        Regular expression of the file that the kernel is just opening to write, or renaming.
-    victim : str
-        "all" processes, "papermill", its "kernel", or "snakemake" alone.
-    folder : Path
-        For notes.
-    delay : float
-        Seconds after the moment.
-    gpus : int
-        How many trainings may run beside each other.
+    The moment is a regular expression of the file that the kernel is about to write or rename; the
+    victim is "all" processes, "papermill", its "kernel", or "snakemake" alone.
     """
     flag, site = folder / "stopped", folder / "site"
     site.mkdir(exist_ok=True)
     flag.unlink(missing_ok=True)
     (site / "sitecustomize.py").write_text(STOPPER % ((moment, delay, str(flag)),))
-    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
-    environment = {"PYTHONPATH": path}
+    environment = python_path(site)
     process = workflow(
         settings, "--gpus", str(gpus), environment=environment, start_new_session=True
     )
@@ -270,9 +278,9 @@ def kill_when(
         "papermill": [kernel.parent()],
         "kernel": [kernel],
     }
-    for one in victims[victim]:
+    for process_to_kill in victims[victim]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            process_to_kill.kill()
     with contextlib.suppress(psutil.NoSuchProcess):
         kernel.resume()
     output = process.communicate()[0]

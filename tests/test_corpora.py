@@ -1,16 +1,13 @@
 """Readers of corpora: small folders that follow each corpus's names, and the corpora where present."""
 
 import os
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from conftest import emodb_folder, needs_emodb
 
 from gmp_utils import GmpError
 from gmp_utils.data import corpora
-from gmp_utils.data.ragged import Ragged
 from gmp_utils.stages import prepare_data
 
 FOUR = ["angry", "happy", "neutral", "sad"]
@@ -49,37 +46,30 @@ def iemocap(tmp_path):
         for seconds, turn, label, values in turns:
             text += f"[{seconds}]\t{turn}\t{label}\t[{values}]\n"
             text += "C-E2:\tNeutral;\t()\nC-F1:\tAnger;\t(caf\xe9)\nA-E3:\tval 3; act 2; dom  2;\t()\n\n"
-            touch(
-                session,
-                f"sentences/wav/{dialog}/{turn}.wav",
-                f"sentences/wav/{dialog}/._{turn}.wav",
-            )
+            folder = f"sentences/wav/{dialog}"
+            touch(session, f"{folder}/{turn}.wav", f"{folder}/._{turn}.wav")
         touch(session, f"dialog/EmoEvaluation/Categorical/{dialog}_e2_cat.txt")
         folder = session / "dialog" / "EmoEvaluation"
         (folder / f"{dialog}.txt").write_bytes(text.encode("latin-1"))
         (folder / f"._{dialog}.txt").write_bytes(b"\x00\x05\x16\x07" + text.encode("latin-1"))
         (session / "dialog" / "transcriptions").mkdir()
-        said = "".join(
-            f"{turn} [{seconds.replace(' ', '')}]: Excuse me.\n" for seconds, turn, *_ in turns
-        )
-        (session / "dialog" / "transcriptions" / f"{dialog}.txt").write_text(said)
+        lines = [
+            f"{turn} [{seconds}]: Excuse me.\n".replace(" - ", "-") for seconds, turn, *_ in turns
+        ]
+        (session / "dialog" / "transcriptions" / f"{dialog}.txt").write_text("".join(lines))
     return tmp_path
 
 
 def test_iemocap(iemocap, capsys):
     """The talker is in the last field; values are valence, activation, dominance."""
-    found = rows("iemocap", iemocap, "speaker", "gender", "session", "emotion", "valence", "arousal",
-                 "dominance", "text")  # fmt: skip
-    assert found == {
-        "Ses01F_impro01_F000":
-            ("Ses01F", "female", "1", "neutral", 2.5, 2.5, 3.5, "Excuse me."),
-        "Ses01F_impro01_M000":
-            ("Ses01M", "male", "1", "happy", 4.0, 3.5, 3.0, "Excuse me."),
-        "Ses05M_script01_1b_F002":
-            ("Ses05F", "female", "5", "no agreement", 2.5, 3.0, 2.0, "Excuse me."),
-        "Ses05M_script01_1b_M001":
-            ("Ses05M", "male", "5", "angry", 1.5, 4.0, 4.5, "Excuse me."),
-    }  # fmt: skip
+    columns = "speaker", "gender", "session", "emotion", "valence", "arousal", "dominance", "text"
+    text = "Excuse me."
+    assert rows("iemocap", iemocap, *columns) == {
+        "Ses01F_impro01_F000": ("Ses01F", "female", "1", "neutral", 2.5, 2.5, 3.5, text),
+        "Ses01F_impro01_M000": ("Ses01M", "male", "1", "happy", 4.0, 3.5, 3.0, text),
+        "Ses05M_script01_1b_F002": ("Ses05F", "female", "5", "no agreement", 2.5, 3.0, 2.0, text),
+        "Ses05M_script01_1b_M001": ("Ses05M", "male", "5", "angry", 1.5, 4.0, 4.5, text),
+    }
     changes = {"exc": "excited", "neu": "happy"}
     two = corpora.load("iemocap", iemocap, emotions=["angry", "happy"], label_map=changes)
     assert two.emotion.tolist() == ["happy", "angry"]
@@ -89,12 +79,11 @@ def test_iemocap(iemocap, capsys):
 
 
 def test_iemocap_of_the_wrong_level_or_incomplete(iemocap):
-    with pytest.raises(GmpError, match="no recording is named as iemocap"):
-        corpora.load("iemocap", iemocap.parent)
-    with pytest.raises(GmpError, match="no recording is named as iemocap"):
-        corpora.load("iemocap", iemocap / "Session1")
-    lost = iemocap / "Session5/sentences/wav/Ses05M_script01_1b/Ses05M_script01_1b_M001.wav"
-    lost.unlink()
+    for folder in (iemocap.parent, iemocap / "Session1"):
+        with pytest.raises(GmpError, match="no recording is named as iemocap"):
+            corpora.load("iemocap", folder)
+    (recording,) = iemocap.rglob("Ses05M_script01_1b_M001.wav")
+    recording.unlink()
     with pytest.raises(GmpError, match=r"M001\.wav: not there"):
         corpora.load("iemocap", iemocap)
 
@@ -167,11 +156,7 @@ def test_msp_improv(tmp_path):
     (tmp_path / "Evaluation.txt").unlink()
     with pytest.raises(GmpError, match=r"no Evalution\.txt"):
         corpora.load("msp_improv", tmp_path)
-
-
-def test_a_turn_of_msp_improv_is_there_once(tmp_path):
-    name = "MSP-IMPROV-S01A-F01-P-FM01"
-    touch(tmp_path, f"Audio/{name}.wav", f"copy/{name}.wav", "Evalution.txt")
+    touch(tmp_path, f"copy/{name}.wav", "Evalution.txt")
     with pytest.raises(GmpError, match=rf"copy/{name}\.wav: also at .*Audio"):
         corpora.load("msp_improv", tmp_path)
 
@@ -208,14 +193,9 @@ def test_msp_podcast(tmp_path, word, audio):
 def test_a_table(tmp_path, ending):
     touch(tmp_path, "a/1.wav", "2.flac")
     table = pd.DataFrame(
-        {
-            "path": ["a/1.wav", str(tmp_path / "2.flac")],
-            "speaker": ["007", "008"],
-            "gender": ["female", "male"],
-            "emotion": ["calm", "rage"],
-            "valence": [4, 2],
-        }
-    )
+        {"path": ["a/1.wav", str(tmp_path / "2.flac")], "speaker": ["007", "008"],
+         "gender": ["female", "male"], "emotion": ["calm", "rage"], "valence": [4, 2]}
+    )  # fmt: skip
     file = tmp_path / f"mine.{ending}"
     table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
     manifest = corpora.load("table", file, emotions=["calm", "angry"], label_map={"rage": "angry"})
@@ -225,25 +205,28 @@ def test_a_table(tmp_path, ending):
     assert manifest.valence.tolist() == [4.0, 2.0]
 
 
-def test_a_table_that_lacks_something(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,gender\n1.wav,male\n", "no column speaker"),
+        ("path,speaker,gender,emotion\n2.wav,1,male,sad\n", r"row 1: no recording .*2\.wav"),
+        ("path,speaker,gender,emotion\n1.wav,1,,sad\n,2,male,sad\n", "row 2: no path"),
+        ("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n", "row 1, column gender: found Mann"),
+        ("", "cannot be read as a table"),
+        ("path,speaker\n", "no rows"),
+        ("path;speaker\n1.wav;1\n", "no column path"),
+    ],
+)
+def test_a_table_that_lacks_something_is_rejected(tmp_path, text, message):
     file = tmp_path / "mine.csv"
     with pytest.raises(GmpError, match="no such file"):
         corpora.load("table", file)
-    file.write_text("path,gender\n1.wav,male\n")
-    with pytest.raises(GmpError, match="no column speaker, found path, gender"):
-        corpora.load("table", file)
-    file.write_text("path,speaker,gender,emotion\n1.wav,1,male,sad\n")
-    with pytest.raises(GmpError, match=r"row 1: no recording .*1\.wav"):
-        corpora.load("table", file)
     touch(tmp_path, "1.wav")
-    file.write_text("path,speaker,gender,emotion\n1.wav,1,,sad\n,2,male,sad\n")
-    with pytest.raises(GmpError, match="row 2: no path"):
+    file.write_text(text)
+    with pytest.raises(GmpError, match=message):
         corpora.load("table", file)
     file.write_text("path,speaker,gender,emotion\n1.wav,1,,sad\n")
     assert corpora.load("table", file).gender.isna().all()
-    file.write_text("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n")
-    with pytest.raises(GmpError, match="row 1, column gender: found Mann, expected isin"):
-        corpora.load("table", file)
 
 
 @pytest.fixture
@@ -277,9 +260,8 @@ def test_a_table_names_recordings_below_its_folder_only(linked, folder):
             corpora.load("table", file)
     pd.DataFrame({"path": ["in.wav", "../secret.wav"], "speaker": "1"}).to_csv(file, index=False)
     manifest = prepare_data.read_manifest("run", "table", corpus_dir=str(file), outside=True)
-    assert manifest.path.map(os.path.realpath).tolist() == [
-        str(linked / "corpus" / "in.wav"), str(linked / "secret.wav"),
-    ]  # fmt: skip
+    paths = [str(linked / name) for name in ("corpus/in.wav", "secret.wav")]
+    assert manifest.path.map(os.path.realpath).tolist() == paths
 
 
 def test_label_files_name_recordings_of_the_corpus_only(linked):
@@ -307,10 +289,8 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"path": [1, 2]}, "row 1, column path: found 1, expected text"),
         ({"start": ["0.5", "later"]}, "row 2, column start: found later, expected a number"),
-        ({"start": [0.0, np.inf]}, r"row 2, column start: found inf, expected in_range\(0, "),
-        ({"utterance": ["a", None]}, "row 2, column utterance: found .*, expected a value"),
+        ({"start": [0.0, -1.0]}, "row 2, column start: found -1"),
         ({"utterance": ["a", "a"]}, "column utterance: found a, expected unique values"),
         ({"label": "sad"}, "column 'label', expected 'emotion'"),
     ],
@@ -326,50 +306,10 @@ def test_a_table_of_wrong_types_is_rejected(tmp_path, columns, message):
 def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):
     touch(tmp_path, "in.wav")
     starts = [0.0, 1.5, 1234.567, 1234.571]
-    pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"}).to_csv(tmp_path / "mine.csv")
-    with pytest.raises(GmpError, match="column Unnamed: 0, expected some of"):
-        corpora.load("table", tmp_path / "mine.csv")
-    pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"}).iloc[[3, 2, 0, 1]].to_parquet(
-        tmp_path / "mine.parquet"
-    )
+    table = pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"})
+    table.iloc[[3, 2, 0, 1]].to_parquet(tmp_path / "mine.parquet")
     names = corpora.load("table", tmp_path / "mine.parquet").utterance
     assert names.tolist() == ["in@1234.571", "in@1234.567", "in@0", "in@1.5"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "cannot be read as a table"),
-        (b"\x00\xff\xfe", "cannot be read as a table"),
-        (b"path,speaker\n\xe9.wav,1\n", "cannot be read as a table .*UTF-8"),
-        (b'path,speaker\n"in.wav,1\n', "cannot be read as a table"),
-        (b"path,speaker\n", "no rows, expected one for each recording"),
-        (b"path;speaker\nin.wav;1\n", "no column path, found path;speaker"),
-    ],
-)
-def test_a_table_that_is_none_is_rejected(tmp_path, content, message):
-    (tmp_path / "mine.csv").write_bytes(content)
-    with pytest.raises(GmpError, match=message):
-        corpora.load("table", tmp_path / "mine.csv")
-
-
-class Payload:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-def test_a_pickle_in_a_store_is_not_run(tmp_path):
-    ran, stem = tmp_path / "ran", tmp_path / "store"
-    Ragged.create(stem, ["a"], [1], np.int16, kind="waveform")
-    np.save(stem.with_suffix(".npy"), np.array([Payload(ran)], dtype=object), allow_pickle=True)
-    with pytest.raises(GmpError, match="store: cannot be read"):
-        Ragged.open(stem)
-    assert not ran.exists()
-    np.load(stem.with_suffix(".npy"), allow_pickle=True)
-    assert ran.exists()
 
 
 def test_a_label_that_no_map_names(iemocap):
@@ -406,16 +346,13 @@ def test_published_counts(corpus):
 def test_emodb_is_complete():
     manifest = corpora.load("emodb", emodb_folder())
     assert len(manifest) == 535
-    counts = manifest.emotion.value_counts().to_dict()
-    assert counts == {
+    assert manifest.emotion.value_counts().to_dict() == {
         "angry": 127, "bored": 81, "neutral": 79, "happy": 71, "fearful": 69, "sad": 62,
         "disgusted": 46,
     }  # fmt: skip
     speakers = manifest.speaker.value_counts().sort_index().tolist()
     assert speakers == [49, 58, 43, 38, 55, 35, 61, 69, 56, 71]
-    assert manifest.groupby("speaker").gender.first().value_counts().to_dict() == {
-        "female": 5, "male": 5,
-    }  # fmt: skip
+    assert manifest.groupby("speaker").gender.first().value_counts().tolist() == [5, 5]
     assert len(corpora.load("emodb", emodb_folder().parent, emotions=FOUR)) == 339
 
 
@@ -434,13 +371,9 @@ def test_wrong_folders_and_names(tmp_path):
 
 def manifest_of(**columns):
     base = {
-        "corpus": ["mine", "mine"],
-        "utterance": ["a", "b"],
-        "path": ["a.wav", "b.wav"],
-        "speaker": ["1", "2"],
-        "gender": ["female", "male"],
-        "emotion": ["sad", "sad"],
-    }
+        "corpus": "mine", "utterance": ["a", "b"], "path": ["a.wav", "b.wav"], "speaker": ["1", "2"],
+        "gender": ["female", "male"], "emotion": "sad",
+    }  # fmt: skip
     return pd.DataFrame(base | columns)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,20 +11,12 @@ import pandas as pd
 import pytest
 import soundfile
 import torch
-from conftest import QUICK, ROOT, SMALL, TINY, write_noise_corpus
+from conftest import ONCE, QUICK, ROOT, SMALL, classifier, python, save_encoder, write_noise_corpus
 from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
-from transformers import (
-    AutoFeatureExtractor,
-    AutoModel,
-    AutoModelForAudioClassification,
-    HubertConfig,
-    Wav2Vec2Config,
-    WavLMConfig,
-    pipeline,
-)
+from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
 
 from gmp_utils import GmpError
 from gmp_utils.__main__ import main
@@ -37,12 +27,10 @@ from gmp_utils.evaluation.metrics import temperature
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import load_recognizer
 from gmp_utils.runs import hardware
-from gmp_utils.stages import finetune, publish, recognize
+from gmp_utils.stages import publish, recognize
 
-CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
 INPUTS = {"input_values": np.float32, "attention_mask": np.int64}
-ONCE = replace(QUICK, epochs=1)
 SECOND = 16000
 hardware_bfloat16 = hardware.bfloat16  # before conftest's float32
 
@@ -52,7 +40,7 @@ def classified(tmp_path_factory, tiny_encoder):
     """A run of noise with a classifier of each loss, and its ratings."""
     run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run", ratings=["arousal"])
     for loss in ("ce", "ams"):
-        finetune.finetune(str(run), 1, str(tiny_encoder), loss, ONCE, use_gmps=False, network=SMALL)
+        classifier(run, tiny_encoder, loss)
     return run
 
 
@@ -70,10 +58,8 @@ def recognizer(published):
 @pytest.fixture(scope="module")
 def speech():
     """Ten seconds of a synthetic voice without pauses."""
-    text = (
-        "they came back in because of you so we waited and she called my name as you told me " * 3
-    )
-    samples = espeak.speak(text, "en-us+m3", 170, 50, 50)
+    text = "they came back in because of you so we waited and she called my name as you told me "
+    samples = espeak.speak(text * 3, "en-us+m3", 170, 50, 50)
     return audio.from_array(samples, espeak.SAMPLE_RATE)[: 10 * SECOND]
 
 
@@ -173,21 +159,20 @@ def test_an_array_is_recognized_as_its_file(recognizer, tmp_path, speech):
     from_file = recognize.recognize(path, recognizer).drop(columns="file")
     from_array = recognize.recognize(stereo, recognizer, 8000).drop(columns="file")
     pd.testing.assert_frame_equal(from_file, from_array, rtol=1e-5)
-    for array, rate, message in (
-        (stereo > 0, 8000, "an array of bool and shape"),
-        (stereo[:199], 8000, "0.0249 s of audio, expected at least 0.025 s"),
-        (stereo, None, "sample_rate: expected with a NumPy array"),
-        (str(path), 8000, "sample_rate: expected with a NumPy array"),
+    for recording, rate, message in (
+        (stereo[:199], 8000, "expected at least 0.025 s"),
+        (stereo, None, "sample_rate"),
+        (str(path), 8000, "sample_rate"),
     ):
         with pytest.raises(GmpError, match=message):
-            recognize.recognize(array, recognizer, rate)
+            recognize.recognize(recording, recognizer, rate)
     for window, hop in ((2.0, 3.0), (0.02, 0.01), (np.inf, 3.0)):
         with pytest.raises(GmpError, match=f"hop {hop} and window {window}: expected"):
             recognize.recognize(path, recognizer, window=window, hop=hop)
 
 
 def test_unreadable_recordings_are_reported_and_the_rest_is_recognized(
-    published, tmp_path, speech, capfd, monkeypatch
+    published, tmp_path, speech, capfd
 ):
     good, out = tmp_path / "in" / "good.flac", tmp_path / "out.csv"
     good.parent.mkdir()
@@ -207,12 +192,6 @@ def test_unreadable_recordings_are_reported_and_the_rest_is_recognized(
     assert main([*command, str(tmp_path / "nowhere.wav")]) == 1
     assert "not there" in capfd.readouterr().err
 
-    def stop(*_arguments, **_options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(recognize, "recognize", stop)
-    assert main([*command, str(good)]) == 130
-
 
 @pytest.mark.slow
 def test_an_hour_takes_less_than_a_gigabyte(published, tmp_path, speech):
@@ -227,12 +206,10 @@ def test_an_hour_takes_less_than_a_gigabyte(published, tmp_path, speech):
         f"main(['recognize', {str(path)!r}, '--model', {str(published)!r}, '--out', '/dev/null']); "
         "status()"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("VmHWM")]
     before, peak = (int(line.split()[1]) for line in lines)  # kB
-    print(f"{before / 2**20:.2f} GiB of libraries, peak {peak / 2**20:.2f} GiB")
     assert peak - before < 2**20
 
 
@@ -244,8 +221,9 @@ def test_a_published_model_is_calibrated_and_has_a_card(classified, published):
     labels = predictions.true.map(EMOTIONS.index).to_numpy()
     expected = temperature(predictions[EMOTIONS].to_numpy(), labels)
     assert metrics["temperature"] == pytest.approx(expected, rel=1e-3)
-    names = ["temperature", "emotion_uar", "ece_uncalibrated", "ece", "gender_uar", "arousal_ccc"]
-    assert set(metrics) == set(names)
+    assert set(metrics) == {
+        "temperature", "emotion_uar", "ece_uncalibrated", "ece", "gender_uar", "arousal_ccc",
+    }  # fmt: skip
     assert sorted(path.name for path in published.iterdir()) == [
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json"
     ]  # fmt: skip
@@ -292,8 +270,7 @@ def test_the_import_of_the_card_registers_it(published):
         "import gmp_utils.models.recognizer; from transformers import pipeline; "
         f"print(type(pipeline('audio-classification', {str(published)!r}).model))"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = python("-c", code)
     assert "gmp_utils.models.recognizer.Recognizer" in done.stdout, done.stderr
 
 
@@ -301,15 +278,11 @@ def test_a_run_stands_for_its_best_network(
     classified, published, tmp_path, tiny_encoder, monkeypatch, capsys
 ):
     best = publish.best_network(str(classified))
-    scores = {
-        loss: json.loads(
-            (classified / f"fold1/06_finetune/no-gmps/{loss}/metrics.json").read_text()
-        )["emotion_uar"]
-        for loss in ("ams", "ce")
-    }
-    assert scores[best.name] == max(scores.values())
-    assert publish.find_or_publish(str(published.parent)) == str(published)
-    assert publish.find_or_publish(str(published)) == str(published)
+    metrics = [(best.with_name(loss) / "metrics.json").read_text() for loss in ("ams", "ce")]
+    scores = [json.loads(text)["emotion_uar"] for text in metrics]
+    assert scores[("ams", "ce").index(best.name)] == max(scores)
+    for folder in (published.parent, published):
+        assert publish.find_or_publish(str(folder)) == str(published)
     assert publish.find_or_publish("owner/model") == "owner/model"
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(classified.parent)
@@ -340,18 +313,15 @@ MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
 )
 def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, speech):
     """The published model's scores are the classifier's, calibrated."""
-    torch.manual_seed(0)
-    config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
-    AutoModel.from_config(config).save_pretrained(tmp_path / "encoder")
-    run, encoder = str(write_noise_corpus(tmp_path / "run", **corpus)), str(tmp_path / "encoder")
-    finetune.finetune(run, 1, encoder, "ce", ONCE, use_gmps=False, network=network)
+    run = str(write_noise_corpus(tmp_path / "run", **corpus))
+    classifier(run, save_encoder(tmp_path / "encoder", kind, norm), network=network)
     recognizer = load_recognizer(publish.find_or_publish(run))
     (row,) = recognize.recognize(speech[: 3 * SECOND], recognizer, SECOND).to_dict("records")
-    classifier = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
+    network = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
     samples = torch.from_numpy(audio.normalize(speech[: 3 * SECOND]))[None]
     with torch.inference_mode():
-        feature = classifier.embed(samples, torch.tensor([3 * SECOND]))
-        logits = classifier.logits(feature)[0] / recognizer.config.temperature
+        feature = network.embed(samples, torch.tensor([3 * SECOND]))
+        logits = network.logits(feature)[0] / recognizer.config.temperature
     expected = logits.softmax(dim=0).tolist()
     assert [row[name] for name in EMOTIONS] == pytest.approx(expected, abs=1e-5)
     assert ("female" in row) == corpus.get("genders", True)
@@ -366,9 +336,7 @@ def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, s
 def test_networks_with_other_settings_are_not_pooled(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     for fold, schedule in ((1, ONCE), (2, ONCE), (3, QUICK)):
-        finetune.finetune(
-            str(run), fold, str(tiny_encoder), "ce", schedule, use_gmps=False, network=SMALL
-        )
+        classifier(run, tiny_encoder, schedule=schedule, fold=fold)
     stage = publish.publish(run / "fold1" / "06_finetune" / "no-gmps" / "ce")
     card = " ".join((stage / "model" / "README.md").read_text().split())
     assert "pooled over 2 of 3 folds with one network each, 4 test speakers" in card
@@ -403,7 +371,6 @@ def test_onnx_is_torch(published, recognizer, tmp_path, speech, monkeypatch):
     ("damage", "message"),
     [
         (lambda tensors: tensors.pop("gender_head.weight"), "its weights lack gender_head.weight"),
-        (lambda tensors: tensors.update({"gender_head.bias": torch.zeros(2)}), "notebook 09"),
         (None, "notebook 09"),
     ],
 )
