@@ -172,17 +172,17 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
             results["share of peak"] = results["operations per s"] / top
             rows.append({"training": what, "from": name, **results})
     rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
-    heard = data.manifest.duration[training].sum()
+    training_seconds = data.manifest.duration[training].sum()
     every = Utterances(inputs["CNN's output"], training)
     batch = float(np.mean([len(chosen) for chosen in DurationBatchSampler(every, seconds, size)]))
-    retrained_on = paper["retrain_steps"] * batch * heard / len(training)
+    retrained_on = paper["retrain_steps"] * batch * training_seconds / len(training)
     fold = {
         "prepare": took["prepare"],
         "CNN": took["CNN"],
-        "multitask": paper["multitask_epochs"] * heard / rates["fine-tuning"],
+        "multitask": paper["multitask_epochs"] * training_seconds / rates["fine-tuning"],
         "pseudo-labels": took["pseudo-labels"],
         "retraining": retrained_on / rates["retraining"],
-        "fine-tuning": paper["finetune_epochs"] * heard / rates["fine-tuning"],
+        "fine-tuning": paper["finetune_epochs"] * training_seconds / rates["fine-tuning"],
     }
     return {
         "audio hours": audio_seconds / 3600,
