@@ -1,11 +1,7 @@
-"""A live view of layers: two linked maps, with the sound and timeline of each point.
-
-Maps are those of notebook 03; pseudo-labels of 04 and predictions of 06 are shown if there are any.
-"""
+"""A live view of layers: the maps of notebook 03, with the sound and timeline of each point."""
 
 import colorsys
 import html
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
@@ -23,7 +19,7 @@ from gmp_utils.data.audio import SAMPLE_RATE, wav
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.figures.style import colors
-from gmp_utils.figures.timeline import draw_timeline, scores_over_time
+from gmp_utils.figures.timeline import draw_timeline, scores_over_time, widget_output
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_at
 from gmp_utils.runs import paths
@@ -52,30 +48,19 @@ def map_model(run_dir: str, fold: int, model: str) -> Path:
 
 @dataclass
 class FoldMaps:
-    """The maps of a fold of a run, and what is known of their points.
+    """The maps of a fold of a run, and the attributes of their points.
 
-    Attributes
-    ----------
-    points : DataFrame
-        utterance, seconds (of frames), part, emotion, predicted, gender, speaker, energy (dB), and
-        for frames a column "K = …" per scale of pseudo-labels.
-    coordinates : dict of str to (layers, n_points, 2) float32
-        By model.
-    scores : dict of str to DataFrame
-        UAR of linear probes by model, layers × tasks.
-    classifier : Path, optional
-        Stage of notebook 06 that the predictions come from.
-    labels : Ragged, optional
-        (frames, scales) of pseudo-labels.
+    `points` has the columns utterance, seconds (of frames), part, emotion, predicted, gender, speaker,
+    energy (dB), and for frames "K = …" per scale of pseudo-labels.
     """
 
     folder: Path
     corpus: Corpus
     points: pd.DataFrame
-    coordinates: dict[str, np.ndarray]
-    scores: dict[str, pd.DataFrame]
-    classifier: Path | None = None
-    labels: Ragged | None = None
+    coordinates: dict[str, np.ndarray]  # by model, (layers, n_points, 2) float32
+    scores: dict[str, pd.DataFrame]  # by model, UAR of linear probes, layers × tasks
+    classifier: Path | None = None  # stage of notebook 06 that the predictions come from
+    labels: Ragged | None = None  # pseudo-labels, (frames, scales)
     scales: list[int] = field(default_factory=list)
 
     @cached_property
@@ -84,12 +69,11 @@ class FoldMaps:
         return EmotionClassifier.load(str(self.classifier / "model"))
 
     def timeline(self, point: int, played: tuple[float, float] | None) -> go.Figure:
-        """Draw the utterance of a point."""
+        """Draw the utterance of a point; `played` is the part to mark, in seconds."""
         row = self.points.loc[point]
         waveform = self.corpus.waveforms[row.utterance]
         manifest = self.corpus.manifest.loc[row.utterance]
-        streams = scores = emotional_part = None
-        title = f"{row.utterance}: {row.emotion}"
+        title, streams, scores = f"{row.utterance}: {row.emotion}", None, None
         if self.labels:
             columns = self.labels[row.utterance].T
             streams = {f"K = {k}": column for k, column in zip(self.scales, columns)}
@@ -97,27 +81,25 @@ class FoldMaps:
             scores = (*scores_over_time(self.model, waveform), self.model.config.emotions)
             prediction = f"predicted {row.predicted} ({'/'.join(self.classifier.parts[-2:])})"
             title += f", {TRAINING if row.predicted == TRAINING else prediction}"
+        parts = [("played", *played)] if played else []
         if "emotion_start" in manifest and pd.notna(manifest.emotion_start):
-            emotional_part = manifest.emotion_start, manifest.emotion_end
-        marks = {"played": played, "emotional_part": emotional_part}
-        return draw_timeline(waveform, title, streams=streams, scores=scores, **marks)
+            parts.append(("emotional part", manifest.emotion_start, manifest.emotion_end))
+        return draw_timeline(waveform, title, scores=scores, streams=streams, labels=parts)
 
 
 def open_fold_maps(run_dir: str, fold: int, unit: str) -> FoldMaps:
     """Open the maps of a fold, of "frames" or "utterances"."""
     folder, corpus = paths.fold_folder(run_dir, fold), open_corpus(run_dir)
     tables, scores = _read_maps(folder, unit)
-    first, *others = tables
-    for other in others:
-        if not tables[other][0].index.equals(tables[first][0].index):
+    first = next(iter(tables))
+    for model, layers in tables.items():
+        if not layers[0].index.equals(tables[first][0].index):
             raise GmpError(
-                f"{display_path(folder)}: the maps of {first} and {other} hold different points; "
+                f"{display_path(folder)}: the maps of {first} and {model} hold different points; "
                 f"run notebooks/{PROBE_LAYERS}.ipynb for both with the same settings."
             )
-    coordinates = {
-        model: np.stack([rows[["x", "y"]] for rows in layers]) for model, layers in tables.items()
-    }
     points = tables[first][0].drop(columns=["x", "y", "layer", "unit"]).reset_index()
+    coordinates = {name: np.stack([t[["x", "y"]] for t in tables[name]]) for name in tables}
     maps = FoldMaps(folder, corpus, points, coordinates, scores)
     classifiers = sorted(folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
     if classifiers:
@@ -139,23 +121,18 @@ def open_fold_maps(run_dir: str, fold: int, unit: str) -> FoldMaps:
     return maps
 
 
-def _read_maps(
-    folder: Path, unit: str
-) -> tuple[dict[str, list[pd.DataFrame]], dict[str, pd.DataFrame]]:
-    """By model, the points of each layer and the scores of its probes."""
+def _read_maps(folder: Path, unit: str) -> tuple[dict, dict]:
+    """By model, a table of points per layer, and the scores of linear probes."""
     maps, scores = {}, {}
     key = ["utterance", "seconds"] if unit == "frames" else ["utterance"]
-    for model in MODELS:
+    models = [model for model in MODELS if (folder / PROBE_LAYERS / model).is_dir()]
+    for model in models:
         stage = folder / PROBE_LAYERS / model
-        if not stage.is_dir():
-            continue
         check_and_identify(stage)
         table = pd.read_parquet(stage / "maps.parquet").query("unit == @unit")
         maps[model] = [rows.set_index(key) for _, rows in table.groupby("layer")]
-        probes = pd.read_parquet(stage / "probes.parquet").query(
-            "unit == @unit and metric == 'UAR'"
-        )
-        scores[model] = probes.pivot(index="layer", columns="task", values="score")
+        uars = pd.read_parquet(stage / "probes.parquet").query("unit == @unit and metric == 'UAR'")
+        scores[model] = uars.pivot(index="layer", columns="task", values="score")
     if not maps:
         raise paths.missing_artifact(folder / PROBE_LAYERS, PROBE_LAYERS)
     return maps, scores
@@ -170,12 +147,11 @@ def composition(points: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
     tables = []
     for attribute in points.columns.intersection(ATTRIBUTES, sort=False):
         counts = points[attribute].iloc[selected].value_counts().head(MAX_VALUES)
-        shares = points[attribute].value_counts(normalize=True)[counts.index]
-        columns = {"value": counts.index.astype(str), "points": counts.to_numpy()}
-        table = pd.DataFrame({"attribute": attribute} | columns)
-        tables.append(table.assign(**{"share of all": shares.to_numpy()}))
+        values, n_selected = counts.index.astype(str), counts.to_numpy()
+        table = pd.DataFrame({"attribute": attribute, "value": values, "points": n_selected})
+        shares = points[attribute].value_counts(normalize=True)[counts.index].to_numpy()
+        tables.append(table.assign(share=n_selected / len(selected), **{"share of all": shares}))
     table = pd.concat(tables, ignore_index=True)
-    table.insert(3, "share", table.points / len(selected))
     return table.assign(ratio=table["share"] / table["share of all"])
 
 
@@ -189,26 +165,19 @@ class Panel:
         self.layer = widgets.IntSlider(last, max=last, description="layer", continuous_update=False)
         self.text = widgets.HTML()
         self.scatter = jscatter.Scatter(
-            data=maps.points,
-            **self._coordinates(),
-            height=420,
-            axes=False,
-            color_selected="black",
-            lasso_type="freeform",
-            tooltip=True,
+            data=maps.points, **self._coordinates(), height=420, axes=False, color_selected="black",
+            lasso_type="freeform", tooltip=True, tooltip_histograms=False, transition_points_duration=200,
             tooltip_properties=maps.points.columns.intersection(ATTRIBUTES).tolist(),
-            tooltip_histograms=False,
-            transition_points_duration=200,
-        )
+        )  # fmt: skip
         self._describe()
-        self.model.observe(self._change_model, "value")
-        self.layer.observe(self._change_layer, "value")
+        for control in (self.model, self.layer):
+            control.observe(self._change, "value")
         controls = widgets.HBox([self.model, self.layer])
         self.widget = widgets.VBox([controls, self.text, self.scatter.show()], layout={"flex": "1"})
 
     @property
     def coordinates(self) -> np.ndarray:
-        """Of the layer shown, (n_points, 2)."""
+        """Coordinates of the points on the layer that is shown, (n_points, 2)."""
         return self.maps.coordinates[self.model.value][self.layer.value]
 
     def _coordinates(self) -> dict:
@@ -217,11 +186,8 @@ class Panel:
         limit = 1.02 * abs(self.coordinates).max()
         return {"x": x, "y": y, "x_scale": (-limit, limit), "y_scale": (-limit, limit)}
 
-    def _change_model(self, _change) -> None:
+    def _change(self, _change) -> None:
         self.layer.max = len(self.maps.coordinates[self.model.value]) - 1
-        self._change_layer()
-
-    def _change_layer(self, _change=None) -> None:
         self.scatter.xy(**self._coordinates(), animate=True)
         self._describe()
 
@@ -229,9 +195,8 @@ class Panel:
         layer = self.layer.value
         scores = self.maps.scores[self.model.value].loc[layer].items()
         text = ", ".join(f"{task} {score:.2f}" for task, score in scores)
-        self.text.value = (
-            f"layer {layer} ({layer - self.layer.max - 1}); linear probes, UAR: {text}"
-        )
+        from_last = layer - self.layer.max - 1
+        self.text.value = f"layer {layer} ({from_last}); linear probes, UAR: {text}"
 
     def color(self, column: str) -> None:
         """Color the points by a column."""
@@ -248,9 +213,8 @@ def palette(categories: list) -> list[str]:
     """A color per category; of more than `MAX_LEGEND` only adjacent colors differ clearly."""
     if len(categories) <= MAX_LEGEND:
         return list(colors(map(str, categories)).values())
-    hues = np.arange(len(categories)) * 0.618 % 1  # golden ratio
-    lightness = 0.35 + 0.1 * (np.arange(len(categories)) % 3)
-    rgb = [colorsys.hls_to_rgb(hue, light, 0.7) for hue, light in zip(hues, lightness)]
+    numbers = range(len(categories))  # hues by the golden ratio
+    rgb = [colorsys.hls_to_rgb(n * 0.618 % 1, 0.35 + 0.1 * (n % 3), 0.7) for n in numbers]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in rgb]
 
 
@@ -282,9 +246,8 @@ class LayerExplorer:
         self.saved = widgets.Label()
         controls = widgets.HBox([self.run, self.unit, self.column])
         saving = widgets.HBox([self.save, self.saved])
-        self.widget = widgets.VBox(
-            [controls, self.maps_box, self.players, self.figure, self.table, saving]
-        )
+        rows = [controls, self.maps_box, self.players, self.figure, self.table, saving]
+        self.widget = widgets.VBox(rows)
         self._show()
         self.run.observe(self._change, "value")
         self.unit.observe(self._change, "value")
@@ -348,9 +311,9 @@ class LayerExplorer:
         if len(rows) == 1:
             self._play(int(rows[0]))
         if len(rows):
-            table = composition(self.maps.points, rows)
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
-            table = table.to_html(index=False, formatters=formats | {"ratio": "{:.1f}".format})
+            formats["ratio"] = "{:.1f}".format
+            table = composition(self.maps.points, rows).to_html(index=False, formatters=formats)
             content = f"<b>{len(rows)} points</b>{table}"
             self.table.value = f'<div class="jp-RenderedHTMLCommon">{content}</div>'
 
@@ -367,9 +330,7 @@ class LayerExplorer:
             sound.autoplay = piece is pieces[-1]
             sound.value = wav(piece)
         self.players.children = self._titled_sounds[: len(pieces)]
-        figure = json.loads(self.maps.timeline(point, played).to_json())
-        data = {"application/vnd.plotly.v1+json": figure}
-        self.figure.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        self.figure.outputs = widget_output(self.maps.timeline(point, played))
 
     def _save(self, _button) -> None:
         folder = self.maps.folder / "selections"
@@ -381,10 +342,19 @@ class LayerExplorer:
 
 
 def explore(run_dir: str, fold: int = 1) -> LayerExplorer:
-    """Look at, and listen to, the layers that notebook 03 has mapped.
+    """View, and listen to, the layers that notebook 03 has mapped.
 
-    Other runs in the same folder can be chosen in the view, which is displayed. `selected` of the returned
-    explorer is a table of the selected points.
+    Parameters
+    ----------
+    run_dir : str
+        Others in the same folder can be chosen in the view.
+    fold : int
+        From 1.
+
+    Returns
+    -------
+    explorer : LayerExplorer
+        Displayed. Its `selected` is a table of the selected points.
     """
     explorer = LayerExplorer(run_dir, fold)
     display(explorer.widget)

@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 from pathlib import Path
 
 import anywidget
@@ -16,7 +15,7 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE
-from gmp_utils.figures.timeline import draw_recording
+from gmp_utils.figures.timeline import draw_recording, widget_output
 from gmp_utils.models.recognizer import load_recognizer
 from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.stages.recognize import recognize
@@ -28,35 +27,23 @@ HINT = (
 
 
 class Microphone(anywidget.AnyWidget):
-    """A button that records from its first press to its second.
-
-    Attributes
-    ----------
-    samples : bytes or memoryview
-        float32, little-endian, one channel; observe it.
-    sample_rate : int
-        Hz.
-    """
+    """A button that records from its first press to its second: `samples`, `sample_rate` (Hz)."""
 
     _esm = Path(__file__).with_name("microphone.js")
-    samples = traitlets.Any(b"").tag(sync=True)
+    samples = traitlets.Any(b"").tag(sync=True)  # float32, little-endian, one channel
     sample_rate = traitlets.Int(0).tag(sync=True)
 
 
 class RecordingExplorer:
     """Upload or record, recognize, draw and play.
 
-    Attributes
-    ----------
-    widget : VBox
-    table : DataFrame
-        `gmp_utils.recognize` of the last recording.
-    waveform : (n_samples,) float32
-        The last recording, at 16 kHz.
+    Of the last recording, `waveform` is (n_samples,) float32 at 16 kHz, `table` what
+    `gmp_utils.recognize` returns.
     """
 
     def __init__(self, model: str):
         self.recognizer = load_recognizer(find_or_publish(model))
+        self.emotions = list(self.recognizer.config.label2id)
         self.table, self.waveform, self.name = pd.DataFrame(), np.zeros(0, np.float32), ""
         self.upload = widgets.FileUpload(description="a recording", multiple=False)
         self.microphone = Microphone()
@@ -114,7 +101,7 @@ class RecordingExplorer:
         spoken = self.table.dropna(subset="confidence")
         if spoken.empty:
             return f"{self.name}: no speech detected."
-        means = spoken[list(self.recognizer.config.label2id)].mean().sort_values(ascending=False)
+        means = spoken[self.emotions].mean().sort_values(ascending=False)
         scores = ", ".join(f"{emotion} {score:.2f}" for emotion, score in means.items())
         return f"{self.name}: {scores}, mean of {len(spoken)} windows with speech."
 
@@ -127,10 +114,8 @@ class RecordingExplorer:
         self.audio.value = audio.wav(audio.to_int16(waveform))
         self.player.children = (self.audio,)
         table = recognize(waveform, self.recognizer, SAMPLE_RATE, window=2.0, hop=0.25)
-        emotions = list(self.recognizer.config.label2id)
-        figure = draw_recording(waveform, table, emotions, self.name)
-        data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
-        self.figure.outputs = ({"output_type": "display_data", "data": data, "metadata": {}},)
+        figure = draw_recording(waveform, table, self.emotions, self.name)
+        self.figure.outputs = widget_output(figure)
 
 
 def explore_recording(model: str = "runs/demo") -> RecordingExplorer:

@@ -14,21 +14,12 @@ CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": "#0072B2"}
 
 
 def reliability_diagram(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against confidence, before and after calibration; the area of a point shows its utterances.
-
-    Parameters
-    ----------
-    table : DataFrame
-        See `gmp_utils.evaluation.tables.confidences`.
-    """
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[0, 1], y=[0, 1], mode="lines", line={"color": "#cccccc", "dash": "dash"},
-        name="perfectly calibrated",
-    )  # fmt: skip
-    errors = {}
+    """Accuracy against confidence, of `gmp_utils.evaluation.tables.confidences`; areas show utterances."""
+    figure, errors = go.Figure(), []
+    line = {"color": "#cccccc", "dash": "dash"}
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfectly calibrated")
     for name, color in CALIBRATION_COLORS.items():
-        errors[name] = expected_calibration_error(table[name], table.correct)
+        errors.append(f"{expected_calibration_error(table[name], table.correct):.2f} {name}")
         points = reliability(table[name], table.correct)
         sizes = 36 * np.sqrt(points.utterances / len(table))
         figure.add_scatter(
@@ -36,11 +27,8 @@ def reliability_diagram(table: pd.DataFrame) -> go.Figure:
             marker={"color": color, "size": sizes}, line={"color": color},
             hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}<extra></extra>",
         )  # fmt: skip
-    title = (
-        "Expected calibration error: {uncalibrated:.2f} uncalibrated, {calibrated:.2f} calibrated"
-    )
     return figure.update_layout(
-        title=title.format(**errors),
+        title=f"Expected calibration error: {', '.join(errors)}",
         xaxis={"title": "confidence", "range": [0, 1.02]},
         yaxis={"title": "accuracy", "range": [-0.05, 1.05]},
     )
@@ -49,21 +37,21 @@ def reliability_diagram(table: pd.DataFrame) -> go.Figure:
 def counts(manifest: pd.DataFrame) -> go.Figure:
     """Utterances per speaker and emotion, a panel per gender."""
     rows = manifest.fillna({"gender": "unknown", "emotion": "unknown"})
-    keys = ["gender", "speaker", "emotion"]
-    table = rows.groupby(keys).size().rename("utterances").reset_index()
+    table = rows.groupby(["gender", "speaker", "emotion"]).size().reset_index(name="utterances")
     figure = px.bar(
         table, x="speaker", y="utterances", color="emotion", facet_col="gender",
         color_discrete_map=COLORS,
     )  # fmt: skip
     _name_panels(figure).update_xaxes(matches=None, type="category")
     sizes = rows.emotion.value_counts()
+    most, fewest = sizes.iloc[0], sizes.iloc[-1]
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
     if manifest.emotion.isna().all():
         title += ", none with an emotion"
-    elif sizes.iloc[0] > sizes.iloc[-1]:
-        title += f"; most are {sizes.index[0]} ({sizes.iloc[0]}), fewest {sizes.index[-1]} ({sizes.iloc[-1]})"
+    elif most > fewest:
+        title += f"; most are {sizes.index[0]} ({most}), fewest {sizes.index[-1]} ({fewest})"
     else:
-        title += f", {sizes.iloc[0]} of each emotion"
+        title += f", {most} of each emotion"
     return figure.update_layout(title=title)
 
 
@@ -85,19 +73,17 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     """Valence and arousal of the utterances, and their mean per emotion; None without ratings."""
     if not {"valence", "arousal"} <= set(manifest):
         return None
-    rated = manifest.dropna(subset=["valence", "arousal"]).fillna({"emotion": "unknown"})
-    rated = rated.sort_values("emotion")
+    rated = manifest.dropna(subset=["valence", "arousal"])
     if rated.empty:
         return None
+    rated = rated.fillna({"emotion": "unknown"}).sort_values("emotion")
     figure = px.scatter(
         rated, x="valence", y="arousal", color="emotion", color_discrete_map=COLORS,
         hover_name="utterance", opacity=0.5,
     )  # fmt: skip
     means = rated.groupby("emotion")[["valence", "arousal"]].mean()
-    for emotion, mean in means.iterrows():
-        figure.add_annotation(
-            x=mean.valence, y=mean.arousal, text=f"<b>{emotion}</b>", showarrow=False
-        )
+    for emotion, (x, y) in means.iterrows():
+        figure.add_annotation(x=x, y=y, text=f"<b>{emotion}</b>", showarrow=False)
     low, high = means.arousal.idxmin(), means.arousal.idxmax()
     title = f"Mean arousal is highest for {high}, lowest for {low}"
     if len(rated) < len(manifest):
@@ -108,25 +94,15 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
 def curves(
     history: pd.DataFrame, panels: dict[str, dict[str, str]], *, x: str, title: str
 ) -> go.Figure:
-    """Training curves, a panel each.
+    """Training curves of a history.csv over `x`, "epoch" or "step".
 
-    Parameters
-    ----------
-    history : DataFrame
-        As `gmp_utils.training.trainer.train` writes it.
-    panels : dict
-        By panel's title: names of lines, and the column that each shows.
-    x : str
-        The column of the x axis, "epoch" or "step".
-    title : str
+    `panels` are the lines of each panel, by its title: their names, and the columns that they show.
     """
     figure = make_subplots(1, len(panels), subplot_titles=list(panels))
     for column, lines in enumerate(panels.values(), start=1):
         for number, (line, values) in enumerate(lines.items()):
-            style = {
-                "color": COLORS.get(line.split(",")[0], SEQUENCE[number]),
-                "dash": "dot" if "training" in line else "solid",
-            }
+            color = COLORS.get(line.split(",")[0], SEQUENCE[number])
+            style = {"color": color, "dash": "dot" if "training" in line else "solid"}
             figure.add_scatter(
                 x=history[x], y=history[values], name=line, mode="lines+markers", line=style,
                 legendgroup=line, showlegend=not any(trace.name == line for trace in figure.data),
@@ -136,46 +112,27 @@ def curves(
 
 
 def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Figure:
-    """A log-mel spectrogram above the targets of its frames in each round.
-
-    Parameters
-    ----------
-    mel : (bands, frames) float
-    rounds : dict of str to (frames,) int
-        Clusters by row's name.
-    title : str
-    """
-    rows = 1 + len(rounds)
-    heights = [0.6, *[0.4 / len(rounds)] * len(rounds)]
+    """A log-mel spectrogram, (bands, frames), above the targets of its frames in each round, (frames,)."""
+    rows, heights = 1 + len(rounds), [0.6, *[0.4 / len(rounds)] * len(rounds)]
     figure = make_subplots(rows, 1, shared_xaxes=True, row_heights=heights, vertical_spacing=0.03)
     seconds = frame_seconds(np.arange(mel.shape[1]))
     figure.add_heatmap(x=seconds, z=mel, colorscale="Greys", showscale=False, row=1, col=1)
     for row, (name, clusters) in enumerate(rounds.items(), start=2):
-        figure.add_heatmap(
-            x=seconds, y=[name], z=clusters[None], colorscale="Turbo", showscale=False,
-            row=row, col=1,
-        )  # fmt: skip
+        strip = {"x": seconds, "y": [name], "z": clusters[None], "row": row, "col": 1}
+        figure.add_heatmap(**strip, colorscale="Turbo", showscale=False)
     figure.update_yaxes(title="mel band", row=1, col=1)
     return figure.update_xaxes(title="time (s)", row=rows, col=1).update_layout(title=title)
 
 
 def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
     """A table of numbers as colors, with the numbers in the cells."""
-    figure = px.imshow(
-        table, text_auto=".2f", color_continuous_scale="Blues", zmin=0, aspect="auto"
-    )
+    scale = {"color_continuous_scale": "Blues", "zmin": 0}
+    figure = px.imshow(table, text_auto=".2f", aspect="auto", **scale)
     return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
 
 
 def separations(by_system: dict[str, dict]) -> go.Figure:
-    """Inter- and intra-class distances before and after fine-tuning, a panel per system.
-
-    Parameters
-    ----------
-    by_system : dict
-        Contents of separation.json: "before" and "after" with what
-        `gmp_utils.evaluation.metrics.class_separation` returns.
-    """
+    """Inter- and intra-class distances of separation.json before and after training, a panel per system."""
     rows = [
         {"system": system, "when": when, "distance": kind.replace("_", "-"), "value": values[kind]}
         for system, separation in by_system.items()
@@ -216,12 +173,8 @@ def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
     """UAR of variants: means with intervals, and a point for every fold and seed.
 
-    Parameters
-    ----------
-    points, means : DataFrame
-        See `points` and `scores` of `gmp_utils.evaluation.tables`.
-    joined : bool
-        Whether variants are values of one number, such as a layer: a line with a band replaces the bars.
+    `points` and `means` are `points` and `scores` of `gmp_utils.evaluation.tables`. With `joined`, variants
+    are values of a number, such as a layer: a line with a band replaces the bars.
     """
     figure, palette = go.Figure(), colors(means.system.unique())
     places = {variant: place for place, variant in enumerate(means.variant.unique())}
@@ -256,27 +209,17 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
 
 
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:
-    """UAR of each test speaker, a line per speaker over the systems.
-
-    Parameters
-    ----------
-    scores : dict of str to Series
-        By system: UAR in percent by speaker.
-    """
-    table = pd.DataFrame(scores)
-    figure = go.Figure()
+    """UAR (%) of each test speaker, a line per speaker; `scores` are by speaker, for each system."""
+    table, figure = pd.DataFrame(scores), go.Figure()
+    style = {"line": {"color": COLORS["unknown"]}, "marker": {"color": COLORS["neutral"]}}
+    style |= {"mode": "lines+markers", "showlegend": False}
     for speaker, row in table.iterrows():
-        figure.add_scatter(
-            x=row.index, y=row, name=str(speaker), mode="lines+markers", showlegend=False,
-            line={"color": COLORS["unknown"]}, marker={"color": COLORS["neutral"]},
-        )  # fmt: skip
+        figure.add_scatter(x=row.index, y=row, name=str(speaker), **style)
     means, gap = table.mean(), (table.max() - table.min()).max()
+    title = f"Speakers of one system differ by up to {gap:.0f} points"
     figure.add_scatter(
         x=means.index, y=means, name="mean", mode="markers",
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
-    title = (
-        f"Speakers of one system differ by up to {gap:.0f} points, "
-        f"means of systems by {means.max() - means.min():.0f}"
-    )
+    title += f", means of systems by {means.max() - means.min():.0f}"
     return figure.update_layout(title=title, yaxis_title="UAR of a speaker (%)")

@@ -1,5 +1,6 @@
 """An utterance or recording over time: waveform, pseudo-labels, and emotion scores."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,16 +18,16 @@ WINDOW = 50  # frames of a second
 HOP = 5  # frames from one window to the next
 POINTS = 2000  # of a drawn waveform, minimum and maximum in turn
 GOLDEN = 0.618034  # its multiples give neighboring clusters different colors
+PARTS = {"played": "#0072B2", "emotional part": "#E69F00"}  # colors of other parts than labels
 
 
 def scores_over_time(
     model: EmotionClassifier, waveform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Emotion scores of each second of an utterance.
+    """Middles (s) of windows of a second, and their emotion scores, (n_windows, emotions) softmax.
 
     The encoder runs on the whole utterance, (samples,) int16, the classifier's head on windows of its frames.
-    Returns the middle of each window (s) and the softmax of its logits, (n_windows, emotions). An utterance
-    shorter than a window is one window.
+    An utterance shorter than a window is one window.
     """
     samples = torch.from_numpy(normalize(waveform))[None].to(model.device)
     lengths = torch.tensor([samples.shape[1]], device=model.device)
@@ -45,10 +46,8 @@ def draw_timeline(
     waveform: np.ndarray,
     title: str,
     *,
-    streams: dict[str, np.ndarray] | None = None,
     scores: tuple[np.ndarray, np.ndarray, list[str]] | None = None,
-    played: tuple[float, float] | None = None,
-    emotional_part: tuple[float, float] | None = None,
+    streams: dict[str, np.ndarray] | None = None,
     labels: Sequence[tuple[str, float, float]] = (),
 ) -> go.Figure:
     """Draw an utterance over time.
@@ -56,14 +55,12 @@ def draw_timeline(
     Parameters
     ----------
     waveform : (samples,) int16
+    scores : tuple, optional
+        What `scores_over_time` returns, and the emotions' names. NaN leaves a gap.
     streams : dict of str to (frames,) int, optional
         Pseudo-labels, by the row's name.
-    scores : tuple, optional
-        As `scores_over_time` returns them, and the emotions' names. NaN leaves a gap.
-    played, emotional_part : (start, end) of float, optional
-        Seconds to shade.
     labels : sequence of (name, start, end)
-        True labels to shade, in seconds.
+        Parts to shade, in seconds: labels, or of `PARTS`.
     """
     rows = ["waveform"] + ["streams"] * bool(streams) + ["scores"] * (scores is not None)
     figure = make_subplots(len(rows), 1, shared_xaxes=True, vertical_spacing=0.06)
@@ -79,29 +76,23 @@ def draw_timeline(
         figure.add_heatmap(
             x=frame_seconds(np.arange(clusters.shape[1])), y=list(streams), z=clusters * GOLDEN % 1,
             text=clusters, showscale=False, colorscale="HSV",
-            hovertemplate="%{y}, cluster %{text}<extra></extra>", row=rows.index("streams") + 1, col=1,
+            hovertemplate="%{y}, cluster %{text}<extra></extra>", row=2, col=1,
         )  # fmt: skip
     if scores is not None:
-        middles, values, emotions = scores
+        last, (middles, values, emotions) = {"row": len(rows), "col": 1}, scores
         for (emotion, color), score in zip(colors(emotions).items(), values.T):
-            figure.add_scatter(
-                x=middles, y=score, name=emotion, mode="lines+markers", line={"color": color},
-                row=len(rows), col=1,
-            )  # fmt: skip
-        figure.add_hline(1 / len(emotions), line={"dash": "dot", "width": 1}, row=len(rows), col=1)
-        figure.update_yaxes(title="score", range=[-0.05, 1.05], row=len(rows), col=1)
-    marks = [("played", played, "#0072B2"), ("emotional part", emotional_part, "#E69F00")]
-    shades = colors([name for name, *_ in labels])
-    marks += [(name, (start, end), shades[name]) for name, start, end in labels]
-    for text, mark, color in marks:
-        if mark:
-            figure.add_vrect(
-                *mark, fillcolor=color, opacity=0.15, line_width=0, row=1, col=1,
-                annotation_text=text, annotation_position="top left",
-            )  # fmt: skip
+            line, mode = {"color": color}, "lines+markers"
+            figure.add_scatter(x=middles, y=score, name=emotion, mode=mode, line=line, **last)
+        figure.add_hline(1 / len(emotions), line={"dash": "dot", "width": 1}, **last)
+        figure.update_yaxes(title="score", range=[-0.05, 1.05], **last)
+    shades = colors([name for name, *_ in labels]) | PARTS
+    for name, start, end in labels:
+        figure.add_vrect(
+            start, end, fillcolor=shades[name], opacity=0.15, line_width=0, row=1, col=1,
+            annotation_text=name, annotation_position="top left",
+        )  # fmt: skip
     figure.update_xaxes(title="time (s)", row=len(rows), col=1)
-    figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * len(rows))
-    return figure
+    return figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * len(rows))
 
 
 def draw_recording(
@@ -116,3 +107,9 @@ def draw_recording(
         title = f"{name}: most confident of {emotion}, at {middles[peak]:.0f} s ({confidence:.2f})"
     scores = middles, table[emotions].to_numpy(), emotions
     return draw_timeline(to_int16(waveform), title, scores=scores, **timeline)
+
+
+def widget_output(figure: go.Figure) -> tuple[dict]:
+    """What the `outputs` of an Output widget have to be to show a figure."""
+    data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
+    return ({"output_type": "display_data", "data": data, "metadata": {}},)

@@ -37,33 +37,27 @@ def finetune(
 
     Parameters
     ----------
-    run_dir : str
     fold : int
         From 1.
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub.
     loss : str
         "ce", "ams", or "ce-then-ams": AM-Softmax from the CE model of the same fold.
-    training : TrainingConfig
     use_gmps : bool
         Start from the model of stage 05, or else from the initial encoder.
     scale, margin : float
         Of AM-Softmax, which has no class weights.
-    network : HeadConfig
 
     Returns
     -------
     stage : Path
-        With history.csv, metrics.json, separation.json (of the classes, before and after training),
-        predictions.parquet (validation and test) and model/.
+        With history.csv, metrics.json, model/, predictions.parquet (validation and test) and separation.json
+        (of the classes, before and after training).
     """
     if loss not in LOSSES:
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
-    corpus, initialization = open_corpus(run_dir), INITIALIZATIONS[use_gmps]
-    stages = [
-        stage_folder(run_dir, stage, fold)
-        for stage in upstream(FINETUNE, {"use_gmps": use_gmps, "loss": loss})
-    ]
+    corpus, start = open_corpus(run_dir), {"use_gmps": use_gmps, "loss": loss}
+    stages = [stage_folder(run_dir, stage, fold) for stage in upstream(FINETUNE, start)]
     if loss == "ce-then-ams" and not stages[-1].is_dir():
         raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
     source = str(stages[-1] / "model") if len(stages) > 1 else weights.resolve(encoder)
@@ -78,34 +72,25 @@ def finetune(
         inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
         dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
         hidden_size = model.config.hidden_size if network.spec_augment else 0
-        before, _ = embed_and_classify(model, corpus, inputs, validation)
-        train(
-            model,
-            dataset(parts["train"], hidden_size=hidden_size, seed=training.seed),
-            dataset(validation),
-            folder,
-            training,
-            compute_metrics=_metrics,
-            selection_metric="emotion_uar",
-            selection=protocol.selection,
-        )
-        outputs = {
-            part: embed_and_classify(model, corpus, inputs, parts[part])
-            for part in ("validation", "test")
-            if parts[part]
-        }
-        vectors = {"before": before, "after": outputs[protocol.selection_part][0]}
+        training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
+        datasets = training_set, dataset(validation)
+        classify = partial(embed_and_classify, model, corpus, inputs)
+        vectors = {"before": classify(validation)[0]}
+        selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
+        train(model, *datasets, folder, training, compute_metrics=_metrics, **selection)
+        outputs = {part: classify(parts[part]) for part in ("validation", "test") if parts[part]}
+        vectors["after"] = outputs[protocol.selection_part][0]
         emotions = corpus.labels(validation, "emotion")
         separation = {when: class_separation(x, emotions) for when, x in vectors.items()}
         write_json(folder / "separation.json", separation)
-        logits = {part: logits for part, (_, logits) in outputs.items()}
+        logits = {part: part_logits for part, (_, part_logits) in outputs.items()}
         write_predictions(folder, corpus.manifest, parts, logits, corpus.emotions)
 
-    parameters = {"fold": fold, "encoder": encoder, "use_gmps": use_gmps, **settings}
+    parameters = vars(network) | settings | start | {"training": vars(training)}
     return make_stage(
-        fold_folder(run_dir, fold) / FINETUNE / initialization / loss,
+        fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / loss,
         build,
-        parameters=parameters | vars(network) | {"loss": loss, "training": vars(training)},
+        parameters={"fold": fold, "encoder": encoder, **parameters},
         stages=stages,
         inputs=[weights.fingerprint(encoder)],
         module=__name__,

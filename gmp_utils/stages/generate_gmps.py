@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-import torch
 from sklearn.metrics import normalized_mutual_info_score
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import normalize
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
@@ -20,7 +18,7 @@ from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, fold_folder, stage_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.runs.upstream import upstream
-from gmp_utils.training.features import layer_frames, model_inputs
+from gmp_utils.training.features import layer_frames, layer_states_by_length, model_inputs
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
 
@@ -38,12 +36,10 @@ def generate_gmps(
 ) -> Path:
     """Cluster a layer's frames by k-means at several scales, and assign every frame to its clusters.
 
-    k-means is fitted to the frames of the training speakers (of all speakers under a transductive
-    protocol).
+    k-means is fitted to the training speakers, or to all speakers under a transductive protocol.
 
     Parameters
     ----------
-    run_dir : str
     fold : int
         From 1.
     layer : int
@@ -57,15 +53,12 @@ def generate_gmps(
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub; used only if it is clustered.
     kmeans_frames : int
-        Fit k-means to so many random frames; 0 for all. Each takes 6 bytes × hidden size of memory.
-    seed : int
-        Of k-means, its frames and the permutation.
+        Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
 
     Returns
     -------
     stage : Path
-        With centroids-<K>.npy, labels.npy and labels.parquet (a `Ragged` of frames × scales) and
-        metrics.json.
+        With centroids-<K>.npy, metrics.json, labels.npy and labels.parquet: a `Ragged` of frames × scales.
     """
     if clustered_model not in ("multitask", "encoder"):
         raise GmpError(f"clustered_model {clustered_model!r}: expected multitask or encoder.")
@@ -85,7 +78,7 @@ def generate_gmps(
     stages = upstream(GENERATE_GMPS, {"clustered_model": clustered_model})
     return make_stage(
         fold_folder(run_dir, fold) / GENERATE_GMPS,
-        partial(_write_labels, corpus, source, unlabeled, **settings),
+        partial(_write_labels, corpus, source, unlabeled, settings),
         parameters={"fold": fold, "clustered_model": clustered_model, **settings},
         stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=inputs,
@@ -95,73 +88,46 @@ def generate_gmps(
 
 
 def _write_labels(
-    corpus: Corpus,
-    source: str,
-    unlabeled: list[str],
-    folder: Path,
-    *,
-    layer: int,
-    scales: list[int],
-    permuted: bool,
-    kmeans_frames: int,
-    seed: int,
+    corpus: Corpus, source: str, unlabeled: list[str], settings: dict, folder: Path
 ) -> None:
     """Fit k-means to the frames of `unlabeled` utterances, and write the labels of all."""
+    scales, seed, limit = (settings[name] for name in ("scales", "seed", "kmeans_frames"))
     model, names = SpeechModel.load(source), list(corpus.manifest.index)
-    frames = layer_frames(model, model_inputs(model, corpus), names, layer, folder / "frames")
+    inputs = model_inputs(model, corpus)
+    frames = layer_frames(model, inputs, names, settings["layer"], folder / "frames")
     lengths, shape = [frames.lengths[name] for name in names], (len(scales),)
     labels = Ragged.create(folder / "labels", names, lengths, np.int32, kind="labels", shape=shape)
     n_frames = sum(frames.lengths[name] for name in unlabeled)
-    n_frames = min(kmeans_frames or n_frames, n_frames)
+    n_frames = min(limit or n_frames, n_frames)
     needed, free = 6 * n_frames * frames.values.shape[1], psutil.virtual_memory().available
     hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
-    sample = frames.sample(unlabeled, kmeans_frames, seed)
+    sample = frames.sample(unlabeled, limit, seed)
     metrics = {"kmeans_frames": len(sample)}
     for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(sample, scales, seed))):
         np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
         labels.values[:, stream] = assign(frames.values, centroids)
         metrics[f"used_clusters_{k}"] = len(np.unique(labels.rows(unlabeled)[:, stream]))
-    if permuted:
-        permute(labels, seed)
+    if settings["permuted"]:  # over each utterance's frames, all scales together
+        rng = np.random.default_rng(seed)
+        for name in labels.lengths:
+            labels[name][:] = rng.permutation(labels[name])
     labels.flush()
     frames.remove()
     write_json(folder / "metrics.json", metrics)
 
 
-def permute(labels: Ragged, seed: int) -> None:
-    """Shuffle (frames, scales) labels over each utterance's frames, in place, all scales together."""
-    rng = np.random.default_rng(seed)
-    for name in labels.lengths:
-        labels[name][:] = rng.permutation(labels[name])
-
-
 def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
-    """Pseudo-labels of a recording that is not in the corpus.
+    """Pseudo-labels, (frames,) int32 by "K = 64" and so on, of a recording that is not in the corpus.
 
-    Parameters
-    ----------
-    stage : Path
-        Of `generate_gmps`.
-    encoder : str
-        The clustered one, if stage 04 clustered the initial encoder.
-    waveform : (n_samples,) float32 or int16
-        At 16 kHz.
-
-    Returns
-    -------
-    streams : dict of str to (frames,) int32
-        Nearest clusters, by "K = 64" and so on.
+    `waveform` is (n_samples,) float32 or int16 at 16 kHz; `encoder` is used only if `stage` clustered it.
     """
     parameters = read_json(stage / "params.json")
     source = str(stage.with_name(TRAIN_MULTITASK) / "model")
     if parameters["clustered_model"] == "encoder":
         source = weights.resolve(encoder)
-    model = SpeechModel.load(source).eval().to(hardware.device())
-    samples = torch.from_numpy(normalize(waveform))[None].to(model.device)
-    lengths = torch.tensor([samples.shape[1]], device=model.device)
-    with torch.inference_mode():
-        (states,), _ = model.hidden_states(samples, lengths, layers=[parameters["layer"]])
-    frames = states[0].half().cpu().numpy()  # as precise as the clustered frames
+    model, layers = SpeechModel.load(source), [parameters["layer"]]
+    recording = Ragged(waveform, ["recording"], [len(waveform)], kind="waveform")
+    (frames,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
     centroids = {k: np.load(stage / f"centroids-{k}.npy") for k in parameters["scales"]}
     return {f"K = {k}": assign(frames, array) for k, array in centroids.items()}
 
@@ -169,8 +135,8 @@ def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.nda
 def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.DataFrame:
     """Pseudo-labels of utterances, a row per frame.
 
-    Its columns are utterance, speaker, gender, emotion, and `stream0`, `stream1`, … with the clusters. If
-    the manifest has the span of an utterance that carries the emotion, `carries` is True within it.
+    Columns are utterance, speaker, gender, emotion, and the clusters `stream0`, `stream1`, …. If the manifest
+    has the emotional part of each utterance, `carries` is True within it.
     """
     lengths = [labels.lengths[name] for name in utterances]
     rows = corpus.manifest.loc[utterances].loc[lambda table: table.index.repeat(lengths)]
@@ -185,16 +151,14 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
 
 
 def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
-    """Normalized mutual information of streams with each other and with labels.
+    """Normalized mutual information of a `frame_table`: streams × (streams, emotion, gender, speaker).
 
-    From a `frame_table`, streams × (streams, emotion, gender, speaker), of the last three those that
-    every frame has.
+    Labels that some frames lack are left out.
     """
-    clusters = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
+    streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
     labels = table[["emotion", "gender", "speaker"]].dropna(axis=1)
-    return pd.DataFrame(
-        {
-            name: {k: normalized_mutual_info_score(other, x) for k, x in clusters.items()}
-            for name, other in {**clusters, **labels}.items()
-        }
-    )
+    nmi = {
+        name: [normalized_mutual_info_score(column, clusters) for clusters in streams.values()]
+        for name, column in {**streams, **labels}.items()
+    }
+    return pd.DataFrame(nmi, index=list(streams))

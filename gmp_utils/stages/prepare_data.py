@@ -26,41 +26,37 @@ def read_manifest(
     corpus_dir: str = "",
     test_corpus: str = "",
     test_corpus_dir: str = "",
-    emotions: list[str] | None = None,
-    label_map: dict[str, str] | None = None,
-    outside: bool = False,
     seed: int = 0,
     shifts: str = "voice",
+    **options,
 ) -> pd.DataFrame:
     """Read the manifest of a corpus, or of two: one to train on and one to test on.
 
     Parameters
     ----------
     run_dir : str
-        Synthetic corpora are synthesized into this run.
+        Run that synthetic corpora are synthesized into.
     corpus, test_corpus : str
-        Some of `gmp_utils.data.corpora.CORPORA`; `test_corpus` may be "".
+        Of `gmp_utils.data.corpora.CORPORA`; no `test_corpus` if "".
     corpus_dir, test_corpus_dir : str
         Folder of the recordings, or the file of a table; "" for synthetic corpora.
-    emotions, label_map, outside
-        See `gmp_utils.data.corpora.load`.
     seed, shifts
         Of synthetic corpora, see `gmp_utils.data.corpora.synthetic_speakers.make`.
+    **options
+        `emotions`, `label_map` and `outside`, see `gmp_utils.data.corpora.load`.
     """
     if test_corpus_dir and not test_corpus:
         raise GmpError(
             f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set both or none."
         )
-    voices = {"seed": seed, "shifts": shifts}
-    options = {"emotions": emotions, "label_map": label_map, "outside": outside}
-    folder = _corpus_folder(run_dir, corpus, corpus_dir, **voices)
+    folder = _corpus_folder(run_dir, corpus, corpus_dir, seed, shifts)
     if not test_corpus:
         return corpora.load(corpus, folder, **options)
-    test_folder = _corpus_folder(run_dir, test_corpus, test_corpus_dir, **voices)
+    test_folder = _corpus_folder(run_dir, test_corpus, test_corpus_dir, seed, shifts)
     return corpora.cross_corpus((corpus, folder), (test_corpus, test_folder), **options)
 
 
-def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, *, seed: int, shifts: str) -> Path:
+def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts: str) -> Path:
     """Folder of a corpus; a synthetic one is made first."""
     if (corpus in SYNTHETIC) == bool(corpus_dir):
         raise GmpError(
@@ -87,24 +83,24 @@ def prepare(
     max_seconds: float,
     **rules,
 ) -> Corpus:
-    """Decode the recordings of a manifest, exclude those with problems, and divide the rest into folds.
+    """Decode the recordings of a manifest, exclude those with problems, and assign the rest to folds.
 
     Parameters
     ----------
     exclude : list of str
-        Exclude utterances with these of `PROBLEMS`.
+        Some of `PROBLEMS`: utterances that have one of them are excluded.
     min_seconds, max_seconds : float
         A shorter recording is "short", a longer one "long".
     **rules
-        Rules of the protocol, see `gmp_utils.data.protocol.make_protocol`.
+        Of the protocol, see `gmp_utils.data.protocol.make_protocol`.
     """
     run = run_folder(run_dir)
-    # Runs have the same synthetic corpus, each in its own folder.
-    placed = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
-    recordings = _decode(run, manifest, placed)
+    # A synthetic corpus is the same in every run: paths in the run's folder are relative to it.
+    relative = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
+    recordings = _decode(run, manifest, relative)
     report = pd.read_parquet(recordings / "report.parquet")
-    options = {"exclude": exclude, "min_seconds": min_seconds, "max_seconds": max_seconds}
-    problems = find_problems(manifest, report, **options)
+    of_recordings = waveform_store.find_problems(report, min_seconds, max_seconds)
+    problems = _find_problems(manifest, of_recordings, exclude)
     kept = manifest.assign(duration=report.seconds, digest=report.digest)
     kept = kept[~kept.utterance.isin(problems.utterance[problems.excluded])]
     emotions = sorted(kept.emotion.dropna().unique())
@@ -119,52 +115,43 @@ def prepare(
         leakage.to_parquet(folder / "leakage.parquet")
         write_json(folder / "protocol.json", protocol.to_dict())
 
+    limits = {"min_seconds": min_seconds, "max_seconds": max_seconds}
     make_stage(
         run / PREPARE_DATA,
         build,
-        parameters={**options, "protocol": protocol.to_dict()},
+        parameters={"exclude": exclude, **limits, "protocol": protocol.to_dict()},
         stages=[recordings],
-        inputs=[text_digest(placed.to_csv())],
+        inputs=[text_digest(relative.to_csv())],
         module=__name__,
         protocol=protocol.to_dict(),
     )
     return open_corpus(run_dir)
 
 
-def _decode(run: Path, manifest: pd.DataFrame, placed: pd.DataFrame) -> Path:
+def _decode(run: Path, manifest: pd.DataFrame, relative: pd.DataFrame) -> Path:
     """The stage of the decoded recordings; it depends on their paths, sizes and dates."""
 
     def build(folder: Path) -> None:
         _, report = waveform_store.write_store(manifest, folder / "waveforms")
         report.to_parquet(folder / "report.parquet")
 
-    def state(path: str) -> tuple[int, float] | None:
-        exists = os.path.isfile(path)  # else it is reported as unreadable
-        return (os.path.getsize(path), os.path.getmtime(path)) if exists else None
-
-    columns = placed.columns.intersection(["utterance", "path", "start", "end"])
-    states = repr([state(path) for path in manifest.path])
+    # A missing file is reported as unreadable.
+    files = [os.stat(path) if os.path.isfile(path) else None for path in manifest.path]
+    states = repr([file and (file.st_size, file.st_mtime) for file in files])
+    columns = relative.columns.intersection(["utterance", "path", "start", "end"])
     return make_stage(
         run / RECORDINGS,
         build,
         parameters={},
-        inputs=[text_digest(placed[columns].to_csv()), text_digest(states)],
+        inputs=[text_digest(relative[columns].to_csv()), text_digest(states)],
         module=waveform_store.__name__,
     )
 
 
-def find_problems(
-    manifest: pd.DataFrame,
-    report: pd.DataFrame,
-    *,
-    exclude: list[str],
-    min_seconds: float,
-    max_seconds: float,
+def _find_problems(
+    manifest: pd.DataFrame, of_recordings: pd.DataFrame, exclude: list[str]
 ) -> pd.DataFrame:
-    """Table of the problems of a corpus: `utterance`, `problem`, `detail`, and whether it is `excluded`.
-
-    An utterance may have several. See `prepare` for the parameters.
-    """
+    """Problems of labels and recordings: `utterance`, `problem`, `detail`, and whether it is `excluded`."""
     unknown = sorted(set(exclude) - set(PROBLEMS))
     if unknown:
         raise GmpError(f"exclude {unknown}: expected some of {', '.join(PROBLEMS)}.")
@@ -172,7 +159,6 @@ def find_problems(
         pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "problem": problem})
         for column, problem in MISSING.items()
     ]
-    of_recordings = waveform_store.find_problems(report, min_seconds, max_seconds)
     problems = pd.concat([*missing, of_recordings], ignore_index=True)
     problems["excluded"] = problems.problem.isin(exclude)
     excluded = set(problems.utterance[problems.excluded])

@@ -1,4 +1,4 @@
-"""Stage 09: a trained classifier as a published model: calibrated, with heads and a model card."""
+"""Stage 09: publish a trained classifier: calibrated, with further heads and a model card."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -31,14 +31,13 @@ from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
-CARD = Path(__file__).with_name("model_card.md")
 GENDER = LogisticRegression(C=0.1, class_weight="balanced", max_iter=1000)
 RATING = RidgeCV(alphas=np.logspace(0, 4, 9))  # the penalty is chosen by leave-one-out
 TOLERANCE = 1e-4  # between torch's and onnxruntime's outputs
 
 
 def batched(function: Callable, inputs: Ragged, utterances: Sequence[str]) -> dict[str, np.ndarray]:
-    """Outputs of a function of `inputs` and `lengths` for all utterances, by name, as float32."""
+    """Outputs of a function of `inputs` and `lengths`, by name: (n_utterances, …) float32."""
     seconds = features.CNN_SECONDS if inputs.kind == "waveform" else features.ENCODER_SECONDS
     with torch.inference_mode():
         batches = features.batches(Utterances(inputs, utterances), "", function, seconds)
@@ -60,13 +59,13 @@ def fit_head(layer: nn.Linear, estimator, means: np.ndarray, targets: np.ndarray
 def _fit(
     network: EmotionClassifier, corpus: Corpus, parts: dict[str, list[str]]
 ) -> tuple[Recognizer, dict[str, float]]:
-    """A recognizer, its temperature from validation and its heads from training; and its test metrics."""
+    """Fit a recognizer's temperature to validation, its heads to training; return it and test metrics."""
     manifest, train, validation = corpus.manifest, parts["train"], parts["validation"]
     ratings = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
-    train_ratings = manifest.loc[train, ratings].to_numpy(dtype=float)
+    train_ratings, gender = manifest.loc[train, ratings].to_numpy(float), manifest.gender.loc[train]
     config = RecognizerConfig(
         network=network.config.to_dict() | {"_name_or_path": ""},  # a path on this machine
-        has_gender_head=manifest.gender.loc[train].nunique() == 2,
+        has_gender_head=gender.nunique() == 2,
         ratings=ratings,
         rating_ranges=[[column.min(), column.max()] for column in train_ratings.T],
         id2label=dict(enumerate(corpus.emotions)),
@@ -81,10 +80,8 @@ def _fit(
         model.config.temperature = temperature(logits, corpus.labels(validation, "emotion"))
     outputs = batched(model.forward_uncalibrated, inputs, train)
     if model.gender_head:
-        gender = manifest.gender.loc[train]
         labeled, female = gender.notna().to_numpy(), (gender == "female").to_numpy()
-        means = outputs["layer0_mean"][labeled]
-        fit_head(model.gender_head, GENDER, means, female[labeled])
+        fit_head(model.gender_head, GENDER, outputs["layer0_mean"][labeled], female[labeled])
     if model.rating_head:
         fit_head(model.rating_head, RATING, outputs["mean"], train_ratings)
     return model, _test_metrics(model, corpus, parts["test"], inputs)
@@ -93,6 +90,7 @@ def _fit(
 def _test_metrics(
     model: Recognizer, corpus: Corpus, test: list[str], inputs: Ragged
 ) -> dict[str, float]:
+    """Calibration errors, recalls and concordance on the test utterances."""
     manifest, labels = corpus.manifest.loc[test], corpus.labels(test, "emotion")
     outputs = batched(model.recognize, inputs, test)
     metrics = {"temperature": model.config.temperature}
@@ -111,11 +109,11 @@ def _test_metrics(
 
 
 def same_system(stage: Path) -> pd.DataFrame:
-    """Rows of `classifiers` for a network and its counterparts in other folds and with other seeds."""
+    """Rows of `classifiers` for a network, in all folds and with all seeds."""
     table = classifiers(run_and_fold(stage)[0])
     system = table.loc[table.stage == stage, SYSTEM].iloc[0]
     table = table[(table[SYSTEM] == system).all(axis=1)]
-    return table[[settings_of(other) == settings_of(stage) for other in table.stage]]
+    return table[[settings_of(path) == settings_of(stage) for path in table.stage]]
 
 
 def model_card(
@@ -123,23 +121,23 @@ def model_card(
 ) -> ModelCard:
     """Fill the template with what the run of a network has recorded."""
     parameters, networks = read_json(stage / "params.json"), same_system(stage)
-    predictions = [pd.read_parquet(other / "predictions.parquet") for other in networks.stage]
+    predictions = [pd.read_parquet(path / "predictions.parquet") for path in networks.stage]
     test = pd.concat(predictions).query("part == 'test'")
     speaker, encoder = corpus.manifest.speaker, parameters["encoder"]
 
     def percent(value: float, low: float, high: float) -> str:
-        few, interval = "(too few speakers for an interval)", f"[{100 * low:.1f}, {100 * high:.1f}]"
-        return f"{100 * value:.1f} {few if np.isnan(low) else interval}"
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        none = "(too few speakers for an interval)"
+        return f"{100 * value:.1f} {none if np.isnan(low) else interval}"
 
     return ModelCard.from_template(
         ModelCardData(),  # in the template
-        str(CARD),
+        str(Path(__file__).with_name("model_card.md")),
         emotions=", ".join(corpus.emotions),
         encoder=Path(encoder).name if Path(weights.resolve(encoder)).is_dir() else encoder,
         corpus=corpus.name,
         notebooks=", ".join(map(notebook_of, lineage(stage))),
-        n_validation=len(parts["validation"]),
-        n_train=len(parts["train"]),
+        **{f"n_{part}": len(utterances) for part, utterances in parts.items()},
         n_speakers=speaker.loc[parts["train"]].nunique(),
         fold=parameters["fold"],
         protocol=corpus.protocol.describe(),
@@ -150,14 +148,13 @@ def model_card(
         n_folds=networks.fold.nunique(),
         n_all_folds=len(corpus.protocol.folds),
         n_pooled_speakers=test.speaker.nunique(),
-        n_test=len(parts["test"]),
         n_test_speakers=speaker.loc[parts["test"]].nunique(),
         metrics=metrics,
     )
 
 
 def best_network(run_dir: str) -> Path:
-    """The network of a run with the highest validation UAR; the first without validation speakers."""
+    """The network of a run with the highest validation UAR, or the first without validation speakers."""
     networks = [stage for stage in classifiers(run_dir).stage if (stage / "model").is_dir()]
     if not networks:
         raise GmpError(f"{run_dir}: found baselines only; run notebook 06 to train a network.")
@@ -172,15 +169,22 @@ def best_network(run_dir: str) -> Path:
 def publish(stage: Path) -> Path:
     """Calibrate a network of notebook 06, fit its gender and rating heads, and write it as a model.
 
-    Returns the stage `09_recognize` of the same fold, with metrics.json and model/: weights, configuration,
-    feature extractor and model card.
+    Parameters
+    ----------
+    stage : Path
+        Of `gmp_utils.stages.finetune.finetune`.
+
+    Returns
+    -------
+    published : Path
+        Stage `09_recognize` of the same fold, with metrics.json and model/: weights, configuration, feature
+        extractor and model card.
     """
-    corpus, fold = corpus_of(stage), run_and_fold(stage)[1]
-    parts, (initialization, loss) = corpus.partition(fold), stage.parts[-2:]
+    corpus, (run_dir, fold) = corpus_of(stage), run_and_fold(stage)
+    parts, classifier = corpus.partition(fold), "/".join(stage.parts[-2:])
 
     def build(folder: Path) -> None:
-        network = EmotionClassifier.load(str(stage / "model"))
-        model, metrics = _fit(network, corpus, parts)
+        model, metrics = _fit(EmotionClassifier.load(str(stage / "model")), corpus, parts)
         write_json(folder / "metrics.json", metrics)
         model.save_pretrained(folder / "model")
         extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)
@@ -188,9 +192,9 @@ def publish(stage: Path) -> Path:
         model_card(stage, corpus, parts, metrics).save(folder / "model" / "README.md")
 
     return make_stage(
-        paths.fold_folder(*run_and_fold(stage)) / RECOGNIZE / initialization / loss,
+        paths.fold_folder(run_dir, fold) / RECOGNIZE / classifier,
         build,
-        parameters={"fold": fold, "classifier": f"{initialization}/{loss}"},
+        parameters={"fold": fold, "classifier": classifier},
         stages=[corpus.stage, *same_system(stage).stage],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
@@ -198,18 +202,18 @@ def publish(stage: Path) -> Path:
 
 
 def find_or_publish(model: str) -> str:
-    """The published model of a run, or of a stage of notebook 06 or 09; other names are returned as they are.
+    """The published model of a run or of a stage of notebook 06 or 09; another name is returned as it is.
 
-    A run's best network, or the network of notebook 06, is published if it has not been yet.
+    The network of notebook 06, of a run its best one, is published if it has not been yet.
     """
     folder = Path(model).expanduser()
     folder = (folder if folder.is_dir() else run_folder(model)).resolve()
     if not folder.is_dir():
-        if model.startswith(("/", ".", "~", "runs/")):
-            raise GmpError(
-                f"model {model!r}: no such folder; train one (make run makes runs/demo), or name a model's."
-            )
-        return model
+        if not model.startswith(("/", ".", "~", "runs/")):
+            return model
+        raise GmpError(
+            f"model {model!r}: no such folder; train one (make run makes runs/demo), or name a model's."
+        )
     if (folder / "config.json").is_file():
         return str(folder)
     if notebook_of(folder) != RECOGNIZE:
@@ -231,10 +235,9 @@ class _OnnxGraph(nn.Module):
 
 
 def export_onnx(model: str, path: str) -> None:
-    """Write a model as ONNX, for any batch size and length, and compare its outputs with torch's.
+    """Write a model of `find_or_publish` as ONNX, for any batch size and length; compare it with torch.
 
-    `model` is that of `find_or_publish`. Inputs are `input_values` and `attention_mask`, outputs the
-    fields of `RecognizerOutput` that the model has. Needs the extra `onnx`.
+    Its outputs are the fields of `RecognizerOutput` that the model has. Needs the extra `onnx`.
     """
     import onnxruntime
 
@@ -262,8 +265,8 @@ def export_onnx(model: str, path: str) -> None:
             tensors = batch(*lengths)
             expected = recognizer(*tensors).to_tuple()
             results = session.run(None, {name: t.numpy() for name, t in zip(inputs, tensors)})
-            differences = [np.abs(a.numpy() - b).max() for a, b in zip(expected, results)]
-            if not max(differences) <= TOLERANCE:  # or NaN
+            difference = max(np.abs(a.numpy() - b).max() for a, b in zip(expected, results))
+            if not difference <= TOLERANCE:  # or NaN
                 partial.unlink()
-                raise GmpError(f"{path}: differs from torch by {max(differences):.1e}.")
+                raise GmpError(f"{path}: differs from torch by {difference:.1e}.")
     partial.replace(path)

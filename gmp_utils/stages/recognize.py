@@ -1,7 +1,7 @@
 """Stage 09: emotions over time in recordings.
 
-A recording is processed in overlapping windows; each window's output is assigned to its central part, and
-the outputs of the first and the last window to the recording's ends.
+Recordings are processed in overlapping windows. A window's output is assigned to its central part, that of
+the first and the last window to the recording's ends as well.
 """
 
 import math
@@ -34,11 +34,10 @@ SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALI
 
 
 def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where windows of `window` samples start, and which part of each is kept.
+    """Starts of windows, (n_windows,) int64, and edges of the parts they describe, (n_windows + 1,) int64.
 
-    Starts, (n_windows,) int64, are at most `hop` samples apart, and evenly spaced, so that the last window
-    ends with the recording. A recording that is not longer than a window is one window. The edges of the
-    parts, (n_windows + 1,) int64, are 0, the middles of the overlaps, and `n_samples`.
+    Starts are evenly spaced, at most `hop` samples apart, and the last window ends with the recording. The
+    edges are 0, the middles of the overlaps, and `n_samples`.
     """
     n_windows = 1 + math.ceil(max(n_samples - window, 0) / hop)
     starts = np.linspace(0, max(n_samples - window, 0), n_windows).round().astype(np.int64)
@@ -59,9 +58,7 @@ def _speech_detector() -> Callable[[torch.Tensor], list[dict[str, int]]]:
 def detect_speech(waveform: np.ndarray) -> np.ndarray:
     """Segments of speech, (n_segments, 2) starts and ends in samples, by Silero VAD."""
     segments = _speech_detector()(torch.from_numpy(waveform))
-    return np.array([(segment["start"], segment["end"]) for segment in segments], np.int64).reshape(
-        -1, 2
-    )
+    return pd.DataFrame(segments, columns=["start", "end"]).to_numpy(np.int64)
 
 
 def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
@@ -73,28 +70,26 @@ def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
 def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
     """Paths of recordings, in place of a folder all recordings below it."""
     recordings = []
-    for path in map(Path, [paths] if isinstance(paths, str | os.PathLike) else paths):
-        path = path.expanduser()
-        files = [path]
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        folder = Path(path).expanduser()
+        files = [folder]
+        if folder.is_dir():
+            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
-                raise GmpError(f"{path}: no recordings below it (wav, flac, ogg, mp3).")
+                raise GmpError(f"{folder}: no recordings below it (wav, flac, ogg, mp3).")
         recordings += map(str, files)
     return list(dict.fromkeys(recordings))
 
 
 def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataFrame:
     """Emotion, confidence, scores, and where there are heads female and ratings, of each window."""
-    order = sorted(range(len(windows)), key=lambda index: len(windows[index]))
-    values = np.concatenate([windows[index] for index in order])
-    names, lengths = list(map(str, order)), [len(windows[index]) for index in order]
-    inputs = Ragged(values, names, lengths, kind="waveform")
-    outputs = batched(recognizer.recognize, inputs, names)
-    emotions = list(recognizer.config.label2id)
-    scores = pd.DataFrame(softmax(outputs["logits"], axis=1), order, emotions)
-    table = pd.DataFrame({"emotion": scores.idxmax(axis=1), "confidence": scores.max(axis=1)})
-    table = table.join(scores)
+    lengths = pd.Series(map(len, windows)).sort_values(kind="stable")
+    names, values = list(map(str, lengths.index)), [windows[index] for index in lengths.index]
+    inputs = Ragged(np.concatenate(values), names, lengths.tolist(), kind="waveform")
+    outputs, emotions = batched(recognizer.recognize, inputs, names), [*recognizer.config.label2id]
+    scores = pd.DataFrame(softmax(outputs["logits"], axis=1), lengths.index, emotions)
+    best = {"emotion": scores.idxmax(axis=1), "confidence": scores.max(axis=1)}
+    table = pd.DataFrame(best).join(scores)
     if "female" in outputs:
         table["female"] = outputs["female"]
     if "ratings" in outputs:
@@ -103,10 +98,7 @@ def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataF
 
 
 def _recognize_sources(
-    recognizer: Recognizer,
-    sources: dict[str, Callable[[], np.ndarray]],
-    window: int,
-    hop: int,
+    recognizer: Recognizer, sources: dict[str, Callable[[], np.ndarray]], window: int, hop: int
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The table of `recognize` for functions that return 16 kHz waveforms; and errors by name."""
     limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
@@ -125,9 +117,8 @@ def _recognize_sources(
             continue
         starts, edges = window_grid(len(waveform), window, hop)
         speech = speech_shares(detect_speech(waveform), edges)
-        seconds = edges / SAMPLE_RATE
-        columns = {"file": name, "start": seconds[:-1], "end": seconds[1:], "speech": speech}
-        parts.append(pd.DataFrame(columns))
+        times = {"start": edges[:-1] / SAMPLE_RATE, "end": edges[1:] / SAMPLE_RATE}
+        parts.append(pd.DataFrame({"file": name, **times, "speech": speech}))
         for start in starts[speech >= MIN_SPEECH]:
             windows.append(waveform[start : start + window].copy())
             if sum(map(len, windows)) > limit:
@@ -136,13 +127,15 @@ def _recognize_sources(
     if not parts:
         return pd.DataFrame(), errors
     table, config = pd.concat(parts, ignore_index=True), recognizer.config
-    scores = [*config.label2id, *["female"] * config.has_gender_head, *config.ratings]
-    spoken = table.index[table.speech >= MIN_SPEECH]
-    results = pd.concat(outputs).set_axis(spoken) if outputs else pd.DataFrame()
-    results = results.reindex(table.index, columns=["emotion", "confidence", *scores])
-    results = results.astype({"emotion": object} | dict.fromkeys(["confidence", *scores], float))
-    results["emotion"] = results.emotion.where(table.speech >= MIN_SPEECH, None)
-    return table.drop(columns="speech").join(results).assign(speech=table.speech), errors
+    gender = ["female"] if config.has_gender_head else []
+    numbers = ["confidence", *config.label2id, *gender, *config.ratings]
+    speech = table.pop("speech")
+    spoken = speech >= MIN_SPEECH
+    results = pd.concat(outputs).set_axis(table.index[spoken]) if outputs else pd.DataFrame()
+    results = results.reindex(table.index, columns=["emotion", *numbers])
+    results = results.astype({"emotion": object} | dict.fromkeys(numbers, float))
+    results["emotion"] = results.emotion.where(spoken, None)
+    return table.join(results).assign(speech=speech), errors
 
 
 def recognize(
@@ -163,8 +156,8 @@ def recognize(
     sample_rate : int, optional
         Hz, of an array.
     window, hop : float
-        Seconds of a window, and at most from one window to the next. A recording that is not longer than a
-        window is one window, as the utterances of training were.
+        Length of a window, and maximum from one window to the next (s). A recording that is not longer than
+        a window is one window, as training utterances are.
 
     Returns
     -------
@@ -197,11 +190,9 @@ def recognize(
 
 
 def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
-    """Write an example: an utterance per emotion of the test speakers of a stage of notebook 06, and noise.
+    """Write an utterance per emotion of the test speakers of a stage of notebook 06, and white noise.
 
-    A second of silence follows each utterance; the last five seconds are white noise.
-
-    Returns the labels, emotions or "noise", each with its start and end (s).
+    Each is followed by a second of silence. Returns the labels, emotions or "noise", with start and end (s).
     """
     corpus, rng = corpus_of(stage), np.random.default_rng(seed)
     test = corpus.partition(read_json(stage / "params.json")["fold"])["test"]

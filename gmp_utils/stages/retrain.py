@@ -13,13 +13,7 @@ from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import (
-    GENERATE_GMPS,
-    RETRAIN,
-    TRAIN_MULTITASK,
-    fold_folder,
-    stage_folder,
-)
+from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, fold_folder, stage_folder
 from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.runs.upstream import upstream
 from gmp_utils.training.batching import Masking, Utterances
@@ -52,26 +46,20 @@ def retrain(
 
     Parameters
     ----------
-    run_dir : str
     fold : int
         From 1.
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub.
-    training : TrainingConfig
     retrain_from : str
         "encoder" starts from the initial encoder, "multitask" from the model of stage 02.
     objective : str
         "clusters" predicts the pseudo-labels of stage 04; "contrastive" is wav2vec 2.0's objective and
         needs no stage 04; "own" is the one that the encoder was pre-trained with. Several processes
         count the contrastive objective's codes separately, so results differ slightly from one process.
-    masking : Masking
     loss_on : str
         "masked" frames, or "all".
-    stream_hidden_size : int
-        Hidden units of each stream's head.
     activation : str
-        Of the streams' heads, "relu" or "tanh".
-    train_cnn : bool
+        Of the `stream_hidden_size` hidden units of each stream's head, "relu" or "tanh".
 
     Returns
     -------
@@ -79,79 +67,62 @@ def retrain(
         With history.csv, metrics.json and model/.
     """
     objective = weights.pretraining_objective(encoder) if objective == "own" else objective
-    settings = {"objective": objective, "retrain_from": retrain_from, "loss_on": loss_on}
-    settings["activation"] = activation
-    for name, value in settings.items():
-        if value not in CHOICES[name]:
-            raise GmpError(f"{name} {value!r}: expected one of {', '.join(CHOICES[name])}.")
+    network = {"loss_on": loss_on, "activation": activation}
+    network |= {"stream_hidden_size": stream_hidden_size, "train_cnn": train_cnn}
+    settings = {"objective": objective, "retrain_from": retrain_from, **network}
+    for name, choices in CHOICES.items():
+        if settings[name] not in choices:
+            raise GmpError(f"{name} {settings[name]!r}: expected one of {', '.join(choices)}.")
     if objective == "contrastive" and not masking.probability:
         raise GmpError('objective "contrastive" needs masks: mask_probability above 0.')
     if objective == "contrastive" and train_cnn:
         raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn false.')
-    corpus, stages = open_corpus(run_dir), upstream(RETRAIN, settings)
+    corpus, fold_dir = open_corpus(run_dir), fold_folder(run_dir, fold)
     corpus.check_encoder(encoder, fold)
+    parts, protocol = corpus.partition(fold), corpus.protocol
     source = weights.resolve(encoder)
     if retrain_from == "multitask":
-        source = str(fold_folder(run_dir, fold) / TRAIN_MULTITASK / "model")
-    settings |= {"stream_hidden_size": stream_hidden_size, "train_cnn": train_cnn}
+        source = str(fold_dir / TRAIN_MULTITASK / "model")
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
-        model, labels, metrics = _load(run_dir, fold, source, settings)
-        inputs, protocol, parts = (
-            model_inputs(model, corpus),
-            corpus.protocol,
-            corpus.partition(fold),
-        )
+        model, labels, metrics = _load(objective, source, fold_dir / GENERATE_GMPS, network)
+        inputs = model_inputs(model, corpus)
         unlabeled = [name for part in protocol.unsupervised_parts for name in parts[part]]
-        train(
-            model,
-            *(
-                Utterances(inputs, names, None, labels, masking, training.seed)
-                for names in (
-                    sorted(unlabeled, key=inputs.lengths.get),
-                    parts[protocol.selection_part],
-                )
-            ),
-            folder,
-            training,
-            compute_metrics=metrics,
-            selection_metric="masked_loss",
-            selection=protocol.selection,
-        )
+        utterances = sorted(unlabeled, key=inputs.lengths.get), parts[protocol.selection_part]
+        options = {"frame_labels": labels, "masking": masking, "seed": training.seed}
+        datasets = [Utterances(inputs, names, **options) for names in utterances]
+        selection = {"selection_metric": "masked_loss", "selection": protocol.selection}
+        train(model, *datasets, folder, training, compute_metrics=metrics, **selection)
 
+    stages = [stage_folder(run_dir, stage, fold) for stage in upstream(RETRAIN, settings)]
     settings |= {"masking": vars(masking), "training": vars(training)}
     return make_stage(
-        fold_folder(run_dir, fold) / RETRAIN,
+        fold_dir / RETRAIN,
         build,
         parameters={"fold": fold, "encoder": encoder, **settings},
-        stages=[stage_folder(run_dir, stage, fold) for stage in stages],
+        stages=stages,
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
-        protocol=corpus.protocol.to_dict(),
+        protocol=protocol.to_dict(),
     )
 
 
-def _load(run_dir: str, fold: int, source: str, settings: dict) -> tuple:
-    """Model, pseudo-labels if it needs some, and metrics of an objective."""
-    if settings["objective"] == "contrastive":
+def _load(objective: str, source: str, gmps: Path, network: dict) -> tuple:
+    """Model, pseudo-labels (None without) and metrics of an objective."""
+    if objective == "contrastive":
         model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
         return model, None, contrastive_metrics
-    labels, scales = open_labels(fold_folder(run_dir, fold) / GENERATE_GMPS)
-    names = ("loss_on", "activation", "stream_hidden_size", "train_cnn")
-    config = {name: settings[name] for name in names} | {"scales": scales, "combine": "sum"}
-    model = MaskedPredictionModel.load(source, train_encoder=True, **config)
-    return model, labels, partial(stream_metrics, scales)
+    labels, scales = open_labels(gmps)
+    network = network | {"train_encoder": True, "scales": scales, "combine": "sum"}
+    return MaskedPredictionModel.load(source, **network), labels, partial(stream_metrics, scales)
 
 
 def accuracies(run_dir: str, fold: int) -> pd.DataFrame:
     """Accuracy of a finished stage at masked frames of the validation speakers.
 
-    Returns
-    -------
-    table : DataFrame
-        A row per stream, or one for the contrastive objective: `accuracy`, its `chance` level, and the
-        `column` of history.csv.
+    Columns are `accuracy`, its `chance` level, and the `column` of history.csv. Rows are streams, or one for
+    the contrastive objective.
     """
     stage = fold_folder(run_dir, fold) / RETRAIN
     check_and_identify(stage, "metrics.json", "params.json")

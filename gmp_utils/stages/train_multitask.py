@@ -31,17 +31,14 @@ def train_multitask(
 
     Parameters
     ----------
-    run_dir : str
     fold : int
         From 1.
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub.
-    training : TrainingConfig
     alpha : float
         Weight of the emotion loss, 0 to 1; 1 needs no gender labels.
     frame_weight : float
         Weight of a cross-entropy of frames, added to the utterances'; see `MultitaskModel.forward`.
-    network : HeadConfig
 
     Returns
     -------
@@ -63,16 +60,11 @@ def train_multitask(
         model = load_classifier(MultitaskModel, weights.resolve(encoder), **data, **weighting)
         dataset = partial(labeled, corpus, model_inputs(model, corpus), tasks=tasks(alpha))
         hidden_size = model.config.hidden_size if network.spec_augment else 0
-        train(
-            model,
-            dataset(parts["train"], hidden_size=hidden_size, seed=training.seed),
-            dataset(parts[protocol.selection_part]),
-            folder,
-            training,
-            compute_metrics=partial(_metrics, tasks(alpha)),
-            selection_metric="emotion_uar",
-            selection=protocol.selection,
-        )
+        training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
+        datasets = training_set, dataset(parts[protocol.selection_part])
+        metrics = partial(_metrics, tasks(alpha))
+        selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
+        train(model, *datasets, folder, training, compute_metrics=metrics, **selection)
 
     settings = weighting | vars(network) | {"training": vars(training)}
     return make_stage(
