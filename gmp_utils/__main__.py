@@ -11,30 +11,26 @@ from pathlib import Path
 
 from gmp_utils import GmpError
 
+EXPERIMENT = "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2"
 COMMANDS = {  # what each does, and an example
-    "run": "make a run of the series; repeated, it resumes",
-    "experiment": "make the runs that fill one table; repeated, it resumes",
-    "plan": "print what is done, what is missing, and how long that will take",
-    "report": "make one HTML file, which needs no network, of the results so far",
-    "verify": "compare every file of a run with its hash from when it was written",
-    "recognize": "write emotions over time of recordings, or folders of them, as CSV",
-}
-EXAMPLES = {
-    "run": "--corpus emodb --corpus-dir path/to/wav --folds 1 2 3",
-    "experiment": "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2",
-    "plan": "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2",
-    "report": "--run-dir runs/demo",
-    "verify": "runs/demo",
-    "recognize": "interview.mp3 more/recordings --model runs/demo --out emotions.csv",
+    "run": ("make a run of the series, or resume it", "--corpus emodb --corpus-dir path/to/wav"),
+    "experiment": ("make the runs that fill one table, or resume them", EXPERIMENT),
+    "plan": ("print what is done, what is missing, and how long that will take", EXPERIMENT),
+    "report": (
+        "write the results so far as one HTML file, to be read offline",
+        "--run-dir runs/demo",
+    ),
+    "verify": ("compare the files of a run with their recorded hashes", "runs/demo"),
+    "recognize": ("write emotions over time in recordings as CSV", "talk.mp3 --model runs/demo"),
 }
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m gmp_utils", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        example = f"example: python -m gmp_utils {name} {EXAMPLES[name]}"
+    for name, (text, example) in COMMANDS.items():
         about = f"{text[0].upper()}{text[1:]}."
+        example = f"example: python -m gmp_utils {name} {example}"
         command = subparsers.add_parser(name, help=text, description=about, epilog=example)
         if name == "verify":
             command.add_argument("run_dir", metavar="RUN", help="folder of a run or an experiment")
@@ -50,46 +46,40 @@ def _parser() -> argparse.ArgumentParser:
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Add the options that lay out a run or an experiment; plan and report take those of both."""
     add = command.add_argument
+    numbers = {"type": int, "nargs": "*", "default": [], "metavar": "N"}
     if name != "run":
         nargs = {} if name == "experiment" else {"nargs": "?"}
-        kind = "an experiment" if name == "experiment" else "an experiment; without it, of a run"
-        text = f"name of {kind}, in workflow/config, or a YAML file of your own"
+        text = "an experiment in workflow/config, or a YAML file; plan and report take a run without it"
         add("experiment", metavar="NAME", help=text, **nargs)
+        add("--seeds", **numbers, help="of an experiment (default: those declared)")
     add("--corpus", default="", help="such as emodb, iemocap or table (default: synthetic)")
     add("--corpus-dir", default="", metavar="DIR", help="its recordings, or the file of a table")
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
     add("--encoder", default="", help="a folder or a name on the hub (default: embedded)")
-    declared = "1" if name == "run" else "those declared"
-    number = {"type": int, "nargs": "*", "default": [], "metavar": "N"}
-    add("--folds", **number, help=f"which speakers are held out, from 1 on (default: {declared})")
-    if name != "run":
-        add("--seeds", **number, help="of an experiment (default: those declared)")
+    add("--folds", **numbers, help="folds, from 1 on (default: 1, or those declared)")
     if name != "experiment":
-        text = "fine-tune from the retrained model, from the encoder, or both (default: yes)"
+        text = "fine-tune the retrained model, the encoder, or both (default: yes)"
         add("--gmps", nargs="*", choices=("yes", "no"), default=[], help=text)
-        add(
-            "--recipe", default="", help="a system of presets/recipes (default: gmp-tl's notebooks)"
-        )
-    text = "files of parameters; the last one counts most"
+        add("--recipe", default="", help="a system of presets/recipes (default: gmp-tl)")
+    text = "files of parameters; later ones override earlier ones"
     add("--preset", nargs="*", default=[], metavar="FILE", help=text)
-    text = "folder of the results (default: below runs/, named after the other options)"
+    text = "folder of the results (default: in runs/, named after the other options)"
     add("--run-dir", default="", metavar="DIR", help=text)
 
 
 def _add_execution(command: argparse.ArgumentParser) -> None:
-    """Add the options that say how the workflow is run."""
+    """Add the options that control the workflow."""
     add = command.add_argument
-    add("--cores", type=int, metavar="N", help="processor cores to use (default: all)")
-    text = "trainings beside each other, each on a GPU (default: all GPUs; without any, one)"
+    add("--cores", type=int, metavar="N", help="processor cores (default: all)")
+    text = "trainings in parallel, each on a GPU (default: all GPUs; without any, one)"
     add("--gpus", type=int, metavar="N", help=text)
-    text = "also log trainings to tensorboard, wandb or mlflow, comma-separated (default: none)"
+    text = "also log trainings to tensorboard, wandb or mlflow, comma-separated"
     add("--report-to", default="", metavar="TRACKERS", help=text)
     text = "a Snakemake profile, such as workflow/profiles/slurm, which then sets cores and GPUs"
     add("--profile", default="", metavar="DIR", help=text)
-    command.usage = (
-        f"{command.format_usage().removeprefix('usage: ').rstrip()} [-- SNAKEMAKE OPTIONS]"
-    )
+    usage = command.format_usage().removeprefix("usage: ").rstrip()
+    command.usage = f"{usage} [-- SNAKEMAKE OPTIONS]"
 
 
 def _new_file(name: str) -> Path:
@@ -100,8 +90,8 @@ def _new_file(name: str) -> Path:
 
 def _add_recognition(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("recordings", nargs="+", metavar="FILE", help="a recording, or a folder of them")
-    text = "a run, a stage of notebook 06, a published model's folder or hub name (default: %(default)s)"
+    add("recordings", nargs="+", metavar="FILE", help="recordings, or folders of them")
+    text = "a run, a stage of notebook 06, or a published model (default: %(default)s)"
     add("--model", default="runs/demo", help=text)
     add("--out", type=_new_file, metavar="FILE", help="CSV file (default: the standard output)")
     add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
@@ -111,23 +101,19 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace):
     """Lay out what a command's options ask for."""
-    from gmp_utils.runs import experiments
+    from gmp_utils.runs.experiments import Settings, lay_out
     from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
     if not NOTEBOOKS.is_dir():
-        raise GmpError(
-            f"{ROOT}: no notebooks/ here; {options.command} needs a checkout of the project: change to its "
-            "folder."
-        )
-    names = {field.name for field in fields(experiments.Settings)}
-    values = {name: value for name, value in vars(options).items() if name in names}
-    return experiments.lay_out(experiments.Settings(**values))
+        raise GmpError(f"{ROOT}: no notebooks/ here; run this in a checkout of the project.")
+    names = {field.name for field in fields(Settings)}
+    return lay_out(Settings(**{key: vars(options)[key] for key in names & vars(options).keys()}))
 
 
 def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     """Run Snakemake on what the options ask for; returns its exit status.
 
-    It has a process group of its own, to which signals are passed on: it hangs where it gets one twice.
+    It has a process group of its own, to which signals are forwarded: it hangs if it gets one twice.
     """
     import joblib
 
@@ -161,7 +147,7 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
 
 
 def _recognize(options: argparse.Namespace) -> int:
-    """Write a table of emotions, and name the recordings that could not be read."""
+    """Write a table of emotions; print which recordings could not be read."""
     import transformers
 
     from gmp_utils.stages.recognize import recognize
@@ -190,14 +176,7 @@ def _verify(run_dir: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a command.
-
-    Returns
-    -------
-    status : int
-        0, or 1 where anything failed; that of Snakemake for run and experiment; 130 after Ctrl-C. Wrong
-        arguments exit with 2.
-    """
+    """Run a command; returns its exit status: 1 if anything failed, 130 after Ctrl-C, or Snakemake's."""
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)
     executes = arguments[:1] in (["run"], ["experiment"])

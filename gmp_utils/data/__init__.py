@@ -1,1 +1,1 @@
-"""A folder of recordings to a manifest, a waveform store and folds. Knows no model."""
+"""Corpora, their manifests, waveforms and folds; independent of any model."""

@@ -16,41 +16,30 @@ from gmp_utils import GmpError
 
 SAMPLE_RATE = 16000  # Hz
 MIN_SECONDS = 0.025  # one frame of the encoder
-FULL_SCALE = 0.999  # a sample beyond it is clipped
+FULL_SCALE = 0.999  # samples beyond it are clipped
 BLOCK = 2**20  # samples of all channels that are decoded at a time
-NO_LENGTH = 2**63 - 1  # libsndfile's number of samples for a header without one
+NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
 MEL = {"n_fft": FRAME_WINDOW, "hop_length": FRAME_HOP, "n_mels": 40, "center": False}
 
 
 def decode(path: str) -> np.ndarray:
-    """Decode a whole recording to 16 kHz mono, (n_samples,) float32 in [-1, 1].
+    """Decode a recording to 16 kHz mono, (n_samples,) float32 in [-1, 1].
 
-    Channels are averaged. soxr resamples any rate, with its quality "HQ" and to its own number of
-    samples (n_samples * 16000 / sample rate, rounded).
-
-    Raises
-    ------
-    GmpError
-        If the file cannot be decoded, has no length, is shorter than 25 ms, or has NaN or infinite
-        samples.
+    Channels are averaged, and soxr resamples with its quality "HQ". A recording that cannot be decoded, is
+    shorter than 25 ms or has NaN or infinite samples raises a GmpError.
     """
     return read(path)[0]
 
 
 def read(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.ndarray, dict]:
-    """Decode a part of a recording (seconds; None or NaN for its end) to 16 kHz mono.
+    """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
-    Returns
-    -------
-    waveform : (n_samples,) float32
-        See `decode`.
-    description : dict
-        `sample_rate` (Hz), `channels`, `peak`, and the share of `clipped` samples, of any channel.
+    Returns also a dict of `sample_rate` (Hz), `channels`, `peak` and the share of `clipped` samples.
     """
     if not os.path.isfile(path):
         raise GmpError(f"{path}: not there, or not a file.")
-    levels = []  # loudest channel of each sample, by block
+    levels = []  # by block: samples, peak and clipped samples of the loudest channel
 
     def mono(file: soundfile.SoundFile, n_samples: int) -> Iterator[np.ndarray]:
         size = BLOCK // file.channels
@@ -62,7 +51,7 @@ def read(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.nd
     try:
         with soundfile.SoundFile(path) as file:
             description = {"sample_rate": file.samplerate, "channels": file.channels}
-            first, n_samples = _sample_range(path, file, start, end)
+            first, n_samples = _sample_range(file, path, start, end)
             file.seek(first)
             waveform = _resample(path, mono(file, n_samples), file.samplerate)
     except (OSError, RuntimeError, TypeError) as error:  # the last for headerless .raw
@@ -70,20 +59,17 @@ def read(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.nd
         raise GmpError(f"{path}: cannot be decoded ({reason}).") from error
     (n_decoded, _, n_clipped), peak = np.sum(levels, axis=0), np.max(levels, axis=0)[1]
     if n_decoded < n_samples:
-        raise GmpError(f"{path}: cut short, found {n_decoded:.0f} of {n_samples} samples.")
+        raise GmpError(f"{path}: truncated, found {n_decoded:.0f} of {n_samples} samples.")
     description |= {"peak": float(peak), "clipped": float(n_clipped / n_samples)}
     return waveform, description
 
 
-def _sample_range(
-    path: str, file: soundfile.SoundFile, start: float, end: float | None
-) -> tuple[int, int]:
+def _sample_range(file, path: str, start: float, end: float | None) -> tuple[int, int]:
     """First sample and number of samples of a part of a recording."""
     rate, n_samples = file.samplerate, file.frames
     if n_samples == NO_LENGTH:
         raise GmpError(f"{path}: its header has no length; encode it again, to a file.")
-    first = round(start * rate)
-    last = n_samples if pd.isna(end) else round(end * rate)
+    first, last = round(start * rate), n_samples if pd.isna(end) else round(end * rate)
     if not 0 <= first <= last <= n_samples:
         raise GmpError(f"{path}: {start} to {end} s is not in {n_samples / rate:.3f} s of audio.")
     return first, _check_length(path, last - first, rate)
@@ -97,14 +83,9 @@ def _check_length(what: str, n_samples: int, rate: int) -> int:
 
 
 def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Convert an array in memory to 16 kHz mono, (n_samples,) float32, as `decode` does.
+    """Convert (n_samples,) or (n_samples, channels) samples as `decode` does.
 
-    Parameters
-    ----------
-    samples : (n_samples,) or (n_samples, channels) ndarray
-        Floats from -1 to 1, or integers, full scale at the limits of their type.
-    sample_rate : int
-        Hz.
+    They are floats from -1 to 1, or integers with full scale at the limits of their type.
     """
     if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2):
         raise GmpError(
@@ -121,7 +102,7 @@ def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
 
 
 def _resample(what: str, blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
-    """Mono blocks of one recording as one waveform at 16 kHz."""
+    """Resample and concatenate the mono blocks of one recording."""
     resampler, pieces = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1), []
     for block in blocks:
         if not np.isfinite(block).all():
@@ -132,20 +113,19 @@ def _resample(what: str, blocks: Iterable[np.ndarray], rate: int) -> np.ndarray:
 
 
 def normalize(waveform: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance, over this utterance alone and before any padding."""
+    """Scale an utterance, without padding, to zero mean and unit variance."""
     waveform = waveform.astype(np.float32)
     return (waveform - waveform.mean()) / max(float(waveform.std()), 1e-7)
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Log-mel spectrogram, (40, n_frames), of a 16 kHz waveform, on the encoder's frames."""
+    """Log-mel spectrogram of a 16 kHz waveform, (40, n_frames), on the encoder's frames."""
     transform = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **MEL)
     return torch.log(transform(torch.from_numpy(normalize(waveform))) + 1e-3).numpy()
 
 
 @cache
 def _mfcc() -> torchaudio.transforms.MFCC:
-    """Its filters, built once for thousands of recordings."""
     return torchaudio.transforms.MFCC(SAMPLE_RATE, 13, melkwargs=MEL)
 
 
@@ -157,12 +137,12 @@ def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:
-    """Samples from -1 to 1 as int16, full scale at 32767; louder ones are clipped."""
+    """Convert samples from -1 to 1 to int16, full scale at 32767, with clipping."""
     return np.round(waveform.clip(-1, 1) * 32767).astype(np.int16)
 
 
 def to_float(samples: np.ndarray) -> np.ndarray:
-    """int16 samples as float32 from -1 to 1, the inverse of `to_int16`."""
+    """Convert int16 samples to float32 from -1 to 1."""
     return samples.astype(np.float32) / 32767
 
 

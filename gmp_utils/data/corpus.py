@@ -14,7 +14,7 @@ from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import PREPARE_DATA, run_folder
 from gmp_utils.runs.stage import check_and_identify
 
-RECORDINGS = "recordings"  # stage of the decoded waveforms, in the run's folder
+RECORDINGS = "recordings"  # stage of the decoded waveforms
 MISSING = {"emotion": "no label", "speaker": "no speaker", "gender": "no gender"}
 RATINGS = ("valence", "arousal", "dominance")
 
@@ -29,9 +29,8 @@ class Corpus:
         See `gmp_utils.data.corpora.check`; indexed by utterance, with `duration` in seconds.
     waveforms : Ragged
         int16 at 16 kHz.
-    protocol : Protocol
     stage : Path
-        The stage that prepared it, with problems.parquet and leakage.parquet.
+        Stage of notebook 01, with problems.parquet and leakage.parquet.
     """
 
     manifest: pd.DataFrame
@@ -41,7 +40,7 @@ class Corpus:
 
     @property
     def name(self) -> str:
-        """Name of the corpus; of two, the training corpus → the test corpus."""
+        """Name of the corpus, or "training corpus → test corpus"."""
         return " → ".join(self.manifest.corpus.unique())
 
     @property
@@ -50,7 +49,7 @@ class Corpus:
         return sorted(self.manifest.emotion.dropna().unique())
 
     def labels(self, utterances: list[str], column: str) -> np.ndarray:
-        """Index of each utterance's emotion, gender or speaker among the sorted values of the corpus."""
+        """Indices of the utterances' values of a column among its sorted values in the corpus."""
         unknown = self.manifest.utterance[self.manifest[column].isna()]
         if len(unknown):
             raise GmpError(
@@ -61,7 +60,7 @@ class Corpus:
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
     def partition(self, fold: int) -> dict[str, list[str]]:
-        """Utterances of a fold's train, validation and test part, each in order of length."""
+        """Utterances of a fold's "train", "validation" and "test" part, each in order of length."""
         parts = self.protocol.parts(self.manifest, fold)
         ordered = self.manifest.duration.sort_values(kind="stable").index
         return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
@@ -83,12 +82,9 @@ class Corpus:
 
 def open_corpus(run_dir: str) -> Corpus:
     """Open the corpus that notebook 01 prepared in a run's folder."""
-    folder = run_folder(run_dir) / PREPARE_DATA
-    check_and_identify(folder)
-    check_and_identify(folder.parent / RECORDINGS)
-    return Corpus(
-        manifest=pd.read_parquet(folder / "manifest.parquet").set_index("utterance", drop=False),
-        waveforms=Ragged.open(folder.parent / RECORDINGS / "waveforms"),
-        protocol=Protocol.from_dict(read_json(folder / "protocol.json")),
-        stage=folder,
-    )
+    stage, recordings = run_folder(run_dir) / PREPARE_DATA, run_folder(run_dir) / RECORDINGS
+    check_and_identify(stage)
+    check_and_identify(recordings)
+    manifest = pd.read_parquet(stage / "manifest.parquet").set_index("utterance", drop=False)
+    protocol = Protocol.from_dict(read_json(stage / "protocol.json"))
+    return Corpus(manifest, Ragged.open(recordings / "waveforms"), protocol, stage)

@@ -1,4 +1,4 @@
-"""Evaluation protocols: folds, validation and how an epoch is selected."""
+"""Evaluation protocols: folds, validation and the selection of an epoch."""
 
 from dataclasses import asdict, dataclass
 
@@ -32,20 +32,18 @@ SHARE = 0.1  # of the training utterances, where validation is a share of them
 
 @dataclass(frozen=True)
 class Protocol:
-    """Folds and rules; recorded with every result.
+    """Folds, and rules as in `RULES`; recorded with every result.
 
     Attributes
     ----------
-    fold_by, validation, selection : str
-        What is tested on, what is validated on and how the epoch is selected: see `RULES`.
     folds, validation_folds : tuple of tuple of str
-        Test speakers of each fold; validation speakers, none unless `validation` is "speakers".
+        Test and validation speakers of each fold; the latter only if `validation` is "speakers".
     transductive : bool
         Whether clustering, retraining and the encoder's pre-training, which need no labels, may use
         the validation and test speakers.
     female_share : float or None
-        Share of women among the training utterances: every share is drawn from as many utterances as
-        the smaller gender has. None takes all training utterances.
+        Share of women among the training utterances, of which as many are drawn, for any share, as the
+        smaller gender has. None takes all training utterances.
     """
 
     fold_by: str
@@ -61,7 +59,7 @@ class Protocol:
             object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
 
     def to_dict(self) -> dict:
-        """Plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return asdict(self)
 
     @classmethod
@@ -70,13 +68,12 @@ class Protocol:
         try:
             return cls(**values)
         except TypeError as error:
-            raise GmpError(
-                f"protocol.json is another version's ({error}); run notebooks/01_prepare_data.ipynb again."
-            ) from error
+            message = f"protocol.json is of another version ({error})"
+            raise GmpError(f"{message}; run notebooks/01_prepare_data.ipynb again.") from error
 
     @property
     def selection_part(self) -> str:
-        """The part of a fold that epochs and layers are compared on."""
+        """The part of a fold on which epochs and layers are compared."""
         return "test" if self.selection == "oracle" or self.validation == "none" else "validation"
 
     @property
@@ -85,30 +82,23 @@ class Protocol:
         return PARTS if self.transductive else ("train",)
 
     def describe(self) -> str:
-        """The protocol in plain sentences; what flatters a result is in capitals."""
+        """Describe the protocol in sentences; what flatters a result is in capitals."""
         n_folds = f"{len(self.folds)} fold{'s' if len(self.folds) > 1 else ''}"
-        unsupervised = (
+        sentences = [
+            f"{n_folds} {FOLD_RULES[self.fold_by]}, test speakers disjoint from training speakers.",
+            VALIDATIONS[self.validation],
             "TRANSDUCTIVE: clustering, retraining and pre-training may use all speakers."
             if self.transductive
-            else "Clustering and retraining use training speakers only."
-        )
-        balance = ""
+            else "Clustering and retraining use training speakers only.",
+            SELECTIONS[self.selection],
+        ]
         if self.female_share is not None:
             share = f"{self.female_share:.0%}"
-            balance = f" Women have {share} of the training utterances; the rest is unused."
-        return (
-            f"{n_folds} {FOLD_RULES[self.fold_by]}, test speakers disjoint from training speakers. "
-            f"{VALIDATIONS[self.validation]} {unsupervised} {SELECTIONS[self.selection]}{balance}"
-        )
+            sentences.append(f"Women have {share} of the training utterances; the rest is unused.")
+        return " ".join(sentences)
 
     def parts(self, manifest: pd.DataFrame, fold: int) -> pd.Series:
-        """Part of a fold, "train", "validation", "test" or `UNUSED`, of each utterance of a manifest.
-
-        Raises
-        ------
-        GmpError
-            If the fold does not exist (they count from 1), or an emotion is absent from training.
-        """
+        """Part of a fold (from 1) of each utterance: "train", "validation", "test" or `UNUSED`."""
         if not 1 <= fold <= len(self.folds):
             raise GmpError(f"fold {fold}: this protocol has folds 1 to {len(self.folds)}.")
         parts = pd.Series("train", index=manifest.index)
@@ -125,14 +115,14 @@ class Protocol:
         absent = set(manifest.emotion.dropna()) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
-                f"fold {fold}: no training speaker has emotion {sorted(absent)}; exclude it (parameter "
-                "emotions) or fold otherwise (parameters fold_by, n_folds)."
+                f"fold {fold}: no training speaker has emotion {sorted(absent)}; change the parameters "
+                "emotions, fold_by or n_folds."
             )
         return parts
 
 
 def _draw_by_gender(training: pd.DataFrame, female_share: float, seed: int) -> pd.Index:
-    """As many utterances as the smaller gender has, of which women have a share."""
+    """Draw as many utterances as the smaller gender has, with a share of women."""
     training = training.sample(frac=1, random_state=seed)
     groups = training.groupby(["gender", "emotion"]).emotion
     order = groups.cumcount() / groups.transform("size")  # keeps the proportions of the emotions
@@ -144,13 +134,10 @@ def _draw_by_gender(training: pd.DataFrame, female_share: float, seed: int) -> p
 
 
 def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
-    """Reject folds with the same recording on both sides; count what cannot be rejected.
+    """Reject folds with the same recording in two parts; returns a report of overlaps.
 
-    Returns
-    -------
-    report : DataFrame
-        By fold: `speakers` and `recordings` (by `digest`) on both sides, and `sentences`, the share of
-        test utterances whose `text` also occurs in training; missing without transcripts.
+    By fold, it counts the `speakers` and `recordings` (by `digest`) that the test part shares with others.
+    `sentences` is the share of test utterances whose `text` occurs in training, NaN without texts.
     """
     text = pd.Series(np.nan, manifest.index)
     if "text" in manifest and manifest.text.notna().any():
@@ -196,45 +183,32 @@ def make_protocol(
 
     Parameters
     ----------
-    manifest : DataFrame
-        See `gmp_utils.data.corpora.check`.
     fold_by : str
-        What the folds test on: "session" one session each; "speaker" one of `n_folds` groups of speakers,
-        balanced by gender; "leave-one-speaker-out" one speaker each; "split" the speakers that the corpus
-        names "test"; "cross-corpus" the second corpus. "auto" is "cross-corpus" for two corpora,
-        "session" where speakers keep to one session each, and "speaker" otherwise.
-    n_folds : int
-        Groups of speakers, for "speaker", and for "split" if it names no validation.
+        One of `FOLD_RULES`; "speaker" tests on `n_folds` groups of speakers, balanced by gender. "auto" is
+        "cross-corpus" for two corpora, "session" if every speaker is in one session only, else "speaker".
     validation : str
         One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the first fold's for
-        the last one); for "split" those of the split, or one in `n_folds` training speakers.
-    selection, transductive, female_share
-        See `Protocol`.
+        the last one). For "split" they are those of the split, or one in `n_folds` training speakers.
     """
     n_corpora, has_sessions = manifest.corpus.nunique(), _has_sessions(manifest)
     if fold_by == "auto":
-        fold_by = "session" if has_sessions else "speaker"
-        fold_by = fold_by if n_corpora == 1 else "cross-corpus"
+        within = "session" if has_sessions else "speaker"
+        fold_by = within if n_corpora == 1 else "cross-corpus"
     rules = {"fold_by": fold_by, "validation": validation, "selection": selection}
     for name, rule in rules.items():
         if rule not in RULES[name]:
             raise GmpError(f"{name} {rule!r}: expected one of {', '.join(RULES[name])}.")
-    problems = {
-        f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.": (
-            female_share is not None and not 0 <= female_share <= 1
-        ),
-        f'fold_by {fold_by!r} with {n_corpora} corpora: "cross-corpus" and "auto" are for two.': (
-            (fold_by == "cross-corpus") != (n_corpora > 1)
-        ),
-        'validation "none" leaves nothing to select an epoch on; use selection "last".': (
-            validation == "none" and selection == "validation"
-        ),
-        'fold_by "session": expected a session for each utterance, and one for each speaker; use '
-        '"speaker".': fold_by == "session" and not has_sessions,
-    }
-    for message, applies in problems.items():
-        if applies:
-            raise GmpError(message)
+    if not 0 <= (female_share or 0) <= 1:
+        raise GmpError(f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.")
+    if (fold_by == "cross-corpus") != (n_corpora > 1):
+        problem = f"fold_by {fold_by!r} with {n_corpora} corpora"
+        raise GmpError(f'{problem}: "cross-corpus" and "auto" are for two.')
+    if validation == "none" and selection == "validation":
+        problem = 'validation "none" leaves nothing to select an epoch on'
+        raise GmpError(f'{problem}; use selection "last".')
+    if fold_by == "session" and not has_sessions:
+        expected = "expected a session for each utterance, and one for each speaker"
+        raise GmpError(f'fold_by "session": {expected}; use "speaker".')
     if fold_by in ("split", "cross-corpus"):
         folds, validating = _official_split(manifest, n_folds if validation == "speakers" else 1)
     else:
@@ -246,17 +220,16 @@ def make_protocol(
         validating = folds[1:] + folds[:1]
         needed = 3 if validation == "speakers" else 2
         if len(folds) < needed:
-            raise GmpError(
-                f"{len(folds)} folds: validation {validation!r} needs at least {needed}."
-            )
+            count = f"{len(folds)} folds"
+            raise GmpError(f"{count}: validation {validation!r} needs at least {needed}.")
     if validation != "speakers":
-        validating = [() for _ in folds]
+        validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
     return Protocol(fold_by, folds, validation, validating, selection, transductive, female_share)
 
 
 def _has_sessions(manifest: pd.DataFrame) -> bool:
-    """Whether every utterance is of a session, and every speaker in one only."""
+    """Whether every utterance has a session, and every speaker is in one only."""
     if "session" not in manifest or manifest.session.isna().any():
         return False
     return manifest.groupby("speaker").session.nunique().max() == 1
@@ -273,15 +246,16 @@ def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
 def _official_split(
     manifest: pd.DataFrame, n_folds: int
 ) -> tuple[list[list[str]], list[list[str]]]:
-    """Test and validation speakers of a corpus's own split."""
+    """Test and validation speakers of a corpus's official split."""
     if "split" not in manifest or manifest.split.isna().any():
         raise GmpError('fold_by "split": the corpus has utterances without a split; use "speaker".')
     is_test = manifest.split.str.startswith("test")
     parts = manifest.split.mask(is_test, "test")
     if not {"train", "test"} <= set(parts) <= set(PARTS):
+        names = ", ".join(sorted(manifest.split.unique()))
         raise GmpError(
-            f'fold_by "split": the corpus is split into {", ".join(sorted(manifest.split.unique()))}, '
-            'expected "train" and "test" (or "test1", …), and "validation" if there is one.'
+            f'fold_by "split": the corpus is split into {names}, expected "train", "test" (or "test1", …) '
+            'and optionally "validation".'
         )
     n_parts = parts.groupby(manifest.speaker).nunique()
     if n_parts.max() > 1:

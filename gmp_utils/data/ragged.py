@@ -1,4 +1,4 @@
-"""Sequences of unequal length in one memory-mapped array: waveforms, frames, labels."""
+"""Sequences of unequal length in one memory-mapped array: waveforms, frames or labels."""
 
 import mmap
 import os
@@ -13,15 +13,13 @@ from gmp_utils import GmpError
 
 
 class Ragged:
-    """One array of all utterances, and where each of them begins.
+    """The concatenated arrays of all utterances.
 
-    On disk it is two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length, kind).
+    On disk there are two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length, kind).
 
     Parameters
     ----------
     values : (n_total, ...) ndarray
-        Utterance after utterance.
-    utterances : sequence of str
     lengths : sequence of int
         Rows of `values` of each utterance.
     kind : str
@@ -34,8 +32,8 @@ class Ragged:
         self.values, self.kind = values, kind
         self.utterances = list(utterances)
         self.lengths = dict(zip(self.utterances, map(int, lengths)))
-        starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
-        self._start = dict(zip(self.utterances, starts.tolist()))
+        starts = np.cumsum([0, *self.lengths.values()]).tolist()
+        self._start = dict(zip(self.utterances, starts))
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         start = self._start[utterance]
@@ -49,11 +47,11 @@ class Ragged:
         return partial(Ragged, kind=self.kind), values
 
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
-        """Concatenate the rows of some utterances, in the order given."""
+        """Concatenate the rows of some utterances."""
         return np.concatenate([self[name] for name in utterances])
 
     def sample(self, utterances: Sequence[str], n: int, seed: int) -> np.ndarray:
-        """Draw `n` rows of some utterances, in order; all rows for 0, or if there are fewer."""
+        """Draw `n` rows of some utterances, in order; all rows if `n` is 0 or there are fewer."""
         ends = np.cumsum([self.lengths[name] for name in utterances])
         if not 0 < n < ends[-1]:
             return self.rows(utterances)
@@ -64,7 +62,7 @@ class Ragged:
         return np.concatenate([self[name][rows - start] for name, rows, start in chosen])
 
     def flush(self) -> None:
-        """Write changes to disk, and release the memory that they took."""
+        """Write changes to disk, and release their memory."""
         self.values.flush()
         self.values.base.madvise(mmap.MADV_DONTNEED)
 
@@ -87,30 +85,27 @@ class Ragged:
     ) -> "Ragged":
         """Create a writable one on disk, filled with zeros.
 
-        `stem` is its path without a suffix; `shape` that of a row, ``()`` for samples and ``(dim,)`` for
-        frames.
+        `stem` is the path without suffix, `shape` that of a row: ``()`` for samples, ``(dim,)`` for frames.
         """
         table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
         table["offset"], table["kind"] = table.length.cumsum() - table.length, kind
         table.to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
-        if hasattr(os, "posix_fallocate"):  # otherwise a full disk would kill the process
+        if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process
             with stem.with_suffix(".npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, values.offset + max(values.nbytes, 1))
         return cls(values, utterances, lengths, kind=kind)
 
     @classmethod
     def open(cls, stem: Path, mode: str = "r") -> "Ragged":
-        """Open one for reading, or with mode "r+" for writing too."""
+        """Open one for reading, or for writing too with mode "r+"."""
         try:
             table = pd.read_parquet(stem.with_suffix(".parquet"))
             values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
         if len(values) != table.length.sum():
-            raise GmpError(
-                f"{stem}.npy has {len(values)} rows, its index says {table.length.sum()}; "
-                "make it again."
-            )
+            n_rows = table.length.sum()
+            raise GmpError(f"{stem}.npy has {len(values)} rows, expected {n_rows}; make it again.")
         return cls(values, table.utterance, table.length, kind=table.kind.iloc[0])

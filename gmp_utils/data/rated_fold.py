@@ -1,4 +1,4 @@
-"""The data of stage 08: a fold's rated utterances, and how similar their speakers are."""
+"""The data of stage 08: a fold's rated utterances, and the similarity of their speakers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,10 @@ STATISTICS = ("mean", "std", "max")
 
 @dataclass(frozen=True)
 class RatingTask:
-    """What is predicted, from what, on which fold.
+    """The prediction of `attributes`, some of `RATINGS`, on a fold.
 
-    Attributes
-    ----------
-    attributes : list of str
-        Of valence, arousal and dominance.
-    neighbors : int
-        Training speakers that an unseen speaker is a mixture of, and calibrated by.
-    train_encoder : bool
-        False trains the regression head alone.
+    `neighbors` are the training speakers by which an unseen speaker is represented and calibrated. Without
+    `train_encoder` only the regression head is trained.
     """
 
     run_dir: str
@@ -39,12 +33,12 @@ class RatingTask:
 
     @property
     def folder(self) -> Path:
-        """Of the fold's stages."""
+        """Folder of the fold's stages."""
         return fold_folder(self.run_dir, self.fold) / PERSONALIZE
 
     @property
     def feature_stage(self) -> Path:
-        """The stage of utterance features, which all folds share."""
+        """Stage of the utterance features, which all folds share."""
         return run_folder(self.run_dir) / PERSONALIZE / FEATURES
 
 
@@ -54,14 +48,12 @@ class RatedFold:
 
     Attributes
     ----------
-    parts : dict of str to list of str
-        Utterances of each part, in order of length.
     features : dict of str to (n_utterances, hidden_size) DataFrame
         "mean", "std" and "max" over time of the pre-trained encoder's last layer.
-    similarity : DataFrame
-        Cosines of mean features, speakers × training speakers.
+    similarity : (n_speakers, n_training_speakers) DataFrame
+        Cosines of mean features.
     frames : Path or None
-        Store of the last layer's frames. None where the encoder is trained.
+        Store of the last layer's frames; None if the encoder is trained.
     """
 
     corpus: Corpus
@@ -72,26 +64,24 @@ class RatedFold:
 
     @property
     def speaker(self) -> pd.Series:
-        """Of each utterance of the corpus."""
+        """Speaker of each utterance of the corpus."""
         return self.corpus.manifest.speaker
 
     @property
     def utterances(self) -> list[str]:
-        """Of all parts."""
+        """Utterances of all parts."""
         return sum(self.parts.values(), [])
 
 
 def open_fold(task: RatingTask) -> RatedFold:
-    """Open a fold; a GmpError if it lacks ratings or its features are missing."""
+    """Open a fold, whose utterance features have to exist."""
     corpus = open_corpus(task.run_dir)
     corpus.check_encoder(task.encoder, task.fold)
     manifest = corpus.manifest
     available = [name for name in RATINGS if name in manifest and manifest[name].notna().any()]
     if not task.attributes or not set(task.attributes) <= set(available):
-        raise GmpError(
-            f"attributes {task.attributes}: expected some of {', '.join(available) or 'none'}, the ratings "
-            f"that {corpus.name} has."
-        )
+        names = ", ".join(available) or "none"
+        raise GmpError(f"attributes {task.attributes}: {corpus.name} has the ratings {names}.")
     is_rated = manifest[task.attributes].notna().all(axis=1)
     parts = corpus.partition(task.fold)
     parts = {part: [name for name in names if is_rated[name]] for part, names in parts.items()}
@@ -99,8 +89,10 @@ def open_fold(task: RatingTask) -> RatedFold:
     if empty:
         raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(sorted(empty))}.")
     check_and_identify(task.feature_stage)
-    arrays = {name: np.load(task.feature_stage / f"{name}.npy") for name in STATISTICS}
-    features = {name: pd.DataFrame(values, manifest.index) for name, values in arrays.items()}
+    features = {
+        name: pd.DataFrame(np.load(task.feature_stage / f"{name}.npy"), manifest.index)
+        for name in STATISTICS
+    }
     names = sum(parts.values(), [])
     means = features["mean"].loc[names].groupby(manifest.speaker[names]).mean()
     training = sorted(manifest.speaker[parts["train"]].unique())

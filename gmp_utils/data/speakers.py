@@ -1,6 +1,6 @@
 """Speaker similarity: cosines of mean features, and the Gaussian mixtures of Sridhar & Busso.
 
-Everything here uses audio and speaker identity only, no labels.
+Only audio and speaker identity are used, no labels.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from gmp_utils import GmpError
 
 COMPONENTS = 10  # of the PCA
 MIXTURE = 2  # Gaussians per speaker, with diagonal covariances
-DRAWS = 2000  # for the divergence of two mixtures
+DRAWS = 2000  # samples that estimate the divergence of two mixtures
 FLOOR = 1e-3  # added to variances
 
 
@@ -26,7 +26,7 @@ def similarities(means: pd.DataFrame, training: Sequence[str]) -> pd.DataFrame:
 
 
 def nearest_speakers(similarity: pd.DataFrame, k: int) -> dict[str, list[str]]:
-    """The k most similar speakers of each row, most similar first; all if there are fewer."""
+    """The k most similar speakers of each row, most similar first."""
     if k < 1:
         raise GmpError(f"neighbors: found {k}, expected 1 or more.")
     order = np.argsort(-similarity.to_numpy(), axis=1, kind="stable")[:, :k]
@@ -34,9 +34,9 @@ def nearest_speakers(similarity: pd.DataFrame, k: int) -> dict[str, list[str]]:
 
 
 def speaker_weights(similarity: pd.DataFrame, k: int) -> pd.DataFrame:
-    """Each speaker as a mixture of training speakers: itself, or its k nearest with equal weights.
+    """Weights of training speakers for each speaker, whose rows sum to 1.
 
-    Weights have the shape of `similarity`, speakers × training speakers; rows sum to one.
+    A training speaker is represented by itself, others by their k nearest with equal weights.
     """
     weights = pd.DataFrame(0.0, similarity.index, similarity.columns)
     for name, nearest in nearest_speakers(similarity, k).items():
@@ -51,9 +51,8 @@ def divergences(
     """KL divergence of test speakers' Gaussian mixtures from training speakers'.
 
     Sridhar & Busso, "Unsupervised Personalization of an Emotion Recognition System", 2022 (arXiv
-    2201.07876): PCA of functionals, a mixture of Gaussians per speaker, Kullback-Leibler divergence. It is
-    estimated from draws, as mixtures have no closed form. They use ComParE's functionals, this project an
-    encoder's means and standard deviations. Numbers of components and of Gaussians are stand-ins.
+    2201.07876), with an encoder's means and standard deviations instead of ComParE's functionals. The
+    numbers of components and Gaussians are our choice, and the divergence is estimated by sampling.
 
     Parameters
     ----------
@@ -62,8 +61,8 @@ def divergences(
 
     Returns
     -------
-    divergences : DataFrame
-        Test × training speakers, in nats; 0 or more up to noise.
+    divergences : (n_test, n_training) DataFrame
+        In nats.
     """
     fitted = functionals.loc[functionals.index.isin(training)].to_numpy()
     scaler = StandardScaler().fit(fitted)
@@ -73,7 +72,7 @@ def divergences(
 
     def mixture(name: str) -> GaussianMixture:
         points = reduced[functionals.index == name]
-        points = np.repeat(points, 2, axis=0) if len(points) == 1 else points  # it needs two
+        points = np.repeat(points, 2, axis=0) if len(points) == 1 else points  # two are required
         size = min(MIXTURE, len(np.unique(points, axis=0)))
         model = GaussianMixture(size, covariance_type="diag", reg_covar=FLOOR, random_state=seed)
         return model.fit(points)
@@ -81,10 +80,10 @@ def divergences(
     candidates = {name: mixture(name) for name in training}
     rows = {}
     for name in test:
-        own = mixture(name)
-        points = own.sample(DRAWS)[0]
-        log_density = own.score(points)
-        rows[name] = {o: log_density - model.score(points) for o, model in candidates.items()}
+        model = mixture(name)
+        points = model.sample(DRAWS)[0]
+        score = model.score(points)
+        rows[name] = {key: score - candidate.score(points) for key, candidate in candidates.items()}
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -96,7 +95,7 @@ def count_choices(similarity: pd.DataFrame, k: int) -> pd.Series:
 
 def shift(values: pd.DataFrame, reference: pd.DataFrame) -> float:
     """KL divergence of two sets of (n, dim) values, as Gaussians with diagonal covariances, in nats."""
-    mean, variance = values.mean(axis=0), values.var(axis=0, ddof=0) + FLOOR
-    mean_all, variance_all = reference.mean(axis=0), reference.var(axis=0, ddof=0) + FLOOR
-    terms = (variance + (mean - mean_all) ** 2) / variance_all - 1
-    return float(np.sum(terms - np.log(variance / variance_all)) / 2)
+    variance, reference_variance = (x.var(axis=0, ddof=0) + FLOOR for x in (values, reference))
+    squared = (values.mean(axis=0) - reference.mean(axis=0)) ** 2
+    terms = (variance + squared) / reference_variance - 1
+    return float(np.sum(terms - np.log(variance / reference_variance)) / 2)

@@ -1,4 +1,4 @@
-"""Recordings to one store of 16 kHz waveforms, and a report on them."""
+"""A store of 16 kHz waveforms, and a report on the recordings."""
 
 import hashlib
 import os
@@ -19,30 +19,23 @@ CLIPPED_SHARE = 1e-3  # of a clipped recording's samples
 
 
 def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFrame]:
-    """Decode every recording of a manifest once.
+    """Decode every recording of a manifest into a store at `stem`, a path without suffix.
 
-    A recording that cannot be decoded is reported, and empty in the store.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-        With `utterance` and `path`, and `start` and `end` (seconds) of parts of recordings.
-    stem : Path
-        Path of the store without suffix.
+    Recordings that cannot be decoded are reported, and empty in the store.
 
     Returns
     -------
     waveforms : Ragged
         int16, full scale at 32767.
     report : DataFrame
-        A row per utterance: `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak`,
-        share of `clipped` samples (of any channel, as recorded), `digest` of what is stored, and
-        `unreadable`, the reason or None.
+        By utterance: `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak` and share of
+        `clipped` samples (before resampling), `digest` of the stored samples, and `unreadable`, the reason
+        or None.
     """
     parts = manifest.reindex(columns=["start", "end"])
     rows = list(zip(manifest.utterance, manifest.path, parts.start.fillna(0.0), parts.end))
     report, lengths = [], []
-    # Lengths are known once everything is decoded: samples go to a temporary file first.
+    # Samples go to a temporary file first, as their lengths are unknown.
     with tempfile.TemporaryFile(dir=stem.parent) as spool:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = pool.map(lambda row: _decode(*row), rows)
@@ -85,8 +78,7 @@ def check_readable(report: pd.DataFrame) -> None:
 def find_problems(report: pd.DataFrame, min_seconds: float, max_seconds: float) -> pd.DataFrame:
     """Problems of recordings: `utterance`, `problem` and `detail`; a recording may have several.
 
-    A problem is "unreadable", "silent", "clipped", "short" (below `min_seconds`) or "long" (above
-    `max_seconds`).
+    They are "unreadable", "silent", "clipped", "short" (< `min_seconds`) and "long" (> `max_seconds`).
     """
     readable = report.unreadable.isna()
     peak = 20 * np.log10(report.peak.clip(lower=1e-6))
@@ -99,9 +91,7 @@ def find_problems(report: pd.DataFrame, min_seconds: float, max_seconds: float) 
         "long": (report.seconds > max_seconds, seconds),
     }
     tables = [
-        pd.DataFrame(
-            {"utterance": report.utterance[has], "problem": problem, "detail": detail[has]}
-        )
-        for problem, (has, detail) in tests.items()
+        pd.DataFrame({"utterance": report.utterance, "problem": name, "detail": detail})[has]
+        for name, (has, detail) in tests.items()
     ]
     return pd.concat(tables, ignore_index=True)

@@ -1,9 +1,9 @@
 """Digests of the code that can change a stage's numbers.
 
-A module counts with all that it imports, directly or not, from its own room and from data/, models/,
-training/ and evaluation/. The readers of corpora do not count for a stage, whose inputs are the manifests
-that they return, nor do the tables of evaluation/, except where a stage keeps some. Within a module
-comments, docstrings, printed text and the messages of a `GmpError` do not count.
+A module counts with all that it imports, directly or not, from its own package and from data/, models/,
+training/ and evaluation/. The readers of corpora do not count, as their manifests are inputs of a stage.
+Nor do the tables of evaluation/, unless the stage writes some. Comments, docstrings, printed text and
+messages of a `GmpError` do not count.
 """
 
 import ast
@@ -33,7 +33,7 @@ class _RemoveWords(ast.NodeTransformer):
 
 
 def _imports(tree: ast.AST) -> list[str]:
-    """Modules of this package, and names in them, that code imports anywhere."""
+    """Modules of gmp_utils, and names in them, that code imports anywhere."""
     return [
         name.removeprefix("gmp_utils.")
         for node in ast.walk(tree)
@@ -64,15 +64,12 @@ def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) ->
     return code
 
 
-def _digest(code: dict[str, str]) -> str:
-    return text_digest(repr(sorted(code.items())))
-
-
 def code_digest(module: str) -> str:
     """SHA-256 of the code that can change what a module computes for a stage."""
     name = module.removeprefix("gmp_utils.")
     makes_tables = name in ("stages.publish", "stages.results") or name.startswith("evaluation.")
-    return _digest(counted_modules([name], [READERS, *(() if makes_tables else TABLES)]))
+    code = counted_modules([name], [READERS, *(() if makes_tables else TABLES)])
+    return text_digest(repr(sorted(code.items())))
 
 
 def notebook_digest(notebook: str) -> str:
@@ -80,4 +77,4 @@ def notebook_digest(notebook: str) -> str:
     cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     imported = [name for name in _imports(ast.parse(code)) if name.startswith((*ROOMS, "stages"))]
-    return _digest(counted_modules(imported))
+    return text_digest(repr(sorted(counted_modules(imported).items())))

@@ -1,8 +1,7 @@
 """Experiments: the runs that fill one table, declared in a few lines of YAML.
 
-A variant changes some parameters. Every variant is run with every seed, in a folder of its own, and on
-every fold. `python -m gmp_utils run` is the case of one run. Runs share the stages on which they agree,
-see `gmp_utils.runs.stage`.
+A variant changes some parameters. Each variant and seed is a run in its own folder, on every fold.
+`python -m gmp_utils run` makes a single run. Runs share equal stages, see `gmp_utils.runs.stage`.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from pathlib import Path
 import yaml
 
 from gmp_utils import GmpError
-from gmp_utils.runs import notebook, weights
+from gmp_utils.runs import notebook, paths, weights
 from gmp_utils.runs.files import exclusive_lock, read_json, write_json
 from gmp_utils.runs.paths import INITIALIZATIONS, ROOT, display_path, run_folder
 from gmp_utils.runs.stage import CACHE
@@ -30,7 +29,6 @@ OPENSMILE = (
 CONFIG = ROOT / "workflow" / "config"
 RECIPES = ROOT / "presets" / "recipes"
 FILE = "experiment.json"
-KEPT = ("question", "variants", "against", "paper")  # of a declaration, for notebook 07
 PERSONAL = "papt"  # the recipe that ends with notebook 08
 
 
@@ -38,8 +36,8 @@ PERSONAL = "papt"  # the recipe that ends with notebook 08
 class Declaration:
     """An experiment as a file in workflow/config declares it.
 
-    `parameters` hold for all variants; `against` names the variant that the others are compared with,
-    without it every two are compared; `paper` holds published UAR and WAR in percent, by variant and system.
+    `parameters` apply to all variants. `against` names the variant that the others are compared with;
+    None compares all pairs. `paper` has published UAR and WAR in percent, by variant and system.
     """
 
     question: str
@@ -56,10 +54,8 @@ class Declaration:
                 raise ValueError(f"{name}: found {values!r}, expected a list of numbers")
         for name, changes in self.variants.items():
             if not (isinstance(name, str) and isinstance(changes, dict)):
-                raise ValueError(
-                    f"variant {name!r}: found {changes!r}, expected a name (yes, no and numbers in quotes) "
-                    "and the parameters that it changes, or {}"
-                )
+                expected = "a name (yes, no and numbers in quotes) and its parameters, or {}"
+                raise ValueError(f"variant {name!r}: found {changes!r}, expected {expected}")
         if self.against not in {None, *self.variants}:
             raise ValueError(f"against {self.against!r} is none of the variants")
         if not 0 < len(self.variants) == len(set(map(slug, self.variants))):
@@ -67,42 +63,43 @@ class Declaration:
 
 
 def declared(name: str) -> Declaration:
-    """Read an experiment's declaration: the name of a file in workflow/config, or the path of another."""
-    path = Path(name) if name.endswith(".yaml") else CONFIG / f"{name}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in CONFIG.glob("*.yaml")))
-        raise GmpError(f"experiment {name!r}: expected one of {names}, or a file ending in .yaml.")
+    """Read an experiment's declaration, by its name in workflow/config or the path of a YAML file."""
+    path = Path(name) if name.endswith(".yaml") else _find("experiment", name, CONFIG)
+    values = read_yaml(path)
     try:
-        return Declaration(**read_yaml(path))
+        return Declaration(**values)
     except (TypeError, ValueError, AttributeError) as error:
         names = ", ".join(field.name for field in dataclasses.fields(Declaration))
         raise GmpError(f"{path.name}: {error}; a declaration has {names}.") from error
 
 
 def recipe(name: str) -> dict:
-    """The parameters that a system of the family changes, from presets/recipes."""
-    names = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+    """Parameters that a system changes, from presets/recipes."""
+    return read_yaml(_find("recipe", name, RECIPES))
+
+
+def _find(kind: str, name: str, folder: Path) -> Path:
+    names = sorted(file.stem for file in folder.glob("*.yaml"))
     if name not in names:
-        raise GmpError(f"recipe {name!r}: expected one of {', '.join(names)}.")
-    return read_yaml(RECIPES / f"{name}.yaml")
+        raise GmpError(f"{kind} {name!r}: expected one of {', '.join(names)}.")
+    return folder / f"{name}.yaml"
 
 
 def apply_recipe(parameters: dict) -> dict:
-    """Replace the parameter `recipe` by the recipe's parameters; the other parameters override these."""
+    """Replace the parameter `recipe` by the recipe's parameters, which the other ones override."""
     rest = {name: value for name, value in parameters.items() if name != "recipe"}
     return recipe(parameters["recipe"]) | rest if "recipe" in parameters else rest
 
 
 def is_sweep(variants: dict[str, dict]) -> bool:
     """Whether variants differ in the value of one number, as layers do."""
-    names = {name for changes in variants.values() for name in changes}
-    values = [value for changes in variants.values() for value in changes.values()]
-    numbers = all(type(value) in (int, float) for value in values)
-    return len(names) == 1 and len(values) == len(variants) > 2 and numbers
+    changes = [change for variant in variants.values() for change in variant.items()]
+    are_numbers = all(type(value) in (int, float) for _, value in changes)
+    return len(dict(changes)) == 1 and len(changes) == len(variants) > 2 and are_numbers
 
 
 def slug(name: str) -> str:
-    """A name as a folder has it, in small letters."""
+    """A name in lower case, without characters that are awkward in folder names."""
     return re.sub(r"[^\w.+-]+", "-", name.lower()).strip("-")
 
 
@@ -119,7 +116,7 @@ def read_yaml(path: Path) -> dict:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line asks for; what is empty is taken from presets, declaration and notebooks."""
+    """Options of the command line; empty ones come from presets, declaration and notebooks."""
 
     experiment: str | None = None
     corpus: str = ""
@@ -136,20 +133,18 @@ class Settings:
 
     def __post_init__(self):
         if self.recipe and self.experiment is not None:
-            raise GmpError(
-                f"recipe {self.recipe!r} with an experiment: its variants name recipes of their own."
-            )
+            raise GmpError(f"recipe {self.recipe!r} with an experiment: its variants have recipes.")
 
     def overrides(self) -> dict[str, str]:
-        """Parameters that override all others; folders are absolute."""
+        """Parameters that override all others, with absolute folders."""
         names = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
         values = {name: getattr(self, name) for name in names if getattr(self, name)}
         return _with_absolute_folders(values)
 
     def preset_files(self) -> list[str]:
-        """The preset files: a value that is no file is several, separated by spaces."""
+        """The preset files; a value that is no file is a list separated by spaces."""
         values = [[value] if os.path.isfile(value) else value.split() for value in self.preset]
-        return [name for names in values for name in names]
+        return sum(values, [])
 
 
 def _with_absolute_folders(parameters: dict) -> dict:
@@ -174,22 +169,21 @@ class Run:
     personal: bool = False
 
     def outputs(self) -> list[tuple[int, str]]:
-        """Each fold, with the file with which notebook 06 (for each initialization), or 08, ends."""
-        if self.personal:
-            output = f"{self.folder}/08_personalize/results/headline.json"
-            return [(fold, output) for fold in self.folds]
+        """Folds, with the last file of notebook 06 (one per initialization) or 08."""
+        stages = [f"{paths.FOLD}{paths.FINETUNE}/{name}" for name in self.initializations]
+        stages = [f"{paths.PERSONALIZE}/results"] if self.personal else stages
         return [
-            (fold, f"{self.folder}/fold{fold}/06_finetune/{initialization}/headline.json")
+            (fold, f"{self.folder}/{stage.format(fold=fold)}/headline.json")
             for fold in self.folds
-            for initialization in self.initializations
+            for stage in stages
         ]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What the workflow is to make: a run, or the runs of an experiment, whose results go into `folder`.
+    """A run, or the runs of an experiment, whose results go into `folder`.
 
-    `defaults` are the notebooks' parameters; `experiment` is what notebook 07 reads of the declaration.
+    `defaults` are the notebooks' parameters, `experiment` the declaration for notebook 07.
     """
 
     folder: str
@@ -199,12 +193,12 @@ class Plan:
 
     @classmethod
     def load(cls, values: dict) -> "Plan":
-        """A plan of saved values."""
+        """Create a plan from the values that `command` saved."""
         runs = [Run(**run) for run in values["runs"]]
         return cls(values["folder"], runs, values["defaults"], values["experiment"])
 
     def command(self, path: Path, *options: str) -> list[str]:
-        """Save the plan; the command that runs the workflow on it, in the checkout's folder."""
+        """Save the plan; returns the command that runs it, to be called in the checkout."""
         write_json(path, dataclasses.asdict(self))
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
         return [*snakemake, "--configfile", str(path), *options]
@@ -213,8 +207,8 @@ class Plan:
 def lay_out(settings: Settings) -> Plan:
     """Lay out what the settings ask for, and check all parameters.
 
-    Parameters, the strongest first: corpora and encoder of the settings, the variant, its recipe or that of
-    the settings, presets, the experiment, the notebooks' defaults.
+    Precedence, highest first: corpora and encoder of the settings, the variant, its recipe or that of the
+    settings, presets, the experiment, the notebooks' defaults.
     """
     if settings.experiment is not None:
         return lay_out_experiment(settings, declared(settings.experiment))
@@ -238,7 +232,7 @@ def lay_out_run(settings: Settings) -> Plan:
 
 
 def lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
-    """Lay out a run for each variant and seed; variants that cannot be run are kept with the reason."""
+    """Lay out a run for each variant and seed, or record why a variant cannot be run."""
     parameters = _parameters(settings, declaration.parameters)
     name = "-".join([Path(settings.experiment).stem, *_name_parts(settings, parameters)])
     folder = _folder(settings, f"runs/experiments/{slug(name)}")
@@ -252,18 +246,20 @@ def lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
             continue
         initializations = [INITIALIZATIONS[changed.get("use_gmps", True)]]
         for seed in settings.seeds or declaration.seeds:
-            place = f"{folder}/{slug(variant)}/seed{seed}"
-            own = {"run_dir": place, "seed": seed} | ({"folds": folds} if personal else {})
-            runs.append(Run(place, changed | own, folds, initializations, variant, seed, personal))
+            run_dir = f"{folder}/{slug(variant)}/seed{seed}"
+            values = changed | {"run_dir": run_dir, "seed": seed}
+            values |= {"folds": folds} if personal else {}
+            runs.append(Run(run_dir, values, folds, initializations, variant, seed, personal))
     defaults = notebook.series_parameters()
     members = [_member(run, defaults["06_finetune"]) for run in runs]
     experiment = {"runs": members, "folds": folds, "impossible": impossible}
-    experiment |= {key: vars(declaration)[key] for key in KEPT}
+    for name in ("question", "variants", "against", "paper"):
+        experiment[name] = vars(declaration)[name]
     return Plan(folder, runs, defaults, experiment)
 
 
 def _parameters(settings: Settings, declared_parameters: dict) -> dict:
-    """Checked parameters, in the order of `lay_out` and without those of a variant."""
+    """Checked parameters of all variants, in the order of `lay_out`."""
     parameters = apply_recipe(declared_parameters)
     for preset in settings.preset_files():
         parameters |= read_yaml(Path(preset))
@@ -275,7 +271,7 @@ def _parameters(settings: Settings, declared_parameters: dict) -> dict:
 
 
 def _name_parts(settings: Settings, parameters: dict) -> list[str]:
-    """What the folder of a run is called by: corpora, encoder, presets and recipe."""
+    """Parts of the name of a run's folder: corpora, encoder, presets and recipe."""
     corpora = [parameters.get("corpus", "synthetic"), parameters.get("test_corpus")]
     encoder = os.path.basename(parameters.get("encoder", "embedded").rstrip("/"))
     presets = [Path(preset).stem for preset in settings.preset_files()]
@@ -288,14 +284,12 @@ def _folder(settings: Settings, default: str) -> str:
 
 
 def _is_personal(declaration: Declaration) -> bool:
-    """Whether an experiment rates instead of classifying."""
+    """Whether an experiment predicts ratings instead of emotions."""
     default = declaration.parameters.get("recipe")
     recipes = {changes.get("recipe", default) for changes in declaration.variants.values()}
     if PERSONAL in recipes and len(recipes) > 1:
-        raise GmpError(
-            f"recipe {PERSONAL!r} rates and the others classify: they have no table in common; declare them "
-            "in two experiments."
-        )
+        problem = f"recipe {PERSONAL!r} rates and the others classify"
+        raise GmpError(f"{problem}; declare them in two experiments.")
     return PERSONAL in recipes
 
 
@@ -311,22 +305,18 @@ def _why_impossible(parameters: dict) -> str | None:
 
 
 def _member(run: Run, defaults: dict) -> dict:
-    """A run as notebook 07 finds it, with all its systems."""
+    """A run and all its systems, for notebook 07."""
     names = ("losses", "baselines", "text")
-    return {
-        "variant": run.variant,
-        "seed": run.seed,
-        "run_dir": run.folder,
-        "starts": run.initializations,
-        "losses": [x for name in names for x in run.parameters.get(name, defaults[name])],
-    }
+    systems = sum((run.parameters.get(name, defaults[name]) for name in names), [])
+    member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
+    return member | {"starts": run.initializations, "losses": systems}
 
 
 @contextmanager
 def prepare(plan: Plan, read_only: bool = False) -> Iterator[None]:
-    """Write a plan's parameters, and keep other processes from its folder meanwhile.
+    """Write a plan's parameters, and lock its folder meanwhile.
 
-    With `read_only` nothing is written or refused where another process makes the run.
+    If another process has locked it, this is an error, or nothing is written with `read_only`.
     """
     folder = run_folder(plan.folder)
     with ExitStack() as lock:
@@ -341,7 +331,7 @@ def prepare(plan: Plan, read_only: bool = False) -> Iterator[None]:
 
 
 def write(plan: Plan) -> None:
-    """Write all parameters, and what notebook 07 reads of the plan, where papermill and 07 find them."""
+    """Write all parameters for papermill, and the declaration for notebook 07."""
     folder = run_folder(plan.folder)
     for run in plan.runs:
         notebook.write_parameters(run.folder, run.parameters)
@@ -350,8 +340,9 @@ def write(plan: Plan) -> None:
         if plan.runs[0].variant:
             write_json(folder / FILE, {"recipe": plan.runs[0].variant})
         return
-    named = any(run.parameters.get("show_speakers") for run in plan.runs)
-    notebook.write_parameters(plan.folder, {"run_dir": plan.folder, "show_speakers": named})
+    show_speakers = any(run.parameters.get("show_speakers") for run in plan.runs)
+    parameters = {"run_dir": plan.folder, "show_speakers": show_speakers}
+    notebook.write_parameters(plan.folder, parameters)
     experiments = run_folder("runs/experiments")
     sharing = experiments if folder.parent == experiments else folder
     sharing.joinpath(CACHE).mkdir(exist_ok=True)
@@ -360,11 +351,11 @@ def write(plan: Plan) -> None:
 
 
 def read_declaration(run_dir: str) -> dict:
-    """Read what `write` kept of an experiment, or describe a single run in the same words.
+    """Read the experiment that `write` wrote, or describe a single run in the same form.
 
-    The dict has `question`, `variants`, `against` and `paper` as declared, `folds`, `impossible` (reasons by
-    variant) and `runs`, each with `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has no
-    variants; its folds and losses are those found in its folder.
+    The keys are `question`, `variants`, `against` and `paper` as declared, `folds`, `impossible` (reasons
+    by variant) and `runs`, each with `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has
+    no variants, and its folds and losses are read from its folder.
     """
     try:
         values = read_json(run_folder(run_dir) / FILE)
@@ -375,8 +366,7 @@ def read_declaration(run_dir: str) -> dict:
     system = values["recipe"]
     like_table3 = system in ("", "gmp-tl")  # others have no place in the paper's Table 3
     declaration = {"question": f"How well does {system} do?", "against": None, "paper": {}}
-    if like_table3:
-        declaration = dataclasses.asdict(declared("table3"))
+    declaration = dataclasses.asdict(declared("table3")) if like_table3 else declaration
     run = {"variant": None if like_table3 else system, "run_dir": run_dir, "losses": []}
     runs = [run | {"starts": list(INITIALIZATIONS.values())}]
     return declaration | {"variants": {}, "folds": [], "impossible": {}, "runs": runs}

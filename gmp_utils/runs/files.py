@@ -15,9 +15,7 @@ from filelock import FileLock, Timeout
 from gmp_utils import GmpError
 
 HASHED_BYTES = 16 * 2**20  # smaller files are hashed whenever they are read
-_digests: dict[
-    tuple, str
-] = {}  # of this process, by device, inode, size and time: hard links are one
+_digests: dict[tuple, str] = {}  # by device, inode, size and time: hard links share one
 
 
 def read_json(path: Path) -> dict:
@@ -26,14 +24,11 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Write a JSON file in one step; NumPy's numbers become Python's."""
+    """Write a JSON file atomically; NumPy's values become Python's, paths text."""
 
     def plain(value):
-        if isinstance(value, np.generic | np.ndarray):
-            return value.tolist()
-        if isinstance(value, Path):
-            return str(value)
-        raise TypeError(f"{type(value).__name__} does not go into JSON")
+        is_numpy = isinstance(value, np.generic | np.ndarray)
+        return value.tolist() if is_numpy else os.fspath(value)
 
     text = json.dumps(values, indent=1, default=plain, ensure_ascii=False)
     new = path.with_name(f".{path.name}.new")
@@ -57,19 +52,19 @@ def describe_files(folder: Path) -> dict[str, dict]:
     described = {}
     for path in sorted(folder.rglob("[!.]*")):
         if path.is_file():
-            state = path.stat()
-            state = {"size": state.st_size, "mtime_ns": state.st_mtime_ns}
-            described[str(path.relative_to(folder))] = {"sha256": file_digest(path), **state}
+            state, digest = path.stat(), file_digest(path)
+            state = {"sha256": digest, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+            described[str(path.relative_to(folder))] = state
     return described
 
 
 def find_mismatch(
     folder: Path, files: dict[str, dict], read: Collection[str] = (), *, thorough: bool = False
 ) -> str | None:
-    """Say how the first file that differs from `describe_files` does so; `read` names some of them.
+    """Describe the first of the `read` files (default: all) that differs from `describe_files`.
 
-    A large file of the same size and mtime is taken to be the same unless `thorough`. One of another
-    mtime was perhaps copied, and is hashed.
+    Large files of the same size and mtime are taken to be the same unless `thorough`. Those of another
+    mtime may be copies, and are hashed.
     """
     for name in read or files:
         path, described = folder / name, files[name]
@@ -77,11 +72,8 @@ def find_mismatch(
             state = path.stat()
             if state.st_size != described["size"]:
                 return f"{path}: found {state.st_size} bytes, expected {described['size']}"
-            if (
-                thorough
-                or state.st_size < HASHED_BYTES
-                or state.st_mtime_ns != described["mtime_ns"]
-            ):
+            is_old = state.st_mtime_ns == described["mtime_ns"]
+            if thorough or state.st_size < HASHED_BYTES or not is_old:
                 key = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns)
                 digest = _digests[key] = _digests.get(key) or file_digest(path)
                 if digest != described["sha256"]:
@@ -93,15 +85,11 @@ def find_mismatch(
 
 @contextmanager
 def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold an exclusive lock, released when the process ends.
-
-    `what` is made meanwhile. While another process holds the lock, wait, or raise a GmpError that names
-    it.
-    """
+    """Hold a lock while `what` is made; if another process holds it, wait or raise a GmpError."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    held, owner = FileLock(lock), lock.with_name(f"{lock.name}.owner")
+    file_lock, owner = FileLock(lock), lock.with_name(f"{lock.name}.owner")
     try:
-        held.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
         if not wait:
@@ -109,10 +97,10 @@ def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None
                 f"{what} is being made by {who}; wait for its end, or stop it."
             ) from None
         print(f"{what} is being made by {who}: waiting for its end.", flush=True)
-        held.acquire()
+        file_lock.acquire()
     try:
         now = datetime.now().isoformat(" ", "seconds")
         owner.write_text(f"process {os.getpid()} on {platform.node()}, since {now}", "utf-8")
         yield
     finally:
-        held.release()
+        file_lock.release()

@@ -18,16 +18,13 @@ def device() -> str:
 
 def device_name() -> str:
     """Name of the GPU if there is one, else of the processor."""
-    if device() == "cuda":
-        return torch.cuda.get_device_name()
-    return platform.processor() or "CPU"
+    return torch.cuda.get_device_name() if device() == "cuda" else platform.processor() or "CPU"
 
 
 def bfloat16() -> bool:
-    """Whether encoders run in bfloat16: where the hardware multiplies its matrices.
+    """Whether encoders run in bfloat16: on GPUs since Ampere and on processors with AMX.
 
-    GPUs since Ampere and processors with AMX do. Other processors take longer with bfloat16 than with
-    float32 (benchmarks/NOTES.md).
+    Other processors are slower in bfloat16 than in float32 (benchmarks/NOTES.md).
     """
     if _float32_only.get():
         return False
@@ -38,7 +35,7 @@ def bfloat16() -> bool:
 
 @contextmanager
 def float32() -> Iterator[None]:
-    """Run encoders in float32 meanwhile, whatever the hardware, as exported models do."""
+    """Run encoders in float32 on any hardware, as exported models do."""
     before = _float32_only.set(True)
     try:
         yield
@@ -47,24 +44,23 @@ def float32() -> Iterator[None]:
 
 
 def fits(n_bytes: int) -> bool:
-    """Whether `n_bytes` are at most half of what is free on a GPU; False without one."""
+    """Whether `n_bytes` take less than half of a GPU's free memory; False without one."""
     return device() == "cuda" and n_bytes < free_bytes() / 2
 
 
 def free_bytes() -> int:
     """Free memory of the GPU, or of the machine without one."""
-    if device() == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+    gpu = device() == "cuda"
+    return torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
 
 
 def peak_gpu_memory_mb() -> int | None:
-    """Most memory that this process has held on the GPU; None without one."""
+    """Peak GPU memory of this process in MiB; None without a GPU."""
     return torch.cuda.max_memory_allocated() // 2**20 if device() == "cuda" else None
 
 
 def estimate(what: str, needed: int, free: int, remedy: str) -> None:
-    """Print how many bytes are needed and free, and a warning with a remedy if that is too few."""
+    """Print how many bytes are needed and free, and a warning with a remedy if too few are free."""
     needs, has = (f"{n / 1e9:.1f} GB" if n > 1e8 else f"{n / 1e6:.1f} MB" for n in (needed, free))
     print(f"{what}: about {needs}, {has} are free")
     if needed > free:

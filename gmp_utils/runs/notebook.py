@@ -14,9 +14,9 @@ from gmp_utils.runs.stage import PACKAGES
 
 
 def notebook_parameters(notebook: Path) -> dict:
-    """Names and defaults of a notebook's parameters, in the order of its parameters cell.
+    """Names and defaults in a notebook's parameters cell.
 
-    `papermill.inspect_notebook` does the same, but takes three seconds to import, in every kernel.
+    `papermill.inspect_notebook` does the same, but takes three seconds to import in every kernel.
     """
     cells = read_json(notebook)["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
@@ -27,33 +27,20 @@ def _assignments(source: str) -> dict:
     """Names and values of plain assignments, annotated or not."""
     nodes = [node for node in ast.parse(source).body if hasattr(node, "value")]
     targets = [getattr(node, "target", None) or node.targets[0] for node in nodes]
-    return {
-        target.id: ast.literal_eval(node.value) for target, node in zip(targets, nodes, strict=True)
-    }
+    values = [ast.literal_eval(node.value) for node in nodes]
+    return {target.id: value for target, value in zip(targets, values)}
 
 
 def series_parameters() -> dict[str, dict]:
-    """`notebook_parameters` of every notebook of the project, by its name."""
+    """`notebook_parameters` of every notebook, by its name."""
     paths = sorted(NOTEBOOKS.glob("[0-9]*.ipynb")) + sorted(NOTEBOOKS.glob("explore_*.ipynb"))
     return {path.stem: notebook_parameters(path) for path in paths}
 
 
 def check_parameters(notebook: str, parameters: dict) -> dict:
-    """Check parameters before any work is done.
+    """Check parameters; returns those that a notebook has.
 
-    A preset holds the parameters of the whole series: a name is refused if no notebook has it.
-
-    Parameters
-    ----------
-    notebook : str
-        Its name, without ending.
-    parameters : dict
-        Names and values.
-
-    Returns
-    -------
-    parameters : dict
-        Those that this notebook has.
+    As presets hold the parameters of the whole series, only names that no notebook has are refused.
     """
     series = series_parameters()
     defaults = {name: value for values in series.values() for name, value in values.items()}
@@ -71,7 +58,7 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
 
 
 def _is_like(value, default) -> bool:
-    """Whether a value has the type of a default; an int is a float, too."""
+    """Whether a value has the type of a default; integers count as floats."""
     if isinstance(default, list) and default and isinstance(value, list):
         return all(type(item) is type(default[0]) for item in value)
     return type(value) in ((int, float) if isinstance(default, float) else (type(default),))
@@ -80,7 +67,7 @@ def _is_like(value, default) -> bool:
 def write_parameters(run_dir: str, parameters: dict) -> None:
     """Check a run's parameters, and write those of each notebook as YAML for papermill.
 
-    Files that would not change are left alone, for the workflow compares their times.
+    Unchanged files keep their times, which the workflow compares.
     """
     folder = run_folder(run_dir) / "parameters"
     checked = {name: check_parameters(name, parameters) for name in series_parameters()}
@@ -92,19 +79,9 @@ def write_parameters(run_dir: str, parameters: dict) -> None:
 
 
 def start(notebook: str, namespace: dict) -> dict:
-    """Set up a notebook: check its parameters, quieten libraries, set the seed, print versions.
+    """Check a notebook's parameters, set the seed and print versions; returns all parameters.
 
-    Parameters
-    ----------
-    notebook : str
-        Its name, without ending.
-    namespace : dict
-        The notebook's ``globals()``, with its parameters and the cell that papermill injected.
-
-    Returns
-    -------
-    parameters : dict
-        Every parameter of the notebook with its value.
+    `namespace` is the notebook's ``globals()``, with the cell that papermill injected.
     """
     injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
     assigned = _assignments(injected[-1] if injected else "")
@@ -129,10 +106,7 @@ def start(notebook: str, namespace: dict) -> dict:
 
 
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
-    """Print a notebook's headline numbers, and write them into its stage's folder.
-
-    The workflow waits for this file: a notebook that ended early has not written it.
-    """
+    """Print a notebook's headline numbers, and write headline.json, for which the workflow waits."""
     write_json(folder / "headline.json", {"notebook": notebook, "numbers": numbers})
     for name, value in numbers.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
@@ -142,29 +116,21 @@ def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
 def check_demo(
     notebook: str, parameters: dict, numbers: dict, expected: dict, tolerance: float
 ) -> None:
-    """Compare the demo's headline numbers with those on record; print `ok`, or the differences.
+    """Compare the demo's headline numbers with the expected ones; print `ok`, or the differences.
 
-    nbval compares what is printed with the notebook's stored `ok`. With other parameters than the
-    notebook's defaults there is nothing to compare with.
-
-    Parameters
-    ----------
-    notebook : str
-    parameters : dict
-        As `start` returned them.
-    numbers, expected : dict of str to float
-    tolerance : float
-        Allowed absolute difference: training differs between processors, and differences grow.
+    nbval compares the output with the notebook's stored `ok`. `parameters` are those that `start`
+    returned; unless all are the notebook's defaults, nothing is compared. `tolerance` is absolute:
+    training differs between processors, and differences grow.
     """
     defaults = notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb")
     changed = [name for name in defaults if parameters[name] != defaults[name]]
     if changed:
         print(f"not compared: {', '.join(changed)} not as in the demo")
         return
-    differing = [
-        name for name, value in expected.items() if not abs(numbers[name] - value) <= tolerance
-    ]
-    for name in differing:
-        print(f"{name}: {numbers[name]:.3f}, on record {expected[name]} ± {tolerance}")
-    if not differing:
+    agree = True
+    for name, value in expected.items():
+        if not abs(numbers[name] - value) <= tolerance:
+            agree = False
+            print(f"{name}: {numbers[name]:.3f}, on record {value} ± {tolerance}")
+    if agree:
         print("ok")

@@ -1,8 +1,6 @@
-"""Run a command on a GPU that no other such command on this machine uses.
+"""Run a command on a GPU that no other such command uses: python -m gmp_utils.runs.on_gpu COMMAND...
 
-python -m gmp_utils.runs.on_gpu COMMAND...
-
-Takes one of CUDA_VISIBLE_DEVICES, or of all; waits until one is free. Without GPUs it runs at once.
+Waits until one of CUDA_VISIBLE_DEVICES, or of all GPUs, is free. Without GPUs the command runs at once.
 """
 
 import fcntl
@@ -15,7 +13,7 @@ from pathlib import Path
 
 
 def gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES names, or the numbers of the GPUs that the driver lists."""
+    """GPUs of CUDA_VISIBLE_DEVICES, or the numbers of all that the driver lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return visible.split(",") if visible else []
@@ -23,11 +21,11 @@ def gpus() -> list[str]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (FileNotFoundError, subprocess.CalledProcessError):
         return []
-    return [str(number) for number, _ in enumerate(listed.stdout.splitlines())]
+    return list(map(str, range(len(listed.stdout.splitlines()))))
 
 
 def reserve(names: list[str]) -> str:
-    """Wait for the first GPU whose lock is free; this process, and what it becomes, keeps the lock."""
+    """Wait for a GPU whose lock is free; this process keeps the lock, also after `exec`."""
     owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each Slurm job counts from 0
     while True:
         for name in names:

@@ -1,4 +1,4 @@
-"""A papermill engine without network ports, which records in each cell how it ended."""
+"""A papermill engine without network ports, which records why a cell failed."""
 
 import signal
 import tempfile
@@ -11,8 +11,8 @@ from papermill.engines import NBClientEngine, NotebookExecutionManager
 from traitlets.config import Config
 
 REASONS = {
-    DeadKernelError: "the kernel died while this cell ran. Most often the machine had no memory left, and "
-    "the system's log (dmesg) says so; then use less at once, such as smaller batches.",
+    DeadKernelError: "the kernel died while this cell ran. Most often the machine had no memory left (see "
+    "dmesg); then use smaller batches.",
     CellTimeoutError: "the cell ran longer than --execution-timeout allows.",
     KeyboardInterrupt: "stopped from outside: by Ctrl-C, a closed terminal or a scheduler. Run it again; "
     "trainings resume from their last checkpoint.",
@@ -20,18 +20,16 @@ REASONS = {
 
 
 class IpcEngine(NBClientEngine):
-    """`papermill --engine ipc`: kernels are reached through files, not through TCP ports.
+    """`papermill --engine ipc`: kernels are reached through sockets in files, not TCP ports.
 
-    With TCP a port is chosen before the kernel binds it, and a port taken in between leaves a kernel
-    that never answers (papermill, issue 511). Nor can anybody else on the machine connect.
-
-    Papermill marks cells as completed whose kernel died, that timed out or were stopped, and all later
-    ones too. Here the cell failed and holds the reason, and later ones are pending.
+    A TCP port that is taken before the kernel binds it leaves a kernel that never answers (papermill,
+    issue 511). When a kernel dies, times out or is stopped, papermill marks its cell and all later ones
+    as completed. Here the cell failed and contains the reason, and later ones are pending.
     """
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        """Run a notebook with sockets in a temporary folder; their paths have to be short."""
+        """Run a notebook with sockets in a temporary folder, as their paths have to be short."""
         with tempfile.TemporaryDirectory(prefix="gmp-") as folder, _signals_as_interrupts():
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
             try:
@@ -47,11 +45,9 @@ def _signals_as_interrupts() -> Iterator[None]:
 
     Later signals are ignored: they would leave the kernel running.
     """
-    handlers = {
-        number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        if signal.getsignal(number) != signal.SIG_IGN  # nohup ignores SIGHUP
-    }
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    handlers = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}  # nohup
 
     def stop(*_):
         for number in handlers:
@@ -68,7 +64,7 @@ def _signals_as_interrupts() -> Iterator[None]:
 
 
 def _record_error(nb_man: NotebookExecutionManager, error: BaseException) -> bool:
-    """Add an error to the cell that ran, or to the first if none did yet; False without any cell."""
+    """Add an error to the cell that ran, or to the first one; False without any cell."""
     cells = [cell for cell in nb_man.nb.cells if cell.cell_type == "code"]
     started = [cell for cell in cells if cell.metadata.papermill["start_time"]]
     for cell in started[-1:] or cells[:1]:

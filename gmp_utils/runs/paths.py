@@ -18,10 +18,7 @@ RESULTS = "07_results"
 PERSONALIZE = "08_personalize"
 RECOGNIZE = "09_recognize"
 FOLD = "fold{fold}/"
-INITIALIZATIONS = {
-    True: "gmps",
-    False: "no-gmps",
-}  # of fine-tuning: the retrained model, or the encoder
+INITIALIZATIONS = {True: "gmps", False: "no-gmps"}  # of fine-tuning: retrained model, or encoder
 MODELS = {  # that can be probed, with their stages
     "encoder": PREPARE_DATA,
     "multitask": FOLD + TRAIN_MULTITASK,
@@ -41,39 +38,39 @@ def fold_folder(run_dir: str, fold: int) -> Path:
 
 
 def stage_folder(run_dir: str, stage: str, fold: int) -> Path:
-    """Folder of a stage; its name may contain ``{fold}``, as `upstream` and `stage_of` return it."""
+    """Folder of a stage, whose name may contain ``{fold}``."""
     return run_folder(run_dir) / stage.format(fold=fold)
 
 
 def run_and_fold(stage: Path) -> tuple[str, int]:
-    """Run and fold of a stage's folder that lies below a fold's."""
+    """Run and fold of the folder of a fold's stage."""
     folder = next(path for path in stage.parents if re.fullmatch(r"fold\d+", path.name))
     return str(folder.parent), int(folder.name.removeprefix("fold"))
 
 
 def figures_folder(run_dir: str) -> Path:
-    """Folder of a run's figures: figures/<run>, or within a run that lies elsewhere than in runs/."""
+    """Folder of a run's figures: figures/<run>, or in the run's folder if it is not in runs/."""
     run = run_folder(run_dir)
-    below = run.is_relative_to(ROOT / "runs")
-    return ROOT / "figures" / run.relative_to(ROOT / "runs") if below else run / "figures"
+    in_runs = run.is_relative_to(ROOT / "runs")
+    return ROOT / "figures" / run.relative_to(ROOT / "runs") if in_runs else run / "figures"
 
 
 def stage_of(model: str) -> str:
-    """Stage of a model of `MODELS`, below a run's folder, with ``{fold}`` in it."""
+    """Stage of a model of `MODELS`, with ``{fold}`` in it."""
     if model not in MODELS:
         raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
     return MODELS[model]
 
 
 def missing_artifact(folder: Path, notebook: str) -> GmpError:
-    """Return the error for a stage that was not made yet."""
+    """Error for a stage that was not made yet."""
     return GmpError(
         f"{display_path(folder)}: not found; run notebooks/{notebook}.ipynb with the same run_dir and fold."
     )
 
 
 def notebook_of(folder: Path) -> str:
-    """Notebook that makes a stage's folder; 01 for the folders that have no number."""
+    """Notebook that makes a stage's folder; 01 for folders without a number."""
     names = [part for part in folder.parts if (NOTEBOOKS / f"{part}.ipynb").is_file()]
     return names[-1] if names else PREPARE_DATA
 

@@ -1,4 +1,4 @@
-"""What is done of a run or an experiment, what is missing, and a report of what there is so far."""
+"""Progress of a run or an experiment, and a report of its results so far."""
 
 import os
 import subprocess
@@ -13,12 +13,11 @@ from gmp_utils import GmpError
 from gmp_utils.runs.experiments import Plan, read_declaration
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, display_path, figures_folder, run_folder
 
-# Notebook 07 does not use what nbconvert's page would fetch.
-FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")
+FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")  # by nbconvert's page, unused here
 
 
 def jobs(plan: Plan) -> pd.DataFrame:
-    """Snakemake's summary: a row per output file, with `rule`, `stage`, and whether it is `pending`."""
+    """Snakemake's summary: a row per output file, with `rule`, `stage` and `pending`."""
     with tempfile.TemporaryDirectory() as folder:
         command = plan.command(Path(folder) / "plan.json", "--cores", "1", "--summary")
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -44,7 +43,7 @@ def seconds(folder: Path) -> pd.Series:
 
 
 def print_progress(plan: Plan) -> None:
-    """Print what is done, what is missing, and about how long that will take."""
+    """Print what is done, what is missing, and an estimate of the time left."""
     table = jobs(plan)
     counts = table.groupby(["stage", "rule"]).pending.agg(["size", "sum"]).reset_index("rule")
     durations = seconds(run_folder(plan.folder)).reindex(counts.index)
@@ -64,15 +63,14 @@ def print_progress(plan: Plan) -> None:
     if len(unknown):
         print(f"Not known yet how long these take: {', '.join(unknown)}.")
     without = " and without these" if len(unknown) else ""
-    print(
-        f"About {shown['seconds left'].sum() / 3600:.1f} hours left, one after the other{without}."
-    )
+    hours = shown["seconds left"].sum() / 3600
+    print(f"About {hours:.1f} hours left, one after the other{without}.")
 
 
 def write_report(plan: Plan) -> None:
-    """Run notebook 07 on what there is, and make one HTML file of it that needs no network.
+    """Run notebook 07 on the results so far, and write it as one HTML file that can be read offline.
 
-    Of personal runs it is each one's notebook 08, as it was executed.
+    For personal runs, the executed notebook 08 of each is written instead.
     """
     personal = dict.fromkeys(run.folder for run in plan.runs if run.personal)
     for name in personal:
@@ -86,11 +84,9 @@ def write_report(plan: Plan) -> None:
         executed = folder / "notebooks" / "07_report.ipynb"
         executed.parent.mkdir(exist_ok=True)
         papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
-        parameters, source = (
-            folder / "parameters" / "07_results.yaml",
-            NOTEBOOKS / "07_results.ipynb",
-        )
-        subprocess.run([*papermill, "-f", parameters, source, executed], cwd=ROOT, check=True)
+        notebooks = [NOTEBOOKS / "07_results.ipynb", executed]
+        parameters = ["-f", folder / "parameters" / "07_results.yaml"]
+        subprocess.run([*papermill, *parameters, *notebooks], cwd=ROOT, check=True)
         _write_page(executed)
 
 
@@ -107,12 +103,10 @@ def _write_page(executed: Path) -> None:
 
 
 def summary(run_dir: str) -> str:
-    """A run's or an experiment's results as text, and where its figures and executed notebooks are."""
+    """Results of a run or an experiment as text, with paths of its figures and executed notebooks."""
     run = run_folder(run_dir)
-    summaries = [
-        *run.glob("07_results/summary.md"),
-        *sorted(run.rglob("08_personalize/results/summary.md")),
-    ]
+    summaries = [*run.glob("07_results/summary.md")]
+    summaries += sorted(run.rglob("08_personalize/results/summary.md"))
     if not summaries:
         return f"{display_path(run)}: no results yet"
     figures = sorted(figures_folder(run_dir).rglob("*.html"))

@@ -1,7 +1,7 @@
-"""Stages: folders that are made once and completely, with a record of what made them.
+"""Stages: folders that are written atomically, with a record of their provenance.
 
-A run's folder holds one folder per stage. A stage is written under a temporary name and renamed at its
-end: a folder with a provenance.json is a finished stage.
+A run's folder has one folder per stage. A stage is written under a temporary name and renamed at the
+end, so a folder with a provenance.json is a finished stage.
 """
 
 import importlib.metadata
@@ -18,20 +18,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from gmp_utils import GmpError
+from gmp_utils.runs import files
 from gmp_utils.runs.code import code_digest
-from gmp_utils.runs.files import (
-    describe_files,
-    exclusive_lock,
-    find_mismatch,
-    read_json,
-    text_digest,
-    write_json,
-)
+from gmp_utils.runs.files import exclusive_lock, read_json, text_digest, write_json
 from gmp_utils.runs.paths import ROOT, display_path, missing_artifact, notebook_of, run_folder
 
-CACHE = ".shared"  # next to runs that share stages: where each was made first
+CACHE = ".shared"  # next to runs that share stages, with the place where each was made
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
-FULL = 2**20  # bytes left on a disk that is as good as full
+FULL = 2**20  # bytes free on a disk that counts as full
 
 
 def _provenance(folder: Path) -> dict:
@@ -53,25 +47,23 @@ def _digest(provenance: dict) -> str:
 
 
 def _damaged(folder: Path, what: str) -> GmpError:
-    return GmpError(
-        f"{what}. Remove {display_path(folder)} and run the same again; all else is kept."
-    )
+    return GmpError(f"{what}. Remove {display_path(folder)} and run the same command again.")
 
 
 def _check_files(folder: Path, *read: str, thorough: bool = False) -> dict:
-    """Provenance of a finished stage whose files are those that were written."""
+    """Provenance of a finished stage, after a check of its files."""
     provenance = _provenance(folder)
-    mismatch = find_mismatch(folder, provenance["files"], read, thorough=thorough)
+    mismatch = files.find_mismatch(folder, provenance["files"], read, thorough=thorough)
     if mismatch:
         raise _damaged(folder, mismatch)
     return provenance
 
 
 def check_and_identify(folder: Path, *read: str) -> str:
-    """Identity of a finished stage: the same parameters, inputs and code have the same one.
+    """Identity of a finished stage, a hash of its parameters, inputs and code.
 
-    Raises a GmpError if the stage is missing, a file has changed of those that are going to be `read`
-    (all if none are named), or a stage that it was made from is another one now.
+    Raises a GmpError if the stage is missing, if one of the files to be `read` (default: all) has
+    changed, or if a stage that it was made from has been replaced.
     """
     provenance = _check_files(folder, *read)
     _check_upstream(folder, provenance)
@@ -79,22 +71,21 @@ def check_and_identify(folder: Path, *read: str) -> str:
 
 
 def _check_upstream(folder: Path, provenance: dict) -> None:
-    """Raise if a stage, or one upstream, was made from another stage than the one that is there now."""
+    """Raise if a stage, or one upstream, was made from a stage that has been replaced."""
     for upstream, identity in provenance["stages"].items():
         source = Path(os.path.normpath(folder / upstream))
         if (source / "provenance.json").is_file():
-            made = _provenance(source)
-            _check_upstream(source, made)
-            if made["identity"] != identity:
+            current = _provenance(source)
+            _check_upstream(source, current)
+            if current["identity"] != identity:
                 raise GmpError(
-                    f"{display_path(folder)} was made from another {display_path(source)} than the one "
-                    f"there now; run notebooks/{notebook_of(folder)}.ipynb again, or remove "
-                    f"{display_path(folder)}."
+                    f"{display_path(folder)} was made from another {display_path(source)}; run "
+                    f"notebooks/{notebook_of(folder)}.ipynb again, or remove the folder."
                 )
 
 
 def verify(run_dir: str) -> list[str]:
-    """Compare the content of every file of a run's finished stages with its SHA-256; return problems."""
+    """Compare the files of a run's finished stages with their SHA-256; returns the problems."""
     run, problems = run_folder(run_dir), []
     stages = [path.parent for path in sorted(run.rglob("provenance.json"))]
     stages = [path for path in stages if "/." not in f"/{path.relative_to(run)}"]
@@ -118,35 +109,23 @@ def make_stage(
 ) -> Path:
     """Make a stage completely or not at all, unless it is up to date.
 
-    Below a folder that has one named `CACHE`, runs share stages: what another of them made with the same
-    parameters, inputs and code is linked.
+    Runs next to a folder named `CACHE` share stages: equal ones are linked.
 
     Parameters
     ----------
-    folder : Path
     build : callable
-        Fills the temporary folder that it gets. After an interruption that holds what was written before,
-        unless parameters, inputs or code have changed.
-    parameters : dict
-        Kept as params.json.
+        Fills a temporary folder. After an interruption it still contains what was written before, unless
+        parameters, inputs or code have changed.
     module : str
-        Name of the module that computes the stage; see `gmp_utils.runs.code`.
-    stages : sequence of Path
-        Finished stages that are read.
-    inputs : sequence of str
-        Digests of what else is read.
-    protocol : dict, optional
-        Kept in provenance.json.
+        Module that computes the stage; see `gmp_utils.runs.code`.
+    stages, inputs : sequence
+        Finished stages that are read, and digests of other inputs.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
     described = [parameters, list(made_from.values()), list(inputs), code_digest(module)]
     identity = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
-    record = {
-        "identity": identity,
-        "stages": made_from,
-        "inputs": list(inputs),
-        "protocol": protocol,
-    }
+    record = {"identity": identity, "stages": made_from}
+    record |= {"inputs": list(inputs), "protocol": protocol}
     cache = next((above / CACHE for above in folder.parents if (above / CACHE).is_dir()), None)
     with ExitStack() as locks:
         lock = folder.with_name(f".{folder.name}.lock")
@@ -163,7 +142,7 @@ def make_stage(
 
 
 def _is_current(folder: Path, identity: str) -> bool:
-    """Whether a folder holds the finished stage of that identity, undamaged."""
+    """Whether a folder is the undamaged stage of that identity."""
     if not (folder / "provenance.json").is_file():
         return False
     try:
@@ -176,7 +155,7 @@ def _is_current(folder: Path, identity: str) -> bool:
 def _link_or_make(
     cache: Path, folder: Path, build: Callable[[Path], None], parameters: dict, record: dict
 ) -> None:
-    """Link the files of the same stage of another run, or make it and enter it in the cache."""
+    """Link the files of an equal stage of another run, or make it and enter it in the cache."""
     entry = cache / f"{record['identity']}.json"
     cached = cache.parent / read_json(entry)["made"] if entry.is_file() else None
     if not cached or not _is_current(cached, record["identity"]):
@@ -195,6 +174,7 @@ def _link_or_make(
 
 
 def _replace(folder: Path, partial: Path) -> None:
+    """Rename a finished stage, in place of an older one."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -204,7 +184,7 @@ def _replace(folder: Path, partial: Path) -> None:
 
 
 def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record: dict) -> None:
-    """Build under a temporary name, and rename."""
+    """Build under a temporary name, then rename."""
     partial = folder.with_name(f".{folder.name}.partial")
     marker = partial / "identity.json"
     if _is_current(partial, record["identity"]):  # killed just before it was renamed
@@ -220,9 +200,7 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record:
         build(partial)
     except Exception as error:
         if shutil.disk_usage(partial).free < FULL:  # not every library says so
-            error.add_note(
-                f"{display_path(partial)}: no space left. Free some and run the same again."
-            )
+            error.add_note(f"{display_path(partial)}: no space left; free some and run it again.")
         raise
     marker.unlink()
     provenance = record | _circumstances(partial, began)
@@ -231,12 +209,11 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record:
 
 
 def _circumstances(folder: Path, began: float) -> dict:
-    """Where, when and with what a stage was made, and its files."""
+    """Versions, hardware, time and memory of a stage, and its files."""
     from gmp_utils.runs import hardware  # imports torch
 
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "git_commit": commit.stdout.strip() or None,
         "python": platform.python_version(),
@@ -247,5 +224,5 @@ def _circumstances(folder: Path, began: float) -> dict:
         "wall_seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "peak_gpu_memory_mb": hardware.peak_gpu_memory_mb(),
-        "files": describe_files(folder),
+        "files": files.describe_files(folder),
     }

@@ -1,4 +1,4 @@
-"""Where an encoder's weights come from, and what its files say without loading them."""
+"""The files of an encoder, and metadata that can be read without loading its weights."""
 
 from pathlib import Path
 
@@ -13,24 +13,21 @@ PRETRAINING_RECORDINGS = "pretraining_recordings.txt"  # next to an encoder's we
 def resolve(encoder: str) -> str:
     """Folder of an encoder's weights, or its name on the hub.
 
-    Parameters
-    ----------
-    encoder : str
-        "embedded", a local folder as `save_pretrained` writes it (a relative path
-        starts at the checkout), or a name on the hub.
+    `encoder` is "embedded", a folder written by `save_pretrained` (relative to the checkout), or a name
+    on the hub.
     """
     if encoder == "embedded":
         return str(EMBEDDED)
     folder = ROOT / Path(encoder).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise GmpError(f"encoder {encoder!r}: the folder holds no config.json of a model.")
+        raise GmpError(f"encoder {encoder!r}: the folder has no config.json of a model.")
     if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
         raise GmpError(f"encoder {encoder!r}: no such folder.")
     return str(folder) if folder.is_dir() else encoder
 
 
 def files(encoder: str) -> list[Path]:
-    """Files of a local encoder; none for a name on the hub."""
+    """Files of a local encoder; empty for a name on the hub."""
     folder = Path(resolve(encoder))
     patterns = ("config.json", "*.safetensors", "*.bin")
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
@@ -43,17 +40,14 @@ def n_layers(encoder: str) -> int:
 
 
 def pretraining_objective(encoder: str) -> str:
-    """How an encoder was pre-trained: "contrastive" for wav2vec 2.0, "clusters" for HuBERT and WavLM.
-
-    For a name on the hub, the name decides.
-    """
+    """Pre-training objective: "contrastive" for wav2vec 2.0, "clusters" for HuBERT and WavLM."""
     file = Path(resolve(encoder)) / "config.json"
-    kind = read_json(file)["model_type"] if file.is_file() else encoder.lower()
-    return "contrastive" if "wav2vec2" in kind else "clusters"
+    architecture = read_json(file)["model_type"] if file.is_file() else encoder.lower()
+    return "contrastive" if "wav2vec2" in architecture else "clusters"
 
 
 def pretraining_digests(encoder: str) -> set[str]:
-    """Digests of the recordings that an encoder of notebook 00 was pre-trained on; empty for others."""
+    """Digests of an encoder's pre-training recordings; empty unless notebook 00 trained it."""
     file = Path(resolve(encoder)) / PRETRAINING_RECORDINGS
     return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
 

@@ -1,4 +1,4 @@
-"""Corpora: a folder of recordings to a manifest, one row per utterance."""
+"""Corpora: manifests of folders of recordings, with one row per utterance."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from gmp_utils.data.corpora import iemocap, msp, synthetic, synthetic_speakers, 
 from gmp_utils.data.corpora._labels import validate
 from gmp_utils.data.corpora.acted import ACTED
 
-# What reads a corpus, with `label` instead of `emotion`, and the emotions that its labels mean.
+# For each corpus its reader, which returns `label` instead of `emotion`, and the emotions of its labels.
 CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "synthetic": (synthetic.load, synthetic.EMOTIONS),
     "synthetic_speakers": (synthetic_speakers.load, synthetic_speakers.EMOTIONS),
@@ -22,15 +22,25 @@ CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
 } | {name: (corpus.load, corpus.emotions) for name, corpus in ACTED.items()}
 
 
-def _schema():
+def check(manifest: pd.DataFrame) -> pd.DataFrame:
+    """Validate a manifest.
+
+    Parameters
+    ----------
+    manifest : DataFrame
+        By utterance: `corpus`, `utterance`, `path`; `speaker`, `gender` (female, male) and `emotion`, with
+        missing values; optionally `start` and `end` in the recording, `valence`, `arousal`, `dominance`
+        (1 to 7), `session`, `split`, `text`, and `emotion_start` and `emotion_end` of the part that
+        carries the emotion. Times are in seconds.
+    """
     import pandera.pandas as pa
 
     def optional(names: str, kind: type, *checks) -> dict:
         column = pa.Column(kind, *checks, nullable=True, required=False, coerce=kind is float)
         return dict.fromkeys(names.split(), column)
 
-    seconds = pa.Check.in_range(0, 1e6)
-    on_scale = pa.Check.in_range(0, 7)  # scales begin at 1; IEMOCAP has single ratings below
+    in_seconds = pa.Check.in_range(0, 1e6)
+    on_scale = pa.Check.in_range(0, 7)  # scales begin at 1; a few ratings of IEMOCAP are lower
     columns = {
         "corpus": pa.Column(str),
         "utterance": pa.Column(str, unique=True),
@@ -40,23 +50,9 @@ def _schema():
         "emotion": pa.Column(str, nullable=True),
         **optional("session split text", str),
         **optional("valence arousal dominance", float, on_scale),
-        **optional("start end emotion_start emotion_end", float, seconds),
+        **optional("start end emotion_start emotion_end", float, in_seconds),
     }
-    return pa.DataFrameSchema(columns, strict=True)
-
-
-def check(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Validate a manifest.
-
-    Parameters
-    ----------
-    manifest : DataFrame
-        A row per utterance: `corpus`, `utterance`, `path`; `speaker`, `gender` (female, male) and
-        `emotion`, missing where they are unknown; optionally `start` and `end` of the part of a
-        recording that it is (seconds), `valence`, `arousal`, `dominance` (1 to 7), `session`, `split`,
-        `text`, and the part that carries the emotion, `emotion_start` and `emotion_end` (seconds).
-    """
-    return validate(_schema(), manifest, "manifest")
+    return validate(pa.DataFrameSchema(columns, strict=True), manifest, "manifest")
 
 
 def load(
@@ -76,11 +72,11 @@ def load(
     folder : str or Path
         Folder of its recordings; the file of a `table`.
     emotions : list of str, optional
-        Keep these only, and print what is excluded; default: all.
+        Utterances of other emotions are excluded, and counted in the output; default: all.
     label_map : dict of str to str, optional
-        Changes to the emotions that labels mean, such as ``{"exc": "excited"}``.
+        Changes to the emotions of labels, such as ``{"exc": "excited"}``.
     outside : bool
-        Whether a `table` may name recordings that are not below its folder.
+        Whether a `table` may name recordings outside its folder.
     """
     rows, names = _read(corpus, folder, outside)
     return check(_keep(_to_emotions(rows, names, label_map or {}), emotions))
@@ -94,55 +90,45 @@ def cross_corpus(
     label_map: dict[str, str] | None = None,
     outside: bool = False,
 ) -> pd.DataFrame:
-    """Read two corpora, each by its name and folder: one to train on and one to test on.
+    """Read a corpus to train on and one to test on, each by its name and folder; see `load`.
 
-    Utterances and speakers begin with their corpus's name, and `split` is "train" or "test". Kept are
-    `emotions`, or those of both corpora. See `load`.
+    Utterances and speakers are prefixed with their corpus, and `split` is "train" or "test". Default
+    `emotions` are those of both corpora.
     """
     if train[0] == test[0]:
-        raise GmpError(
-            f"corpus and test_corpus are both {train[0]}; to test within a corpus, fold it."
-        )
+        raise GmpError(f"corpus and test_corpus are both {train[0]}; use one corpus, and fold it.")
     corpora = {"train": _read(*train, outside), "test": _read(*test, outside)}
-    loaded = {}
+    loaded, label_map = {}, label_map or {}
     for part, (rows, names) in corpora.items():
-        others = corpora["test" if part == "train" else "train"][1]
-        changes = {
-            label: emotion
-            for label, emotion in (label_map or {}).items()
-            if label in names or label not in others
-        }
+        foreign = set(corpora["test" if part == "train" else "train"][1]) - set(names)
+        changes = {label: label_map[label] for label in label_map if label not in foreign}
         loaded[part] = _to_emotions(rows, names, changes)
     common = set.intersection(*(set(rows.emotion.dropna()) for rows in loaded.values()))
     if len(common) < 2:
-        raise GmpError(
-            f"{train[0]} and {test[0]} share the emotions {sorted(common)}, expected two or more; "
-            "give them common names in label_map."
-        )
+        shared = f"{train[0]} and {test[0]} share the emotions {sorted(common)}"
+        raise GmpError(f"{shared}, expected two or more; give them common names in label_map.")
     for part, rows in loaded.items():
         rows = _keep(rows, emotions or sorted(common))
-        named = {name: rows.corpus + "/" + rows[name] for name in ("utterance", "speaker")}
-        loaded[part] = rows.assign(split=part, **named)
+        prefixed = {name: rows.corpus + "/" + rows[name] for name in ("utterance", "speaker")}
+        loaded[part] = rows.assign(split=part, **prefixed)
     return check(pd.concat(loaded.values(), ignore_index=True))
 
 
 def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Rows of a corpus with its own labels, and the emotions that these mean."""
+    """Manifest of a corpus with its own labels, and the emotions of these labels."""
     if corpus not in CORPORA:
         raise GmpError(f"corpus {corpus!r}: expected one of {', '.join(CORPORA)}.")
-    folder = Path(folder).expanduser()
-    if not (os.path.isfile(folder) if corpus == "table" else os.path.isdir(folder)):
-        kind = "file" if corpus == "table" else "folder"
+    folder, is_table = Path(folder).expanduser(), corpus == "table"
+    if not (os.path.isfile(folder) if is_table else os.path.isdir(folder)):
+        kind = "file" if is_table else "folder"
         raise GmpError(f"corpus_dir {str(folder)!r}: no such {kind}; give the {kind} of {corpus}.")
     read, emotions = CORPORA[corpus]
-    rows = read(folder, outside) if corpus == "table" else read(folder)
+    rows = read(folder, outside) if is_table else read(folder)
     if rows.empty:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:3]) or "nothing"
-        raise GmpError(
-            f"{folder}: no recording is named as {corpus} names them (found {names}, …); give the "
-            "folder that holds the recordings."
-        )
-    if corpus == "table":
+        problem = f"{folder}: no recording is named as {corpus} names them (found {names}, …)"
+        raise GmpError(f"{problem}; give the folder of the recordings.")
+    if is_table:
         emotions = {label: label for label in rows.label.dropna()}
     return rows.assign(corpus=corpus).reset_index(drop=True), emotions
 
@@ -150,7 +136,7 @@ def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame,
 def _to_emotions(
     rows: pd.DataFrame, names: dict[str, str], label_map: dict[str, str]
 ) -> pd.DataFrame:
-    """Replace the corpus's labels by emotions."""
+    """Replace labels by emotions."""
     labels = set(names) | set(rows.label.dropna())
     for label in label_map:
         if label not in labels:
@@ -158,16 +144,14 @@ def _to_emotions(
     names = names | label_map
     unnamed = rows[rows.label.notna() & ~rows.label.isin(names)]
     if len(unnamed):
-        first = unnamed.iloc[0]
-        raise GmpError(
-            f"{first.path}: label {first.label!r}; {first.corpus} has {', '.join(names)}. Add it to "
-            "label_map."
-        )
+        row = unnamed.iloc[0]
+        problem = f"{row.path}: label {row.label!r}; {row.corpus} has {', '.join(names)}"
+        raise GmpError(f"{problem}. Add it to label_map.")
     return rows.assign(emotion=rows.label.map(names).astype(object)).drop(columns="label")
 
 
 def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
-    """The utterances of some emotions, and those without one; prints what is excluded."""
+    """Select the utterances of some emotions and those without one; print what is excluded."""
     counts, corpus = manifest.emotion.value_counts(), manifest.corpus.iloc[0]
     absent = sorted(set(emotions or []) - set(counts.index))
     if absent:

@@ -1,4 +1,4 @@
-"""Recordings and tables of labels: what every corpus is read with."""
+"""Helpers for readers of corpora: tables of labels, and paths of recordings."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -8,6 +8,7 @@ import pandas as pd
 
 from gmp_utils import GmpError
 
+GENDERS = {"F": "female", "M": "male"}
 EXPECTED = {  # names of pandera's checks, as messages
     "field_uniqueness": "unique values",
     "not_nullable": "a value",
@@ -18,7 +19,7 @@ EXPECTED = {  # names of pandera's checks, as messages
 
 
 def validate(schema, table: pd.DataFrame, what: str) -> pd.DataFrame:
-    """Validate a table with a pandera schema; an error names column, row (from 1) and value."""
+    """Validate a table with a pandera schema; errors name column, row (from 1) and value."""
     import pandera.errors  # takes a second
 
     try:
@@ -33,18 +34,14 @@ def validate(schema, table: pd.DataFrame, what: str) -> pd.DataFrame:
             expected = ", ".join(schema.columns)
             raise GmpError(f"{what}: column {value}, expected some of {expected}.") from errors
         row = f", row {int(case['index']) + 1}" if pd.notna(case["index"]) else ""
-        raise GmpError(
-            f"{what}{row}, column {case['column']}: found {value}, expected {EXPECTED.get(check, check)}."
-        ) from errors
+        expected = f"found {value}, expected {EXPECTED.get(check, check)}"
+        raise GmpError(f"{what}{row}, column {case['column']}: {expected}.") from errors
 
 
 def read_table(
     path: Path, *, required: Sequence[str], texts: Sequence[str], numbers: Sequence[str]
 ) -> pd.DataFrame:
-    """Read a table of labels, parquet or CSV in UTF-8.
-
-    `texts` and `numbers` are the columns that hold them, if present; `required` ones have to be.
-    """
+    """Read a table of labels, parquet or CSV in UTF-8, with columns of texts and numbers."""
     import pandera.pandas as pa
 
     try:
@@ -53,9 +50,8 @@ def read_table(
         else:
             table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), index_col=False)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
-        raise GmpError(
-            f"{path}: cannot be read as a table ({error}); expected CSV in UTF-8, or parquet."
-        ) from error
+        problem = f"{path}: cannot be read as a table ({error})"
+        raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
     if table.empty:
         raise GmpError(f"{path}: no rows, expected one for each recording.")
     kinds = dict.fromkeys(texts, str) | dict.fromkeys(numbers, float)
@@ -69,27 +65,23 @@ def read_table(
 def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> list[str]:
     """Paths of the recordings that a table of labels (`file`) names, relative to a folder.
 
-    None may lead out of the folder, by links neither, unless `advice`, what to do about it, is None. An
-    error names the row (from 1) and the path.
+    Paths and links that lead out of the folder are refused, with `advice`, unless that is None.
     """
     root = os.path.realpath(folder)
-    for row, name in enumerate(names, start=1):
+    for number, name in enumerate(names, start=1):
+        row = f"{file}, row {number}"
         if pd.isna(name):
-            raise GmpError(f"{file}, row {row}: no path of a recording.")
+            raise GmpError(f"{row}: no path of a recording.")
         if advice and not Path(os.path.realpath(folder / name)).is_relative_to(root):
-            raise GmpError(f"{file}, row {row}: {name!r} leads out of {folder}; {advice}.")
+            raise GmpError(f"{row}: {name!r} leads out of {folder}; {advice}.")
         if not os.path.isfile(folder / name):
-            path = folder / name
-            raise GmpError(f"{file}, row {row}: no recording {path}; add it, or remove the row.")
+            raise GmpError(f"{row}: no recording {folder / name}; add it, or remove the row.")
     return [str(folder / name) for name in names]
 
 
 def with_unlabelled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
-    """Append the recordings that a manifest lacks, named by their paths; macOS's `._` files are skipped.
-
-    An empty manifest stays empty: the folder is another corpus's.
-    """
-    if manifest.empty:
+    """Append the recordings that a manifest lacks, named by their paths, without macOS's `._` files."""
+    if manifest.empty:  # the folder of another corpus
         return manifest
     labelled = set(manifest.path)
     paths = [str(path) for path in sorted(recordings) if not path.name.startswith("._")]

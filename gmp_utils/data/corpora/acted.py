@@ -1,4 +1,4 @@
-"""Acted corpora whose file names hold every label; another one is another entry of `ACTED`."""
+"""Acted corpora whose file names contain all labels; add an entry to `ACTED` for another one."""
 
 import re
 from collections.abc import Callable
@@ -17,14 +17,14 @@ class ActedCorpus:
     Attributes
     ----------
     pattern : str
-        Regular expression of the end of a path, from a file or folder name on, with the groups
-        `speaker`, `label` and, where the sentence is known, `text`.
+        Regular expression of the end of a path, from the start of a file or folder name, with the groups
+        `speaker`, `label` and, if the sentence is known, `text`.
     emotions : dict of str to str
         From labels to emotions.
     female : str
-        The speakers who are women, separated by spaces; all others are men.
+        Female speakers, separated by spaces; all others are male.
     fields : callable
-        From a match to columns that are no groups of the pattern, or that replace them.
+        From a match to more columns, which replace groups of the pattern.
     """
 
     pattern: str
@@ -33,7 +33,7 @@ class ActedCorpus:
     fields: Callable[[re.Match], dict[str, str]] = lambda match: {}
 
     def load(self, folder: Path) -> pd.DataFrame:
-        """Read the manifest, in order of path; recordings that do not match come last, unlabelled."""
+        """Read the manifest; recordings that do not match come last, unlabelled."""
         pattern = re.compile(f"(?s:.*/)?{self.pattern}")
         paths = sorted(folder.rglob("*.wav"))
         rows = [
@@ -42,14 +42,13 @@ class ActedCorpus:
             if (match := pattern.fullmatch(str(path)))
         ]
         manifest = pd.DataFrame(rows, columns=None if rows else ["path", "speaker"])
-        manifest["gender"] = manifest.speaker.isin(self.female.split()).map(
-            {True: "female", False: "male"}
-        )
+        is_female = manifest.speaker.isin(self.female.split())
+        manifest["gender"] = is_female.map({True: "female", False: "male"})
         return with_unlabelled(manifest, paths)
 
 
 def _esd_fields(match: re.Match) -> dict[str, str]:
-    """350 numbers per emotion; every speaker of a language says the same sentence at a number."""
+    """350 sentences per emotion, with the same numbers for all speakers of a language."""
     index = int(match[2]) - 1
     language = "mandarin" if int(match["speaker"]) <= 10 else "english"
     label = ("neutral", "angry", "happy", "sad", "surprised")[index // 350 % 5]

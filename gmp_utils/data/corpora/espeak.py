@@ -17,13 +17,10 @@ from gmp_utils import GmpError
 SAMPLE_RATE = 22050  # Hz, what espeak-ng produces
 _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 _RETRIEVAL, _CHARS_UTF8 = 1, 1
-_CALLBACK = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
-)
 _chunks: list[np.ndarray] = []
 
 
-@_CALLBACK
+@ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 def _collect(samples, n_samples, _events):
     if samples and n_samples > 0:
         _chunks.append(np.ctypeslib.as_array(samples, (n_samples,)).copy())
@@ -41,12 +38,10 @@ def _library() -> ctypes.CDLL:
 
 
 def speak(text: str, voice: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
-    """Synthesize a text without the silence around it: float32 samples in [-1, 1] at `SAMPLE_RATE`.
+    """Synthesize a phrase without the silence around it: float32 samples in [-1, 1] at `SAMPLE_RATE`.
 
     Parameters
     ----------
-    text : str
-        One phrase of English.
     voice : str
         Language and variant, such as ``"en-us+f2"``.
     rate : float
@@ -70,7 +65,7 @@ def speak(text: str, voice: str, rate: float, pitch: float, pitch_range: float) 
 
 
 def set_level(samples: np.ndarray, level: float) -> np.ndarray:
-    """Samples with an RMS of 0.05, raised by `level` dB."""
+    """Scale samples to an RMS of 0.05, raised by `level` dB."""
     rms = np.sqrt(np.mean(samples**2))
     return samples * (0.05 / rms) * 10 ** (level / 20)
 
@@ -82,10 +77,9 @@ def write_recording(path: Path, samples: np.ndarray, rng: np.random.Generator) -
 
 
 def in_fresh_processes(function: Callable, tasks: Iterable[tuple]) -> list[bytes]:
-    """Call a function in a new process for each task; return what each prints.
+    """Call a function in a new process for each task; returns their outputs.
 
-    espeak-ng carries state from one call to the next: only from a fresh start does the same seed give
-    the same samples.
+    espeak-ng keeps state between calls: only in a new process does a seed determine the samples.
     """
     load = f"from {function.__module__} import {function.__name__} as function"
 

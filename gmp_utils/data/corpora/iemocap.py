@@ -1,7 +1,7 @@
 """IEMOCAP: 5 sessions of a woman and a man, 10,039 turns; the folder is `IEMOCAP_full_release`.
 
-A turn's name, `Ses03M_impro05a_F012`, has the talker in its last field: the letter after the session is
-the actor who wore the markers, and is wrong for half of the turns.
+The last field of a turn's name, as of `Ses03M_impro05a_F012`, begins with the talker's gender. The letter
+after the session is that of the actor who wore the markers.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, with_unlabelled
 
 RATING = r"\d+(?:\.\d+)?"
 TURN = re.compile(
@@ -33,7 +33,7 @@ def _lines(files: list[Path]) -> list[str]:
 
 
 def load(folder: Path) -> pd.DataFrame:
-    """Read the manifest; a labelled turn without a recording is an error."""
+    """Read the manifest."""
     evaluations = _lines(list(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")))
     texts = _lines(list(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt")))
     transcripts = dict(match.groups() for match in map(TRANSCRIPT.match, texts) if match)
@@ -45,11 +45,7 @@ def load(folder: Path) -> pd.DataFrame:
         path = folder / f"Session{session}" / "sentences" / "wav" / dialog / f"{turn}.wav"
         if not os.path.isfile(path):
             raise GmpError(f"{path}: not there, but {dialog}.txt labels it; add it to the corpus.")
-        row |= {
-            "path": str(path),
-            "text": transcripts.get(turn),
-            "speaker": f"Ses0{session}{talker}",
-        }
-        rows.append(row | {"gender": {"F": "female", "M": "male"}[talker]})
+        row |= {"path": str(path), "text": transcripts.get(turn)}
+        rows.append(row | {"speaker": f"Ses0{session}{talker}", "gender": GENDERS[talker]})
     recordings = folder.glob("Session[1-5]/sentences/wav/*/*.wav")
     return with_unlabelled(pd.DataFrame(rows), recordings)

@@ -1,4 +1,4 @@
-"""MSP-Podcast, turns of podcasts in the splits of its release, and MSP-IMPROV, 8,438 turns in 6 sessions."""
+"""MSP-Podcast, with its official splits, and MSP-IMPROV, 8,438 turns in 6 sessions."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import locate, read_table, with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, locate, read_table, with_unlabelled
 
 PODCAST_EMOTIONS = {
     "A": "angry", "S": "sad", "H": "happy", "U": "surprised", "F": "fearful", "D": "disgusted",
@@ -24,15 +24,15 @@ TURN = re.compile(
 
 
 def _first(folder: Path, *names: str) -> Path:
-    """The first of some files or folders that is there: releases spell them differently."""
-    for name in names:
-        if (folder / name).exists():
-            return folder / name
-    raise GmpError(f"{folder}: no {names[0]}; give the folder of the release, which has it.")
+    """The first existing file or folder, as releases spell them differently."""
+    existing = [folder / name for name in names if (folder / name).exists()]
+    if not existing:
+        raise GmpError(f"{folder}: no {names[0]}; give the folder of the release, which has it.")
+    return existing[0]
 
 
 def load_podcast(folder: Path) -> pd.DataFrame:
-    """Read MSP-Podcast's manifest; speakers and genders that are "Unknown" are missing in it."""
+    """Read MSP-Podcast's manifest; "Unknown" speakers and genders are missing values."""
     labels = _first(folder, "Labels/labels_consensus.csv", "Labels/labels_concensus.csv")
     audio = _first(folder, "Audios", "Audio")
     table = read_table(labels, required=(*TEXTS, *NUMBERS), texts=TEXTS, numbers=NUMBERS)
@@ -49,8 +49,7 @@ def load_podcast(folder: Path) -> pd.DataFrame:
 def load_improv(folder: Path) -> pd.DataFrame:
     """Read MSP-IMPROV's manifest.
 
-    Labels are in a file whose name is misspelt, under the names of videos. Activation runs from 1, very
-    active, to 5, very calm: it is inverted here.
+    Activation is inverted: it runs from 1, very active, to 5, very calm.
     """
     labels = _first(folder, "Evalution.txt", "Evaluation.txt")
     recordings: dict[str, Path] = {}
@@ -63,9 +62,6 @@ def load_improv(folder: Path) -> pd.DataFrame:
         if name not in recordings:
             raise GmpError(f"{name}.wav: not there, but {labels.name} labels it.")
         row = match.groupdict() | {"utterance": name, "path": str(recordings[name])}
-        row |= {
-            "gender": {"F": "female", "M": "male"}[speaker[0]],
-            "session": str(int(speaker[1:])),
-        }
+        row |= {"gender": GENDERS[speaker[0]], "session": str(int(speaker[1:]))}
         rows.append(row | {"arousal": 6 - float(match["arousal"])})
     return with_unlabelled(pd.DataFrame(rows), recordings.values())

@@ -1,8 +1,8 @@
-"""A synthetic emotional corpus, synthesized by espeak-ng and shaped like IEMOCAP.
+"""A synthetic emotional corpus, synthesized by espeak-ng, with the structure of IEMOCAP.
 
-Five sessions of a woman and a man, four emotions. Emotion is prosody only: pitch, range, rate and
-level of one phrase out of three, with a strength and habits that differ between speakers. The manifest
-has the times of that phrase (`emotion_start`, `emotion_end`).
+Five sessions of a woman and a man, and four emotions. Emotion changes only pitch, range, rate and level of
+one phrase out of three, by amounts that differ between speakers. The manifest has the times of that phrase
+(`emotion_start`, `emotion_end`).
 """
 
 import io
@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils.data.corpora import espeak
-from gmp_utils.data.corpora._labels import locate, read_table, with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, locate, read_table, with_unlabelled
 
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
-# A woman and a man of each session, of the corpus and of the recordings for pre-training, which share no
-# voice. Breathy variants (f2, f3, f5, Alicia) are excluded: espeak-ng seeds their noise with the clock.
+# The woman and the man of each session; corpus and pre-training recordings share no voice.
+# Breathy variants (f2, f3, f5, Alicia) are excluded: espeak-ng seeds their noise with the clock.
 VOICES = (
     ("en-us+f1", "en-us+m1"), ("en-gb-x-rp+f4", "en-gb-x-rp+m2"), ("en-us+Annie", "en-us+m3"),
     ("en-gb-x-rp+Andrea", "en-gb-x-rp+m4"), ("en-us+steph", "en-us+m7"),
@@ -28,7 +28,7 @@ PRETRAINING_VOICES = (
     ("en-us+linda", "en-us+m8"), ("en-gb-x-rp+grandma", "en-gb-x-rp+miguel"),
     ("en-us+shelby", "en-us+travis"),
 )  # fmt: skip
-# Steps of espeak's pitch (0 to 100) and range, factor on the rate, dB.
+# Changes of espeak's pitch and range (0 to 100), factor on the rate, dB.
 PROSODY = {
     "angry": {"pitch": 6, "range": 10, "rate": 1.12, "level": 8.0},
     "happy": {"pitch": 34, "range": 30, "rate": 1.08, "level": 1.0},
@@ -36,12 +36,8 @@ PROSODY = {
     "sad": {"pitch": -20, "range": -30, "rate": 0.85, "level": -6.0},
 }
 # Valence, arousal, dominance on IEMOCAP's scale of 1 to 5.
-ATTRIBUTES = {
-    "angry": (1.9, 4.0, 4.0),
-    "happy": (4.1, 3.6, 3.3),
-    "neutral": (3.0, 2.7, 3.0),
-    "sad": (2.1, 2.1, 2.4),
-}
+ATTRIBUTES = {"angry": (1.9, 4.0, 4.0), "happy": (4.1, 3.6, 3.3), "neutral": (3.0, 2.7, 3.0),
+              "sad": (2.1, 2.1, 2.4)}  # fmt: skip
 _PHRASES = (
     ("this morning", "after lunch", "on the way", "when it rained", "before dinner", "last weekend",
      "by the bridge", "around seven"),
@@ -54,7 +50,7 @@ SPEAKER = ("speaker", "gender", "session")
 TEXTS = ("utterance", *SPEAKER, "emotion", "text")
 NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
-_SECONDS_AROUND = 0.05  # silence before and after
+_MARGIN = 0.05  # seconds of silence before and after
 
 
 def make(
@@ -66,21 +62,17 @@ def make(
 ) -> None:
     """Synthesize the corpus into a folder: `wav/` and `labels.csv`.
 
-    `voices` are espeak-ng's for the woman and the man of each session; a speaker's utterances are balanced
-    over the emotions.
+    `voices` are espeak-ng's, as in `VOICES`. A speaker's utterances are balanced over the emotions.
     """
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     options = (str(folder), seed, utterances_per_speaker)
-    tables = espeak.in_fresh_processes(
-        _speak_session, [(*options, *session) for session in enumerate(voices)]
-    )
+    sessions = [(*options, *session) for session in enumerate(voices)]
+    tables = espeak.in_fresh_processes(_speak_session, sessions)
     labels = pd.concat(pd.read_csv(io.BytesIO(table)) for table in tables)
     labels.to_csv(folder / "labels.csv", index=False)
 
 
-def load(
-    folder: Path, texts: Sequence[str] = TEXTS, numbers: Sequence[str] = NUMBERS
-) -> pd.DataFrame:
+def load(folder: Path, texts: tuple = TEXTS, numbers: tuple = NUMBERS) -> pd.DataFrame:
     """Read the manifest of a corpus that `make` wrote, with some columns of labels.csv."""
     labels, recordings = folder / "labels.csv", folder / "wav"
     manifest = read_table(labels, required=(*texts, *numbers), texts=texts, numbers=numbers)
@@ -91,26 +83,19 @@ def load(
 
 def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:
     """Draw a speaker's voice and habits."""
-    return {
-        "speaker": f"S{session + 1}{gender}",
-        "gender": {"F": "female", "M": "male"}[gender],
-        "session": str(session + 1),
-        "voice": voice,
-        "pitch": rng.uniform(38, 48),
-        "range": rng.uniform(40, 60),
-        "rate": rng.uniform(175, 215),
-        "level": rng.normal(0, 1.5),
-        "expressiveness": rng.uniform(0.85, 1.15),
-        "habits": {
-            emotion: {"pitch": rng.normal(0, 3), "level": rng.normal(0, 1)} for emotion in EMOTIONS
-        },
-    }
+    name, number = f"S{session + 1}{gender}", str(session + 1)
+    speaker = {"speaker": name, "gender": GENDERS[gender], "session": number, "voice": voice}
+    speaker |= {"pitch": rng.uniform(38, 48), "range": rng.uniform(40, 60)}
+    speaker |= {"rate": rng.uniform(175, 215), "level": rng.normal(0, 1.5)}
+    speaker["expressiveness"] = rng.uniform(0.85, 1.15)
+    habits = [{"pitch": rng.normal(0, 3), "level": rng.normal(0, 1)} for _ in EMOTIONS]
+    return speaker | {"habits": dict(zip(EMOTIONS, habits))}
 
 
 def _speak_phrase(
     text: str, speaker: dict, emotion: str, strength: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A phrase with the prosody of an emotion."""
+    """Synthesize a phrase with the prosody of an emotion."""
     target, habit = PROSODY[emotion], speaker["habits"][emotion]
     pitch = speaker["pitch"] + strength * target["pitch"] + habit["pitch"] + rng.normal(0, 3)
     pitch_range = speaker["range"] + strength * target["range"] + rng.normal(0, 5)
@@ -125,24 +110,21 @@ def _speak_utterance(speaker: dict, emotion: str, rng: np.random.Generator) -> t
     texts = [str(rng.choice(choices)) for choices in _PHRASES]
     carrier = int(rng.integers(len(texts)))
     strength = speaker["expressiveness"] * rng.uniform(0.85, 1.15)
-    pieces, start, end = [np.zeros(int(_SECONDS_AROUND * espeak.SAMPLE_RATE))], 0.0, 0.0
+    margin, pause = (np.zeros(int(x * espeak.SAMPLE_RATE)) for x in (_MARGIN, _PAUSE))
+    pieces = [margin]
     for position, text in enumerate(texts):
-        phrase = emotion if position == carrier else "neutral"
-        n_before = sum(map(len, pieces))
-        pieces.append(_speak_phrase(text, speaker, phrase, strength, rng))
-        if position == carrier:
-            start, end = n_before / espeak.SAMPLE_RATE, sum(map(len, pieces)) / espeak.SAMPLE_RATE
-        pieces.append(np.zeros(int(_PAUSE * espeak.SAMPLE_RATE)))
-    pieces.append(np.zeros(int(_SECONDS_AROUND * espeak.SAMPLE_RATE)))
-    return np.concatenate(pieces), " ".join(texts), start, end
+        prosody = emotion if position == carrier else "neutral"
+        pieces += [_speak_phrase(text, speaker, prosody, strength, rng), pause]
+    ends = (np.cumsum(list(map(len, pieces))) / espeak.SAMPLE_RATE).tolist()
+    start, end = ends[2 * carrier : 2 * carrier + 2]
+    return np.concatenate([*pieces, margin]), " ".join(texts), start, end
 
 
 def _speak_session(
     folder: str, seed: int, utterances_per_speaker: int, session: int, voices: tuple[str, str]
 ) -> None:
     """Write a session's recordings, and print its rows of the labels."""
-    rng = np.random.default_rng([seed, session])
-    rows = []
+    rng, rows = np.random.default_rng([seed, session]), []
     for gender, voice in zip("FM", voices):
         speaker = _speaker(session, gender, voice, rng)
         emotions = rng.permutation(np.resize(list(EMOTIONS), utterances_per_speaker))

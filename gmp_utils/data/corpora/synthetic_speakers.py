@@ -1,18 +1,16 @@
 """A synthetic corpus for personalization: sixty speakers whose ratings depend on their voices.
 
-espeak-ng synthesizes one short phrase per utterance. Valence, arousal and dominance are drawn for each
-utterance, with mean 0 and standard deviation 1 for every speaker, and expressed as pitch, range, rate and
-level. How they are *rated* depends on the speaker by a known rule of how high the voice is, `height` in
-−1 to 1:
+espeak-ng synthesizes one short phrase per utterance. Latent valence, arousal and dominance, with mean 0 and
+standard deviation 1 for every speaker, are expressed as pitch, range, rate and level. The ratings depend on
+how high the speaker's voice is, `height` from −1 to 1:
 
-| rating | of a speaker with this voice |
-|---|---|
-| valence | 4 + latent + 1.2 · cos(π · `height`): shifted in its mean, up for voices in the middle |
-| arousal | 4 + latent · exp(0.7 · `height`): shifted in its scale |
-| dominance | 4 + latent: not shifted |
+| rating | value | shift |
+|---|---|---|
+| valence | 4 + latent + 1.2 · cos(π · `height`) | of the mean |
+| arousal | 4 + latent · exp(0.7 · `height`) | of the scale |
+| dominance | 4 + latent | none |
 
-With `shifts="chance"` the same heights are permuted among the speakers before the rating, so that the
-shift does not depend on the voice.
+With `shifts="chance"` the heights are permuted among the speakers before the rating.
 """
 
 from pathlib import Path
@@ -33,16 +31,13 @@ NOISE = 0.2  # of ratings, standard deviation
 SPEAKERS_PER_PROCESS = 5
 _PHRASES = ("after lunch", "I found the letter", "on the way", "she called my name", "so we waited",
             "by the bridge", "as you told me", "we drove back home")  # fmt: skip
-# What one standard deviation of valence, arousal and dominance adds to espeak's pitch and range (0 to 100),
-# to the logarithm of its rate, and to the level in dB.
+# Effect of one standard deviation of valence, arousal and dominance on espeak's pitch and range (0 to 100),
+# the logarithm of its rate, and the level in dB.
 PROSODY = {"pitch": (7, 5, -3), "range": (14, 6, 0), "rate": (0.0, 0.08, -0.05), "level": (0, 3, 2)}
 
 
 def speakers(seed: int = 0) -> pd.DataFrame:
-    """`gender`, `height` and `speaking_rate` by speaker, the last two from -1 to 1.
-
-    The speaking rate differs between voices and does not change how they are rated.
-    """
+    """`gender`, `height` and `speaking_rate` by speaker; the last two are from -1 to 1."""
     rng = np.random.default_rng([seed, 99])
     height, speaking_rate = rng.uniform(-1, 1, (2, N_SPEAKERS))
     names = [f"P{number + 1:02d}" for number in range(N_SPEAKERS)]
@@ -52,18 +47,15 @@ def speakers(seed: int = 0) -> pd.DataFrame:
 
 
 def rate(latent: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """Ratings, (n, 3), of latent values, (n, 3), of speakers with a height, (n,); without noise."""
-    none, same = np.zeros_like(height), np.ones_like(height)
-    shift = np.stack([1.2 * np.cos(np.pi * height), none, none], axis=1)
-    scale = np.stack([same, np.exp(0.7 * height), same], axis=1)
+    """Ratings, (n, 3), of latent values, (n, 3), of speakers with a height, (n,), without noise."""
+    zeros, ones = np.zeros_like(height), np.ones_like(height)
+    shift = np.stack([1.2 * np.cos(np.pi * height), zeros, zeros], axis=1)
+    scale = np.stack([ones, np.exp(0.7 * height), ones], axis=1)
     return 4 + shift + scale * latent
 
 
 def make(folder: Path, seed: int = 0, *, shifts: str = "voice") -> None:
-    """Synthesize the corpus into a folder: `wav/` and `labels.csv`.
-
-    How a speaker's ratings are shifted depends on the "voice", or is drawn by "chance".
-    """
+    """Synthesize the corpus into a folder, `wav/` and `labels.csv`, with one of `SHIFTS`."""
     if shifts not in SHIFTS:
         raise GmpError(f"shifts {shifts!r}: expected one of {', '.join(SHIFTS)}.")
     (folder / "wav").mkdir(parents=True, exist_ok=True)
@@ -77,9 +69,8 @@ def make(folder: Path, seed: int = 0, *, shifts: str = "voice") -> None:
     names = np.repeat(people.index, UTTERANCES)
     numbers = np.tile(np.arange(UTTERANCES), N_SPEAKERS)
     pleasant, active = latent[:, 0] > 0, latent[:, 1] > 0
-    emotions = np.select(
-        [pleasant & active, active, ~pleasant], ["happy", "angry", "sad"], "neutral"
-    )
+    conditions = [pleasant & active, active, ~pleasant]
+    emotions = np.select(conditions, ["happy", "angry", "sad"], "neutral")
     labels = {
         "utterance": [_name(speaker, number) for speaker, number in zip(names, numbers)],
         "speaker": names,
@@ -109,9 +100,9 @@ def _speak(folder: str, seed: int, first: int) -> None:
     """Write the recordings of some speakers."""
     latent = _latent(np.random.default_rng([seed, 100]))
     people = speakers(seed).iloc[first : first + SPEAKERS_PER_PROCESS]
-    for place, (name, person) in enumerate(people.iterrows(), start=first):
-        rng = np.random.default_rng([seed, place])
-        for number, values in enumerate(latent[place]):
+    for index, (name, person) in enumerate(people.iterrows(), start=first):
+        rng = np.random.default_rng([seed, index])
+        for number, values in enumerate(latent[index]):
             prosody = {key: float(np.dot(weights, values)) for key, weights in PROSODY.items()}
             speed = 185 * np.exp(0.2 * person.speaking_rate + prosody["rate"])
             pitch, pitch_range = 45 + 22 * person.height + prosody["pitch"], 50 + prosody["range"]

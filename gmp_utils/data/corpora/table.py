@@ -1,8 +1,8 @@
-"""A table of recordings, CSV or parquet, with a row for each.
+"""A table of recordings, CSV or parquet.
 
-Columns: `path` (relative ones are below the file's folder) and `speaker`; any of `utterance`,
-`emotion`, `gender`, `session`, `split`, `text`, `valence`, `arousal`, `dominance` (1 to 7), and `start`
-and `end` (seconds), where a row is a part of its recording.
+Columns: `path` (relative to the file's folder) and `speaker`; optionally `utterance`, `emotion`, `gender`,
+`session`, `split`, `text`, `valence`, `arousal`, `dominance` (1 to 7), and, for parts of recordings,
+`start` and `end` (seconds).
 """
 
 from pathlib import Path
