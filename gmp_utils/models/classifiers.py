@@ -5,15 +5,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gmp_utils.data.corpus import Corpus
+from gmp_utils.models import heads
 from gmp_utils.models.encoder import SpeechModel
-from gmp_utils.models.heads import (
-    CosineClassifier,
-    HeadConfig,
-    LayerMix,
-    UtteranceHead,
-    mean_over_time,
-    projection,
-)
 from gmp_utils.models.losses import am_softmax
 
 FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's published code
@@ -30,13 +23,9 @@ class UtteranceModel(SpeechModel):
 
     def _build_heads(self, config) -> None:
         if config.mix_layers:
-            self.mix = LayerMix(config.num_hidden_layers)
-        self.head = UtteranceHead(
-            config.hidden_size,
-            lstm_size=config.lstm_size,
-            projection_size=config.projection_size,
-            head=config.head,
-        )
+            self.mix = heads.LayerMix(config.num_hidden_layers)
+        sizes = {"lstm_size": config.lstm_size, "projection_size": config.projection_size}
+        self.head = heads.UtteranceHead(config.hidden_size, head=config.head, **sizes)
 
     def frames(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
         """Input of the head, (batch, frames, dim), and its attention mask; see `hidden_states`."""
@@ -62,7 +51,7 @@ class UtteranceModel(SpeechModel):
             targets = emotion.unsqueeze(1).expand(attention_mask.shape)
         losses = F.cross_entropy(logits.float().movedim(-1, 1), targets, reduction="none")
         if attention_mask is not None:
-            losses = mean_over_time(losses.unsqueeze(-1), attention_mask).squeeze(-1)
+            losses = heads.mean_over_time(losses.unsqueeze(-1), attention_mask).squeeze(-1)
         if self.config.emotion_weights:
             losses = losses * losses.new_tensor(self.config.emotion_weights)[emotion]
         return losses.mean()
@@ -78,7 +67,7 @@ class MultitaskModel(UtteranceModel):
             self.gender = nn.Linear(self.head.size, 2)
         if config.frame_weight:
             sizes = config.hidden_size, FRAME_HEAD, len(config.emotions)
-            self.frame_emotion = projection(*sizes, nn.Tanh)
+            self.frame_emotion = heads.projection(*sizes, nn.Tanh)
 
     def forward(
         self,
@@ -115,11 +104,11 @@ class EmotionClassifier(UtteranceModel):
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
-        classifier = nn.Linear if config.loss == "ce" else CosineClassifier
+        classifier = nn.Linear if config.loss == "ce" else heads.CosineClassifier
         self.classifier = classifier(self.head.size, len(config.emotions))
 
     def logits(self, feature: Tensor) -> Tensor:
-        """Logits, (batch, emotions), of features; scaled cosines for AM-Softmax."""
+        """Logits, (batch, emotions), of features. For AM-Softmax they are scaled cosines."""
         return self._scaled(self.classifier(feature))
 
     def _scaled(self, scores: Tensor) -> Tensor:
@@ -144,7 +133,7 @@ def load_classifier(
     *,
     corpus: Corpus,
     train: list[str],
-    network: HeadConfig,
+    network: heads.HeadConfig,
     **settings,
 ) -> UtteranceModel:
     """Load a classifier of a corpus's emotions (`SpeechModel.load`), with class weights of `train`."""

@@ -68,7 +68,7 @@ class ContrastiveModel(SpeechModel):
 
         `loss` is the contrastive loss per masked frame + `diversity_loss_weight` · the share of unused codes.
         `n_frames` (batch,) counts the masked frames, at evaluation only those with distractors. `ce`,
-        `correct` and `chance` (batch, 1) are sums over them; `perplexity` (batch,) is the codevectors'.
+        `correct` and `chance` (batch, 1) are sums over them. `perplexity` (batch,) is the codevectors'.
         """
         if inputs.dim() == 2:
             inputs, lengths = self.cnn(inputs, lengths), self.frame_lengths(lengths)
@@ -97,7 +97,7 @@ class ContrastiveModel(SpeechModel):
     def _logits(
         self, predicted: Tensor, targets: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n_masked, 1 + n) of targets and distractors; distractors; which have the target's code.
+        """Logits (n_masked, 1 + n), distractors, and which of these have the target's code.
 
         Distractors with the target's code get a logit of -inf. Evaluation always draws the same ones.
         """

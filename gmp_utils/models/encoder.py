@@ -18,14 +18,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    HubertModel,
-    PretrainedConfig,
-    PreTrainedModel,
-    Wav2Vec2Model,
-    WavLMModel,
-)
+from transformers import AutoConfig, HubertModel, PreTrainedModel, Wav2Vec2Model, WavLMModel
 
 from gmp_utils import GmpError
 from gmp_utils.runs import hardware
@@ -44,11 +37,11 @@ def frame_at(seconds: np.ndarray) -> np.ndarray:
 
 
 class SpeechModel(PreTrainedModel):
-    """A speech encoder, `base_model`; subclasses add heads."""
+    """A speech encoder, `base_model`. Subclasses add heads."""
 
     loss_of_batch = False  # True: the loss is not a mean over utterances or frames
 
-    def __init__(self, config: PretrainedConfig):
+    def __init__(self, config):
         encoder = ENCODERS[config.model_type]
         self._supports_sdpa = encoder._supports_sdpa  # WavLM has an attention of its own
         super().__init__(config)
@@ -59,24 +52,27 @@ class SpeechModel(PreTrainedModel):
         self._build_heads(config)
         self.post_init()
 
-    def _build_heads(self, config: PretrainedConfig) -> None:
+    def _build_heads(self, config) -> None:
         """Add modules on top of the encoder."""
 
     def train(self, mode: bool = True) -> "SpeechModel":
-        """Set the training mode; a frozen encoder stays in evaluation mode, without dropout."""
+        """Set the training mode. A frozen encoder stays in evaluation mode, without dropout."""
         super().train(mode)
         if not self.train_encoder:
             self.base_model.eval()
         return self
 
     def on_step_begin(self, progress: float) -> None:
-        """Hook before each optimizer step; `progress` runs from 0 to 1."""
+        """Hook before each optimizer step. `progress` runs from 0 to 1."""
 
     def _init_weights(self, module: nn.Module) -> None:
         """Initialize heads as torch does, and the encoder as transformers does."""
         heads = (child for child in self.children() if child is not self.base_model)
         if any(module is part for head in heads for part in head.modules()):
-            for name in ("reset_parameters", "_reset_parameters"):  # the second: torch's attention
+            for name in (
+                "reset_parameters",
+                "_reset_parameters",
+            ):  # torch's attention has the second
                 getattr(module, name, lambda: None)()
         else:
             super()._init_weights(module)
@@ -156,13 +152,12 @@ class SpeechModel(PreTrainedModel):
             x = inputs.unsqueeze(1)
             for layer in self.base_model.feature_extractor.conv_layers:
                 norm = getattr(layer, "layer_norm", None)
-                if isinstance(norm, nn.GroupNorm):
-                    x = layer.conv(x)
-                    n_steps = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
-                    normalize = _norm_masked if torch.jit.is_tracing() else _norm_each
-                    x = layer.activation(normalize(x, n_steps, norm))
-                else:
+                if not isinstance(norm, nn.GroupNorm):
                     x = layer(x)
+                    continue
+                n_steps = (lengths - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
+                normalize = _norm_masked if torch.jit.is_tracing() else _norm_each
+                x = layer.activation(normalize(layer.conv(x), n_steps, norm))
             return x.transpose(1, 2).float()
 
     def hidden_states(
@@ -261,7 +256,7 @@ def _not_a_model(source: str, error: Exception) -> GmpError:
 
 
 def _norm_each(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Group norm over the first `n_steps` of each utterance; zeros after them."""
+    """Group norm over the first `n_steps` of each utterance, and zeros after them."""
     lengths = n_steps.tolist()
     if min(lengths) == x.shape[-1]:
         return norm(x)
@@ -270,7 +265,7 @@ def _norm_each(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def _norm_masked(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """`_norm_each` without a loop, for the ONNX graph; a group is one channel in these encoders."""
+    """`_norm_each` without a loop, for the ONNX graph. A group is one channel in these encoders."""
     mask = (torch.arange(x.shape[-1], device=x.device) < n_steps[:, None]).unsqueeze(1).to(x)
     steps = n_steps[:, None, None]
     centered = (x - (x * mask).sum(dim=-1, keepdim=True) / steps) * mask
@@ -279,8 +274,7 @@ def _norm_masked(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 
 def cnn_digest(model: SpeechModel) -> str:
-    """Digest of the CNN's weights; models with the same CNN share its cached output."""
-    digest = hashlib.sha256()
-    for tensor in model.base_model.feature_extractor.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    """Digest of the CNN's weights. Models with the same CNN share its cached output."""
+    tensors = model.base_model.feature_extractor.state_dict().values()
+    weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in tensors)
+    return hashlib.sha256(weights).hexdigest()[:12]

@@ -70,7 +70,7 @@ class LayerMix(nn.Module):
 
 
 class UtteranceHead(nn.Module):
-    """Frames to one feature per utterance; `size` is the feature's dimension.
+    """Frames to one feature per utterance, of dimension `size`.
 
     | head | modules | source |
     |---|---|---|

@@ -21,7 +21,7 @@ def am_softmax(
 def stream_loss(
     logits: Sequence[Tensor], labels: Tensor, loss_mask: Tensor, combine: str = "sum"
 ) -> Tensor:
-    """Mean cross-entropy over frames, summed over streams as in HuBERT, or their mean; 0 without frames.
+    """Mean cross-entropy over frames, summed over streams as in HuBERT or averaged. 0 without frames.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ def sum_by_utterance(values: Tensor, loss_mask: Tensor) -> Tensor:
 
 
 def concordance_loss(predicted: Tensor, rated: Tensor, weights: Tensor) -> Tensor:
-    """1 − CCC of a batch, averaged over attributes; 1 if the variance is zero.
+    """1 − CCC of a batch, averaged over attributes. 1 if the variance is zero.
 
     Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989, with population moments.
     Ratings are (batch, attributes), sample weights (batch,).

@@ -38,11 +38,11 @@ class RecognizerConfig(PretrainedConfig):
 
 @dataclass
 class RecognizerOutput(ModelOutput):
-    """Calibrated logits, (batch, emotions); probability of a female voice, (batch,); (batch, ratings)."""
+    """Calibrated logits, probability of a female voice, and ratings."""
 
-    logits: Tensor | None = None
-    female: Tensor | None = None
-    ratings: Tensor | None = None
+    logits: Tensor | None = None  # (batch, emotions)
+    female: Tensor | None = None  # (batch,)
+    ratings: Tensor | None = None  # (batch, ratings)
 
 
 class Recognizer(PreTrainedModel):

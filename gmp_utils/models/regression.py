@@ -56,7 +56,7 @@ class MlpInterpreter(nn.Module):
     def forward(
         self, frames: Tensor, attention_mask: Tensor, embedding: Tensor | None = None
     ) -> Tensor:
-        """Ratings (batch, n_ratings) of frames (batch, frames, dim); `embedding` is (batch, dim)."""
+        """Ratings (batch, n_ratings) of frames (batch, frames, dim) with an embedding (batch, dim)."""
         x = mean_over_time(frames, attention_mask)
         self.layers.train(self.training and len(x) > 1)  # one utterance: running statistics
         return self.layers(x if embedding is None else x + embedding)
@@ -128,14 +128,14 @@ class RatingModelConfig:
 
     @property
     def initial_model(self) -> str | None:
-        """The stage whose model training starts from; None for the pre-trained encoder."""
+        """The stage whose model training starts from, or None for the pre-trained encoder."""
         if self.adaptation:
             return replace(self, adaptation=None).name
         return f"papt-{self.position}" if self.representation == "papt" else None
 
     @property
     def references(self) -> list[str]:
-        """Names of the systems that this one is compared with; it differs from each in one field."""
+        """Names of the systems that this one is compared with, which differ from it in one field."""
         if self.representation == "papt" and self.position == "none":
             return []
         changes = [{"representation": "none"}, {"position": "none"}]
@@ -153,7 +153,7 @@ class RatingModelConfig:
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
-    """All representations with all interpreters; PAPT's positions with the first, "output" with all."""
+    """All representations with all interpreters, but PAPT's positions except "output" with the first only."""
     pairs = [(name, head) for head in interpreters for name in representations if name != "papt"]
     configs = [RatingModelConfig(representation, head) for representation, head in pairs]
     if "papt" in representations:

@@ -29,7 +29,7 @@ from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig, train
 
-FORMATS = {".wav", ".flac", ".ogg", ".mp3"}
+FORMATS = (".flac", ".mp3", ".ogg", ".wav")
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
 CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
@@ -40,17 +40,15 @@ LAST_STEP = {"selection_metric": "masked_loss", "selection": "last"}  # its mode
 
 @dataclass(frozen=True)
 class Architecture:
-    """A small HuBERT without dropout; attention heads have 64 dimensions.
-
-    `conv_dim` are the channels of the seven convolutions, from 3200 to 50 steps per second.
-    """
+    """A small HuBERT without dropout. Attention heads have 64 dimensions."""
 
     hidden_size: int
     n_layers: int
-    conv_dim: tuple[int, ...]
+    conv_dim: tuple[int, ...]  # channels of the seven convolutions, of 3200 to 50 steps per second
 
     def config(self) -> HubertConfig:
         """Configuration for transformers."""
+        dropouts = "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"
         return HubertConfig(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.n_layers,
@@ -59,11 +57,7 @@ class Architecture:
             conv_dim=tuple(self.conv_dim),
             num_conv_pos_embeddings=64,
             num_conv_pos_embedding_groups=16,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            activation_dropout=0.0,
-            feat_proj_dropout=0.0,
-            layerdrop=0.0,
+            **dict.fromkeys((*dropouts, "layerdrop"), 0.0),
         )
 
 
@@ -73,12 +67,8 @@ def read_recordings(
     """Decode recordings and synthetic speech, and cut them into segments of up to `segment_seconds`.
 
     `recordings` is a folder that is searched recursively, or "". `synthetic_utterances` are per voice; the
-    voices differ from the synthetic corpus's. A rest shorter than half a segment is dropped.
-
-    Returns
-    -------
-    stage : Path
-        With the store `segments`: int16 at 16 kHz, named ``<recording>@<first sample>``.
+    voices differ from the synthetic corpus's. The rest of a recording is dropped if it is shorter than half a
+    segment. The stage has the store `segments`, int16, named ``<recording>@<first sample>``.
     """
     source = ROOT / Path(recordings).expanduser()
     if recordings and not source.is_dir():
@@ -87,39 +77,33 @@ def read_recordings(
     paths = sorted(path for path in files if path.suffix.lower() in FORMATS)
     if not paths and (recordings or not synthetic_utterances):
         raise GmpError(
-            f"recordings {recordings!r}: no {', '.join(sorted(FORMATS))} files there; expected "
+            f"recordings {recordings!r}: no {', '.join(FORMATS)} files there; expected "
             "recordings of speech, or synthetic_utterances above 0."
         )
+
+    parameters = {
+        "recordings": recordings,
+        "synthetic_utterances": synthetic_utterances,
+        "segment_seconds": segment_seconds,
+    }
 
     def build(folder: Path) -> None:
         names = [str(path.relative_to(source)) for path in paths]
         manifest = pd.DataFrame({"utterance": names, "path": list(map(str, paths))})
         if synthetic_utterances:
-            synthetic.make(
-                folder / "synthetic",
-                SYNTHETIC_SEED,
-                utterances_per_speaker=synthetic_utterances,
-                voices=synthetic.PRETRAINING_VOICES,
-            )
-            utterances = synthetic.load(folder / "synthetic")[["utterance", "path"]]
-            manifest = pd.concat([manifest, utterances], ignore_index=True)
+            speech, voices = folder / "synthetic", synthetic.PRETRAINING_VOICES
+            size = {"utterances_per_speaker": synthetic_utterances, "voices": voices}
+            synthetic.make(speech, SYNTHETIC_SEED, **size)
+            manifest = pd.concat([manifest, synthetic.load(speech)[["utterance", "path"]]])
         waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
         waveform_store.check_readable(report)
         digests = "\n".join(sorted(report.digest))
         (folder / weights.PRETRAINING_RECORDINGS).write_text(digests, encoding="utf-8")
         _cut(waveforms, int(segment_seconds * audio.SAMPLE_RATE), folder / "segments")
 
-    return make_stage(
-        run_folder(run_dir) / PRETRAIN_ENCODER / "recordings",
-        build,
-        parameters={
-            "recordings": recordings,
-            "synthetic_utterances": synthetic_utterances,
-            "segment_seconds": segment_seconds,
-        },
-        inputs=[f"{path} {path.stat().st_size}" for path in paths],
-        module=__name__,
-    )
+    folder = run_folder(run_dir) / PRETRAIN_ENCODER / "recordings"
+    inputs = [f"{path} {path.stat().st_size}" for path in paths]
+    return make_stage(folder, build, parameters=parameters, inputs=inputs, module=__name__)
 
 
 def _cut(waveforms: Ragged, longest: int, stem: Path) -> None:
@@ -160,36 +144,34 @@ def pretrain_round(
     """One round of masked prediction, of a stream of clusters for each of the `scales`.
 
     Round 1 clusters MFCCs and starts from random weights. Later rounds cluster hidden state `layer` of the
-    previous round's model and start from its weights; HuBERT's start at random, which takes longer. `loss_on`
-    is "masked" frames, as in HuBERT, or "all": in a short training unmasked frames help to train the CNN.
-
-    Returns
-    -------
-    stage : Path
-        With targets, history.csv, metrics.json, model/, and encoder/: a plain HubertModel with the digests of
-        its recordings.
+    previous round's model and start from its weights, while HuBERT's start at random, which takes longer.
+    `loss_on` is "masked" frames, as in HuBERT, or "all": in a short training unmasked frames help to train
+    the CNN. The stage's encoder/ is a HubertModel with the digests of its recordings.
     """
     run = run_folder(run_dir) / PRETRAIN_ENCODER
-    stage, previous = run / "recordings", run / f"round{number - 1}"
+    recordings, previous = run / "recordings", run / f"round{number - 1}"
+    parameters = {"number": number, "architecture": vars(architecture), "scales": scales}
+    parameters |= {"layer": layer, "loss_on": loss_on, "training": vars(training)}
     settings = {"scales": scales, "loss_on": loss_on, "train_cnn": True}
     settings |= {"stream_hidden_size": 256, "combine": "sum", "activation": "relu"}
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
-        segments = Ragged.open(stage / "segments")
+        segments = Ragged.open(recordings / "segments")
         names = segments.utterances
         train_names, validation_names = split(names, training.seed)
         if number == 1:
             mfcc = [audio.mfcc_frames(segments[name]) for name in names]
             frames = Ragged(np.concatenate(mfcc), names, list(map(len, mfcc)), kind="hidden")
-            targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
+        else:
+            initial = SpeechModel.load(str(previous / "encoder"), train_cnn=True)
+            frames = features.layer_frames(initial, segments, names, layer, folder / "frames")
+        targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
+        if number == 1:
             model_config = architecture.config()
             model_config.update(settings)
             model = MaskedPredictionModel(model_config)
         else:
-            initial = SpeechModel.load(str(previous / "encoder"), train_cnn=True)
-            frames = features.layer_frames(initial, segments, names, layer, folder / "frames")
-            targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
             frames.remove()
             model = MaskedPredictionModel.load(str(previous / "encoder"), **settings)
         parts = train_names, sorted(validation_names, key=segments.lengths.get)
@@ -199,22 +181,11 @@ def pretrain_round(
         train(model, *sets, folder, training, **evaluation)
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
-            shutil.copy(stage / weights.PRETRAINING_RECORDINGS, folder / subfolder)
+            shutil.copy(recordings / weights.PRETRAINING_RECORDINGS, folder / subfolder)
 
-    return make_stage(
-        run / f"round{number}",
-        build,
-        parameters={
-            "number": number,
-            "architecture": vars(architecture),
-            "scales": scales,
-            "layer": layer,
-            "loss_on": loss_on,
-            "training": vars(training),
-        },
-        stages=[stage, *([previous] if number > 1 else [])],
-        module=__name__,
-    )
+    stages = [recordings] if number == 1 else [recordings, previous]
+    folder = run / f"round{number}"
+    return make_stage(folder, build, parameters=parameters, stages=stages, module=__name__)
 
 
 def _write_targets(
@@ -233,31 +204,25 @@ def _write_targets(
 def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -> Path:
     """Further pre-train a HuBERT (`gmp_utils.runs.weights.resolve`) with the contrastive objective.
 
-    Its architecture is that of wav2vec 2.0. The CNN is frozen, because the targets are its output.
-
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json, and model/: a `Wav2Vec2ForPreTraining` with the digests of its and the
-        HuBERT's recordings.
+    The architectures are the same. The CNN is frozen, because the targets are its output. The stage's model/
+    is a `Wav2Vec2ForPreTraining` with the digests of its and the HuBERT's recordings.
     """
     run = run_folder(run_dir) / PRETRAIN_ENCODER
-    stage = run / "recordings"
+    recordings = run / "recordings"
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
         model = _as_wav2vec2(encoder, folder / "initial")
-        segments = Ragged.open(stage / "segments")
+        segments = Ragged.open(recordings / "segments")
         names = segments.utterances
         features.write_cnn_output(model, segments, names, folder / "cnn")
         inputs = Ragged.open(folder / "cnn")
         masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
         parts = [sorted(part, key=inputs.lengths.get) for part in split(names, training.seed)]
         sets = [Utterances(inputs, part, **masking) for part in parts]
-        evaluation = {"compute_metrics": contrastive_metrics} | LAST_STEP
-        train(model, *sets, folder, training, **evaluation)
+        train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **LAST_STEP)
         inputs.remove()
-        digests = (stage / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
+        digests = (recordings / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
         digests = "\n".join(sorted({*digests, *weights.pretraining_digests(encoder)}))
         (folder / "model" / weights.PRETRAINING_RECORDINGS).write_text(digests, encoding="utf-8")
 
@@ -265,7 +230,7 @@ def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -
         run / "wav2vec2",
         build,
         parameters={"encoder": encoder, "training": vars(training)},
-        stages=[stage],
+        stages=[recordings],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
     )

@@ -21,7 +21,7 @@ BUCKET = 2500  # utterances that are sorted together, at most
 class Masking:
     """Span masks as in HuBERT."""
 
-    probability: float  # share of frames that spans would cover if none overlapped; 0 for no masks
+    probability: float  # share of frames that spans cover if none overlap, or 0 for no masks
     length: int  # frames per span
     min_spans: int = 2  # per utterance
 
@@ -61,7 +61,7 @@ class Utterances(Dataset):
     frame_labels: Ragged | None = None  # pseudo-labels, (frames, streams)
     masking: Masking | None = None  # of frames
     seed: int = 0  # of the masks
-    hidden_size: int = 0  # of the model, to mask features too; 0 for no such masks
+    hidden_size: int = 0  # of the model if features are masked too
 
     def __post_init__(self):
         self.utterances, self.targets = list(self.utterances), self.targets or {}
@@ -98,7 +98,7 @@ def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:
-    """Pad utterances with zeros into a batch; `lengths` are those without padding."""
+    """Pad utterances with zeros into a batch. Its `lengths` do not count the padding."""
     batch = {"lengths": torch.tensor([len(item["inputs"]) for item in items])}
     for key in items[0]:
         tensors = [torch.as_tensor(item[key]) for item in items]
@@ -117,13 +117,11 @@ class DurationBatchSampler(Sampler[list[int]]):
     """
 
     dataset: Utterances
-    max_seconds: (
-        float  # longest utterance × number of utterances; a longer one is a batch by itself
-    )
+    max_seconds: float  # longest utterance × number of utterances, if there are several
     max_utterances: int = 64
     shuffle: bool = True  # False keeps the dataset's order, for evaluation
     seed: int = 0
-    n_batches: int = 0  # the least; the largest batches are halved to reach it
+    n_batches: int = 0  # the least, reached by halving the largest batches
     process: int = 0
     n_processes: int = 1
     epoch: int = field(default=0, init=False)

@@ -19,7 +19,7 @@ from gmp_utils.runs.files import read_json
 from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training.batching import SPEC_AUGMENT, DurationBatchSampler, Utterances, collate
 
-# Padded seconds per batch; a CPU is slow with batches that do not fit into its caches.
+# Padded seconds per batch. A CPU is slow with batches that do not fit into its caches.
 CNN_SECONDS = {"cuda": 120.0, "cpu": 6.0}
 ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
 
@@ -27,24 +27,10 @@ ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
 def batches(
     dataset: Utterances, title: str, function: Callable, seconds: dict[str, float] = ENCODER_SECONDS
 ) -> Iterator[tuple[list[str], object]]:
-    """Apply a function to a dataset batch by batch, in order.
+    """Apply a function to a dataset batch by batch, and yield names of utterances and its result.
 
-    Parameters
-    ----------
-    dataset : Utterances
-    title : str
-        Of the progress bar; "" for none.
-    function : callable
-        Of a batch's tensors by name.
-    seconds : dict of str to float
-        Padded seconds per batch by device.
-
-    Yields
-    ------
-    names : list of str
-        The utterances of a batch.
-    result : object
-        What the function returned.
+    The function gets a batch's tensors by name. `seconds` are padded seconds per batch by device. Without a
+    title there is no progress bar.
     """
     sampler = DurationBatchSampler(dataset, seconds[hardware.device()], shuffle=False)
     for indices in tqdm(sampler, title, disable=None if title else True):
@@ -62,10 +48,10 @@ def batches(
 
 
 def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
-    """A model's inputs: the CNN's output, or waveforms if the CNN is trained.
+    """A model's inputs: waveforms if its CNN is trained, else the CNN's output.
 
-    The output of a frozen CNN is the same in every stage, fold and epoch. It is computed once and kept
-    in the run's folder, under a digest of the CNN's weights.
+    The output of a frozen CNN is computed once for all stages and folds, and kept in the run's folder under
+    a digest of the CNN's weights.
     """
     if model.train_cnn:
         return corpus.waveforms
@@ -87,9 +73,7 @@ def _create(title: str, stem: Path, lengths: dict[str, int], dtype: type, dim: i
     free = shutil.disk_usage(stem.parent).free
     remedy = "Free some space, or give a run_dir on another disk."
     hardware.estimate(f"{title} of {len(lengths)} utterances on disk", needed, free, remedy)
-    return Ragged.create(
-        stem, list(lengths), list(lengths.values()), dtype, kind=kind, shape=(dim,)
-    )
+    return Ragged.create(stem, lengths, list(lengths.values()), dtype, kind=kind, shape=(dim,))
 
 
 def write_cnn_output(
@@ -114,30 +98,16 @@ def layer_states_by_length(
     layers: Sequence[int],
     speaker: dict[str, np.ndarray] | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Hidden states utterance by utterance, from the shortest to the longest.
+    """Utterances with hidden states, (layers, frames, hidden_size) float16, from the shortest to the longest.
 
-    Parameters
-    ----------
-    model : SpeechModel
-    inputs : Ragged
-        See `model_inputs`.
-    utterances : sequence of str
-    layers : sequence of int
-    speaker : dict of str to (n_speakers,) float32, optional
-        Of each utterance, for models with speaker embeddings.
-
-    Yields
-    ------
-    name : str
-    states : (layers, frames, hidden_size) float16
+    `inputs` are those of `model_inputs`, `speaker` the speaker weights, (n_speakers,), by utterance.
     """
     ordered = sorted(utterances, key=inputs.lengths.get)
     conditions = {"speaker": np.stack([speaker[name] for name in ordered])} if speaker else None
-    dataset = Utterances(inputs, ordered, conditions)
+    dataset, encode = Utterances(inputs, ordered, conditions), model.hidden_states
     model.eval().to(hardware.device())
     with torch.inference_mode():
-        results = batches(dataset, "encoder", partial(model.hidden_states, layers=layers))
-        for names, (states, valid) in results:
+        for names, (states, valid) in batches(dataset, "encoder", partial(encode, layers=layers)):
             stacked = torch.stack(states, dim=1).half().cpu().numpy()
             for name, values, length in zip(names, stacked, valid.sum(dim=1).tolist()):
                 if not np.isfinite(values[:, :length]).all():
@@ -156,7 +126,7 @@ def layer_frames(
     stem: Path,
     speaker: dict[str, np.ndarray] | None = None,
 ) -> Ragged:
-    """Write the hidden states of one layer, (frames, hidden_size) float16; see `layer_states_by_length`."""
+    """Write hidden states of a layer, (frames, hidden_size) float16; see `layer_states_by_length`."""
     lengths = {name: inputs.lengths[name] for name in utterances}
     if inputs.kind == "waveform":
         lengths = {name: int(model.frame_lengths(length)) for name, length in lengths.items()}
@@ -177,11 +147,7 @@ def labeled(
     hidden_size: int = 0,
     seed: int = 0,
 ) -> Utterances:
-    """A dataset with labels for tasks ("emotion", "gender").
-
-    With the model's `hidden_size`, frames and features are masked by `SPEC_AUGMENT`; `seed` is that of
-    the masks.
-    """
+    """A dataset with labels for tasks ("emotion", "gender"), masked if the model's `hidden_size` is given."""
     targets = {task: corpus.labels(utterances, task) for task in tasks}
     masking = SPEC_AUGMENT[0] if hidden_size else None
     return Utterances(inputs, utterances, targets, None, masking, seed, hidden_size)

@@ -16,20 +16,7 @@ CHUNK = 2**16  # frames that are converted to float32 at a time
 def fit_kmeans(
     frames: np.ndarray, scales: Sequence[int], seed: int = 0, iterations: int = 25
 ) -> list[np.ndarray]:
-    """Cluster frames by k-means, without sampling.
-
-    Parameters
-    ----------
-    frames : (n_frames, dim) float
-    scales : sequence of int
-        Numbers of clusters, each at most n_frames.
-    seed, iterations : int
-
-    Returns
-    -------
-    centroids : list of (k, dim) float32
-        For each scale.
-    """
+    """Centroids, (k, dim) float32 for each scale k, of all frames, (n_frames, dim), by k-means."""
     if max(scales) > len(frames):
         raise GmpError(
             f"scale {max(scales)}: more clusters than the {len(frames)} frames to be clustered."
@@ -38,8 +25,8 @@ def fit_kmeans(
         centroids = lloyd(torch.from_numpy(frames), scales, seed, iterations, "cuda")
         return [array.cpu().numpy() for array in centroids]
     frames, centroids = np.ascontiguousarray(frames, dtype=np.float32), []
+    no_sampling = {"min_points_per_centroid": 1, "max_points_per_centroid": len(frames)}
     for k in scales:
-        no_sampling = {"min_points_per_centroid": 1, "max_points_per_centroid": len(frames)}
         kmeans = faiss.Kmeans(frames.shape[1], k, niter=iterations, seed=seed, **no_sampling)
         kmeans.train(frames)
         centroids.append(kmeans.centroids)
@@ -49,11 +36,10 @@ def fit_kmeans(
 def lloyd(
     frames: Tensor, scales: Sequence[int], seed: int, iterations: int, device: str
 ) -> list[Tensor]:
-    """The same on a GPU: faiss's initial centroids, and one pass over the frames for all scales.
+    """`fit_kmeans` on a GPU: faiss's initial centroids, and one pass over the frames for all scales.
 
-    Empty clusters are re-seeded with random frames, while faiss splits large ones. GPUs add in any order,
-    so the last bits differ from run to run. Frames that take at most half of the GPU's free memory are
-    moved there at once, others in chunks.
+    Empty clusters are re-seeded with random frames, while faiss splits large ones. GPUs add in any order, so
+    the last bits differ from run to run.
     """
     order = np.empty(len(frames), np.int32)
     faiss.rand_perm(faiss.swig_ptr(order), len(order), seed + 1)
@@ -85,18 +71,17 @@ def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
 
 
 def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each frame, (n_frames,) int32; frames may be larger than the memory."""
-    labels = np.empty(len(frames), np.int32)
-    gpu = hardware.device() == "cuda"
-    if gpu:
-        placed = torch.from_numpy(centroids).to("cuda")
+    """The nearest centroid of each frame, (n_frames,) int32. Frames may be larger than the memory."""
+    labels, on_gpu = np.empty(len(frames), np.int32), hardware.device() == "cuda"
+    if on_gpu:
+        centers = torch.from_numpy(centroids).to("cuda")
     else:
         index = faiss.IndexFlatL2(centroids.shape[1])
         index.add(centroids)
     for start in range(0, len(frames), CHUNK):
         chunk = np.ascontiguousarray(frames[start : start + CHUNK], dtype=np.float32)
-        if gpu:
-            nearest = nearest_centroid(torch.from_numpy(chunk).to("cuda"), placed).cpu().numpy()
+        if on_gpu:
+            nearest = nearest_centroid(torch.from_numpy(chunk).to("cuda"), centers).cpu().numpy()
         else:
             nearest = index.search(chunk, 1)[1][:, 0]
         labels[start : start + CHUNK] = nearest

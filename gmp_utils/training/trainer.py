@@ -1,7 +1,6 @@
-"""Training, the same for every stage: transformers' Trainer with batches of so many seconds.
+"""Training in every stage: transformers' Trainer with batches limited in seconds.
 
-Trainer brings checkpoints, resuming, the learning rate schedule, several processes and loggers. The
-environment variable REPORT_TO names the loggers, such as "tensorboard" or "wandb,mlflow".
+The environment variable REPORT_TO names Trainer's loggers, such as "tensorboard" or "wandb,mlflow".
 """
 
 import math
@@ -32,46 +31,26 @@ from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import SAMPLE_RATE
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.training.batching import (
-    FRAMES_PER_SECOND,
-    DurationBatchSampler,
-    Utterances,
-    collate,
-    to_gpu_if_it_fits,
-)
+from gmp_utils.training.batching import DurationBatchSampler, Utterances, collate, to_gpu_if_it_fits
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Hyperparameters of a training. Gradients are clipped to a norm of 1.
+    """Hyperparameters of a training by Adam. Gradients are clipped to a norm of 1."""
 
-    Attributes
-    ----------
-    learning_rate : float
-        Peak of Adam's, between a linear warm-up over 10 % of the steps and a linear decay to zero.
-    epochs : int
-        Passes over the training set, each followed by an evaluation; 0 if `max_steps` is given.
-    max_steps : int
-        Optimizer steps, with ten evaluations; 0 if `epochs` is given.
-    batch_seconds : float
-        Padded seconds of audio per batch.
-    batch_size : int
-        Utterances per batch, at most.
-    seed : int
-    processes : int
-        GPUs, or CPU processes, that share every batch: the results differ in rounding and dropout.
-    """
-
-    learning_rate: float = 1e-4
-    epochs: int = 0
-    max_steps: int = 0
-    batch_seconds: float = 320.0
-    batch_size: int = 64
+    learning_rate: float = (
+        1e-4  # after a linear warm-up over 10 % of the steps, before a linear decay
+    )
+    epochs: int = 0  # each followed by an evaluation; 0 if `max_steps` is given
+    max_steps: int = 0  # optimizer steps, with ten evaluations; 0 if `epochs` is given
+    batch_seconds: float = 320.0  # padded seconds of audio per batch
+    batch_size: int = 64  # utterances per batch, at most
     seed: int = 0
-    processes: int = 1
+    processes: int = 1  # GPUs, or processes of a CPU, that share every batch, in other roundings
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
@@ -84,20 +63,20 @@ class TrainingConfig:
 
 
 def training_bytes(model: SpeechModel, seconds: float) -> int:
-    """Estimate the memory of training with batches of so many padded seconds, in bytes.
+    """Estimate the memory, in bytes, of training with batches of `seconds`, padding included.
 
-    Parameters, gradients and Adam's moments; and per frame and hidden unit of a Transformer layer 34
-    bytes in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer
-    Models", 2022, equation 1, without the attention matrix), 68 in 32 bits. A trained CNN keeps three
-    values per step and channel of each convolution.
+    It holds parameters, gradients, Adam's moments, and per frame and hidden unit of a Transformer layer 34
+    bytes in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+    2022, equation 1, without the attention matrix), 68 in 32 bits. A trained CNN keeps three values per step
+    and channel of each convolution.
     """
     config, value_bytes = model.config, 2 if hardware.bfloat16() else 4
     static = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
     per_frame = 17 * value_bytes * config.hidden_size * config.num_hidden_layers
-    activations = seconds * FRAMES_PER_SECOND * per_frame * model.train_encoder
+    rates = SAMPLE_RATE / np.cumprod(config.conv_stride)  # steps per second of each convolution
+    activations = seconds * rates[-1] * per_frame * model.train_encoder
     if model.train_cnn:
-        rates = 16000.0 / np.cumprod(config.conv_stride)
-        activations += seconds * 3 * value_bytes * float(rates @ np.array(config.conv_dim))
+        activations += seconds * 3 * value_bytes * (rates @ np.array(config.conv_dim))
     return int(static + activations)
 
 
@@ -108,8 +87,8 @@ def _out_of_memory(config: TrainingConfig) -> GmpError:
     )
 
 
-def remove_incomplete_checkpoints(checkpoints: Path, processes: int = 1) -> None:
-    """Remove checkpoints that are incomplete or truncated, or whose best checkpoint is gone.
+def remove_incomplete_checkpoints(checkpoints: Path, processes: int) -> None:
+    """Remove checkpoints that are incomplete or truncated, or whose best checkpoint is missing.
 
     Trainer writes trainer_state.json after the other files of its process.
     """
@@ -174,7 +153,7 @@ class DurationTrainer(Trainer):
         return self._loader(eval_dataset or self.eval_dataset, train=False)
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Make a step, with the model informed of the progress."""
+        """Call the model's hook, and make a step."""
         self.model.on_step_begin(self.state.global_step / max(self.state.max_steps, 1))
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -187,15 +166,14 @@ class DurationTrainer(Trainer):
                 n = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
                 weight = n / self.accelerator.reduce(n, "mean")
                 outputs |= {k: weight * v for k, v in outputs.items() if k.endswith("loss")}
-            parts = {name: v.detach() for name, v in outputs.items() if name.endswith("_loss")}
-            self._parts.append(parts)
+            self._parts.append({k: v.detach() for k, v in outputs.items() if k.endswith("_loss")})
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs, start_time=None):
-        """Log with the parts of the loss; raise an error for NaN or infinity."""
-        for name in ("loss", "grad_norm"):
+        """Add the parts of the loss. NaN and infinity are errors."""
+        for name, title in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite(logs.get(name, 0.0)):
-                raise GmpError(self._not_finite(name.replace("grad_norm", "gradient"), logs[name]))
+                raise self._not_finite(f"the {title} is {logs[name]}")
         if "loss" in logs:
             for name in self._parts[0]:
                 mean = sum(parts[name] for parts in self._parts) / len(self._parts)
@@ -203,8 +181,8 @@ class DurationTrainer(Trainer):
             self._parts.clear()
         super().log(logs, start_time)
 
-    def _not_finite(self, name: str, value: float) -> str:
-        """Message with the utterances of the last step's batches, those of all processes."""
+    def _not_finite(self, problem: str) -> GmpError:
+        """Error with the utterances of the last step's batches, those of all processes."""
         step, accumulated = self.state.global_step, self.args.gradient_accumulation_steps
         epoch, index = divmod(step - 1, math.ceil(len(self._sampler) / accumulated))
         sampler = replace(self._sampler, process=0, n_processes=1)
@@ -213,9 +191,9 @@ class DurationTrainer(Trainer):
         names = ", ".join(dataset.utterances[i % len(dataset)] for batch in batches for i in batch)
         last = get_last_checkpoint(self.args.output_dir)
         kept = f"{Path(last).name} is good" if last else "there is no checkpoint yet"
-        return (
-            f"the {name} is {value} at step {step}, for the utterances {names}; {kept}. Listen to them, "
-            "or lower the learning rate."
+        return GmpError(
+            f"{problem} at step {step}, for the utterances {names}; {kept}. Listen to them, or lower the "
+            "learning rate."
         )
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
@@ -248,10 +226,10 @@ def batch_sampler(
 def fit_batches_to_memory(
     model: SpeechModel, dataset: Utterances, config: TrainingConfig, arguments: TrainingArguments
 ) -> None:
-    """Accumulate gradients over so many steps that the largest batch fits into the GPU's memory.
+    """Accumulate gradients over as many steps as it takes for the largest batch to fit into memory.
 
-    The batch is tried forward and backward, next to memory for Adam's moments. Accumulated gradients are
-    means over batches, which equals the mean over a whole batch only if its parts are equally large.
+    The batch is tried forward and backward, with memory for Adam's moments allocated. The mean over smaller
+    batches differs from that over a whole one if they are not equally large.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     while True:
@@ -278,7 +256,7 @@ def fit_batches_to_memory(
     arguments.gradient_accumulation_steps = steps
     if steps > 1:
         print(f"the GPU's memory is small: gradients are accumulated over {steps} smaller batches")
-        arguments.output_dir += f"/accumulated-{steps}"  # resumes with the same batches only
+        arguments.output_dir += f"/accumulated-{steps}"  # resumes only with the same batches
         Path(arguments.output_dir).mkdir(exist_ok=True)
 
 
@@ -293,32 +271,23 @@ def train(
     selection_metric: str,
     selection: str = "validation",
 ) -> dict:
-    """Train a model; write model/, history.csv and metrics.json.
+    """Train a model, and write model/, history.csv and metrics.json.
 
-    Checkpoints are kept in checkpoints/ until the end, and a training that finds some resumes from the
-    last complete one. Afterwards the model has the weights of the selected epoch.
+    Training resumes from the last complete one of checkpoints/, which is removed at the end. Then the model
+    has the weights of the selected epoch. Returned are the selected row of history.csv, the number of trained
+    `parameters`, and the `accumulation_steps` of gradients.
 
     Parameters
     ----------
     model : SpeechModel
-        Its forward returns a dict: `loss`; parts of it, named `<part>_loss`, while training; and the
-        predictions that `compute_metrics` reads. Losses are means over utterances, or over the
-        `n_frames` frames that it returns.
-    training_set, validation_set : Utterances
-    folder : Path
-    config : TrainingConfig
+        Its forward returns a dict of `loss`, parts of it named `<part>_loss` while training, and the
+        predictions for `compute_metrics`. Losses are means over utterances, or over `n_frames` frames.
     compute_metrics : callable
         Of predictions and labels of the validation set, in any order.
     selection_metric : str
-        Selects the epoch: the highest is best, or the lowest if the name ends in "loss".
+        Selects the epoch with the highest value, or the lowest if the name ends in "loss".
     selection : str
         See `gmp_utils.data.protocol`; "last" selects the last epoch.
-
-    Returns
-    -------
-    selected : dict
-        The selected row of history.csv (epoch, step, training losses, metrics), the number of trained
-        `parameters`, and the `accumulation_steps` of gradients.
     """
     if not len(training_set):
         raise GmpError("the training set is empty.")
@@ -328,51 +297,36 @@ def train(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete_checkpoints(checkpoints, config.processes)
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    title = f"{n_parameters / 1e6:.1f} M parameters, batches of {config.batch_seconds:g} s"
+    n_parameters = model.num_parameters() / 1e6
+    title = f"{n_parameters:.1f} M parameters, batches of {config.batch_seconds:g} s"
     needed = training_bytes(model, config.batch_seconds)
     hardware.estimate(title, needed, hardware.free_bytes(), "Lower batch_seconds.")
-    task = (
-        training_set,
-        validation_set,
-        folder,
-        config,
-        compute_metrics,
-        selection_metric,
-        selection,
-    )
+    sets, metrics = (training_set, validation_set), (compute_metrics, selection_metric, selection)
     if config.processes == 1:
-        _fit(model, *task)
+        _fit(model, *sets, folder, config, *metrics)
     else:
-        initial, load = checkpoints / "initial", type(model).load
+        initial, load = str(checkpoints / "initial"), type(model).load
         model.save_pretrained(initial)
-        together = {"processes": config.processes, "folder": checkpoints}
-        launch(_fit_saved, load, initial, *task, **together)
+        task = load, initial, *sets, folder, config, *metrics
+        launch(_fit_saved, *task, processes=config.processes, folder=checkpoints)
         model.load_state_dict(load(str(folder / "model")).state_dict())
     shutil.rmtree(checkpoints)
     return read_json(folder / "metrics.json")
 
 
 def launch(function: Callable, *arguments, processes: int, folder: Path) -> None:
-    """Call a function in several connected processes; raise the GmpError of any of them.
+    """Call an importable function in several connected processes, and raise the GmpError of any.
 
-    The function is importable by its name. The folder is for the error's message.
+    The message of the error is written to the folder.
     """
     message = folder / "error.txt"
     message.unlink(missing_ok=True)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        signals_to_handle="SIGTERM",
-    )
+    settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "max_restarts": 0}
+    settings |= {"run_id": uuid.uuid4().hex, "signals_to_handle": "SIGTERM"}
+    call = elastic_launch(LaunchConfig(1, 1, processes, **settings), _call)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        elastic_launch(config, _call)(message, function, *arguments)
+        call(message, function, *arguments)
     except ChildFailedError as error:
         if message.is_file():
             raise GmpError(message.read_text(encoding="utf-8")) from None
@@ -396,28 +350,24 @@ def _call(message: Path, function: Callable, *arguments) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _fit_saved(load: Callable[[str], SpeechModel], initial: Path, *task) -> None:
+def _fit_saved(load: Callable[[str], SpeechModel], initial: str, *task) -> None:
     """Run `_fit` in one of several processes, which get the model as files."""
-    _fit(load(str(initial)), *task)
+    _fit(load(initial), *task)
 
 
 def _arguments(
     folder: Path, config: TrainingConfig, selection_metric: str, selection: str
 ) -> TrainingArguments:
-    every = max(config.max_steps // 10, 1)
-    strategy = {"eval_strategy": "epoch", "save_strategy": "epoch"}
-    if config.max_steps:
-        strategy = {name: "steps" for name in strategy} | {"eval_steps": every, "save_steps": every}
+    strategy, every = "steps" if config.max_steps else "epoch", max(config.max_steps // 10, 1)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
         warmup_steps=0.1,
-        weight_decay=0.0,
-        **strategy,
-        save_total_limit=1,  # beside the best
-        logging_strategy="steps",
+        **dict.fromkeys(("eval_strategy", "save_strategy"), strategy),
+        **dict.fromkeys(("eval_steps", "save_steps"), every),
+        save_total_limit=1,  # and the best
         logging_steps=1,
         load_best_model_at_end=selection != "last",
         metric_for_best_model=selection_metric,
@@ -448,20 +398,14 @@ def _fit(
     arguments = _arguments(folder, config, selection_metric, selection)
     arguments.label_names = list(training_set.targets) or ["lengths"]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
-    placed = to_gpu_if_it_fits(training_set.inputs)
+    inputs = to_gpu_if_it_fits(training_set.inputs)
     if validation_set.inputs is training_set.inputs:
-        validation_set = replace(validation_set, inputs=placed)
-    training_set = replace(training_set, inputs=placed)
+        validation_set = replace(validation_set, inputs=inputs)
+    training_set = replace(training_set, inputs=inputs)
     if arguments.device.type == "cuda":
         fit_batches_to_memory(model.to(arguments.device), training_set, config, arguments)
-    trainer = DurationTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=training_set,
-        eval_dataset=validation_set,
-        compute_metrics=compute_metrics,
-        config=config,
-    )
+    settings = {"train_dataset": training_set, "eval_dataset": validation_set, "config": config}
+    trainer = DurationTrainer(model, arguments, compute_metrics=compute_metrics, **settings)
     trainer.remove_callback(PrinterCallback)
     if trainer.is_world_process_zero():
         trainer.add_callback(PrintEvaluations)
@@ -478,18 +422,14 @@ def _fit(
         _write_results(trainer, folder, selection_metric, selection)
 
 
-def _write_results(
-    trainer: DurationTrainer, folder: Path, selection_metric: str, selection: str
-) -> None:
+def _write_results(trainer: DurationTrainer, folder: Path, metric: str, selection: str) -> None:
     history = _history(trainer.state.log_history)
-    values, last = history[selection_metric], len(history) - 1
-    best = values.argmin() if selection_metric.endswith("loss") else values.argmax()
-    history["selected"] = history.index == (last if selection == "last" else best)
+    best = history[metric].argmin() if metric.endswith("loss") else history[metric].argmax()
+    history["selected"] = history.index == (len(history) - 1 if selection == "last" else best)
     history.to_csv(folder / "history.csv", index=False)
     trainer.model.save_pretrained(folder / "model")
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
-    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    selected["parameters"] = sum(parameter.numel() for parameter in trained)
+    selected["parameters"] = trainer.model.num_parameters(only_trainable=True)
     selected["accumulation_steps"] = trainer.args.gradient_accumulation_steps
     write_json(folder / "metrics.json", selected)
 
