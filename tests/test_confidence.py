@@ -1,17 +1,14 @@
 """Temperatures and reliability, by hand and against scikit-learn."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, SMALL
+from conftest import classifier
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
 from gmp_utils.evaluation import metrics, tables
 from gmp_utils.figures import series
-from gmp_utils.stages import finetune
 
 
 def drawn(n, classes, scale, seed=0):
@@ -72,9 +69,8 @@ def test_the_reliability_diagram():
 
 def test_networks_of_a_run(noise_corpus, tiny_encoder):
     """Temperatures are of each fold's validation speakers, and confidences of test utterances only."""
-    where, once = (str(noise_corpus), 1, str(tiny_encoder)), replace(QUICK, epochs=1)
     for loss in ("ce", "ams"):
-        stage = finetune.finetune(*where, loss, once, use_gmps=False, network=SMALL)
+        stage = classifier(noise_corpus, tiny_encoder, loss)
     table = tables.confidences(str(noise_corpus))
     assert set(table.system) == {"CE", "AMS"} and len(table) == 2 * 24
     rows = table[table.system == "AMS"].set_index("utterance")

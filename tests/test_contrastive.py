@@ -104,10 +104,7 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, tiny_wav2vec2, t
 
 def test_own_objective(tiny_wav2vec2, tiny_encoder):
     encoders = ["embedded", str(tiny_encoder), str(tiny_wav2vec2)]
-    assert list(map(weights.pretraining_objective, encoders)) == [
-        "clusters",
-        "clusters",
-        "contrastive",
-    ]
+    objectives = [weights.pretraining_objective(encoder) for encoder in encoders]
+    assert objectives == ["clusters", "clusters", "contrastive"]
     assert weights.pretraining_objective("facebook/wav2vec2-base") == "contrastive"
     assert weights.pretraining_objective("microsoft/wavlm-base-plus") == "clusters"

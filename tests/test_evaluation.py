@@ -15,10 +15,7 @@ def test_recalls_by_hand():
     assert metrics.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
     assert metrics.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
     assert metrics.war(true, predicted) == pytest.approx(3 / 6)
-
-
-def test_a_class_that_is_only_predicted_does_not_count():
-    """scikit-learn's macro recall would say 0.5 here."""
+    # a class that is only predicted does not count
     assert metrics.uar(["a", "a"], ["a", "b"]) == 0.5
     assert metrics.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
     recalls = metrics.recalls(["a"], ["b"], ["a", "b"])
@@ -29,27 +26,19 @@ def test_a_class_that_is_only_predicted_does_not_count():
 def predictions(n_speakers, variant="GMPs", system="CE", right=0.7, seed=0):
     rng = np.random.default_rng(0)
     rows = [
-        {
-            "speaker": f"s{speaker}",
-            "gender": ("female", "male")[speaker % 2],
-            "true": emotion,
-            "predicted": emotion if rng.random() < right else "sad",
-            "fold": 1 + speaker // 2,
-        }
+        (f"s{speaker}", 1 + speaker // 2, emotion, emotion if rng.random() < right else "sad")
         for speaker in range(n_speakers)
         for emotion in ("angry", "happy", "sad")
         for _ in range(20)
     ]
-    return pd.DataFrame(rows).assign(variant=variant, system=system, seed=seed)
+    table = pd.DataFrame(rows, columns=["speaker", "fold", "true", "predicted"])
+    gender = np.where(table.speaker.str[1:].astype(int) % 2, "male", "female")
+    return table.assign(gender=gender, variant=variant, system=system, seed=seed)
 
 
 def table_of(predictions, **declared):
-    plain = {
-        "variants": {},
-        "runs": [],
-        "impossible": {},
-        "paper": experiments.declared("table3").paper,
-    }
+    plain = {"variants": {}, "runs": [], "impossible": {}}
+    plain["paper"] = experiments.declared("table3").paper
     scored = tables.scores(predictions)
     return tables.results_table(predictions, plain | declared, scored).set_index(tables.SYSTEM)
 
@@ -133,17 +122,13 @@ def test_every_fold_and_seed_is_a_point_next_to_its_systems_mean():
     figure = series.systems(points, means, joined=False)
     assert [len(trace.y) for trace in figure.data] == [4, 1]
     assert figure.data[1].error_y.array[0] == pytest.approx(means["UAR high"][0] - means.UAR[0])
-    title = "Means of systems differ by up to 0.0 points; standard deviation over folds and seeds: up to "
-    assert figure.layout.title.text == title + f"{points.UAR.std():.1f}"
-    assert figure.layout.xaxis.range == (-0.5, 0.5)
+    assert figure.layout.title.text.endswith(f"up to {points.UAR.std():.1f}")
     band = series.systems(points, means, joined=True).data[1]
     assert list(band.y) == [means["UAR high"][0], means["UAR low"][0]]
 
 
 def test_speakers_are_drawn_once_per_system():
-    scores = {
-        "a": pd.Series({"s": 50.0, "t": 90.0}), "b": pd.Series({"s": 60.0, "t": 70.0}),
-    }  # fmt: skip
+    scores = {"a": pd.Series({"s": 50.0, "t": 90.0}), "b": pd.Series({"s": 60.0, "t": 70.0})}
     figure = series.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text

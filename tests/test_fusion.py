@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, SMALL, seal_again, write_noise_corpus
+from conftest import QUICK, classifier, seal_again, write_noise_corpus
 from transformers import BertConfig, BertModel, BertTokenizer
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, metrics
 from gmp_utils.runs.files import read_json
-from gmp_utils.stages import baselines, finetune
+from gmp_utils.stages import baselines
 
 WORDS = {"angry": "go away now", "happy": "what a day", "neutral": "the door is", "sad": "no more"}
 
@@ -25,10 +25,7 @@ def spoken(tmp_path_factory, tiny_encoder):
     manifest["text"] = manifest.emotion.map(WORDS).where(~odd, "hm hm")
     manifest.to_parquet(stage / "manifest.parquet", index=False)
     seal_again(stage)
-    network = finetune.finetune(
-        str(run), 1, str(tiny_encoder), "ce", QUICK, use_gmps=False, network=SMALL
-    )
-    return run, network
+    return run, classifier(run, tiny_encoder, schedule=QUICK)
 
 
 def test_the_speech_weight_is_the_best_and_of_equal_ones_the_nearest_to_a_half():
@@ -43,11 +40,11 @@ def test_the_speech_weight_is_the_best_and_of_equal_ones_the_nearest_to_a_half()
 def test_words_are_classified_where_noises_are_not(spoken, kind):
     run, network = spoken
     stage = baselines.fuse(str(run), 1, kind=kind, speech=network)
-    found = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
+    fused = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
     alone = pd.read_parquet(network / "predictions.parquet").query("part == 'test'")
-    assert found.utterance.tolist() == alone.utterance.tolist()
+    assert fused.utterance.tolist() == alone.utterance.tolist()
     assert metrics.uar(alone.true, alone.predicted) < 0.6
-    assert metrics.uar(found.true, found.predicted) > 0.85
+    assert metrics.uar(fused.true, fused.predicted) > 0.85
     if kind == "late-fusion":
         assert read_json(stage / "metrics.json")["speech_weight"] < 0.6
 
@@ -65,18 +62,18 @@ def test_fusions_are_rows_of_the_table(spoken):
 
 
 def test_what_cannot_be_fused_is_an_error(tmp_path, spoken):
-    run = write_noise_corpus(tmp_path / "run")
+    silent, run = str(write_noise_corpus(tmp_path / "run")), str(spoken[0])
     with pytest.raises(GmpError, match=r"1f0 has no text \(72 such of 72\)"):
-        baselines.fuse(str(run), 1, kind="text", speech=spoken[1])
-    with pytest.raises(GmpError, match="text: found 'early', expected some of text, late-fusion"):
-        baselines.check_text(str(spoken[0]), ["early"], "tf-idf", ["ce"])
-    with pytest.raises(GmpError, match="there is no network to fuse it with"):
-        baselines.check_text(str(spoken[0]), ["text"], "tf-idf", [])
-    with pytest.raises(GmpError, match="has no text"):
-        baselines.check_text(str(run), ["text"], "tf-idf", ["ce"])
-    with pytest.raises(GmpError, match=r"encoder '\./nowhere': no such folder"):
-        baselines.check_text(str(spoken[0]), ["text"], "./nowhere", ["ce"])
-    baselines.check_text(str(run), [], "tf-idf", [])
+        baselines.fuse(silent, 1, kind="text", speech=spoken[1])
+    for settings, message in (
+        ((run, ["early"], "tf-idf", ["ce"]), "text: found 'early', expected some of text"),
+        ((run, ["text"], "tf-idf", []), "there is no network to fuse it with"),
+        ((silent, ["text"], "tf-idf", ["ce"]), "has no text"),
+        ((run, ["text"], "./nowhere", ["ce"]), "no such folder"),
+    ):
+        with pytest.raises(GmpError, match=message):
+            baselines.check_text(*settings)
+    baselines.check_text(silent, [], "tf-idf", [])
 
 
 def test_words_of_other_speakers_do_not_change_the_training_features():
@@ -105,8 +102,8 @@ def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path)
     texts = ["go away now", "what"]
-    found = baselines.embed(texts, str(tmp_path))
-    assert found.shape == (2, 16)
+    embedded = baselines.embed(texts, str(tmp_path))
+    assert embedded.shape == (2, 16)
     with torch.no_grad():
         states = model(torch.tensor([[2, 8, 3]])).last_hidden_state
-    np.testing.assert_allclose(found[1], states[0].mean(dim=0), atol=1e-5)
+    np.testing.assert_allclose(embedded[1], states[0].mean(dim=0), atol=1e-5)

@@ -11,9 +11,9 @@ from gmp_utils.training.kmeans import assign, fit_kmeans
 
 def test_kmeans_uses_all_frames_and_finds_clear_clusters():
     rng = np.random.default_rng(0)
-    centres = 20 * rng.normal(size=(4, 8))
+    centers = 20 * rng.normal(size=(4, 8))
     truth = rng.integers(4, size=3000)
-    frames = centres[truth] + rng.normal(size=(3000, 8))
+    frames = centers[truth] + rng.normal(size=(3000, 8))
     labels = assign(frames, *fit_kmeans(frames, [12]))
     assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never cut across the 4 true ones
     # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
@@ -31,9 +31,8 @@ def test_more_clusters_than_frames_is_refused():
 def mixture(n, dim=24):
     """Frames of 40 overlapping kinds."""
     rng = np.random.default_rng(0)
-    return (
-        2 * rng.normal(size=(40, dim))[rng.integers(40, size=n)] + rng.normal(size=(n, dim))
-    ).astype(np.float16)
+    centers = 2 * rng.normal(size=(40, dim))
+    return (centers[rng.integers(40, size=n)] + rng.normal(size=(n, dim))).astype(np.float16)
 
 
 def inertia(frames, centroids):
@@ -48,12 +47,14 @@ def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk
     frames, scales = mixture(5000), [8, 64, 256]
     theirs = fit_kmeans(frames, scales, seed=3)
     ours = kmeans.lloyd(torch.from_numpy(frames), scales, 3, 25, "cpu")
-    for k, one, other in zip(scales, theirs, ours, strict=True):
-        assert one.shape == other.shape == (k, 24)
-        assert inertia(frames, other.numpy()) == pytest.approx(inertia(frames, one), rel=1e-3)
+    for k, expected, centroids in zip(scales, theirs, ours, strict=True):
+        assert expected.shape == centroids.shape == (k, 24)
+        assert inertia(frames, centroids.numpy()) == pytest.approx(
+            inertia(frames, expected), rel=1e-3
+        )
     np.testing.assert_allclose(ours[0], theirs[0], atol=1e-3)
-    found = kmeans.nearest_centroid(torch.from_numpy(frames).float(), ours[2])
-    np.testing.assert_array_equal(found, assign(frames, ours[2].numpy()))
+    nearest = kmeans.nearest_centroid(torch.from_numpy(frames).float(), ours[2])
+    np.testing.assert_array_equal(nearest, assign(frames, ours[2].numpy()))
 
 
 def test_clusters_without_frames_begin_again():

@@ -23,13 +23,12 @@ def test_rows_are_drawn_in_order_from_the_utterances_named():
 def test_what_is_written_leaves_the_memory(tmp_path):
     def resident():
         with open("/proc/self/status") as status:
-            found = [line for line in status if line.startswith(("RssFile", "RssShmem"))]
-        assert len(found) == 2
-        return sum(int(line.split()[1]) for line in found) / 1024
+            lines = [line for line in status if line.startswith(("RssFile", "RssShmem"))]
+        assert len(lines) == 2
+        return sum(int(line.split()[1]) for line in lines) / 1024
 
-    ragged = Ragged.create(
-        tmp_path / "frames", ["a"], [100], np.uint8, kind="hidden", shape=(2**20,)
-    )
+    layout = {"kind": "hidden", "shape": (2**20,)}
+    ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, **layout)
     before = resident()
     ragged.values[:] = 7
     assert resident() - before > 90

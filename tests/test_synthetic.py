@@ -64,9 +64,8 @@ def prosody(manifest, only_carrying):
 
 def uar_across_speakers(features, manifest):
     classifier = make_pipeline(StandardScaler(), LogisticRegression())
-    predicted = cross_val_predict(
-        classifier, features, manifest.emotion, groups=manifest.speaker, cv=LeaveOneGroupOut()
-    )
+    rules = {"groups": manifest.speaker, "cv": LeaveOneGroupOut()}
+    predicted = cross_val_predict(classifier, features, manifest.emotion, **rules)
     return recall_score(manifest.emotion, predicted, average="macro")
 
 
