@@ -235,18 +235,15 @@ import os, re, signal, sys, threading
 MOMENT, DELAY, FLAG = %r
 waiting = ["ipykernel_launcher" in " ".join(sys.orig_argv)]
 
-
 def stop():
     open(FLAG, "w").write(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGSTOP)
-
 
 def watch(event, arguments):
     written = event == "os.rename" or event == "open" and set("wax+") & set(str(arguments[1]))
     if waiting[0] and written and re.search(MOMENT, str(arguments[0])):
         waiting[0] = False
         threading.Timer(DELAY, stop).start() if DELAY else stop()
-
 
 sys.addaudithook(watch)
 """

@@ -1,6 +1,5 @@
 """Two processes do what one does: batches, gradients, metrics, files."""
 
-import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MULTITASK, PREDICTOR, SMALL, write_noise_corpus
+from conftest import MULTITASK, PREDICTOR, classifier, python_path, write_noise_corpus
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
@@ -36,8 +35,7 @@ def cpu_processes(monkeypatch, tmp_path_factory):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    found = (str(site), str(Path(__file__).parent), os.environ.get("PYTHONPATH"))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, found)))
+    monkeypatch.setenv(*python_path(site, Path(__file__).parent).popitem())
 
 
 class Rater(regression.AttributeModel):
@@ -55,12 +53,9 @@ class Rater(regression.AttributeModel):
 def leave_gradients(cases: dict, folder: Path) -> None:
     """Gradients of each case's only batch, as `train` computes them, and this process's share."""
     for name, (load, source, dataset) in cases.items():
-        arguments = TrainingArguments(
-            str(folder), use_cpu=True, remove_unused_columns=False, report_to="none"
-        )
-        trainer = DurationTrainer(
-            load(source), arguments, train_dataset=dataset, config=TrainingConfig(epochs=1)
-        )
+        options = {"use_cpu": True, "remove_unused_columns": False, "report_to": "none"}
+        arguments, config = TrainingArguments(str(folder), **options), TrainingConfig(epochs=1)
+        trainer = DurationTrainer(load(source), arguments, train_dataset=dataset, config=config)
         model = trainer.accelerator.prepare(trainer._wrap_model(trainer.model))
         (batch,) = trainer.get_train_dataloader()
         trainer.compute_loss(model.train(), batch).backward()
@@ -86,27 +81,24 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     """
     rng = np.random.default_rng(0)
     samples, frames = [9000, 4100, 7300, 5200, 6400], [30, 70, 80, 60, 20]
-    waves = store(
-        tmp_path / "waves", samples, np.int16, rng.normal(0, 2000, sum(samples)), "waveform"
-    )
-    cnn = store(tmp_path / "cnn", frames, np.float32, rng.normal(size=(sum(frames), 16)), "cnn")
-    labels = store(
-        tmp_path / "labels", frames, np.int32, rng.integers(4, size=(sum(frames), 2)), "labels"
-    )
+    noise, n_frames = rng.normal(0, 2000, sum(samples)), sum(frames)
+    waves = store(tmp_path / "waves", samples, np.int16, noise, "waveform")
+    cnn = store(tmp_path / "cnn", frames, np.float32, rng.normal(size=(n_frames, 16)), "cnn")
+    clusters = rng.integers(4, size=(n_frames, 2))
+    labels = store(tmp_path / "labels", frames, np.int32, clusters, "labels")
     targets = {"emotion": np.array([0, 1, 2, 0, 1]), "gender": np.array([0, 1, 0, 1, 1])}
     torch.manual_seed(0)
-    classifier = classifiers.MultitaskModel.load(
-        str(tiny_encoder), **MULTITASK | {"head_layer": -2, "train_cnn": True}
-    )
+    settings = MULTITASK | {"head_layer": -2, "train_cnn": True}
+    network = classifiers.MultitaskModel.load(str(tiny_encoder), **settings)
     predictor = masked_prediction.MaskedPredictionModel.load(
         str(tiny_encoder), scales=[4, 4], train_cnn=True, **PREDICTOR
     )
-    classifier.save_pretrained(tmp_path / "classifier")
+    network.save_pretrained(tmp_path / "classifier")
     predictor.save_pretrained(tmp_path / "predictor")
     rater = Rater.load(str(tiny_encoder), **RATER)
     rater.save_pretrained(tmp_path / "rater")
     ratings = {"ratings": rng.normal(size=(5, 2)).astype(np.float32)}
-    classify = (type(classifier).load, str(tmp_path / "classifier"))
+    classify = (type(network).load, str(tmp_path / "classifier"))
     one_label = {task: labels[:1] for task, labels in targets.items()}
     masked = Utterances(cnn, cnn.utterances, None, labels, Masking(0.4, 10))
     cases = {
@@ -115,14 +107,14 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
         "predict": (type(predictor).load, str(tmp_path / "predictor"), masked),
         "rate": (Rater.load, str(tmp_path / "rater"), Utterances(cnn, cnn.utterances, ratings)),
     }
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.mkdir()
-    two.mkdir()
-    leave_gradients(cases, one)
-    launch(leave_gradients, cases, two, processes=2, folder=tmp_path)
+    single, pair = tmp_path / "single", tmp_path / "pair"
+    single.mkdir()
+    pair.mkdir()
+    leave_gradients(cases, single)
+    launch(leave_gradients, cases, pair, processes=2, folder=tmp_path)
     for name in cases:
-        whole = load_file(one / f"{name}0.safetensors")
-        shares = [load_file(two / f"{name}{process}.safetensors") for process in (0, 1)]
+        whole = load_file(single / f"{name}0.safetensors")
+        shares = [load_file(pair / f"{name}{process}.safetensors") for process in (0, 1)]
         lengths = torch.cat([share.pop("lengths") for share in shares])
         if name == "fewer than processes":
             assert lengths.tolist() == 2 * whole.pop("lengths").tolist()
@@ -180,16 +172,14 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
     for processes in (1, 2):
         run = write_noise_corpus(tmp_path / f"run{processes}", validation="share")
         schedule = TrainingConfig(1e-3, 3, 0, 10, batch_size=3, processes=processes)
-        stage = partial(
-            finetune.finetune, str(run), 1, str(tiny_encoder), "ams", schedule, use_gmps=False
-        )
+        stage = partial(classifier, run, tiny_encoder, "ams", schedule)
         if processes == 2:
             with monkeypatch.context() as patch:
                 patch.setattr(finetune, "_metrics", partial(stop_after_a_checkpoint, run))
                 with pytest.raises(GmpError, match=r"^stopped by the test$"):
-                    stage(network=SMALL)
+                    stage()
             assert "epoch 1/3: training loss" in capfd.readouterr().out
-        stages.append(stage(network=SMALL))
+        stages.append(stage())
     printed = capfd.readouterr().out
     assert printed.count("epoch 2/3: training loss") == printed.count("epoch 3/3") == 1
     assert "epoch 1/3" not in printed

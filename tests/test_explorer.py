@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
@@ -27,21 +26,11 @@ from sklearn.neighbors import NearestNeighbors
 from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.corpora import espeak
-from gmp_utils.figures import explore_recording, style, timeline
-from gmp_utils.figures.explore_layers import (
-    TRAINING,
-    Panel,
-    composition,
-    explore,
-    map_model,
-    open_fold_maps,
-    palette,
-)
+from gmp_utils.figures import explore_layers, explore_recording, style, timeline
+from gmp_utils.figures.explore_layers import TRAINING, composition, explore, open_fold_maps
 from gmp_utils.runs.paths import FINETUNE, PROBE_LAYERS
 from gmp_utils.stages import probe_layers
 from gmp_utils.stages.recognize import recognize
-
-MANY = 50_000
 
 
 def map_layers(run, encoder, map_points):
@@ -56,7 +45,7 @@ def run(tmp_path_factory, tiny_encoder):
     run = write_noise_corpus(tmp_path_factory.mktemp("explored") / "run")
     run_series(run, tiny_encoder)
     map_layers(run, tiny_encoder, 200)
-    map_model(str(run), 1, "finetuned")
+    explore_layers.map_model(str(run), 1, "finetuned")
     return run
 
 
@@ -69,7 +58,7 @@ def test_the_number_of_points_changes_the_maps_only(run, tmp_path, tiny_encoder)
         pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in folders))
     with pytest.raises(GmpError, match="hold different points"):
         open_fold_maps(str(other), 1, "frames")
-    stage = map_model(str(other), 1, "finetuned")
+    stage = explore_layers.map_model(str(other), 1, "finetuned")
     first, second = (
         json.loads((stage.with_name(model) / "params.json").read_text())
         for model in ("multitask", "finetuned")
@@ -113,10 +102,13 @@ def test_compositions_are_counted_by_hand():
 
 
 def test_every_category_has_a_color():
-    assert palette(["angry", TRAINING]) == [style.COLORS["angry"], style.COLORS["unknown"]]
+    assert explore_layers.palette(["angry", TRAINING]) == [
+        style.COLORS["angry"],
+        style.COLORS["unknown"],
+    ]
     ravdess = ["angry", "calm", "disgusted", "fearful", "happy", "neutral", "sad", "surprised"]
-    assert len(set(palette([*ravdess, "amused"]))) == 9
-    assert len(set(palette(list(range(64))))) == 64
+    assert len(set(explore_layers.palette([*ravdess, "amused"]))) == 9
+    assert len(set(explore_layers.palette(list(range(64))))) == 64
 
 
 @pytest.mark.parametrize("unknown", ["all", "some"])
@@ -130,7 +122,7 @@ def test_unknown_attributes_are_colored_and_counted(run, tmp_path, unknown):
         maps.to_parquet(path, index=False)
         seal_again(path.parent)
     maps = open_fold_maps(str(other), 1, "frames")
-    panel = Panel(maps, "multitask")
+    panel = explore_layers.Panel(maps, "multitask")
     panel.color("gender")
     expected = [style.COLORS[name] for name in sorted(set(maps.points.gender))]
     assert [to_hex(color).upper() for color in panel.scatter.widget.color] == expected
@@ -203,18 +195,6 @@ def test_a_single_window_has_the_scores_of_the_utterance(run):
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
 
 
-class Many:
-    """As many points as a corpus has, at random, in place of `FoldMaps`."""
-
-    def __init__(self, n_points, n_layers=13):
-        rng = np.random.default_rng(0)
-        emotion = rng.choice(["angry", "happy", "neutral", "sad"], n_points)
-        self.points = pd.DataFrame({"emotion": emotion, "energy": rng.normal(-30, 5, n_points)})
-        coordinates = rng.normal(size=(n_layers, n_points, 2)).astype(np.float32)
-        self.coordinates = {"base": coordinates + 4 * pd.factorize(emotion)[0][:, None]}
-        self.scores = {"base": pd.DataFrame({"emotion": rng.random(n_layers)})}
-
-
 def choose(explorer, rows):
     explorer.panels[0].scatter.widget.selection = np.array(rows, dtype=np.uint32)
 
@@ -268,7 +248,7 @@ def test_a_view_shows_the_selection_only(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def lab(run, tmp_path_factory):
-    """JupyterLab on loopback, with explore_layers for the run on noise, and many points at random."""
+    """JupyterLab on loopback, with both explorers for the run on noise."""
     folder = tmp_path_factory.mktemp("lab")
     settings = {"explore_layers": {"models": ["multitask", "finetuned"]}, "explore_recording": {}}
     for notebook, parameters in settings.items():
@@ -276,18 +256,6 @@ def lab(run, tmp_path_factory):
         source, prepared = ROOT / f"notebooks/{notebook}.ipynb", folder / f"{notebook}.ipynb"
         command = "-m", "papermill", "--prepare-only", source, prepared, "-y", parameters
         python(*command, check=True)
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
-        "from test_explorer import MANY, Many, Panel\n"
-        "import ipywidgets, jscatter\n"
-        "panels = [Panel(Many(MANY), 'base') for _ in range(2)]\n"
-        "linked = jscatter.compose([panel.scatter for panel in panels], sync_selection=True)\n"
-        "for panel in panels: panel.color('emotion')\n"
-        "ipywidgets.HBox([panel.widget for panel in panels])"
-    )
-    many = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
-    many.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
-    nbformat.write(many, folder / "many.ipynb")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -329,13 +297,9 @@ def page(lab):
             route.abort()
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=style.browser(),
-            args=[
-                "--no-sandbox",
-                *(f"--use-fake-{it}-for-media-stream" for it in ("ui", "device")),
-            ],
-        )
+        options = [f"--use-fake-{name}-for-media-stream" for name in ("ui", "device")]
+        launch = playwright.chromium.launch
+        browser = launch(executable_path=style.browser(), args=["--no-sandbox", *options])
         page = browser.new_page(viewport={"width": 1300, "height": 1700})
         page.set_default_timeout(60_000)
         page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
@@ -357,12 +321,6 @@ def run_notebook(page, address, waits_for="canvas"):
     page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
     page.wait_for_selector(waits_for)
     page.wait_for_timeout(2000)  # the first drawing
-
-
-def keep(page, name):
-    folder = ROOT / "runs" / "screenshots"
-    folder.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=folder / f"{name}.png")
 
 
 def place(page, maps, panel, point):
@@ -406,7 +364,6 @@ def test_look_click_listen(run, lab, page):
     assert "predicted" in titles[0]
     assert "(gmps/ams)" in titles[0]
     assert TRAINING in titles[1]
-    keep(page, "explorer-light")
 
     before = page.locator("canvas").nth(0).screenshot()
     page.locator(".noUi-handle").nth(0).focus()
@@ -433,7 +390,6 @@ def test_look_click_listen(run, lab, page):
     dark = "'apputils:change-theme', {theme: 'JupyterLab Dark'}"
     page.evaluate(f"window.jupyterapp.commands.execute({dark})")
     page.wait_for_timeout(2000)
-    keep(page, "explorer-dark")
 
 
 @pytest.mark.slow
@@ -448,7 +404,6 @@ def test_upload_record_look(lab, page, tmp_path):
     chosen.value.set_files(path)
     page.wait_for_selector("text=/uploaded.wav: (no speech detected|.*windows with speech)/")
     page.wait_for_selector(".gtitle:has-text('uploaded.wav: ')")
-    keep(page, "recording-uploaded")
     page.locator("button:has-text('● record')").click()
     page.wait_for_selector("text=/^ ?[2-9]\\.\\d s$/")
     page.locator("button:has-text('■ stop')").click()
@@ -457,28 +412,3 @@ def test_upload_record_look(lab, page, tmp_path):
     player = page.locator("audio").last
     error, seconds = player.evaluate("a => [a.error, a.duration]")
     assert error is None and 2 < seconds < 30
-    keep(page, "recording-recorded")
-
-
-WATCH = """async () => {
-    const canvas = document.querySelectorAll('canvas')[0];
-    const before = canvas.toDataURL(), began = performance.now();
-    document.querySelector('.noUi-handle').dispatchEvent(
-        new KeyboardEvent('keydown', {key: 'ArrowLeft', bubbles: true}));
-    while (canvas.toDataURL() === before && performance.now() - began < 20000)
-        await new Promise(requestAnimationFrame);
-    return performance.now() - began;
-}"""
-
-
-@pytest.mark.slow
-@needs_browser
-def test_a_layer_change_of_many_points_is_fast(lab, page):
-    """From the key to the first new picture of two linked maps."""
-    run_notebook(page, lab.format("many.ipynb"))
-    milliseconds = []
-    for _ in range(5):
-        milliseconds.append(page.evaluate(WATCH))
-        page.wait_for_timeout(1500)
-    keep(page, f"explorer-{MANY}-points")
-    assert sorted(milliseconds)[2] < 2000

@@ -2,14 +2,13 @@
 
 import hashlib
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
 import torch
+from conftest import python
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
@@ -24,13 +23,8 @@ from gmp_utils.evaluation.metrics import uar
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import file_digest
-from gmp_utils.stages.pretrain_encoder import (
-    Architecture,
-    pretrain_contrastive,
-    pretrain_round,
-    read_recordings,
-    split,
-)
+from gmp_utils.stages import pretrain_encoder
+from gmp_utils.stages.pretrain_encoder import Architecture, pretrain_round, read_recordings, split
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig
@@ -52,9 +46,8 @@ def recordings(tmp_path):
 
 
 def read(run, recordings, seconds=2.0, utterances=0):
-    return read_recordings(
-        str(run), str(recordings), synthetic_utterances=utterances, segment_seconds=seconds
-    )
+    settings = {"synthetic_utterances": utterances, "segment_seconds": seconds}
+    return read_recordings(str(run), str(recordings), **settings)
 
 
 def test_recordings_are_cut_and_short_rests_dropped(tmp_path, recordings):
@@ -80,10 +73,8 @@ def test_missing_recordings_are_reported(tmp_path):
 
 
 def test_pretraining_uses_none_of_the_corpus_voices():
-    corpus, pretraining = (
-        {voice.split("+")[1] for pair in voices for voice in pair}
-        for voices in (synthetic.VOICES, synthetic.PRETRAINING_VOICES)
-    )
+    lists = synthetic.VOICES, synthetic.PRETRAINING_VOICES
+    corpus, pretraining = ({v.split("+")[1] for pair in pairs for v in pair} for pairs in lists)
     assert len(corpus) == len(pretraining) == 10
     assert not corpus & pretraining
 
@@ -159,7 +150,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     listed = (read(run, recordings) / weights.PRETRAINING_RECORDINGS).read_text()
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
     (hubert / weights.PRETRAINING_RECORDINGS).write_text(digest, encoding="utf-8")
-    model = pretrain_contrastive(run, str(hubert), TRAINING) / "model"
+    model = pretrain_encoder.pretrain_contrastive(run, str(hubert), TRAINING) / "model"
     loaded, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     before = HubertModel.from_pretrained(tiny_encoder).state_dict()
@@ -170,7 +161,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     assert weights.pretraining_digests(str(model)) == {digest, *listed.split()}
     assert weights.pretraining_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
-        pretrain_contrastive(run, str(model), TRAINING)
+        pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING)
 
 
 def test_the_embedded_encoder_is_the_one_on_record():
@@ -194,8 +185,7 @@ def test_the_embedded_encoder_needs_transformers_only(tmp_path):
         "assert m(torch.randn(1, 16000))[0].isfinite().all();"
         "assert 'gmp_utils' not in sys.modules"
     )
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = python("-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import QUICK, workflow, write_noise_corpus
+from conftest import QUICK, finished, workflow, write_noise_corpus
 
 from gmp_utils import GmpError
 from gmp_utils.data.audio import to_float
@@ -60,10 +60,9 @@ def test_a_recipe_overrides_presets_and_a_variants_own_parameters_override_it(tm
     assert planned.experiment["variants"]["b"] == {"recipe": "frozen"}
 
 
-def notebooks_of(process) -> set[str]:
-    said = process.communicate(timeout=300)[0]
-    assert process.returncode == 0, said[-4000:]
-    rows = [line.split() for line in said.splitlines()]
+def planned_notebooks(settings) -> set[str]:
+    printed = finished(workflow(settings, "--", "--dry-run", "--quiet", "rules"))
+    rows = [line.split() for line in printed.splitlines()]
     return {row[0] for row in rows if len(row) == 2 and row[1].isdigit()} - {"all", "total"}
 
 
@@ -79,14 +78,14 @@ def notebooks_of(process) -> set[str]:
 def test_a_recipe_chooses_the_stages(name, encoder, expected, tmp_path, tiny_wav2vec2):
     encoder = str(tiny_wav2vec2) if encoder == "wav2vec2" else encoder
     settings = {"recipe": name, "encoder": encoder, "run_dir": str(tmp_path / "run")}
-    found = notebooks_of(workflow(settings, "--", "--dry-run", "--quiet", "rules"))
-    assert found == {"prepare_data", "probe_layers", "finetune", "results"} | expected
+    stages = planned_notebooks(settings)
+    assert stages == {"prepare_data", "probe_layers", "finetune", "results"} | expected
 
 
 def test_papt_ends_with_notebook_08(tmp_path):
     settings = {"recipe": "papt", "corpus": "synthetic_speakers", "run_dir": str(tmp_path / "run")}
-    found = notebooks_of(workflow(settings, "--", "--dry-run", "--quiet", "rules"))
-    assert found == {"prepare_data", "generate_gmps", "personalize"}
+    stages = planned_notebooks(settings)
+    assert stages == {"prepare_data", "generate_gmps", "personalize"}
     (run,) = lay_out(Settings(**settings, folds=[2, 3])).runs
     assert run.parameters["folds"] == [2, 3]
     planned = lay_out(Settings(experiment="personalize"))
@@ -106,10 +105,10 @@ def test_papt_ends_with_notebook_08(tmp_path):
 def test_majority_by_hand(tmp_path):
     run = write_noise_corpus(tmp_path / "run")
     stage = baselines.classify(str(run), 1, baseline="majority")
-    found = pd.read_parquet(stage / "predictions.parquet")
-    assert set(found.part) == {"validation", "test"}
-    assert set(found.predicted) == {"angry"}  # all are as frequent: the first
-    assert (found.angry == 6).all()  # of two training speakers' 24 utterances
+    predictions = pd.read_parquet(stage / "predictions.parquet")
+    assert set(predictions.part) == {"validation", "test"}
+    assert set(predictions.predicted) == {"angry"}  # all are as frequent: the first
+    assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
     with pytest.raises(GmpError, match="baseline 'svm': expected one of egemaps, majority"):
         baselines.classify(str(run), 1, baseline="svm")
@@ -118,7 +117,7 @@ def test_majority_by_hand(tmp_path):
 def test_the_svm_is_trained_and_selected_without_the_test_speakers(tmp_path):
     """Features that encode the emotion; without the test speakers' nothing else changes."""
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
-    fold, names = baselines.Fold.open(corpus, 1), list(corpus.manifest.index)
+    fold, names = baselines.Fold(corpus, 1), list(corpus.manifest.index)
     x = np.random.default_rng(0).normal(size=(len(names), 8))
     x[:, :4] += 5 * np.eye(4)[corpus.labels(names, "emotion")]
     x = pd.DataFrame(x, names)
@@ -137,12 +136,14 @@ def test_functionals_are_those_of_opensmile(tmp_path):
     import opensmile
 
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
-    found = pd.read_parquet(baselines.functionals(corpus) / "functionals.parquet")
-    assert found.shape == (72, 88)
+    functionals = pd.read_parquet(baselines.functionals(corpus) / "functionals.parquet")
+    assert functionals.shape == (72, 88)
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     name = corpus.manifest.index[5]
     samples = to_float(corpus.waveforms[name])
-    np.testing.assert_array_equal(found.loc[name], smile.process_signal(samples, 16000).iloc[0])
+    np.testing.assert_array_equal(
+        functionals.loc[name], smile.process_signal(samples, 16000).iloc[0]
+    )
 
 
 def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
@@ -159,16 +160,12 @@ def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
 
 def test_a_run_is_named_after_its_recipe(tmp_path):
     """GMP-TL's is compared with Table 3, the others are not."""
-    found = {}
-    for name in ("", "gmp-tl", "v-ft"):
-        run = str(tmp_path / (name or "plain"))
-        experiments.write(lay_out(Settings(recipe=name, run_dir=run)))
-        found[name] = experiments.read_declaration(run)
-    for name in ("", "gmp-tl"):
-        assert found[name]["runs"][0]["variant"] is None
-        assert "GMPs" in found[name]["paper"]
-    assert found["v-ft"]["runs"][0]["variant"] == "v-ft"
-    assert found["v-ft"]["paper"] == {}
+    for recipe, variant in (("", None), ("gmp-tl", None), ("v-ft", "v-ft")):
+        run = str(tmp_path / (recipe or "plain"))
+        experiments.write(lay_out(Settings(recipe=recipe, run_dir=run)))
+        declaration = experiments.read_declaration(run)
+        assert declaration["runs"][0]["variant"] == variant
+        assert ("GMPs" in declaration["paper"]) == (variant is None)
     with pytest.raises(GmpError, match="recipe 'v-ft' with an experiment"):
         lay_out(Settings(recipe="v-ft", experiment="family"))
 
@@ -176,39 +173,25 @@ def test_a_run_is_named_after_its_recipe(tmp_path):
 def test_p_tapt_runs_through_every_stage(tmp_path, tiny_encoder):
     """With its own losses, masks, heads and activation; clips shorter than a mask, and unknown genders."""
     run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
-    given = experiments.recipe("p-tapt")
+    recipe = experiments.recipe("p-tapt")
     trained = HeadConfig(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)
-    stage = train_multitask.train_multitask(
-        run,
-        1,
-        encoder,
-        QUICK,
-        alpha=given["alpha"],
-        network=trained,
-        frame_weight=given["frame_weight"],
-    )
+    settings = {name: recipe[name] for name in ("alpha", "frame_weight")}
+    stage = train_multitask.train_multitask(run, 1, encoder, QUICK, network=trained, **settings)
     history = pd.read_csv(stage / "history.csv")
     assert history.frame_loss.gt(0).all()
     assert not [column for column in history if "gender" in column]
-    stage = generate_gmps.generate_gmps(run, 1, layer=given["layer"], scales=[4, 8])
+    stage = generate_gmps.generate_gmps(run, 1, layer=recipe["layer"], scales=[4, 8])
     labels, scales = features.open_labels(stage)
     frames = generate_gmps.frame_table(open_corpus(run), labels, labels.utterances)
     assert [*generate_gmps.agreement(frames, scales)] == ["K = 4", "K = 8", "emotion", "speaker"]
-    masking = Masking(given["mask_probability"], 60)
+    masking = Masking(recipe["mask_probability"], 60)
     updates = TrainingConfig(1e-3, max_steps=4, batch_seconds=10)
-    stage = retrain.retrain(
-        run,
-        1,
-        encoder,
-        updates,
-        masking=masking,
-        activation=given["activation"],
-        stream_hidden_size=8,
-    )
+    settings = {"activation": recipe["activation"], "stream_hidden_size": 8}
+    retrain.retrain(run, 1, encoder, updates, masking=masking, **settings)
     table = retrain.accuracies(run, 1)
     assert table.index.tolist() == ["K = 4", "K = 8"]
     assert table.accuracy.between(0, 1).all()
-    head = HeadConfig(head=given["head"], spec_augment=True, class_weights=True)
+    head = HeadConfig(head=recipe["head"], spec_augment=True, class_weights=True)
     finetune.finetune(run, 1, encoder, "ce", QUICK, network=head)
     baselines.classify(run, 1, baseline="majority")
     predictions = collect.collect(run)

@@ -1,6 +1,7 @@
 """Recordings in, emotions over time out; and the published model in transformers and ONNX."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def probabilities(recognizer, waveform):
     return softmax(logits.numpy()[0] / recognizer.config.temperature)
 
 
-def test_windows_by_hand():
+def test_windows_and_their_shares_of_speech_by_hand():
     for n_samples, starts, edges in (
         (100, [0], [0, 100]),
         (40, [0], [0, 40]),
@@ -80,9 +81,6 @@ def test_windows_by_hand():
     ):
         grid = recognize.window_grid(n_samples, 100, 50)
         assert [part.tolist() for part in grid] == [starts, edges]
-
-
-def test_speech_shares_by_hand():
     segments = np.array([[10, 30], [35, 60]])
     shares = recognize.speech_shares(segments, np.array([0, 20, 40, 100]))
     assert shares == pytest.approx([10 / 20, 15 / 20, 20 / 60])
@@ -367,23 +365,16 @@ def test_onnx_is_torch(published, recognizer, tmp_path, speech, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda tensors: tensors.pop("gender_head.weight"), "its weights lack gender_head.weight"),
-        (None, "notebook 09"),
-    ],
-)
-def test_damaged_models_are_rejected(published, tmp_path, damage, message):
+def test_damaged_models_are_rejected(published, tmp_path):
     folder = shutil.copytree(published, tmp_path / "model")
     file = folder / "model.safetensors"
-    if damage:
-        tensors = load_file(file)
-        damage(tensors)
-        save_file(tensors, file, {"format": "pt"})
-    else:
-        file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(GmpError, match=message):
+    tensors = load_file(file)
+    del tensors["gender_head.weight"]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(GmpError, match="its weights lack gender_head"):
+        load_recognizer(folder)
+    os.truncate(file, 1000)
+    with pytest.raises(GmpError, match="notebook 09"):
         load_recognizer(folder)
 
 
