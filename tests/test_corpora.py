@@ -320,14 +320,10 @@ def test_a_label_that_no_map_names(iemocap):
     assert "bored" in set(corpora.load("iemocap", iemocap, label_map={"meh": "bored"}).emotion)
 
 
-PUBLISHED = {  # facts that the corpora's own papers and pages state
-    "iemocap": (10039, 10),
-    "crema_d": (7442, 91),
-    "ravdess": (1440, 24),
-    "savee": (480, 4),
-    "tess": (2800, 2),
-    "esd": (35000, 20),
-}
+PUBLISHED = {  # utterances and speakers, as the corpora's own papers and pages state
+    "iemocap": (10039, 10), "crema_d": (7442, 91), "ravdess": (1440, 24), "savee": (480, 4),
+    "tess": (2800, 2), "esd": (35000, 20),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("corpus", PUBLISHED)
@@ -357,32 +353,29 @@ def test_emodb_is_complete():
 
 
 def test_wrong_folders_and_names(tmp_path):
-    with pytest.raises(GmpError, match="no such folder"):
-        corpora.load("emodb", tmp_path / "absent")
-    (tmp_path / "song.mp3").touch()
-    with pytest.raises(GmpError, match=r"found song\.mp3"):
-        corpora.load("emodb", tmp_path)
-    with pytest.raises(GmpError, match="expected one of synthetic"):
-        corpora.load("iemo", tmp_path)
-    (tmp_path / "03a01Wa.wav").touch()
-    with pytest.raises(GmpError, match="surprised"):
-        corpora.load("emodb", tmp_path, emotions=["surprised"])
+    touch(tmp_path, "songs/song.mp3", "emodb/03a01Wa.wav")
+    for corpus, folder, message in (
+        ("emodb", "absent", "no such folder"),
+        ("emodb", "songs", r"found song\.mp3"),
+        ("iemo", "emodb", "expected one of synthetic"),
+        ("emodb", "emodb", "surprised"),
+    ):
+        with pytest.raises(GmpError, match=message):
+            corpora.load(corpus, tmp_path / folder, emotions=["surprised"])
 
 
 def manifest_of(**columns):
-    base = {
-        "corpus": "mine", "utterance": ["a", "b"], "path": ["a.wav", "b.wav"], "speaker": ["1", "2"],
-        "gender": ["female", "male"], "emotion": "sad",
-    }  # fmt: skip
-    return pd.DataFrame(base | columns)
+    names = {"corpus": "mine", "utterance": ["a", "b"], "path": ["a.wav", "b.wav"]}
+    base = {"speaker": ["1", "2"], "gender": ["female", "male"], "emotion": "sad"}
+    return pd.DataFrame(names | base | columns)
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"gender": ["female", "f"]}, "^manifest, row 2, column gender: found f, expected isin"),
-        ({"valence": [2.0, 70.0]}, r"column valence: found 70.0, expected in_range\(0, 7\)"),
-        ({"mood": ["up", "down"]}, "column mood, expected some of corpus, utterance, path, sp"),
+        ({"gender": ["female", "f"]}, "row 2, column gender: found f"),
+        ({"valence": [2.0, 70.0]}, "column valence: found 70.0"),
+        ({"mood": ["up", "down"]}, "column mood"),
     ],
 )
 def test_schema_names_row_and_value(columns, message):

@@ -9,7 +9,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, cli, finished, kill_when, workflow
+from conftest import ROOT, cli, finished, kill_when, needs_browser, python, workflow
 
 from gmp_utils import GmpError
 from gmp_utils.figures import style
@@ -18,8 +18,6 @@ from gmp_utils.runs.experiments import Settings, declared, lay_out
 from gmp_utils.runs.files import file_digest
 from gmp_utils.runs.paths import run_folder
 
-BROWSER = style.browser() or ""
-needs_browser = pytest.mark.skipif(not BROWSER, reason="pictures need a Chromium")
 DECLARED = sorted(path.stem for path in experiments.CONFIG.glob("*.yaml"))
 assert len(DECLARED) >= 10
 
@@ -45,9 +43,8 @@ def test_the_papers_numbers_are_the_papers():
     assert table3["GMPs"] == {"CE": [80.2, 78.4], "AMS": [82.0, 80.0]}
     assert table3["no GMPs"] == {"CE": [78.0, 75.8], "AMS": [79.8, 77.6]}
     assert table4["layer -3"]["AMS"] == table3["GMPs"]["AMS"]
-    assert [table4[f"layer -{n}"]["AMS"][0] for n in range(1, 9)] == [
-        80.4, 80.2, 82.0, 81.9, 80.6, 80.6, 81.2, 80.6,
-    ]  # fmt: skip
+    by_layer = [table4[f"layer -{n}"]["AMS"][0] for n in range(1, 9)]
+    assert by_layer == [80.4, 80.2, 82.0, 81.9, 80.6, 80.6, 81.2, 80.6]
 
 
 def test_settings_override_variants_and_those_override_presets(tmp_path):
@@ -61,9 +58,8 @@ def test_settings_override_variants_and_those_override_presets(tmp_path):
     common = {"experiment": str(declaration), "encoder": "embedded"}
     plan = lay_out(Settings(**common, preset=[str(preset)], folds=[3], seeds=[4, 5]))
     assert plan.folder == "runs/experiments/mine-synthetic-embedded-own"
-    assert [run.folder.removeprefix(plan.folder) for run in plan.runs] == [
-        "/a-b/seed4", "/a-b/seed5", "/other/seed4", "/other/seed5",
-    ]  # fmt: skip
+    folders = ["/a-b/seed4", "/a-b/seed5", "/other/seed4", "/other/seed5"]
+    assert [run.folder.removeprefix(plan.folder) for run in plan.runs] == folders
     first, other = plan.runs[0].parameters, plan.runs[2].parameters
     assert (first["alpha"], other["alpha"]) == (1.0, 0.5)
     assert first["encoder"] == other["encoder"] == "embedded"
@@ -103,16 +99,10 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
     ("changes", "message"),
     [
         ({"seeds": None}, "seeds: found None, expected a list of numbers"),
-        (
-            {"seed": 1},
-            "mine.yaml: .* unexpected keyword argument 'seed'; a declaration has question",
-        ),
+        ({"seed": 1}, "mine.yaml: .* unexpected keyword argument 'seed'"),
         ({"variants": {"a": {}, "A": {}}}, "expected different folder names"),
         ({"variants": {}}, r"variants: found \[\], expected"),
         ({"against": "b"}, "against 'b' is none"),
-        ({"variants": {False: {}}}, "variant False: found {}"),
-        ({"variants": {"a": 1}}, "variant 'a': found 1, expected"),
-        ({"seeds": ["x"]}, r"seeds: found \['x'\], expected"),
         ({"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
     ],
 )
@@ -126,34 +116,27 @@ def test_wrong_declarations_stop_before_any_work(tmp_path, changes, message):
     ("settings", "message"),
     [
         ({"experiment": "table9"}, "experiment 'table9': expected one of controls, cross_corpus"),
-        ({"experiment": ""}, "experiment '': expected one of controls"),
         ({"preset": ["none.yaml"]}, "preset 'none.yaml': no such file"),
-        ({"preset": ["{tmp}/wrong.yaml"]}, "parameter encoder: found 5"),
-        (
-            {"preset": ["{tmp}/text.yaml"]},
-            "text.yaml: found 'text', expected lines of `name: value`",
-        ),
-        ({"preset": ["{tmp}/bytes.yaml"]}, "bytes.yaml: not a YAML file that can be read"),
+        ({"preset": ["wrong.yaml"]}, "parameter encoder: found 5"),
+        ({"preset": ["text.yaml"]}, "text.yaml: found 'text'"),
     ],
 )
-def test_wrong_settings_are_named(tmp_path, settings, message):
+def test_wrong_settings_are_named(tmp_path, monkeypatch, settings, message):
     (tmp_path / "wrong.yaml").write_text("encoder: 5\n")
     (tmp_path / "text.yaml").write_text("text")
-    (tmp_path / "bytes.yaml").write_bytes(b"encoder: \xe9\n")
-    if "preset" in settings:
-        settings = {"preset": [settings["preset"][0].replace("{tmp}", str(tmp_path))]}
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(GmpError, match=message):
         lay_out(Settings(**settings))
 
 
 def test_of_presets_the_last_counts_most_and_names_may_have_spaces(tmp_path):
-    own, other = tmp_path / "my 'own' {1}.yaml", tmp_path / "other.yaml"
-    own.write_text("alpha: 0.5\nlayer: -2\n")
+    first, other = tmp_path / "my 'own' {1}.yaml", tmp_path / "other.yaml"
+    first.write_text("alpha: 0.5\nlayer: -2\n")
     other.write_text("alpha: 0.7\n")
-    (alone,) = lay_out(Settings(preset=[str(own)])).runs
+    (alone,) = lay_out(Settings(preset=[str(first)])).runs
     assert alone.parameters["alpha"] == 0.5
     assert alone.folder == "runs/synthetic-embedded-my-own-1"
-    (both,) = lay_out(Settings(preset=[str(own), str(other)])).runs
+    (both,) = lay_out(Settings(preset=[str(first), str(other)])).runs
     assert (both.parameters["alpha"], both.parameters["layer"]) == (0.7, -2)
     (both,) = lay_out(Settings(preset=[f"{other} presets/quick.yaml"])).runs  # as make has it
     assert (both.parameters["alpha"], both.parameters["multitask_epochs"]) == (0.7, 1)
@@ -222,14 +205,23 @@ def killed(smoke, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_killed_workflow_resumes_and_repeats_nothing_that_was_finished(killed):
+def test_a_killed_workflow_resumes_and_ends_as_if_undisturbed(killed, undisturbed):
+    """What was finished is not repeated, and variants share the stages that they agree on."""
     run, done, _ = killed
     names = {path.parent.name for path in done}
     assert {"01_prepare_data", "02_train_multitask", "04_generate_gmps"} <= names
     assert "05_retrain" not in names
     assert done == {path: path.stat().st_mtime_ns for path in done}
-    assert (run / "07_results" / "headline.json").is_file()
     assert not list(run.rglob(".*.partial"))
+    tables = [(folder / "07_results" / "table.csv").read_text() for folder in (run, undisturbed)]
+    assert tables[0] == tables[1]
+    assert len(list(csv.reader(tables[0].splitlines()))) == 3
+    model = "gmps/seed0/fold1/06_finetune/gmps/ams/model/model.safetensors"
+    assert file_digest(run / model) == file_digest(undisturbed / model)
+    prepared = [run / variant / "seed0" / "01_prepare_data" for variant in ("gmps", "no-gmps")]
+    for name in ("manifest.parquet", "provenance.json"):
+        assert prepared[0].joinpath(name).samefile(prepared[1] / name)
+    assert not prepared[0].joinpath("headline.json").samefile(prepared[1] / "headline.json")
 
 
 @pytest.mark.slow
@@ -246,30 +238,10 @@ def test_the_plan_prints_what_is_done_and_what_is_missing(killed):
 
 
 @pytest.mark.slow
-def test_what_was_killed_ends_as_what_was_not(killed, undisturbed):
-    runs = killed[0], undisturbed
-    tables = [(run / "07_results" / "table.csv").read_text() for run in runs]
-    assert tables[0] == tables[1]
-    assert len(list(csv.reader(tables[0].splitlines()))) == 3
-    stage = "gmps/seed0/fold1/06_finetune/gmps/ams"
-    models = [run / stage / "model" / "model.safetensors" for run in runs]
-    assert file_digest(models[0]) == file_digest(models[1])
-
-
-@pytest.mark.slow
-def test_variants_share_what_they_agree_on(killed):
-    run = killed[0]
-    prepared = [run / variant / "seed0" / "01_prepare_data" for variant in ("gmps", "no-gmps")]
-    for name in ("manifest.parquet", "provenance.json"):
-        assert prepared[0].joinpath(name).samefile(prepared[1] / name)
-    assert not prepared[0].joinpath("headline.json").samefile(prepared[1] / "headline.json")
-
-
-@pytest.mark.slow
 @needs_browser
 def test_the_report_holds_its_figures_and_fetches_nothing(killed, smoke):
     run = killed[0]
-    report = cli("report", smoke(run), environment={"BROWSER_PATH": BROWSER})
+    report = cli("report", smoke(run), environment={"BROWSER_PATH": style.browser()})
     assert "report.html" in finished(report)
     page = (run / "report.html").read_text()
     assert page.count('src="data:image/png') >= 5
@@ -277,22 +249,15 @@ def test_the_report_holds_its_figures_and_fetches_nothing(killed, smoke):
     assert fetched == []
 
 
-def test_each_command_gets_a_gpu_of_its_own(tmp_path):
+def test_commands_never_share_a_gpu(tmp_path):
     """Two GPUs, three commands: the third waits for one that is free again."""
     code = (
         "import os, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES']\n"
         "open(f'{sys.argv[1]}/{os.getpid()}', 'w').write(gpu); time.sleep(3)\n"
         "open(f'{sys.argv[1]}/{os.getpid()}.end', 'w').close()"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "gmp_utils.runs.on_gpu",
-        sys.executable,
-        "-c",
-        code,
-        str(tmp_path),
-    ]
+    on_gpu = [sys.executable, "-m", "gmp_utils.runs.on_gpu"]
+    command = [*on_gpu, sys.executable, "-c", code, str(tmp_path)]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "TMPDIR": str(tmp_path)}
     started = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(3)]
     deadline = time.monotonic() + 60
@@ -305,9 +270,6 @@ def test_each_command_gets_a_gpu_of_its_own(tmp_path):
     used = [path.read_text() for path in tmp_path.iterdir() if path.name.isdigit()]
     assert len(used) == 3
     assert set(used) == {"3", "5"}
-    alone = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [sys.executable, "-m", "gmp_utils.runs.on_gpu", "echo", "at once"], cwd=ROOT, env=alone,
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    without = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = python("-m", "gmp_utils.runs.on_gpu", "echo", "at once", env=without)
     assert done.stdout == "at once\n"

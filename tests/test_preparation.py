@@ -1,7 +1,6 @@
 """From recordings to a prepared corpus: decoding, problems, exclusion and errors."""
 
 import os
-import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,39 +42,31 @@ def test_files_and_arrays_are_converted_alike(tmp_path, monkeypatch, block):
     samples = np.stack([noise(44110), noise(44110, 1)], axis=1).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 44100, subtype="FLOAT")
     waveform = audio.decode(str(tmp_path / "a.wav"))
-    np.testing.assert_allclose(
-        waveform, soxr.resample(samples.mean(axis=1), 44100, 16000), atol=1e-6
-    )
+    expected = soxr.resample(samples.mean(axis=1), 44100, 16000)
+    np.testing.assert_allclose(waveform, expected, atol=1e-6)
     np.testing.assert_allclose(waveform, audio.from_array(samples, 44100), atol=1e-6)
     assert len(waveform) == round(44110 * 16000 / 44100)
 
 
-@pytest.mark.parametrize(
-    ("values", "dtype", "expected"),
-    [
-        ([-32768, 0, 16384], np.int16, [-1, 0, 0.5]),
-        ([0, 128, 192], np.uint8, [-1, 0, 0.5]),
-        ([-(2**31), 0, 2**30], np.int32, [-1, 0, 0.5]),
-        ([-1.0, 0.0, 0.5], np.float64, [-1, 0, 0.5]),
-    ],
-)
-def test_integers_have_full_scale_at_their_limits(values, dtype, expected):
-    waveform = audio.from_array(np.array(values * 200, dtype), 16000)
-    np.testing.assert_allclose(waveform[:3], expected)
+def test_integers_have_full_scale_at_their_limits():
+    for values, dtype in (
+        ([-32768, 0, 16384], np.int16),
+        ([0, 128, 192], np.uint8),
+        ([-(2**31), 0, 2**30], np.int32),
+        ([-1.0, 0.0, 0.5], np.float64),
+    ):
+        waveform = audio.from_array(np.array(values * 200, dtype), 16000)
+        np.testing.assert_allclose(waveform[:3], [-1, 0, 0.5])
 
 
-@pytest.mark.parametrize(
-    ("samples", "message"),
-    [
-        (np.zeros(399), "0.0249 s of audio, expected at least 0.025 s"),
+def test_unusable_arrays_are_rejected():
+    for samples, message in (
+        (np.zeros(399), "expected at least 0.025 s"),
         (np.full(400, np.nan), "NaN or infinite"),
         (np.zeros((2, 400, 1)), r"shape \(2, 400, 1\), expected"),
-        (np.full(400, "a"), "expected integers or floats"),
-    ],
-)
-def test_unusable_arrays_are_rejected(samples, message):
-    with pytest.raises(GmpError, match=message):
-        audio.from_array(samples, 16000)
+    ):
+        with pytest.raises(GmpError, match=message):
+            audio.from_array(samples, 16000)
 
 
 def recordings(folder, **waves):
@@ -89,16 +80,6 @@ def recordings(folder, **waves):
 
 def noise(n_samples, seed=0):
     return np.random.default_rng(seed).uniform(-0.9, 0.9, n_samples)
-
-
-def test_store_holds_the_recordings(tmp_path):
-    waves = {"a": noise(1000), "b": noise(700, 1)}
-    store, report = waveform_store.write_store(recordings(tmp_path, **waves), tmp_path / "store")
-    for name, wave in waves.items():
-        np.testing.assert_allclose(audio.to_float(store[name]), wave, atol=1e-4)
-    assert report.seconds.tolist() == [1000 / 16000, 700 / 16000]
-    assert report.unreadable.isna().all()
-    assert report.digest.nunique() == 2
 
 
 def test_clipping_is_seen_in_one_channel_and_not_made_by_resampling(tmp_path):
@@ -116,43 +97,46 @@ def test_clipping_is_seen_in_one_channel_and_not_made_by_resampling(tmp_path):
 def test_rows_may_be_parts_of_one_recording(tmp_path):
     wave = noise(32000)
     whole = recordings(tmp_path, long=wave)
-    parts = pd.DataFrame(
-        {"utterance": ["a", "b"], "path": whole.path[0], "start": [0.0, 1.5], "end": [0.5, np.nan]}
-    )
+    seconds = {"start": [0.0, 1.5], "end": [0.5, np.nan]}
+    parts = pd.DataFrame({"utterance": ["a", "b"], "path": whole.path[0]} | seconds)
     store, report = waveform_store.write_store(parts, tmp_path / "store")
     np.testing.assert_allclose(audio.to_float(store["a"]), wave[:8000], atol=1e-4)
     np.testing.assert_allclose(audio.to_float(store["b"]), wave[24000:], atol=1e-4)
+    assert report.seconds.tolist() == [0.5, 0.5]
+    assert report.unreadable.isna().all() and report.digest.nunique() == 2
     beyond = parts.assign(end=[0.5, 2.5])
     report = waveform_store.write_store(beyond, tmp_path / "other")[1]
     assert report.unreadable.isna().tolist() == [True, False]
     assert "1.5 to 2.5 s is not in 2.000 s" in report.unreadable[1]
 
 
-@pytest.mark.parametrize("case", ["text", "empty", "none", "folder", "short", "nan", "inf", "cut"])
-def test_unusable_recordings_are_reported(tmp_path, case):
-    path = tmp_path / "bad one.wav"
-    good = np.full(16000, 0.1, dtype=np.float32)
-    if case == "text":
+def damaged_recording(path, damage):
+    samples = np.full(16000, 0.1, dtype=np.float32)
+    if damage == "text":
         path.write_text("not audio")
-    elif case == "empty":
+    elif damage == "empty":
         path.touch()
-    elif case == "folder":
+    elif damage == "folder":
         path.mkdir()
-    elif case == "short":
-        soundfile.write(path, good[:100], 16000)
-    elif case in ("nan", "inf"):
-        good[5] = float(case)
-        soundfile.write(path, good, 16000, subtype="FLOAT")
-    elif case == "cut":
-        soundfile.write(path, good, 16000, format="FLAC")
-        path.write_bytes(path.read_bytes()[:60])
-    manifest = pd.concat(
-        [
-            pd.DataFrame({"utterance": ["x"], "path": [str(path)]}),
-            recordings(tmp_path, good=np.full(16000, 0.1)),
-        ]
-    )
-    store, report = waveform_store.write_store(manifest, tmp_path / "store")
+    elif damage == "short":
+        soundfile.write(path, samples[:100], 16000)
+    elif damage == "nan":
+        samples[5] = np.nan
+        soundfile.write(path, samples, 16000, subtype="FLOAT")
+    elif damage == "cut":
+        soundfile.write(path, samples, 16000, format="FLAC")
+        os.truncate(path, 60)
+
+
+@pytest.mark.parametrize("damage", ["text", "empty", "missing", "folder", "short", "nan", "cut"])
+def test_unusable_recordings_are_reported(tmp_path, damage):
+    path = tmp_path / "bad one.wav"
+    damaged_recording(path, damage)
+    rows = [
+        pd.DataFrame({"utterance": ["x"], "path": [str(path)]}),
+        recordings(tmp_path, good=noise(16000)),
+    ]
+    store, report = waveform_store.write_store(pd.concat(rows), tmp_path / "store")
     assert "bad one" in report.unreadable[0]
     assert report.unreadable.isna().tolist() == [False, True]
     assert store.lengths["good"] == 16000
@@ -181,31 +165,8 @@ def test_unusual_recordings_are_decoded(tmp_path):
     assert report.unreadable.isna().all()
     assert [store.lengths[name] for name in names] == [16000, 8000, 600 * 16000, 8000]
     expected = 0.25 * np.sin(2 * np.pi * 440 * np.arange(8000) / 16000)
-    np.testing.assert_allclose(
-        audio.to_float(store[names[1]])[200:-200], expected[200:-200], atol=2e-3
-    )
-
-
-def test_a_recording_without_a_length_is_rejected(tmp_path):
-    """As a pipe leaves a FLAC: no number of samples in its header."""
-    soundfile.write(tmp_path / "a.flac", noise(16000), 16000)
-    content = bytearray((tmp_path / "a.flac").read_bytes())
-    content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
-    (tmp_path / "a.flac").write_bytes(content)
-    with pytest.raises(GmpError, match="its header has no length"):
-        audio.decode(str(tmp_path / "a.flac"))
-
-
-@pytest.mark.slow
-def test_an_hour_is_decoded_below_a_gigabyte(tmp_path):
-    minute = noise(60 * 48000 * 2).reshape(-1, 2).astype(np.float32)
-    with soundfile.SoundFile(tmp_path / "a.wav", "w", 48000, 2) as file:
-        for _ in range(60):
-            file.write(minute)
-    tracemalloc.start()
-    assert len(audio.decode(str(tmp_path / "a.wav"))) == 3600 * 16000
-    assert tracemalloc.get_traced_memory()[1] < 1e9
-    tracemalloc.stop()
+    middle = audio.to_float(store[names[1]])[200:-200]
+    np.testing.assert_allclose(middle, expected[200:-200], atol=2e-3)
 
 
 def faulty_corpus(folder):
@@ -247,24 +208,16 @@ def write_table(folder, speakers, waves):
 def test_problems_are_listed_and_excluded_by_rule_only(tmp_path):
     """Each problem is listed once; only those that `exclude` names are excluded."""
     table = faulty_corpus(tmp_path / "corpus")
-    with pytest.raises(
-        GmpError, match=r'unreadable: .*bad\.wav.*add "unreadable" to the parameter'
-    ):
+    with pytest.raises(GmpError, match=r'bad\.wav.*add "unreadable" to the parameter'):
         prepared(tmp_path / "run", corpus_dir=table)
-    with pytest.raises(GmpError, match=r"exclude \['loud'\]: expected some of"):
-        prepared(tmp_path / "run", corpus_dir=table, exclude=["loud"])
     corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=["unreadable"])
     assert len(corpus.manifest) == 7
     problems = pd.read_parquet(corpus.stage / "problems.parquet")
-    assert problems[["utterance", "problem", "excluded"]].to_numpy().tolist() == [
-        ["long", "no gender", False],
-        ["bad", "no gender", False],
-        ["bad", "unreadable", True],
-        ["silent", "silent", False],
-        ["clipped", "clipped", False],
-        ["short", "short", False],
-        ["long", "long", False],
-    ]
+    assert list(zip(problems.utterance, problems.problem)) == [
+        ("long", "no gender"), ("bad", "no gender"), ("bad", "unreadable"), ("silent", "silent"),
+        ("clipped", "clipped"), ("short", "short"), ("long", "long"),
+    ]  # fmt: skip
+    assert problems.problem[problems.excluded].tolist() == ["unreadable"]
     assert problems.set_index("problem").detail["clipped"] == "0.6% of samples"
     with pytest.raises(GmpError, match=r'long has no gender.*exclude "no gender"'):
         corpus.labels(["good1"], "gender")
@@ -297,47 +250,38 @@ def test_the_store_is_kept_when_only_rules_change(tmp_path):
     prepared(tmp_path / "run", corpus_dir=table, exclude=["unreadable"])
     store = tmp_path / "run" / "recordings" / "provenance.json"
     written = store.stat().st_mtime_ns
-    prepared(
-        tmp_path / "run", corpus_dir=table, exclude=["unreadable", "no gender"], selection="last"
-    )
+    problems = ["unreadable", "no gender"]
+    prepared(tmp_path / "run", corpus_dir=table, exclude=problems, selection="last")
     assert store.stat().st_mtime_ns == written
     soundfile.write(tmp_path / "corpus" / "bad.wav", noise(16000, 6), 16000)
     prepared(tmp_path / "run", corpus_dir=table)
     assert store.stat().st_mtime_ns > written
 
 
-def test_recordings_deleted_after_they_were_listed(tmp_path):
-    """They are listed as unreadable, and read once they are back."""
+def test_recordings_deleted_after_they_were_listed_are_unreadable(tmp_path):
+    """They are read once they are back."""
     waves = {f'{number}, it\'s "é"\n録': noise(16000, number) for number in range(9)}
-    file = write_table(tmp_path / "corpus", "111222333", waves)
-    run = str(tmp_path / "run")
+    file, run = write_table(tmp_path / "corpus", "111222333", waves), str(tmp_path / "run")
     manifest = prepare_data.read_manifest(run, "table", corpus_dir=str(file))
     lost = Path(manifest.path[8])
     lost.rename(tmp_path / "elsewhere")
     options = {"min_seconds": 0.3, "max_seconds": 4.0, "n_folds": 3}
-    with pytest.raises(GmpError, match=r"(?s)unreadable: .*not there, or not a file\. \(1 such\)"):
+    with pytest.raises(GmpError, match=r"(?s)unreadable: .*not there"):
         prepare_data.prepare(run, manifest, exclude=[], **options)
-    corpus = prepare_data.prepare(run, manifest, exclude=["unreadable"], **options)
-    assert corpus.manifest.index.tolist() == list(waves)[:8]
-    (tmp_path / "elsewhere").rename(lost)
-    corpus = prepare_data.prepare(run, manifest, exclude=["unreadable"], **options)
-    assert corpus.manifest.index.tolist() == list(waves)
+    for names in (list(waves)[:8], list(waves)):
+        corpus = prepare_data.prepare(run, manifest, exclude=["unreadable"], **options)
+        assert corpus.manifest.index.tolist() == names
+        if not lost.exists():
+            (tmp_path / "elsewhere").rename(lost)
 
 
 def test_a_corpus_without_labels_is_rejected(tmp_path):
-    recordings(tmp_path / "corpus", one=noise(16000))
-    (tmp_path / "mine.csv").write_text("path,speaker\ncorpus/one.wav,a\n")
-    with pytest.raises(GmpError, match=r'no label: corpus/one.*add "no label" to the parameter'):
+    recordings(tmp_path / "corpus", a=noise(16000))
+    (tmp_path / "mine.csv").write_text("path,speaker\ncorpus/a.wav,a\n")
+    with pytest.raises(GmpError, match=r'no label: corpus/a.*add "no label" to the parameter'):
         prepared(tmp_path / "run", corpus_dir=tmp_path / "mine.csv")
     with pytest.raises(GmpError, match="excludes all 1 utterances"):
         prepared(tmp_path / "run", corpus_dir=tmp_path / "mine.csv", exclude=["no label"])
-
-
-def test_the_same_samples_under_two_speakers_are_rejected(tmp_path):
-    waves = {name: noise(8000, seed) for name, seed in zip("abcdefgh", (0, 1, 0, 2, 3, 4, 5, 6))}
-    file = write_table(tmp_path, "11223344", waves)
-    with pytest.raises(GmpError, match="have the same samples"):
-        prepared(tmp_path / "run", corpus_dir=file)
 
 
 @pytest.fixture(scope="module")
@@ -361,13 +305,9 @@ def test_across_corpora(synthetic_folder):
     # ten speakers in five groups: validation is a woman and a man
     assert manifest.speaker[parts == "validation"].nunique() == 2
     assert manifest.gender[parts == "validation"].nunique() == 2
-    calm = {"neutral": "calm", "N": "calm"}
-    renamed = corpora.cross_corpus(
-        ("synthetic", synthetic_folder),
-        ("emodb", emodb_folder()),
-        emotions=["calm", "sad"],
-        label_map=calm,
-    )
+    rules = {"emotions": ["calm", "sad"], "label_map": {"neutral": "calm", "N": "calm"}}
+    both = ("synthetic", synthetic_folder), ("emodb", emodb_folder())
+    renamed = corpora.cross_corpus(*both, **rules)
     assert renamed.emotion.value_counts().to_dict() == {"calm": 79 + 10, "sad": 62 + 10}
 
 
@@ -391,9 +331,7 @@ def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
     (encoder / "config.json").write_text("{}")
     corpus.check_encoder(str(encoder), 1)
     (encoder / "pretraining_recordings.txt").write_text(f"{'0' * 16}\n{tested.digest}\n")
-    with pytest.raises(
-        GmpError, match=f"1 validation or test recordings of fold 1, such as {tested.utterance}"
-    ):
+    with pytest.raises(GmpError, match=f"recordings of fold 1, such as {tested.utterance}"):
         corpus.check_encoder(str(encoder), 1)
     trained = next(fold for fold in (2, 3) if tested.name in corpus.partition(fold)["train"])
     corpus.check_encoder(str(encoder), trained)

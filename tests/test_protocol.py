@@ -12,12 +12,8 @@ FOUR = ["angry", "happy", "neutral", "sad"]
 
 def speakers_manifest(n_women, n_men, sessions=False):
     genders = ["female"] * n_women + ["male"] * n_men
-    rows = [
-        {"corpus": "own", "speaker": f"{index:02d}", "gender": gender, "emotion": emotion}
-        for index, gender in enumerate(genders)
-        for emotion in FOUR
-    ]
-    manifest = pd.DataFrame(rows)
+    rows = [(f"{n:02d}", gender, emotion) for n, gender in enumerate(genders) for emotion in FOUR]
+    manifest = pd.DataFrame(rows, columns=["speaker", "gender", "emotion"]).assign(corpus="mine")
     if sessions:
         manifest["session"] = (manifest.speaker.astype(int) % n_women).astype(str)
     return manifest
@@ -40,16 +36,6 @@ def test_folds_are_disjoint_balanced_and_complete(sessions):
     assert sorted(tested) == sorted(manifest.speaker.unique())
 
 
-def test_strict_is_the_default_and_uses_the_least():
-    manifest = speakers_manifest(5, 5)
-    strict = make_protocol(manifest)
-    assert strict.unsupervised_parts == ("train",)
-    assert strict.selection_part == "validation"
-    loose = make_protocol(manifest, selection="oracle", transductive=True)
-    assert loose.unsupervised_parts == ("train", "validation", "test")
-    assert loose.selection_part == "test"
-
-
 @pytest.mark.parametrize(("share", "women", "men"), [(0.5, 4, 4), (0.75, 6, 2), (1, 8, 0)])
 def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, men):
     """Fold 5 tests and validates on a man each: four women and two men, eight utterances, are left."""
@@ -67,14 +53,15 @@ def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, 
 
 
 def test_a_protocol_is_described():
-    """Each departure from the strict protocol is stated, in capitals where it flatters."""
+    """Strict is the default. Each departure is stated, in capitals where it flatters."""
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
-    assert strict.describe() == (
-        "5 folds by speaker, test speakers disjoint from training speakers. Validation speakers are "
-        "disjoint from training and test speakers. Clustering and retraining use training speakers only. "
-        "The epoch is the best one on validation."
-    )
+    assert (strict.unsupervised_parts, strict.selection_part) == (("train",), "validation")
+    loose = make_protocol(manifest, selection="oracle", transductive=True)
+    assert loose.unsupervised_parts == ("train", "validation", "test")
+    assert loose.selection_part == "test"
+    for sentence in ("5 folds by speaker", "use training speakers only", "best one on validation"):
+        assert sentence in strict.describe()
     departures = [
         ({"selection": "oracle"}, "ORACLE"),
         ({"selection": "last"}, "The last epoch is reported"),
@@ -102,9 +89,8 @@ def test_one_speaker_is_left_out():
     assert set(zip(protocol.folds, protocol.validation_folds)) == set(
         zip(protocol.folds, protocol.folds[1:] + protocol.folds[:1])
     )
-    assert protocol.parts(manifest, 1).value_counts().to_dict() == {
-        "train": 12, "validation": 4, "test": 4,
-    }  # fmt: skip
+    sizes = protocol.parts(manifest, 1).value_counts().to_dict()
+    assert sizes == {"train": 12, "validation": 4, "test": 4}
 
 
 def test_validation_may_be_a_share_of_the_training_utterances():
@@ -122,9 +108,7 @@ def test_there_may_be_no_validation():
     protocol = make_protocol(manifest, n_folds=2, validation="none", selection="last")
     assert protocol.selection_part == "test"
     assert protocol.parts(manifest, 1).value_counts().to_dict() == {"train": 8, "test": 8}
-    with pytest.raises(
-        GmpError, match='leaves nothing to select an epoch on; use selection "last"'
-    ):
+    with pytest.raises(GmpError, match='use selection "last"'):
         make_protocol(manifest, validation="none")
 
 
@@ -132,9 +116,8 @@ def test_an_official_split():
     """With its own validation speakers, or some of its training speakers; never a speaker twice."""
     manifest = speakers_manifest(4, 4)
     number = manifest.speaker.astype(int)
-    manifest["split"] = np.select(
-        [number == 7, number.isin([5, 6])], ["test1", "validation"], "train"
-    )
+    parts = [number == 7, number.isin([5, 6])]
+    manifest["split"] = np.select(parts, ["test1", "validation"], "train")
     protocol = make_protocol(manifest, "split")
     assert (protocol.folds, protocol.validation_folds) == ((("07",),), (("05", "06"),))
     manifest["split"] = manifest.split.replace({"validation": "train"})
@@ -165,36 +148,40 @@ def test_sessions_in_which_speakers_recur_are_no_folds():
 def test_two_corpora_are_never_folded_together():
     manifest = speakers_manifest(4, 4)
     tested = manifest.speaker.isin(["00", "07"])
-    manifest["corpus"] = np.where(tested, "other", "own")
+    manifest["corpus"] = np.where(tested, "other", "mine")
     manifest["split"] = np.where(tested, "test", "train")
     protocol = make_protocol(manifest, n_folds=3)
     assert protocol.folds == (("00", "07"),)
-    assert protocol.describe().startswith(
-        "1 fold that trains on one corpus and tests on another, test speakers disjoint from training"
-    )
+    assert "trains on one corpus and tests on another" in protocol.describe()
     with pytest.raises(GmpError, match="fold_by 'speaker' with 2 corpora"):
         make_protocol(manifest, "speaker")
     with pytest.raises(GmpError, match="fold_by 'cross-corpus' with 1 corpora"):
         make_protocol(speakers_manifest(4, 4), "cross-corpus")
 
 
-def test_impossible_folds_are_rejected():
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"fold_by": "session"}, "expected a session for each utterance"),
+        ({"n_folds": 11}, "there are 10 speakers"),
+        ({"n_folds": 2}, "validation 'speakers' needs at least 3"),
+        ({"female_share": 1.5}, r"female_share 1\.5: expected 0 to 1"),
+        ({"fold_by": "first"}, "fold_by 'first': expected one of "),
+        ({"validation": "first"}, "validation 'first': expected one of "),
+        ({"selection": "first"}, "selection 'first': expected one of "),
+    ],
+)
+def test_impossible_folds_are_rejected(rules, message):
+    with pytest.raises(GmpError, match=message):
+        make_protocol(speakers_manifest(5, 5), **rules)
+
+
+def test_folds_that_are_not_there_or_lack_an_emotion_are_rejected():
     manifest = speakers_manifest(5, 5)
     protocol = make_protocol(manifest)
     for fold in (0, 6):
         with pytest.raises(GmpError, match="folds 1 to 5"):
             protocol.parts(manifest, fold)
-    with pytest.raises(GmpError, match="expected a session for each utterance"):
-        make_protocol(manifest, fold_by="session")
-    with pytest.raises(GmpError, match="there are 10 speakers"):
-        make_protocol(manifest, n_folds=11)
-    with pytest.raises(GmpError, match="validation 'speakers' needs at least 3"):
-        make_protocol(manifest, n_folds=2)
-    with pytest.raises(GmpError, match=r"female_share 1\.5: expected 0 to 1"):
-        make_protocol(manifest, female_share=1.5)
-    for rule in ("fold_by", "validation", "selection"):
-        with pytest.raises(GmpError, match=f"{rule} 'first': expected one of "):
-            make_protocol(manifest, **{rule: "first"})
     rare = manifest[(manifest.emotion != "sad") | (manifest.speaker == "00")]
     with pytest.raises(GmpError, match=r"no training speaker has emotion \['sad'\]"):
         protocol.parts(rare, 1)
@@ -210,15 +197,11 @@ def leaky_manifest():
 def test_a_recording_on_both_sides_is_rejected():
     manifest = leaky_manifest()
     protocol = make_protocol(manifest, n_folds=3)
-    assert check_leakage(manifest, protocol)[["speakers", "recordings"]].to_numpy().tolist() == [
-        [0, 0], [0, 0], [0, 0],
-    ]  # fmt: skip
+    assert (check_leakage(manifest, protocol)[["speakers", "recordings"]] == 0).all(axis=None)
     manifest.loc[1, "digest"] = "u00"  # twice by one speaker: always on the same side
     assert len(check_leakage(manifest, protocol)) == 3
     manifest.loc[23, "digest"] = "u00"
-    with pytest.raises(
-        GmpError, match=r"u23 \(speaker 05.*|u00 \(speaker 00.*have the same samples"
-    ):
+    with pytest.raises(GmpError, match="have the same samples"):
         check_leakage(manifest, protocol)
 
 
