@@ -11,12 +11,8 @@ from conftest import finished, kill_when, workflow
 from gmp_utils.runs.files import file_digest
 
 # What is killed alone leaves others that go on for a while, and may finish the stage: it comes last.
-ALONE = {
-    "multi-task training": "papermill",
-    "clustering": "papermill",
-    "retraining": "papermill",
-    "classifying": "snakemake",
-}
+ALONE = dict.fromkeys(["multi-task training", "clustering", "retraining"], "papermill")
+ALONE["classifying"] = "snakemake"
 
 
 @pytest.fixture
@@ -55,7 +51,7 @@ def stamps(run):
 @pytest.mark.slow
 def test_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
     plain, rng, kills = tmp_path / "plain", random.Random(0), []
-    victims = [{name: [one] for name in MOMENTS} for one in ("all", "kernel")]
+    victims = [{name: [victim] for name in MOMENTS} for victim in ("all", "kernel")]
     for name, victim in ALONE.items():
         victims[1][name].append(victim)
 
@@ -68,9 +64,7 @@ def test_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
             for victim in victims[number][name]:
                 kill_when(series(run), moment, victim, folder, longest * rng.random(), gpus=2)
                 kills.append(name)
-                now = {
-                    path: text for path, text in stamps(run).items() if ".partial" not in str(path)
-                }
+                now = {path: t for path, t in stamps(run).items() if ".partial" not in str(path)}
                 assert done.items() <= now.items(), f"{victim} killed while {name}"
                 done = now
         finished(workflow(series(run), "--gpus", "2"))
@@ -81,9 +75,8 @@ def test_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
     with ThreadPoolExecutor(2) as beside:
         both = beside.map(killed, range(2))
         finished(workflow(series(plain), "--gpus", "2"))
-    files = sorted(path.relative_to(plain) for path in plain.rglob("*.safetensors"))
-    files += sorted(path.relative_to(plain) for path in plain.rglob("labels.npy"))
-    files += sorted(path.relative_to(plain) for path in plain.rglob("history.csv"))
+    names = ("*.safetensors", "labels.npy", "history.csv")
+    files = [path.relative_to(plain) for name in names for path in plain.rglob(name)]
     assert len(files) == 4 + 1 + 4
     last = "fold1/06_finetune/gmps/ams/predictions.parquet"
     for run in both:

@@ -1,6 +1,5 @@
 """The package outside a checkout: its data are in the wheel, and recordings can be recognized."""
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -8,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
-from conftest import CLEAN, QUICK, ROOT, SMALL
+from conftest import CLEAN, ROOT, classifier, python
 
-from gmp_utils.stages import finetune, publish
+from gmp_utils.stages import publish
 
 pytestmark = pytest.mark.slow
 
@@ -34,10 +33,7 @@ def installed(tmp_path_factory):
 
 def run(target, folder, *arguments):
     """Python with the installed package, in a folder that is no checkout."""
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=folder, capture_output=True, text=True,
-        env=CLEAN | {"PYTHONPATH": os.fspath(target)}, timeout=300,
-    )  # fmt: skip
+    return python(*arguments, cwd=folder, env=CLEAN | {"PYTHONPATH": str(target)})
 
 
 def test_the_wheel_holds_all_data_and_nothing_else(installed):
@@ -53,10 +49,7 @@ def test_the_wheel_holds_all_data_and_nothing_else(installed):
 def test_recordings_are_recognized_with_a_published_model(
     installed, noise_corpus, tiny_encoder, tmp_path
 ):
-    stage = finetune.finetune(
-        str(noise_corpus), 1, str(tiny_encoder), "ce", QUICK, use_gmps=False, network=SMALL
-    )
-    model = publish.publish(stage) / "model"
+    model = publish.publish(classifier(noise_corpus, tiny_encoder)) / "model"
     noise = np.random.default_rng(0).normal(0, 0.1, 16000)
     soundfile.write(tmp_path / "file.wav", noise, 16000)
     done = run(installed[1], tmp_path, "-m", "gmp_utils", "recognize", "file.wav", "--model", model)

@@ -1,7 +1,6 @@
 """No host is contacted, no speaker is named, and only synthetic voices are committed."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -11,14 +10,12 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
-from conftest import CLEAN, ROOT, SMALL, cli, finished, write_noise_corpus
+from conftest import CLEAN, ROOT, classifier, cli, finished, needs_browser, python, python_path
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import comparison
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
-from gmp_utils.stages import finetune
-from gmp_utils.training.trainer import TrainingConfig
 
 sys.path.insert(0, str(ROOT / "workflow"))
 import commit_outputs
@@ -31,16 +28,13 @@ import sys
 
 ADDRESS = {"socket.connect": 1, "socket.sendto": 1, "socket.getaddrinfo": 0, "socket.gethostbyname": 0}
 
-
 def note(*words):
     with open(%r, "a") as file:
         print(*words, file=file)
 
-
 def hook(event, arguments):
     if event in ADDRESS:
         note(event, repr(arguments[ADDRESS[event]]))
-
 
 note("started", repr(sys.orig_argv))
 sys.addaudithook(hook)
@@ -55,14 +49,12 @@ def audited(tmp_path):
     site.mkdir()
     log.touch()
     (site / "sitecustomize.py").write_text(HOOK % str(log))
-    path = os.pathsep.join(filter(None, (str(site), os.environ.get("PYTHONPATH"))))
 
     def lines(started=False):
-        return [
-            line for line in log.read_text().splitlines() if line.startswith("started") == started
-        ]
+        logged = log.read_text().splitlines()
+        return [line for line in logged if line.startswith("started") == started]
 
-    return {"PYTHONPATH": path}, lines
+    return python_path(site), lines
 
 
 def test_the_hook_logs_addresses(audited):
@@ -73,7 +65,7 @@ def test_the_hook_logs_addresses(audited):
         "with contextlib.suppress(OSError): socket.socket().connect(('127.0.0.1', 9))\n"
         "with contextlib.suppress(OSError): socket.socket(socket.AF_UNIX).connect('/nowhere')\n"
     )
-    subprocess.run([sys.executable, "-c", code], env=CLEAN | environment, check=True)
+    python("-c", code, env=CLEAN | environment, check=True)
     assert [bool(re.match(LOCAL, line)) for line in log()] == [False, True, True]
 
 
@@ -110,8 +102,7 @@ def test_requests_to_the_hub_are_minimal_unless_the_user_sets_otherwise():
     names = ("HF_HUB_DISABLE_TELEMETRY", "DISABLE_SAFETENSORS_CONVERSION")
     unset = {name: value for name, value in CLEAN.items() if name not in names}
     for variables, expected in (({}, "1 1"), (dict.fromkeys(names, "0"), "0 0")):
-        command, environment = [sys.executable, "-c", code % (names,)], unset | variables
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        done = python("-c", code % (names,), env=unset | variables)
         assert done.stdout.strip() == expected
 
 
@@ -126,17 +117,14 @@ def test_a_name_on_the_hub_is_rejected_offline_without_a_request(audited, tmp_pa
         "except GmpError as error:\n    print(error)\n"
     )
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=CLEAN | environment | offline,
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    done = python("-c", code, env=CLEAN | environment | offline)
     assert done.returncode == 0, done.stderr
     assert "encoder 'facebook/hubert-base-ls960': " in done.stdout
     assert log() == []
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not style.browser(), reason="pictures need a Chromium")
+@needs_browser
 def test_pictures_are_drawn_without_a_request(tmp_path):
     """By Chromium's log: by default it contacts its maker, and Kaleido a host of MathJax."""
     browser, log = tmp_path / "chromium", tmp_path / "net.json"
@@ -149,10 +137,8 @@ def test_pictures_are_drawn_without_a_request(tmp_path):
         "show(graph_objects.Figure(), sys.argv[1], 'empty')\n"
         "time.sleep(2)\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run")], cwd=ROOT, capture_output=True,
-        env=CLEAN | {"BROWSER_PATH": str(browser)}, check=True, timeout=120,
-    )  # fmt: skip
+    environment = CLEAN | {"BROWSER_PATH": str(browser)}
+    python("-c", code, tmp_path / "run", env=environment, check=True)
     assert (tmp_path / "run" / "figures" / "empty.png").is_file()
     first, *lines = log.read_text().split(",\n")
     types = json.loads(first + "}")["constants"]["logEventTypes"]
@@ -163,30 +149,22 @@ def test_pictures_are_drawn_without_a_request(tmp_path):
     assert by_type["UDP_BYTES_SENT"] == by_type["HOST_RESOLVER_MANAGER_JOB"] == []
 
 
-@pytest.fixture(scope="module")
-def classified(tmp_path_factory, tiny_encoder):
-    """A run of noise and one classifier; speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
-    run = write_noise_corpus(tmp_path_factory.mktemp("classified") / "run")
-    start = {"use_gmps": False, "network": SMALL}
-    once = TrainingConfig(1e-3, epochs=1, batch_seconds=10, batch_size=8)
-    finetune.finetune(str(run), 1, str(tiny_encoder), "ams", once, **start)
-    return run
-
-
-def test_results_and_report_hold_no_speaker_names_and_no_sound(classified, audited):
+def test_results_and_report_hold_no_speaker_names_and_no_sound(noise_corpus, audited, tiny_encoder):
+    """Speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
     environment, log = audited
-    finished(cli("report", {"run_dir": str(classified)}, environment=environment))
+    classifier(noise_corpus, tiny_encoder, "ams")
+    finished(cli("report", {"run_dir": str(noise_corpus)}, environment=environment))
     assert [line for line in log() if not re.match(LOCAL, line)] == []
     patterns = ("07_results/table.*", "07_results/*.md", "07_results/c*.csv", "figures/07-*.html")
     others = ("report.html", "notebooks/07_report.ipynb")
-    found = [path for pattern in (*patterns, *others) for path in classified.glob(pattern)]
-    assert len(found) >= 5 + 2 + 4 + 2
-    for path in found:
+    published = [path for pattern in (*patterns, *others) for path in noise_corpus.glob(pattern)]
+    assert len(published) >= 5 + 2 + 4 + 2
+    for path in published:
         text = re.sub(r"(?s)<style.*?</style>", "", path.read_text())
         assert not re.findall(r"(?<![\w.-])[123][fm]\d{0,2}(?![\w-])", text), path
         assert "<audio" not in text and "data:audio" not in text, path
-    assert "speaker 1" in (classified / "figures" / "07-speakers.html").read_text()
-    predictions = pd.read_parquet(classified / "07_results" / "predictions.parquet")
+    assert "speaker 1" in (noise_corpus / "figures" / "07-speakers.html").read_text()
+    predictions = pd.read_parquet(noise_corpus / "07_results" / "predictions.parquet")
     assert set(predictions.speaker) == {"1f", "1m"}  # for whoever has the run
 
 
@@ -196,11 +174,9 @@ def test_speakers_are_named_where_that_is_asked_for(tmp_path):
     assert comparison.speaker_labels(predictions, names=True) == {"Ann": "Ann", "Zoë": "Zoë"}
     (tmp_path / "preset.yaml").write_text("show_speakers: true\n")
     for experiment in (None, "smoke"):
-        run = tmp_path / f"run{experiment}"
-        preset = [str(tmp_path / "preset.yaml")]
-        experiments.write(
-            experiments.lay_out(experiments.Settings(experiment, run_dir=str(run), preset=preset))
-        )
+        run, preset = tmp_path / f"run{experiment}", [str(tmp_path / "preset.yaml")]
+        settings = experiments.Settings(experiment, run_dir=str(run), preset=preset)
+        experiments.write(experiments.lay_out(settings))
         written = yaml.safe_load((run / "parameters" / "07_results.yaml").read_text())
         assert written["show_speakers"] is True
 
@@ -216,17 +192,20 @@ def executed(name, **changes):
     [
         ({"parameters": {"corpus": "emodb"}}, "corpus was 'emodb'"),
         ({"parameters": {"run_dir": "runs/emodb"}}, "run_dir was 'runs/emodb'"),
-        ({"exception": True}, "it did not finish"),
-        ({"end_time": None}, "it did not finish"),
-        ({"end_time": "2026-01-01"}, "it is older than that of 01_prepare_data"),
+        ({"exception": True}, "it did not run to its end"),
+        ({"end_time": "2026-01-01"}, "it is older than 01_prepare_data's"),
     ],
 )
 def test_only_the_demos_outputs_are_committed(changes, words):
     books, prepared = books_of_the_demo()
-    commit_outputs.reject_others(books, prepared)
+    commit_outputs.refuse_others(books, prepared)
     books["07_results"] = executed("07_results", **changes)
-    with pytest.raises(GmpError, match=rf"07_results: found outputs .* \({words}"):
-        commit_outputs.reject_others(books, prepared)
+    with pytest.raises(GmpError, match=f"07_results: no outputs of the demo, {words}"):
+        commit_outputs.refuse_others(books, prepared)
+    books, prepared = books_of_the_demo()
+    prepared["runs/personal"].metadata.papermill.parameters["corpus"] = "emodb"
+    with pytest.raises(GmpError, match=r"01_prepare_data: .* corpus was 'emodb'"):
+        commit_outputs.refuse_others(books, prepared)
 
 
 def books_of_the_demo():
@@ -239,22 +218,11 @@ def books_of_the_demo():
     return books, {"runs/demo": books["01_prepare_data"], "runs/personal": mine}
 
 
-def test_personal_outputs_are_the_synthetic_speakers():
-    books, prepared = books_of_the_demo()
-    prepared["runs/personal"].metadata.papermill.parameters["corpus"] = "emodb"
-    with pytest.raises(GmpError, match=r"01_prepare_data: found outputs .* \(corpus was 'emodb'"):
-        commit_outputs.reject_others(books, prepared)
-
-
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 def test_committed_outputs_are_the_demos(path):
     text, cells = path.read_text(), nbformat.read(path, as_version=4).cells
     assert "<audio" not in text and "data:audio" not in text
-    printed = [
-        output.text for cell in cells for output in cell.get("outputs", []) if "text" in output
-    ]
-    starts = [
-        line for one in printed for line in one.splitlines() if re.search(r"\brun \S+$", line)
-    ]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    printed = "\n".join(output.text for output in outputs if "text" in output)
     run = "runs/personal" if path.stem == "08_personalize" else "runs/demo"
-    assert [line.rsplit(maxsplit=1)[1] for line in starts] == [run]
+    assert re.findall(r"(?m)\brun (\S+)$", printed) == [run]

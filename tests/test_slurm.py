@@ -64,10 +64,10 @@ def jobs(environment, rule):
     return [(job, state) for job, state, comment in asked(environment, *words) if rule in comment]
 
 
-def wait_for(found, seconds):
-    """What `found` returns, once that is something."""
+def wait_for(condition, seconds):
+    """What a function returns, once that is something."""
     end = time.monotonic() + seconds
-    while not (answer := found()):
+    while not (answer := condition()):
         assert time.monotonic() < end, f"not within {seconds} seconds"
         time.sleep(0.5)
     return answer
@@ -102,23 +102,19 @@ def slurm():
             pytest.skip("device files, here for pretended GPUs, may not be made")
         # Inside a job the plugin clears SLURM_* for srun, which then looks in /etc/slurm only.
         srun = folder / "bin" / "srun"
-        srun.write_text(
-            f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n'
-        )
+        command = f'SLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"'
+        srun.write_text(f"#!/bin/sh\n{command}\n")
         srun.chmod(0o755)
-        environment = CLEAN | {
-            "SLURM_CONF": f"{folder}/slurm.conf",
-            "PATH": f"{folder}/bin:{os.environ['PATH']}",
-        }
+        path = f"{folder}/bin:{os.environ['PATH']}"
+        environment = CLEAN | {"SLURM_CONF": f"{folder}/slurm.conf", "PATH": path}
         munged = ["munged", "--foreground", f"--socket={folder}/munge.socket"]
         munged += [f"--{file}-file={folder}/munge.{file}" for file in ("key", "pid", "seed")]
         daemons = []
         try:
             for command in (munged, ["slurmctld", "-D"], ["slurmd", "-D"]):
                 with open(folder / f"{command[0]}.log", "w") as log:
-                    daemons.append(
-                        subprocess.Popen(command, env=environment, stdout=log, stderr=log)
-                    )
+                    output = {"stdout": log, "stderr": log}
+                    daemons.append(subprocess.Popen(command, env=environment, **output))
             idle = ["sinfo", "--noheader", "--states=idle"]
             wait_for(lambda: asked(environment, *idle), 60)
             yield environment

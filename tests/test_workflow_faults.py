@@ -1,5 +1,6 @@
 """Notebooks that die, processes that are stopped, and names with quotes and `$()`."""
 
+import contextlib
 import json
 import os
 import random
@@ -49,16 +50,13 @@ def left(mark):
     """Processes that still run with a mark in their environment, once they had time to end."""
     deadline = time.monotonic() + 20
     while True:
-        found = []
+        marked = []
         for process in psutil.process_iter():
-            try:
-                if process.environ().get("MARK") == mark:
-                    found.append(process)
-            except psutil.Error:
-                continue
-        found = [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
-        if not found or time.monotonic() > deadline:
-            return found
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("MARK") == mark and process.status() != "zombie":
+                    marked.append(process)
+        if not marked or time.monotonic() > deadline:
+            return marked
         time.sleep(0.2)
 
 
@@ -88,10 +86,7 @@ def stop(process, log, sent, delay=None):
 
 
 FAULTS = {
-    "kernel killed": (
-        DIE,
-        "the kernel died while this cell ran. Most often the machine had no memory",
-    ),
+    "kernel killed": (DIE, "the kernel died while this cell ran"),
     "time-out": (WAIT, "the cell ran longer than --execution-timeout"),
     "SIGHUP": (WAIT, "stopped from outside"),
 }
@@ -134,30 +129,30 @@ def test_signals_at_any_moment_leave_neither_processes_nor_success(tmp_path):
 @pytest.fixture
 def checkout(tmp_path):
     """This checkout's workflow with one notebook instead of 01, and a `make` that finds packages."""
-    own = tmp_path / "checkout"
-    (own / ".venv").mkdir(parents=True)
+    copy = tmp_path / "checkout"
+    (copy / ".venv").mkdir(parents=True)
     for name in ("Makefile", "workflow", "presets"):
-        (own / name).symlink_to(ROOT / name)
-    cache = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "gmp_utils", own / "gmp_utils", ignore=cache)
+        (copy / name).symlink_to(ROOT / name)
     for name in ("bin", "lib", "pyvenv.cfg"):
-        (own / ".venv" / name).symlink_to(Path(sys.prefix) / name)
+        (copy / ".venv" / name).symlink_to(Path(sys.prefix) / name)
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
-        (own / name).touch()
-    shutil.copytree(ROOT / "notebooks", own / "notebooks")
+        (copy / name).touch()
+    cache = shutil.ignore_patterns("__pycache__")
+    for name in ("gmp_utils", "notebooks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=cache)
 
     def start(code, *arguments):
-        path = own / "notebooks" / "01_prepare_data.ipynb"
+        path = copy / "notebooks" / "01_prepare_data.ipynb"
         cells = nbformat.read(path, as_version=4).cells
         tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
         book(path, code, "print()", parameters=tagged[0].source)
-        return begin(["make", *arguments], str(own), own / "log", cwd=own), own / "log"
+        return begin(["make", *arguments], str(copy), copy / "log", cwd=copy), copy / "log"
 
     return start
 
 
 MADE = {
-    "the kernel is killed": (DIE, None, "the kernel died while this cell ran. Most often"),
+    "the kernel is killed": (DIE, None, "the kernel died while this cell ran"),
     "the notebook calls sys.exit(0)": ("import sys\nsys.exit(0)", None, "headline.json"),
     "Ctrl-C": (WAIT, signal.SIGINT, "stopped from outside: by Ctrl-C"),
     "SIGTERM to all": (WAIT, signal.SIGTERM, "stopped from outside: by Ctrl-C"),
@@ -183,10 +178,7 @@ def test_make_fails_where_a_notebook_did(checkout, tmp_path, fault):
 
 
 TYPED = ("RUN", "CORPUS_DIR", "ENCODER", "PRESET", "NAME")
-STUB = """#!{python}
-import json, sys
-print("arguments", json.dumps(sys.argv[1:]))
-"""
+STUB = f"#!{sys.executable}\nimport json, sys\nprint('arguments', json.dumps(sys.argv[1:]))\n"
 
 
 @pytest.mark.parametrize("target", ["run", "experiment", "plan", "report", "bench"])
@@ -196,7 +188,7 @@ def test_neither_make_nor_a_shell_reads_what_is_typed(tmp_path, target):
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
         (tmp_path / name).touch()
     stub = tmp_path / ".venv" / "bin" / "python"
-    stub.write_text(STUB.format(python=sys.executable))
+    stub.write_text(STUB)
     stub.chmod(0o755)
     before, typed = set(tmp_path.rglob("*")), {name: ODD + name for name in TYPED}
     line = [f"{name}={value}" for name, value in typed.items()]
@@ -245,10 +237,8 @@ def test_names_reach_a_notebook_unharmed(checkout, smoke, tmp_path):
     run = tmp_path / ODD / "run"
     settings = odd_settings(smoke, run)
     names = {"experiment": "NAME", "run_dir": "RUN"}
-    line = [
-        f"{names.get(name, name.upper())}={' '.join(map(str, value)) if isinstance(value, list) else value}"
-        for name, value in settings.items()
-    ]
+    settings = {name: v[0] if isinstance(v, list) else v for name, v in settings.items()}
+    line = [f"{names.get(name, name.upper())}={value}" for name, value in settings.items()]
     process, log = checkout(code, "experiment", *line, "CORES=1", "GPUS=0")
     assert process.wait(120) == 2
     assert "enough" in log.read_text()
