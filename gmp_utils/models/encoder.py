@@ -12,6 +12,7 @@ import hashlib
 import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -226,18 +227,15 @@ class SpeechModel(PreTrainedModel):
 @contextmanager
 def capture(encoder: nn.Module, indices: set[int], n_layers: int) -> Iterator[dict[int, Tensor]]:
     """Shorten a Transformer to `n_layers`, and collect hidden states of its layers by index."""
-    states: dict[int, Tensor] = {}
+    states, layers, handles = {}, encoder.layers, []
 
-    def keep(index: int):
-        def hook(_module, args, output):
-            # WavLM returns a position bias too
-            output = output[0] if isinstance(output, tuple) else output
-            states[index] = output if index else args[0]
+    def keep(index: int, _layer, inputs: tuple, output: Tensor | tuple) -> None:
+        output = output[0] if isinstance(output, tuple) else output  # WavLM adds a position bias
+        states[index] = output if index else inputs[0]
 
-        return hook
-
-    layers = encoder.layers
-    handles = [layers[max(index - 1, 0)].register_forward_hook(keep(index)) for index in indices]
+    for index in indices:
+        layer = layers[max(index - 1, 0)]
+        handles.append(layer.register_forward_hook(partial(keep, index)))
     encoder.layers = layers[:n_layers]
     try:
         yield states
