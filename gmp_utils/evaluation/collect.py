@@ -9,18 +9,8 @@ import pandas as pd
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus, open_corpus
-from gmp_utils.runs import experiments
+from gmp_utils.runs import experiments, paths
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import (
-    FINETUNE,
-    INITIALIZATIONS,
-    PREPARE_DATA,
-    display_path,
-    missing_artifact,
-    notebook_of,
-    run_and_fold,
-    run_folder,
-)
 from gmp_utils.runs.stage import check_and_identify
 
 SYSTEM_NAMES = {
@@ -44,26 +34,25 @@ def classifiers(run_dir: str) -> pd.DataFrame:
     Columns are variant, system (a value of `SYSTEM_NAMES`), fold, seed, and the stage of notebook 06.
     """
     declaration, rows = experiments.read_declaration(run_dir), []
+    is_single_run = not declaration["variants"]
     for run in declaration["runs"]:
-        folder = run_folder(run["run_dir"])
-        for finished in sorted(folder.glob(f"fold*/{FINETUNE}/*/[!.]*/provenance.json")):
-            parameters = read_json(finished.with_name("params.json"))
-            fold, loss = parameters["fold"], parameters["loss"]
-            if INITIALIZATIONS[parameters["use_gmps"]] not in run["starts"]:
-                continue
+        pattern = f"fold*/{paths.FINETUNE}/*/[!.]*/provenance.json"
+        for path in sorted(paths.run_folder(run["run_dir"]).glob(pattern)):
+            parameters = read_json(path.with_name("params.json"))
+            fold, loss, use_gmps = (parameters[name] for name in ("fold", "loss", "use_gmps"))
             declared = fold in declaration["folds"] and loss in run["losses"]
-            if declared or not declaration["variants"]:
-                variant = run["variant"] or DEFAULT_VARIANTS[parameters["use_gmps"]]
+            if paths.INITIALIZATIONS[use_gmps] in run["starts"] and (declared or is_single_run):
+                variant = run["variant"] or DEFAULT_VARIANTS[use_gmps]
                 seed = parameters.get("training", parameters)["seed"]
-                rows.append((variant, SYSTEM_NAMES[loss], fold, seed, finished.parent))
+                rows.append((variant, SYSTEM_NAMES[loss], fold, seed, path.parent))
     if not rows:
-        raise missing_artifact(run_folder(run_dir), FINETUNE)
+        raise paths.missing_artifact(paths.run_folder(run_dir), paths.FINETUNE)
     return pd.DataFrame(rows, columns=[*CLASSIFIER, "stage"])
 
 
 def corpus_of(stage: Path) -> Corpus:
     """The prepared corpus of a classifier's run."""
-    return open_corpus(run_and_fold(stage)[0])
+    return open_corpus(paths.run_and_fold(stage)[0])
 
 
 def first_corpus(run_dir: str) -> Corpus:
@@ -72,7 +61,7 @@ def first_corpus(run_dir: str) -> Corpus:
 
 
 def missing_runs(run_dir: str) -> list[str]:
-    """What an experiment declares and has not run, one line each; empty for a plain run."""
+    """Classifiers that an experiment declares and has not run, as text. A plain run has none."""
     declaration = experiments.read_declaration(run_dir)
     finished = set(classifiers(run_dir)[CLASSIFIER].itertuples(index=False, name=None))
     missing = [
@@ -88,8 +77,8 @@ def lineage(stage: Path) -> list[Path]:
     """A stage, preceded by all stages it was made from except the prepared data."""
     upstream = read_json(stage / "provenance.json")["stages"]
     sources = [Path(os.path.normpath(stage / source)) for source in upstream]
-    sources = [source for source in sources if source.name != PREPARE_DATA]
-    return [*dict.fromkeys(path for source in sources for path in lineage(source)), stage]
+    earlier = [lineage(source) for source in sources if source.name != paths.PREPARE_DATA]
+    return [*dict.fromkeys(sum(earlier, [])), stage]
 
 
 def settings_of(stage: Path) -> dict:
@@ -100,17 +89,17 @@ def settings_of(stage: Path) -> dict:
             if isinstance(value, dict):
                 value = {key: number for key, number in value.items() if key != "seed"}
             if name not in ("fold", "use_gmps", "loss", "seed"):
-                settings[f"{name} of {notebook_of(path)}"] = value
+                settings[f"{name} of {paths.notebook_of(path)}"] = value
     return settings
 
 
 def _check_equal(name: str, settings: dict, seen: dict) -> None:
-    """Compare settings with those `seen` (value and where), and add the new ones."""
+    """Compare settings with those `seen` before (value, source), and add them there."""
     differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
     if differing:
         raise GmpError(
-            f"{name} and {seen[differing[0]][1]} differ in {', '.join(differing)} and cannot be compared; "
-            "run one of them again, or remove it."
+            f"{name} and {seen[differing[0]][1]} differ in {', '.join(differing)} and cannot be compared. "
+            "Run one of them again, or remove it."
         )
     seen.update({key: (value, name) for key, value in settings.items()})
 
@@ -118,21 +107,20 @@ def _check_equal(name: str, settings: dict, seen: dict) -> None:
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
-    Classifiers of a variant may differ in fold, system and seed only, and classifiers of a fold have to be
-    tested on the same utterances; a GmpError names what differs. Columns are those of
+    Classifiers of a variant may differ in fold, system and seed only, and those of a fold must be tested on
+    the same utterances. A GmpError names what differs. Columns are those of
     `gmp_utils.evaluation.predictions.write_predictions`, and variant, system, fold and seed.
     """
     tables, settings_seen, tested_seen = [], {}, {}
     variants = experiments.read_declaration(run_dir)["variants"]
     for row in classifiers(run_dir).itertuples(index=False):
-        name = display_path(row.stage)
+        name = paths.display_path(row.stage)
         check_and_identify(row.stage, "params.json", "predictions.parquet")
         seen = settings_seen.setdefault(row.variant if variants else "", {})
         _check_equal(name, settings_of(row.stage), seen)
         table = pd.read_parquet(row.stage / "predictions.parquet").query("part == 'test'")
-        _check_equal(
-            name, {f"test utterances of fold {row.fold}": set(table.utterance)}, tested_seen
-        )
+        tested = {f"test utterances of fold {row.fold}": set(table.utterance)}
+        _check_equal(name, tested, tested_seen)
         tables.append(table.assign(**{key: getattr(row, key) for key in CLASSIFIER}))
     return pd.concat(tables, ignore_index=True)
 
@@ -140,8 +128,7 @@ def collect(run_dir: str) -> pd.DataFrame:
 def _classifier_cost(row) -> dict:
     """Cost of one of the `classifiers`, over its `lineage`."""
     stages = [read_json(stage / "provenance.json") for stage in lineage(row.stage)]
-    parameters = read_json(row.stage / "params.json")
-    corpus = corpus_of(row.stage)
+    parameters, corpus = read_json(row.stage / "params.json"), corpus_of(row.stage)
     seconds = corpus.manifest.duration[corpus.partition(row.fold)["train"]].sum()
     epochs = parameters["training"]["epochs"] if "training" in parameters else np.nan
     return {key: getattr(row, key) for key in SYSTEM} | {
@@ -158,7 +145,7 @@ def _classifier_cost(row) -> dict:
 def training_costs(run_dir: str) -> pd.DataFrame:
     """Training cost of each system, mean over folds and seeds.
 
-    `training_seconds` are those of all stages of a system; an interrupted stage counts its last session only.
+    `training_seconds` are those of all stages of a system. An interrupted stage counts its last session only.
     Peak memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed
     per second. `relative_seconds` are a multiple of plain fine-tuning, the cheapest system that trains the
     original encoder itself (NaN without one).

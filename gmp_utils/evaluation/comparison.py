@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 from scipy import stats
 
 MIN_SPEAKERS = 4  # an interval from fewer speakers is meaningless
@@ -18,15 +19,8 @@ def bootstrap_interval(
     """95 % percentile interval of a statistic, from 1000 bootstrap samples of speakers.
 
     Speakers are resampled with all their utterances (a cluster bootstrap). Below `MIN_SPEAKERS` speakers both
-    ends are NaN.
-
-    Parameters
-    ----------
-    sums : (n_speakers, ...)
-        Sums over each speaker's utterances of what the statistic is computed from, e.g. confusion matrices.
-    statistic : callable
-        Maps resampled totals, (1000, ...), to values, (1000,).
-    seed : int
+    ends are NaN. `sums`, (n_speakers, ...), are sums over each speaker's utterances, e.g. confusion matrices.
+    `statistic` maps resampled totals, (1000, ...), to values, (1000,).
     """
     n = len(sums)
     if n < MIN_SPEAKERS:
@@ -39,11 +33,7 @@ def bootstrap_interval(
 def with_intervals(
     predictions: pd.DataFrame, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
-    """UAR and WAR, each with the ends of its 95 % interval by `bootstrap_interval`, 0 to 1.
-
-    Earlier versions used the package confidence-intervals. It takes percentiles, too, but resamples the
-    utterances of each drawn speaker as well, so its intervals were wider.
-    """
+    """UAR and WAR, each with the ends of its 95 % interval by `bootstrap_interval`, 0 to 1."""
     columns = ["true", "predicted"]
     classes = pd.Index(np.unique(predictions[columns].to_numpy(dtype=str)))
     true, predicted = (classes.get_indexer(predictions[name].astype(str)) for name in columns)
@@ -66,7 +56,7 @@ def with_intervals(
 
 
 def minimum_detectable_difference(differences: Sequence[float], level: float = LEVEL) -> float:
-    """The mean difference that a two-sided t test finds with 80 % power, by these differences' spread."""
+    """The mean difference that a two-sided t test detects with 80 % power, given these differences."""
     freedom = len(differences) - 1
     quantiles = stats.t.ppf(1 - level / 2, freedom) + stats.t.ppf(POWER, freedom)
     return float(quantiles * stats.sem(differences))
@@ -89,19 +79,20 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return corrected
 
 
+def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
+    """A metric of each group's true and predicted labels, in points."""
+    return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
+
+
 def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
     """A metric of true and predicted labels by speaker and seed, in points."""
-    groups = predictions.groupby(["speaker", "seed"])
-    return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
+    return group_scores(predictions.groupby(["speaker", "seed"]), metric)
 
 
 def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, str]:
     """What figures call the speakers: their names, or "speaker 1", "speaker 2", … in the names' order."""
-    speakers = sorted(predictions.speaker.unique())
-    return {
-        name: name if names else f"speaker {number}"
-        for number, name in enumerate(speakers, start=1)
-    }
+    speakers = enumerate(sorted(predictions.speaker.unique()), start=1)
+    return {name: name if names else f"speaker {number}" for number, name in speakers}
 
 
 def comparisons(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
@@ -112,7 +103,7 @@ def comparisons(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Da
     scores : DataFrame
         `system`, `speaker`, `seed` and `score` in points.
     pairs : sequence of (str, str)
-        Names of systems; the difference is the second minus the first.
+        Names of systems. The difference is the second minus the first.
 
     Returns
     -------
@@ -120,31 +111,23 @@ def comparisons(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Da
         A row per pair, over the speakers and seeds that both systems have, seeds averaged within speakers:
         `compared`, `speakers`, the mean `difference` (points), its 95 % interval `low` to `high` (Student's
         t), `p` of the sign-flip test after Holm's correction, the `minimum_detectable` difference at the
-        corrected level, and the `finding` as text. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers;
-        `minimum_detectable` also where so few speakers cannot reach significance in so many comparisons.
+        corrected level, and the `finding` as text. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers.
+        `minimum_detectable` is also NaN where the speakers are too few for significance in all comparisons.
     """
     by_system = scores.pivot(index=["speaker", "seed"], columns="system", values="score")
-    rows, all_differences = [], []
-    for first, second in pairs:
-        differences = (by_system[second] - by_system[first]).dropna()
-        differences = differences.groupby("speaker").mean().to_numpy()
-        row = {"compared": f"{first} → {second}", "speakers": len(differences)}
-        if len(differences) >= MIN_SPEAKERS:
-            row["difference"] = differences.mean()
-            row["low"], row["high"] = stats.ttest_1samp(differences, 0).confidence_interval()
-            row["p"] = sign_flip(differences)
-        rows.append(row)
-        all_differences.append(differences)
-    numbers = ["difference", "low", "high", "p", "minimum_detectable"]
-    table = pd.DataFrame(rows, columns=["compared", "speakers", *numbers])
-    table = table.astype(dict.fromkeys(numbers, float))
-    tested = np.flatnonzero(table.p.notna())
-    level = LEVEL / max(len(tested), 1)  # for the smallest p, by Holm's correction
+    differences = [(by_system[second] - by_system[first]).dropna() for first, second in pairs]
+    differences = [values.groupby("speaker").mean().to_numpy() for values in differences]
+    table = pd.DataFrame({"compared": [f"{first} → {second}" for first, second in pairs]})
+    table["speakers"] = [len(values) for values in differences]
+    table[["difference", "low", "high", "p", "minimum_detectable"]] = np.nan
+    tested = np.flatnonzero(table.speakers >= MIN_SPEAKERS)
     for row in tested:
-        if 2.0 ** (1 - len(all_differences[row])) < level:
-            table.loc[row, "minimum_detectable"] = minimum_detectable_difference(
-                all_differences[row], level
-            )
+        values, level = differences[row], LEVEL / len(tested)  # of the smallest p, as Holm corrects
+        low, high = stats.ttest_1samp(values, 0).confidence_interval()
+        numbers = values.mean(), low, high, sign_flip(values)
+        table.loc[row, ["difference", "low", "high", "p"]] = numbers
+        if 2.0 ** (1 - len(values)) < level:
+            table.loc[row, "minimum_detectable"] = minimum_detectable_difference(values, level)
     table.loc[tested, "p"] = holm(table.p[tested])
     return table.assign(finding=[_finding(row, len(tested)) for row in table.itertuples()])
 

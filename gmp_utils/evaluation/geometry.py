@@ -17,13 +17,12 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     it few points in many dimensions always look similar. It is 1 for representations (n, dim) that differ by
     a rotation, shift and scale, and 0 on average for unrelated ones.
     """
-    grams = []
+    n, grams = len(x), []
     for values in (x, y):
         values = values - values.mean(axis=0, dtype=np.float64)
         gram = values @ values.T
         np.fill_diagonal(gram, 0)
         grams.append(gram)
-    n = len(x)
 
     def hsic(a: np.ndarray, b: np.ndarray) -> float:
         rows = a.sum(axis=1), b.sum(axis=1)
@@ -60,20 +59,9 @@ def map_layers(
 ) -> pd.DataFrame:
     """UMAP of every layer, each rotated onto the previous one so that points stay in place.
 
-    Parameters
-    ----------
-    x : (layers, n, dim) float
-    points : DataFrame
-        `utterance` and `part` of each point.
-    part : str
-        Utterances are drawn from this part and the training part, until they have `n_points` points. UMAP is
-        exact and fast below 4096.
-    n_points, seed : int
-
-    Returns
-    -------
-    maps : DataFrame
-        The points drawn, once per layer in the same order, with `layer`, `x` and `y`.
+    `x` is (layers, n, dim), and `points` has `utterance` and `part` of each of the n points. Utterances are
+    drawn from a part and the training part, until they have `n_points` points (UMAP is exact and fast below
+    4096). The drawn points are returned once per layer in the same order, with `layer`, `x` and `y`.
     """
     names = points.utterance[points.part.isin(["train", part])].unique()
     names = np.random.default_rng(seed).permutation(np.sort(names))

@@ -46,7 +46,7 @@ def task_metrics(logits: np.ndarray, labels: np.ndarray, task: str) -> dict[str,
 def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Cosine distances of vectors (n_utterances, dim), and their ratio.
 
-    `inter_class` is the mean distance between class centers, `intra_class` that of an utterance to its own.
+    `inter_class` is the mean distance between class centers, `intra_class` that of utterances to theirs.
     """
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     classes, index = np.unique(labels, return_inverse=True)
@@ -66,8 +66,8 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The number that logits are divided by to calibrate their softmax, from 0.01 to 100.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017. Targets are smoothed by one utterance in n,
-    as Platt's are ("Probabilistic Outputs for Support Vector Machines", 1999), so that a few utterances
-    without an error do not drive confidence to 1.
+    as in Platt, "Probabilistic Outputs for Support Vector Machines", 1999, so that confidence stays below 1
+    for a few utterances without an error.
     """
     n, n_classes = logits.shape
     targets = np.full((n, n_classes), 1 / (n + 1) / n_classes)
@@ -82,7 +82,7 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean `confidence`, `accuracy` and number of `utterances` in ten bins of confidence; no empty bins."""
+    """Mean `confidence`, `accuracy` and number of `utterances` in the non-empty ones of ten bins."""
     rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, dtype=float)})
     bins = rows.groupby(np.minimum((rows.confidence * BINS).astype(int), BINS - 1))
     return bins.mean().assign(utterances=bins.size()).reset_index(drop=True)

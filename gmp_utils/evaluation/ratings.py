@@ -35,10 +35,8 @@ def label_statistics(
     Pooled over all labels, as in PLDC's code, or averaged over speakers, as in the paper.
     """
     true = labels[labels.speaker.isin(speakers)].set_index("speaker").true
-    if pooled:
-        return float(true.mean()), float(true.std(ddof=0))
-    by_speaker = true.groupby(level=0)
-    return float(by_speaker.mean().mean()), float(by_speaker.std(ddof=0).mean())
+    values = true if pooled else true.groupby(level=0)
+    return float(np.mean(values.mean())), float(np.mean(values.std(ddof=0)))
 
 
 def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "both") -> np.ndarray:
@@ -61,10 +59,9 @@ def _calibrate_speakers(
 ) -> pd.Series:
     """Calibrate each speaker to a mean and standard deviation, except those without."""
     calibrated = predictions.predicted.astype(float)
-    for speaker, predicted in predictions.groupby("speaker").predicted:
+    for speaker, values in predictions.groupby("speaker").predicted:
         if speaker in targets:
-            moved = calibrate(predicted.to_numpy(), *targets[speaker], variant)
-            calibrated[predicted.index] = moved
+            calibrated[values.index] = calibrate(values.to_numpy(), *targets[speaker], variant)
     return calibrated
 
 
@@ -80,22 +77,10 @@ def pldc(
 ) -> pd.Series:
     """Personalized label distribution calibration (PLDC) of one attribute, arXiv 2309.02418.
 
-    Predictions get the mean and standard deviation of the labels of the most similar training speakers.
-
-    Parameters
-    ----------
-    predictions : DataFrame
-        `speaker` and `predicted`. Labels are not used.
-    training : DataFrame
-        `speaker` and `true` of the training speakers' utterances.
-    similarity : DataFrame
-        Cosines, speakers × training speakers.
-    neighbors : int
-        Training speakers per speaker.
-    variant, pooled
-        See `calibrate` and `label_statistics`.
-    gate : float
-        Speakers whose neighbors have a lower mean similarity are not calibrated.
+    Predictions (`speaker`, `predicted`) get the mean and standard deviation of the labels (`speaker`, `true`)
+    of the most similar training speakers. Speakers whose neighbors have a mean similarity below `gate` are
+    not calibrated. `similarity` has cosines, speakers × training speakers. See also `calibrate` and
+    `label_statistics`.
     """
     targets = {
         speaker: label_statistics(training, nearest, pooled=pooled)
@@ -108,10 +93,7 @@ def pldc(
 def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.DataFrame:
     """Predictions of a finished system for a part of its fold, uncalibrated.
 
-    Returns
-    -------
-    table : DataFrame
-        utterance, speaker, gender, part, attribute, true, predicted, system, fold, calibration.
+    Columns are utterance, speaker, gender, part, attribute, true, predicted, system, fold and calibration.
     """
     stage = task.folder / system
     check_and_identify(stage, "predictions.parquet")
@@ -120,53 +102,38 @@ def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.Da
     return table.assign(system=system, fold=task.fold, calibration=UNCALIBRATED)
 
 
-def calibrated(
-    task: RatingTask,
-    system: str,
-    *,
-    neighbors: int | None = None,
-    pooled: bool = True,
-    gate: float = -1.0,
-) -> pd.DataFrame:
-    """`read_predictions` of the test speakers, once for each of `CALIBRATIONS`; see `pldc`.
+def calibrated(task: RatingTask, system: str, **options) -> pd.DataFrame:
+    """`read_predictions` of the test speakers, once for each of `CALIBRATIONS`.
 
-    `neighbors` replaces the task's.
+    `options` are those of `pldc`. The default of `neighbors` is the task's.
     """
     test, training = (read_predictions(task, system, part) for part in ("test", "train"))
     check_and_identify(task.folder / system, "speakers.parquet")
     means = pd.read_parquet(task.folder / system / "speakers.parquet")
     similarity = similarities(means, sorted(training.speaker.unique()))
-    settings = {
-        "similarity": similarity.loc[sorted(test.speaker.unique())],
-        "neighbors": task.neighbors if neighbors is None else neighbors,
-        "pooled": pooled,
-        "gate": gate,
-    }
-    tables = []
+    similarity = similarity.loc[sorted(test.speaker.unique())]
+    options, tables = {"neighbors": task.neighbors, "similarity": similarity} | options, []
     for attribute, predictions in test.groupby("attribute", sort=False):
         labels = training[training.attribute == attribute]
         tables.append(predictions)
         for name, variant in zip(CALIBRATIONS[1:], VARIANTS):
-            moved = pldc(predictions, labels, variant=variant, **settings)
-            tables.append(predictions.assign(calibration=name, predicted=moved))
+            values = pldc(predictions, labels, variant=variant, **options)
+            tables.append(predictions.assign(calibration=name, predicted=values))
     return pd.concat(tables, ignore_index=True)
 
 
 def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """Calibrate the uncalibrated rows by the test speakers' own labels, which no application has.
+    """Calibrate the uncalibrated rows by the test speakers' labels, which no application has.
 
     The calibrations are "oracle mean", "oracle scale" and "oracle both".
     """
-    tables = []
-    plain = table[table.calibration == UNCALIBRATED]
+    tables, plain = [], table[table.calibration == UNCALIBRATED]
     for _, predictions in plain.groupby(["system", "attribute"], sort=False):
-        targets = {
-            speaker: (true.mean(), true.std(ddof=0))
-            for speaker, true in predictions.groupby("speaker").true
-        }
+        labels = predictions.groupby("speaker").true
+        targets = {speaker: (true.mean(), true.std(ddof=0)) for speaker, true in labels}
         for variant in VARIANTS:
-            moved = _calibrate_speakers(predictions, targets, variant)
-            tables.append(predictions.assign(calibration=f"oracle {variant}", predicted=moved))
+            values = _calibrate_speakers(predictions, targets, variant)
+            tables.append(predictions.assign(calibration=f"oracle {variant}", predicted=values))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -179,55 +146,36 @@ def speaker_scores(table: pd.DataFrame) -> pd.DataFrame:
     return scores.rename("ccc").dropna().reset_index()
 
 
-def _ccc_of_totals(totals: np.ndarray) -> np.ndarray:
-    """CCC from totals of 1, x, y, x², y² and xy, (..., 6)."""
-    n = totals[..., 0]
-    x, y, xx, yy, xy = np.moveaxis(totals[..., 1:], -1, 0) / n
-    return 2 * (xy - x * y) / (xx - x**2 + yy - y**2 + (x - y) ** 2)
-
-
 def o_ccc_interval(table: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
     """95 % interval of CCC over all utterances, from bootstrap samples of speakers."""
+
+    def ccc_of_totals(totals: np.ndarray) -> np.ndarray:
+        x, y, xx, yy, xy = np.moveaxis(totals[..., 1:], -1, 0) / totals[..., 0]
+        return 2 * (xy - x * y) / (xx - x**2 + yy - y**2 + (x - y) ** 2)
+
     x, y = table.true, table.predicted
     moments = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
     sums = moments.groupby(table.speaker).sum().to_numpy()
-    return bootstrap_interval(sums, _ccc_of_totals, seed)
+    return bootstrap_interval(sums, ccc_of_totals, seed)
 
 
 def results_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """O-CCC over all test utterances, and A-CCC, the mean over test speakers.
 
-    Parameters
-    ----------
-    table : DataFrame
-        As of `calibrated`, of any systems and folds.
-
-    Returns
-    -------
-    results : DataFrame
-        A row per system, calibration and attribute: `O-CCC` with the interval `o_low` to `o_high` from
-        bootstrap samples of speakers; `A-CCC`, its `std` over speakers and the interval `a_low` to `a_high`
-        by Student's t; `speakers`. Intervals are NaN for fewer than four speakers.
+    There is a row per system, calibration and attribute: `O-CCC` with the interval `o_low` to `o_high` from
+    bootstrap samples of speakers, `A-CCC`, its `std` over speakers and the interval `a_low` to `a_high` by
+    Student's t, and `speakers`. Intervals are NaN for fewer than `MIN_SPEAKERS` speakers.
     """
-    keys = ["system", "calibration", "attribute"]
-    rows = []
+    rows, keys = [], ["system", "calibration", "attribute"]
     for key, predictions in table.groupby(keys, sort=False):
-        scores = speaker_scores(predictions).ccc
-        a_low, a_high = np.nan, np.nan
+        scores, interval = speaker_scores(predictions).ccc, (np.nan, np.nan)
         if len(scores) >= MIN_SPEAKERS:
-            a_low, a_high = stats.ttest_1samp(scores, 0).confidence_interval()
-        o_low, o_high = o_ccc_interval(predictions, seed)
-        values = {
-            "O-CCC": ccc(predictions.true, predictions.predicted),
-            "o_low": o_low,
-            "o_high": o_high,
-            "A-CCC": scores.mean(),
-            "std": scores.std(ddof=0),
-            "a_low": a_low,
-            "a_high": a_high,
-            "speakers": len(scores),
-        }
-        rows.append(dict(zip(keys, key)) | values)
+            interval = stats.ttest_1samp(scores, 0).confidence_interval()
+        row = dict(zip(keys, key)) | {"O-CCC": ccc(predictions.true, predictions.predicted)}
+        row["o_low"], row["o_high"] = o_ccc_interval(predictions, seed)
+        row |= {"A-CCC": scores.mean(), "std": scores.std(ddof=0)}
+        row["a_low"], row["a_high"] = interval
+        rows.append(row | {"speakers": len(scores)})
     return pd.DataFrame(rows)
 
 
@@ -238,7 +186,7 @@ def display_table(results: pd.DataFrame) -> pd.DataFrame:
         return f"{value:.2f}" + ("" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]")
 
     columns = {"A-CCC": ["A-CCC", "a_low", "a_high"], "O-CCC": ["O-CCC", "o_low", "o_high"]}
-    cells = {name: [text(*row) for row in results[of].to_numpy()] for name, of in columns.items()}
+    cells = {name: list(map(text, *results[columns[name]].to_numpy().T)) for name in columns}
     index = ["system", "calibration"]
     wide = results.assign(**cells).pivot(index=index, columns="attribute", values=list(columns))
     return wide.loc[list(dict.fromkeys(zip(results.system, results.calibration)))]
@@ -247,33 +195,29 @@ def display_table(results: pd.DataFrame) -> pd.DataFrame:
 def _differences(
     table: pd.DataFrame, column: str, pairs: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
-    """`comparisons` of CCC by attribute, in hundredths; the systems are the values of a column."""
+    """`comparisons` of CCC by attribute, in hundredths, between values of a column."""
     scores = speaker_scores(table)
     scores = scores.assign(system=scores[column], seed=0, score=100 * scores.ccc)
-    by_attribute = {
-        attribute: comparisons(rows, pairs)
-        for attribute, rows in scores.groupby("attribute", sort=False)
-    }
-    return pd.concat(by_attribute, names=["attribute"]).reset_index("attribute")
+    groups = scores.groupby("attribute", sort=False)
+    tables = {attribute: comparisons(rows, pairs) for attribute, rows in groups}
+    return pd.concat(tables, names=["attribute"]).reset_index("attribute")
 
 
 def compare_calibrations(table: pd.DataFrame) -> pd.DataFrame:
-    """Differences of PLDC's variants from the uncalibrated predictions of one system.
+    """`comparisons` of PLDC's variants with one system's uncalibrated predictions, by attribute.
 
-    Returns the columns of `comparisons`, and `attribute`. Points are hundredths of CCC.
+    Points are hundredths of CCC.
     """
     return _differences(table, "calibration", [(UNCALIBRATED, name) for name in CALIBRATIONS[1:]])
 
 
 def compare_systems(table: pd.DataFrame, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
-    """Differences of uncalibrated systems from their references; see `compare_calibrations`.
+    """`comparisons` of uncalibrated systems with their references, by attribute and reference.
 
-    p is corrected within attribute and reference.
+    Points are hundredths of CCC.
     """
-    plain = table[table.calibration == UNCALIBRATED]
-    tables = []
-    for reference in systems:
-        name = reference.name
+    tables, plain = [], table[table.calibration == UNCALIBRATED]
+    for name in (reference.name for reference in systems):
         pairs = [(name, system.name) for system in systems if name in system.references]
         if pairs:
             tables.append(_differences(plain, "system", pairs))
@@ -294,16 +238,9 @@ def by_neighbors(tasks: Sequence[RatingTask], system: str, counts: Sequence[int]
 def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFrame:
     """A-CCC of seen minus unseen speakers, by the number of training speakers.
 
-    Parameters
-    ----------
-    stages : dict of int to str
-        Stages of `gmp_utils.stages.personalize.train_on_fewer_speakers` by number of training speakers.
-
-    Returns
-    -------
-    table : DataFrame
-        `speakers`, `attribute`, A-CCC of `seen` speakers' left-out utterances and of every other utterance of
-        `unseen` (test) speakers, and the `gap`.
+    `stages` are those of `gmp_utils.stages.personalize.train_on_fewer_speakers` by number of training
+    speakers. Columns are `attribute`, `speakers`, A-CCC of `seen` speakers' left-out utterances and of every
+    other utterance of `unseen` (test) speakers, and the `gap`.
     """
     rows = []
     for n_speakers, stage in stages.items():
@@ -311,23 +248,19 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
         means = pd.DataFrame()
-        for name, predictions in tables.items():
-            scores = speaker_scores(predictions)
-            means[name] = scores.groupby("attribute", sort=False).ccc.mean()
+        for name, table in tables.items():
+            scores = speaker_scores(table).groupby("attribute", sort=False)
+            means[name] = scores.ccc.mean()
         rows.append(means.assign(speakers=n_speakers, gap=means.seen - means.unseen).reset_index())
     return pd.concat(rows, ignore_index=True)
 
 
 def shifts(task: RatingTask, system: str) -> pd.DataFrame:
-    """CCC of test speakers, and their distance from the training speakers.
+    """CCC of test speakers by attribute, and their distance from the training speakers.
 
-    The analysis uses test labels. Nothing is selected by it.
-
-    Returns
-    -------
-    table : DataFrame
-        attribute, speaker, ccc, and KL divergences from all training speakers together, in nats: `feature`,
-        of the pre-trained encoder's mean features (their ten first principal components), and `label`.
+    The distances are KL divergences from all training speakers together, in nats: `feature`, of the first ten
+    principal components of the pre-trained encoder's mean features, and `label`, of the test labels. Nothing
+    is selected by them.
     """
     fold = open_fold(task)
     means, labels = fold.features["mean"], fold.corpus.manifest
@@ -340,10 +273,10 @@ def shifts(task: RatingTask, system: str) -> pd.DataFrame:
         return shift(values.loc[utterances[speaker]], values.loc[training])
 
     table = speaker_scores(read_predictions(task, system)).drop(columns=["system", "calibration"])
-    pairs = list(zip(table.attribute, table.speaker))
-    feature = [distance(reduced, speaker) for _, speaker in pairs]
-    label = [distance(labels[[attribute]], speaker) for attribute, speaker in pairs]
-    return table.assign(feature=feature, label=label)
+    return table.assign(
+        feature=[distance(reduced, name) for name in table.speaker],
+        label=[distance(labels[[row.attribute]], row.speaker) for row in table.itertuples()],
+    )
 
 
 def rating_costs(task: RatingTask, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
@@ -351,8 +284,7 @@ def rating_costs(task: RatingTask, systems: Sequence[RatingModelConfig]) -> pd.D
     rows = {}
     for system in systems:
         stages = [task.folder / name for name in (system.initial_model, system.name) if name]
-        metrics = [read_json(stage / "metrics.json") for stage in stages]
+        parameters = [read_json(stage / "metrics.json")["parameters"] for stage in stages]
         seconds = [read_json(stage / "provenance.json")["wall_seconds"] for stage in stages]
-        parameters = max(stage["parameters"] for stage in metrics)
-        rows[system.name] = {"parameters": parameters, "seconds": sum(seconds)}
+        rows[system.name] = {"parameters": max(parameters), "seconds": sum(seconds)}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("system")

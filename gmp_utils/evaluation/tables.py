@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
+from pandas.api.typing import DataFrameGroupBy
 from scipy.special import softmax
 
 from gmp_utils.evaluation.collect import (
@@ -16,7 +17,12 @@ from gmp_utils.evaluation.collect import (
     first_corpus,
     missing_runs,
 )
-from gmp_utils.evaluation.comparison import comparisons, speaker_scores, with_intervals
+from gmp_utils.evaluation.comparison import (
+    comparisons,
+    group_scores,
+    speaker_scores,
+    with_intervals,
+)
 from gmp_utils.evaluation.metrics import recalls, temperature, uar
 from gmp_utils.models.classifiers import LOSSES
 from gmp_utils.runs import experiments, weights
@@ -41,73 +47,51 @@ def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = dict(zip(SYSTEM, system))
-        for name, numbers in with_intervals(group, seed).items():
-            row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(numbers)))
+        for name, values in with_intervals(group, seed).items():
+            row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(values)))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
     """UAR of each fold and seed of each system, in percent: variant, system, fold, seed, `UAR`."""
-    rows = [
-        (*key, 100 * uar(group.true, group.predicted))
-        for key, group in predictions.groupby(CLASSIFIER, sort=False)
-    ]
-    return pd.DataFrame(rows, columns=[*CLASSIFIER, "UAR"])
+    scored = group_scores(predictions.groupby(CLASSIFIER, sort=False), uar)
+    return scored.rename("UAR").reset_index()
 
 
 def comparable_pairs(
     systems: Sequence[tuple[str, str]], against: str | None = None
 ) -> list[tuple[str, str]]:
-    """Pairs of (variant, system) that differ in one of the two; `against` one variant, if given.
+    """Pairs of (variant, system) that differ in one of the two, `against` one variant if there is one.
 
     Variants that have no system in common, such as related methods, are compared by the first system of each.
     """
-    by_variant: dict[str, list[str]] = {}
-    for variant, system in systems:
-        by_variant.setdefault(variant, []).append(system)
+    by_variant = {name: [pair[1] for pair in systems if pair[0] == name] for name, _ in systems}
     pairs = []
     for first, second in combinations(sorted(systems, key=lambda pair: pair[0] != against), 2):
         same_variant = first[0] == second[0]
         disjoint = set(by_variant[first[0]]).isdisjoint(by_variant[second[0]])
         both_first = all(system == by_variant[variant][0] for variant, system in (first, second))
-        in_one_thing = same_variant != (first[1] == second[1]) or (disjoint and both_first)
-        if in_one_thing and (same_variant or against in (None, first[0])):
+        comparable = same_variant != (first[1] == second[1]) or (disjoint and both_first)
+        if comparable and (same_variant or against in (None, first[0])):
             pairs.append((", ".join(first), ", ".join(second)))
     return pairs
 
 
 def uar_comparisons(predictions: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
     """`comparisons` of the UAR of all `comparable_pairs`."""
-    by_system = {
-        system: speaker_scores(group, uar)
-        for system, group in predictions.groupby(SYSTEM, sort=False)
-    }
-    tables = [
-        table.rename("score").reset_index().assign(system=", ".join(system))
-        for system, table in by_system.items()
-    ]
-    return comparisons(pd.concat(tables), comparable_pairs(list(by_system), against))
-
-
-def _spread(groups) -> str:
-    """Mean and standard deviation of the UAR of several groups of predictions, in percent."""
-    values = pd.Series([100 * uar(group.true, group.predicted) for _, group in groups])
-    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
-
-
-def _result_rows(predictions: pd.DataFrame, scored: pd.DataFrame) -> dict[tuple, dict]:
-    """What was run, as text, by variant and system."""
-    rows, numbers = {}, scored.set_index(SYSTEM)
+    tables, systems = [], []
     for system, group in predictions.groupby(SYSTEM, sort=False):
-        row = {f"{name}s": group[name].nunique() for name in ("fold", "seed", "speaker")}
-        for name in ("UAR", "WAR"):
-            value, low, high = numbers.loc[system, [name, f"{name} low", f"{name} high"]]
-            row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-        row["UAR by fold"] = _spread(group.groupby("fold"))
-        row["UAR by seed"] = _spread(group.groupby("seed"))
-        rows[system] = row
-    return rows
+        scored = speaker_scores(group, uar).rename("score").reset_index()
+        tables.append(scored.assign(system=", ".join(system)))
+        systems.append(system)
+    return comparisons(pd.concat(tables), comparable_pairs(systems, against))
+
+
+def _spread(groups: DataFrameGroupBy) -> str:
+    """Mean and standard deviation of the UAR of several groups of predictions, in percent."""
+    values = group_scores(groups, uar)
+    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
 
 
 def results_table(
@@ -115,37 +99,25 @@ def results_table(
 ) -> pd.DataFrame:
     """What was declared and what was run, next to the paper's numbers where there are any.
 
-    Parameters
-    ----------
-    predictions : DataFrame
-        See `gmp_utils.evaluation.collect.collect`.
-    declaration : dict
-        See `gmp_utils.runs.experiments.read_declaration`.
-    scored : DataFrame
-        See `scores`.
-
-    Returns
-    -------
-    table : DataFrame
-        variant, system, and as text: UAR and WAR in percent with intervals by speaker, mean and standard
-        deviation of the UAR over folds and over seeds, and the paper's numbers.
+    `scored` is the table of `scores`. Columns are variant, system, and as text: UAR and WAR in percent with
+    intervals by speaker, mean and standard deviation of the UAR over folds and over seeds, and the paper's
+    numbers.
     """
-    rows = _result_rows(predictions, scored)
+    rows, percent = {}, scored.set_index(SYSTEM)
+    for system, group in predictions.groupby(SYSTEM, sort=False):
+        row = {f"{name}s": group[name].nunique() for name in ("fold", "seed", "speaker")}
+        for name in ("UAR", "WAR"):
+            value, low, high = percent.loc[system, [name, f"{name} low", f"{name} high"]]
+            row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        rows[system] = row | {f"UAR by {by}": _spread(group.groupby(by)) for by in ("fold", "seed")}
+    runs, paper = declaration["runs"], declaration["paper"]
     papers = {
-        (variant, system): {
-            name: f"{number:.1f}" for name, number in zip(PAPER, numbers) if number is not None
-        }
-        for variant, by_system in declaration["paper"].items()
+        (variant, system): {name: f"{x:.1f}" for name, x in zip(PAPER, numbers) if x is not None}
+        for variant, by_system in paper.items()
         for system, numbers in by_system.items()
     }
-    declared = [
-        (run["variant"], SYSTEM_NAMES[loss])
-        for run in declaration["runs"]
-        for loss in run["losses"]
-    ]
-    impossible = [
-        (name, "") for name in declaration["impossible"] if name not in declaration["paper"]
-    ]
+    declared = [(run["variant"], SYSTEM_NAMES[loss]) for run in runs for loss in run["losses"]]
+    impossible = [(name, "") for name in declaration["impossible"] if name not in paper]
     systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
     not_run = {"folds": 0, "seeds": 0, "speakers": 0}
     not_run |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
@@ -174,24 +146,20 @@ def published() -> pd.DataFrame:
 
 def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
     """Recall of each emotion and their mean, 0 to 1, a row per value of a column such as "gender"."""
-    rows = {
-        value: recalls(group.true, group.predicted, emotions)
-        for value, group in predictions.groupby(by)
-    }
+    groups = predictions.groupby(by)
+    rows = {value: recalls(group.true, group.predicted, emotions) for value, group in groups}
     table = pd.DataFrame(rows, index=emotions).T
     return table.assign(UAR=table.mean(axis=1))
 
 
 def _describe_protocols(finished: pd.DataFrame) -> str:
-    """The protocol, or each one with the variants that follow it."""
-    variants: dict[str, list[str]] = {}
-    for variant, rows in finished.groupby("variant", sort=False):
-        protocol = corpus_of(rows.stage.iloc[0]).protocol
-        variants.setdefault(protocol.describe(), []).append(variant)
-    return " ".join(
-        f"Protocol{' of ' + ', '.join(names) if len(variants) > 1 else ''}: {text}"
-        for text, names in variants.items()
-    )
+    """The protocol, or all protocols with their variants."""
+    first = finished.drop_duplicates("variant")
+    texts = np.array([corpus_of(stage).protocol.describe() for stage in first.stage], dtype=object)
+    variants = first.groupby(texts, sort=False).variant.agg(", ".join)
+    if len(variants) == 1:
+        return f"Protocol: {variants.index[0]}"
+    return " ".join(f"Protocol of {names}: {text}" for text, names in variants.items())
 
 
 def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
@@ -200,9 +168,8 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
         digests = weights.pretraining_digests(encoder)
-        recordings = "recordings that are not listed here"
-        if digests:
-            recordings = f"{manifest.digest.isin(digests).sum()} of these recordings"
+        n_known = manifest.digest.isin(digests).sum()
+        recordings = f"{n_known} of these recordings" if digests else "recordings not listed here"
         text += f"Encoder {encoder}, pre-trained on {recordings}. "
     return text
 
@@ -210,9 +177,7 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 def describe(run_dir: str) -> str:
     """Corpus, encoder, protocol, folds and variants of a run or an experiment, and what was not run."""
     corpus, finished = first_corpus(run_dir), classifiers(run_dir)
-    folds, seeds = (
-        ", ".join(map(str, sorted(finished[name].unique()))) for name in ("fold", "seed")
-    )
+    folds, seeds = (", ".join(map(str, sorted(set(finished[name])))) for name in ("fold", "seed"))
     text = (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
         f"{', '.join(corpus.emotions)}. {_describe_encoders(finished, corpus.manifest)}"
@@ -232,15 +197,13 @@ def describe(run_dir: str) -> str:
 def confidences(run_dir: str) -> pd.DataFrame:
     """Confidence of each network in its test predictions, and whether they are correct.
 
-    It is given `uncalibrated` and `calibrated` on the fold's validation speakers. The table is empty without
-    networks or without validation speakers.
+    Columns include `uncalibrated` and `calibrated`, by the fold's validation speakers. The table is empty
+    without networks or without validation speakers.
     """
     tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
     for row in classifiers(run_dir).itertuples(index=False):
-        predictions = pd.read_parquet(row.stage / "predictions.parquet")
-        validation, test = (
-            predictions[predictions.part == part] for part in ("validation", "test")
-        )
+        table = pd.read_parquet(row.stage / "predictions.parquet")
+        validation, test = (table[table.part == part] for part in ("validation", "test"))
         if row.system not in networks or validation.empty:
             continue
         emotions = corpus_of(row.stage).emotions

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import GmpError
-from gmp_utils.figures.style import COLORS, SEQUENCE
+from gmp_utils.figures.style import COLORS, panels
 
 MAX_POINTS = 2000  # drawn on a map
 
@@ -45,18 +45,14 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
 
 def cluster_nmi(clusters: pd.DataFrame) -> go.Figure:
     """Normalized mutual information of clusters with each attribute, per layer and K."""
-    figure = px.line(
-        clusters.assign(K="K = " + clusters.K.astype(str)),
-        x="layer", y="nmi", color="K", facet_col="attribute", markers=True,
-        color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    table = clusters.assign(K="K = " + clusters.K.astype(str))
+    figure = panels(px.line, table, x="layer", y="nmi", color="K", markers=True)
     k = clusters.K.min()
     top = clusters[clusters.K == k].groupby("attribute").nmi.max().sort_values()
-    title = (
-        f"K = {k} clusters share most information with {top.index[-1]}, least with {top.index[0]}"
+    return figure.update_layout(
+        title=f"K = {k} clusters share most information with {top.index[-1]}, least with {top.index[0]}",
+        yaxis_title="normalized mutual information",
     )
-    return figure.update_layout(title=title, yaxis_title="normalized mutual information")
 
 
 def similarity(table: pd.DataFrame) -> go.Figure:
@@ -66,9 +62,8 @@ def similarity(table: pd.DataFrame) -> go.Figure:
     titles = [f"layers {names[name]}" for name in references]
     figure = make_subplots(1, len(references), subplot_titles=titles, shared_yaxes=True)
     for column, name in enumerate(references, start=1):
-        square = table[table.reference == name].pivot(
-            index="layer", columns="reference_layer", values="cka"
-        )
+        rows = table[table.reference == name]
+        square = rows.pivot(index="layer", columns="reference_layer", values="cka")
         figure.add_heatmap(
             x=square.columns, y=square.index, z=square, coloraxis="coloraxis", row=1, col=column
         )
@@ -100,15 +95,8 @@ def layer_change(table: pd.DataFrame) -> go.Figure:
 def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
     """How often the ten nearest points of other speakers share the emotion of a validation or test point.
 
-    Parameters
-    ----------
-    table : DataFrame
-        x, y, part, speaker and emotion of one map.
-
-    Returns
-    -------
-    shared, chance : float
-        0 to 1; the chance level is the share of the emotion among the points of other speakers.
+    The chance level, returned second, is the share of the emotion among the points of other speakers. The
+    table has x, y, part, speaker and emotion of one map.
     """
     shared, expected = [], []
     for speaker, points in table[table.part.isin(["validation", "test"])].groupby("speaker"):
@@ -122,19 +110,10 @@ def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
 
 
 def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
-    """UMAP of utterances or frames colored by emotion, a panel per layer.
+    """UMAP (maps.parquet of stage 03) of "utterances" or "frames" by emotion, a panel per layer.
 
     Training speakers are small dots, because the model may have been trained on their emotions. A sample of
-    `MAX_POINTS` points is drawn.
-
-    Parameters
-    ----------
-    table : DataFrame
-        maps.parquet of stage 03.
-    unit : str
-        "utterances" or "frames".
-    layers : list of int
-        Layers to draw; -1 is the last.
+    `MAX_POINTS` points is drawn. Layer -1 is the last.
     """
     n_states = table.layer.max() + 1
     for layer in layers:

@@ -7,29 +7,20 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.stats import pearsonr
 
-from gmp_utils.figures.style import SEQUENCE, colors
+from gmp_utils.figures.style import SEQUENCE, colors, panels
 
 
 def _scores(results: pd.DataFrame, by: str) -> go.Figure:
     """A-CCC with its interval by speaker along a column, a panel per attribute."""
     errors = {"up": results.a_high - results["A-CCC"], "down": results["A-CCC"] - results.a_low}
-    figure = px.scatter(
-        results.assign(**errors), x=by, y="A-CCC", facet_col="attribute", error_y="up",
-        error_y_minus="down", color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    table, bars = results.assign(**errors), {"error_y": "up", "error_y_minus": "down"}
+    figure = panels(px.scatter, table, x=by, y="A-CCC", **bars)
     figure.update_traces(marker_size=9).update_layout(height=480, margin_b=140)
     return figure.update_xaxes(title="", tickangle=-40)
 
 
 def by_system(results: pd.DataFrame) -> go.Figure:
-    """A-CCC of uncalibrated systems.
-
-    Parameters
-    ----------
-    results : DataFrame
-        As of `gmp_utils.evaluation.ratings.results_table`.
-    """
+    """A-CCC of uncalibrated systems, from `gmp_utils.evaluation.ratings.results_table`."""
     plain = results[results.calibration == "none"]
     means = plain.groupby("system", sort=False)["A-CCC"].mean()
     title = f"Mean over attributes: {means.idxmax()} {means.max():.2f}, {means.index[0]} {means.iloc[0]:.2f}"
@@ -37,7 +28,7 @@ def by_system(results: pd.DataFrame) -> go.Figure:
 
 
 def by_calibration(results: pd.DataFrame) -> go.Figure:
-    """A-CCC of one system by calibration; see `by_system`."""
+    """A-CCC of one system by calibration, from the same table as `by_system`."""
     scores = results.pivot(index="calibration", columns="attribute", values="A-CCC")
     gains = scores.loc["PLDC both"] - scores.loc["none"]
     changes = ", ".join(f"{name} {gains[name]:+.2f}" for name in results.attribute.unique())
@@ -46,19 +37,10 @@ def by_calibration(results: pd.DataFrame) -> go.Figure:
 
 
 def by_gap(table: pd.DataFrame) -> go.Figure:
-    """A-CCC of seen and unseen speakers, by the number of training speakers.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As of `gmp_utils.evaluation.ratings.personalization_gap`.
-    """
-    lines = table.rename(columns={"seen": "seen speakers", "unseen": "unseen speakers"})
-    figure = px.line(
-        lines, x="speakers", y=["seen speakers", "unseen speakers"], facet_col="attribute", markers=True,
-        color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    """A-CCC of seen and unseen speakers, from `gmp_utils.evaluation.ratings.personalization_gap`."""
+    names = {"seen": "seen speakers", "unseen": "unseen speakers"}
+    lines = table.rename(columns=names)
+    figure = panels(px.line, lines, x="speakers", y=list(names.values()), markers=True)
     means = table.groupby("speakers").gap.mean()
     gaps = ", ".join(f"{gap:.2f} of CCC with {n} speakers" for n, gap in means.items())
     figure.update_xaxes(title="training speakers").update_yaxes(title="A-CCC", col=1)
@@ -66,17 +48,10 @@ def by_gap(table: pd.DataFrame) -> go.Figure:
 
 
 def by_shift(table: pd.DataFrame) -> go.Figure:
-    """CCC of test speakers against their distance from the training speakers.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As of `gmp_utils.evaluation.ratings.shifts`.
-    """
+    """CCC of test speakers against their distances, from `gmp_utils.evaluation.ratings.shifts`."""
     kinds = {"feature": "feature shift", "label": "label shift"}
     figure = make_subplots(1, 2, subplot_titles=list(kinds.values()), shared_yaxes=True)
-    palette = colors(table.attribute.unique())
-    correlations = []
+    palette, correlations = colors(table.attribute.unique()), []
     for column, kind in enumerate(kinds, start=1):
         related = []
         for attribute, rows in table.groupby("attribute", sort=False):
@@ -89,26 +64,19 @@ def by_shift(table: pd.DataFrame) -> go.Figure:
         correlations.append(f"{kind} {', '.join(related)}")
     figure.update_xaxes(title="KL divergence from all training speakers, nats", type="log")
     figure.update_yaxes(title="CCC of a test speaker", col=1)
-    named = ", ".join(table.attribute.unique())
-    title = f"Correlation of CCC and shift ({named}): {' / '.join(correlations)}"
+    names = ", ".join(palette)
+    title = f"Correlation of CCC and shift ({names}): {' / '.join(correlations)}"
     return figure.update_layout(title=title)
 
 
 def correlation(x: pd.Series, y: pd.Series) -> float:
-    """Pearson's; NaN for fewer than three points or a constant."""
-    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return np.nan
-    return float(pearsonr(x, y).statistic)
+    """Pearson's correlation; NaN for fewer than three points or a constant."""
+    is_defined = len(x) > 2 and np.ptp(x) > 0 and np.ptp(y) > 0
+    return float(pearsonr(x, y).statistic) if is_defined else np.nan
 
 
 def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
-    """A-CCC, averaged over attributes, against the cost of training.
-
-    Parameters
-    ----------
-    results, costs : DataFrame
-        As of `results_table` and `rating_costs` in `gmp_utils.evaluation.ratings`.
-    """
+    """Mean A-CCC over attributes against costs, from `gmp_utils.evaluation.ratings.rating_costs`."""
     means = results[results.calibration == "none"].groupby("system", sort=False)["A-CCC"].mean()
     table = costs.join(means)
     figure = make_subplots(1, 2, shared_yaxes=True)
@@ -131,18 +99,9 @@ def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
 
 
 def by_neighbors(table: pd.DataFrame) -> go.Figure:
-    """A-CCC of each variant of PLDC against the number of neighbors.
-
-    Parameters
-    ----------
-    table : DataFrame
-        As of `gmp_utils.evaluation.ratings.by_neighbors`.
-    """
-    figure = px.line(
-        table, x="neighbors", y="A-CCC", color="calibration", facet_col="attribute", markers=True,
-        color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    """A-CCC by variant of PLDC and neighbors, from `gmp_utils.evaluation.ratings.by_neighbors`."""
+    lines = {"x": "neighbors", "y": "A-CCC", "color": "calibration", "markers": True}
+    figure = panels(px.line, table, **lines)
     means = table.groupby(["calibration", "neighbors"])["A-CCC"].mean()
     name, k = means.idxmax()
     title = f"Mean over attributes on the test speakers: highest for {name} with k = {k}"

@@ -2,11 +2,12 @@
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import cycle
 
 import kaleido
+import pandas as pd
 import plotly.graph_objects as go
 
 from gmp_utils.runs.paths import display_path, figures_folder
@@ -41,6 +42,7 @@ COLORS = {
     "CE then AMS": "#009E73",
 }
 SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
+AXIS = {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"}
 TEMPLATE = go.layout.Template(
     layout={
         "colorway": SEQUENCE,
@@ -49,8 +51,8 @@ TEMPLATE = go.layout.Template(
         "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
-        "xaxis": {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"},
-        "yaxis": {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"},
+        "xaxis": AXIS,
+        "yaxis": AXIS,
         "modebar": {"remove": ["sendChartToCloud"]},
     }
 )
@@ -64,11 +66,17 @@ def colors(names: Iterable[str]) -> dict[str, str]:
     return {name: fixed.get(name) or next(spare) for name in names}
 
 
+def panels(chart: Callable, table: pd.DataFrame, **options) -> go.Figure:
+    """A chart of plotly.express with a panel per `attribute`."""
+    figure = chart(table, facet_col="attribute", color_discrete_sequence=SEQUENCE, **options)
+    return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+
+
 def browser() -> str | None:
     """The Chromium that renders PNG and SVG: BROWSER_PATH (empty for none), or an installed one."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    found = next(filter(None, map(shutil.which, names)), None)
-    return os.environ.get("BROWSER_PATH", found) or None
+    installed = next(filter(None, map(shutil.which, names)), None)
+    return os.environ.get("BROWSER_PATH", installed) or None
 
 
 @cache
@@ -93,13 +101,10 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     if browser():
         _start_renderer()
         size = {"width": 900, "height": figure.layout.height or 420}
-        images = {
-            kind: kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
-            for kind in ("png", "svg")
-        }
-        for kind, content in images.items():
-            (folder / f"{name}.{kind}").write_bytes(content)
-        bundle["image/png"] = images["png"]
+        for kind in ("svg", "png"):
+            image = kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
+            (folder / f"{name}.{kind}").write_bytes(image)
+        bundle["image/png"] = image
     else:
         print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)

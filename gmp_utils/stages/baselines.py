@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -41,41 +40,24 @@ SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 DEFAULT_C = 1e-2  # where a protocol selects on nothing
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
 SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
-MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties; of equal ones the first is selected
+MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties; the first of equally good ones is selected
 DEFAULT_ALPHA = 1e-1
 MLP_SIZE = 64
 MLP_EPOCHS = 300  # at most
 TOPICS = 100  # dimensions of TF-IDF in embedding fusion
 
-
 Scores = dict[str, np.ndarray]  # by part, (n_utterances, n_classes)
 Features = dict[str, np.ndarray | csr_matrix]  # by part, (n_utterances, dim)
 
 
-@dataclass(frozen=True)
 class Fold:
     """Utterances and emotion labels of the non-empty parts of a fold, and how the protocol selects."""
 
-    corpus: Corpus
-    parts: dict[str, list[str]]
-    labels: dict[str, np.ndarray]
-
-    @classmethod
-    def open(cls, corpus: Corpus, fold: int) -> "Fold":
-        """Read a fold of a corpus."""
-        parts = {part: names for part, names in corpus.partition(fold).items() if names}
-        labels = {part: corpus.labels(names, "emotion") for part, names in parts.items()}
-        return cls(corpus, parts, labels)
-
-    @property
-    def scored_parts(self) -> list[str]:
-        """Validation and test, as far as the fold has them."""
-        return [part for part in self.parts if part != "train"]
-
-    @property
-    def n_classes(self) -> int:
-        """Number of emotions."""
-        return len(self.corpus.emotions)
+    def __init__(self, corpus: Corpus, fold: int):
+        self.corpus, self.n_classes = corpus, len(corpus.emotions)
+        self.parts = {part: names for part, names in corpus.partition(fold).items() if names}
+        self.labels = {part: corpus.labels(names, "emotion") for part, names in self.parts.items()}
+        self.scored_parts = [part for part in self.parts if part != "train"]
 
     def uar(self, scores: Scores) -> float:
         """UAR on the part that the protocol selects on."""
@@ -83,7 +65,7 @@ class Fold:
         return uar(self.labels[part], scores[part].argmax(axis=1))
 
     def select(self, fit: Callable[[float], Scores], values: Sequence[float], default: float):
-        """The value with the highest UAR and its scores; the default if the protocol selects nothing."""
+        """The value with the highest UAR, or the default without a selection, and its scores."""
         if self.corpus.protocol.selection == "last":
             values = [default]
         candidates = [(value, fit(value)) for value in values]
@@ -120,14 +102,13 @@ def functionals(corpus: Corpus) -> Path:
 
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
     """Scores and metrics of a linear SVM on features that are indexed by utterance."""
+    rows = {part: x.loc[names] for part, names in fold.parts.items()}
 
     def fit(c: float) -> Scores:
         svm = SVC(C=c, kernel="linear", class_weight="balanced")
         model = make_pipeline(StandardScaler(), svm)
-        model.fit(x.loc[fold.parts["train"]], fold.labels["train"])
-        scores = {
-            part: model.decision_function(x.loc[fold.parts[part]]) for part in fold.scored_parts
-        }
+        model.fit(rows["train"], fold.labels["train"])
+        scores = {part: model.decision_function(rows[part]) for part in fold.scored_parts}
         if fold.n_classes == 2:
             scores = {part: np.stack([-score, score], axis=1) for part, score in scores.items()}
         return scores
@@ -162,23 +143,21 @@ def classify(
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
-    upstream = [corpus.stage]
-    if baseline == "egemaps":
-        upstream.append(functionals(corpus))
+    stages = [corpus.stage, *([functionals(corpus)] if baseline == "egemaps" else [])]
 
     def build(folder: Path) -> None:
-        opened = Fold.open(corpus, fold)
+        data = Fold(corpus, fold)
         if baseline == "egemaps":
-            fitted = fit_svm(opened, pd.read_parquet(upstream[-1] / "functionals.parquet"))
+            results = fit_svm(data, pd.read_parquet(stages[-1] / "functionals.parquet"))
         else:
-            fitted = _majority(opened)
-        opened.write(folder, *fitted)
+            results = _majority(data)
+        data.write(folder, *results)
 
     return make_stage(
         fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
         build,
         parameters={"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed},
-        stages=upstream,
+        stages=stages,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
@@ -190,9 +169,8 @@ def _tfidf(texts: list[str], train: list[int]) -> csr_matrix:
     try:
         tfidf.fit([texts[index] for index in train])
     except ValueError as error:
-        raise GmpError(
-            f"text: no words in the training speakers' transcripts ({error})."
-        ) from error
+        message = f"text: no words in the training speakers' transcripts ({error})."
+        raise GmpError(message) from error
     return tfidf.transform(texts)
 
 
@@ -204,10 +182,9 @@ def _topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
 
 def embed(texts: list[str], encoder: str) -> np.ndarray:
     """Mean over tokens of a text encoder's last layer, (n_texts, dim) float32."""
-    tokenizer = _tokenizer(encoder)
+    tokenizer, vectors = _tokenizer(encoder), []
     model = AutoModel.from_pretrained(weights.resolve(encoder), trust_remote_code=False)
     model.eval().to(hardware.device())
-    vectors = []
     with torch.inference_mode():
         for start in tqdm(range(0, len(texts), 32), "text", disable=None):
             batch = texts[start : start + 32]
@@ -229,13 +206,13 @@ def _tokenizer(encoder: str) -> PreTrainedTokenizerBase:
 
 
 def _transcripts(corpus: Corpus) -> list[str]:
-    """The text of every utterance; a GmpError if some have none."""
+    """The text of every utterance, or a GmpError if any has none."""
     texts = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
     missing = texts.index[texts.isna()]
     if len(missing):
         raise GmpError(
             f"{missing[0]} has no text ({len(missing)} such of {len(texts)}): fusion needs a transcript of "
-            "every utterance; complete the corpus, or leave text out of notebook 06."
+            "every utterance. Complete the corpus, or leave text out of notebook 06."
         )
     return texts.tolist()
 
@@ -248,21 +225,21 @@ def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[s
         if kind not in TEXT_KINDS:
             raise GmpError(f"text: found {kind!r}, expected some of {', '.join(TEXT_KINDS)}.")
     if not losses:
-        raise GmpError("text with losses []: there is no network to fuse it with; name a loss.")
+        raise GmpError("text with losses []: there is no network to fuse it with. Name a loss.")
     _transcripts(open_corpus(run_dir))
     if text_encoder != "tf-idf":
         _tokenizer(text_encoder)
 
 
 def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
-    """(n, n_classes); classes that the classifier was not trained on get zero."""
+    """Probabilities (n, n_classes); zero for classes that the classifier was not trained on."""
     probabilities = np.zeros((x.shape[0], n_classes))
     probabilities[:, model.classes_] = model.predict_proba(x)
     return probabilities
 
 
 def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
-    """The weight of speech with the highest UAR of the fused probabilities; of equal ones the most even."""
+    """The weight of speech with the highest UAR, and among ties the one nearest to 0.5."""
     scores = [uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in SPEECH_WEIGHTS]
     best = SPEECH_WEIGHTS[np.isclose(scores, max(scores))]
     return float(best[np.abs(best - 0.5).argmin()])
@@ -323,57 +300,41 @@ def fuse(
 ) -> Path:
     """Classify transcripts, alone or fused with speech, as a stage next to that of the speech.
 
-    Parameters
-    ----------
-    run_dir : str
-    fold : int
-    kind : str
-        "text" alone (logistic regression); "late-fusion" of probabilities, with the best weight on the part
-        that the protocol selects on; or "embedding-fusion", a perceptron on the features of both.
-    speech : Path
-        A stage of `gmp_utils.stages.finetune.finetune`.
-    text_encoder : str
-        "tf-idf", or see `embed`. Embedding fusion reduces TF-IDF to its first dimensions.
-    seed : int
-        Of the perceptron and the reduction.
+    `kind` is "text" alone (logistic regression), "late-fusion" of probabilities, with the best weight on the
+    part that the protocol selects on, or "embedding-fusion", a perceptron on the features of both. `speech`
+    is a stage of `gmp_utils.stages.finetune.finetune`. `text_encoder` is "tf-idf", which embedding fusion
+    reduces to `TOPICS` dimensions, or as for `embed`.
     """
     corpus = open_corpus(run_dir)
-    transcripts = _transcripts(corpus)
+    transcripts, index = _transcripts(corpus), corpus.manifest.index
 
     def build(folder: Path) -> None:
-        opened = Fold.open(corpus, fold)
-        rows = {
-            part: corpus.manifest.index.get_indexer(names) for part, names in opened.parts.items()
-        }
+        data = Fold(corpus, fold)
+        rows = {part: index.get_indexer(names) for part, names in data.parts.items()}
         if text_encoder == "tf-idf":
             words = _tfidf(transcripts, rows["train"])
             if kind == "embedding-fusion":
                 words = _topics(words, rows["train"], seed)
         else:
             words = embed(transcripts, text_encoder)
-        text = {part: words[index] for part, index in rows.items()}
+        text = {part: words[numbers] for part, numbers in rows.items()}
         if kind == "embedding-fusion":
-            fused = _fuse_embeddings(opened, text, speech, seed)
+            results = _fuse_embeddings(data, text, speech, seed)
         elif kind == "late-fusion":
-            fused = _fuse_late(opened, text, speech)
+            results = _fuse_late(data, text, speech)
         else:
-            fused = _classify_text(opened, text)
-        opened.write(folder, *fused)
+            results = _classify_text(data, text)
+        data.write(folder, *results)
 
-    network = read_json(speech / "params.json")
-    fused_with = {} if kind == "text" else {"speech": network["loss"]}
+    network, parameters = read_json(speech / "params.json"), {"fold": fold, "loss": kind}
+    if kind != "text":
+        parameters["speech"] = network["loss"]
+    parameters |= {"use_gmps": network["use_gmps"], "text_encoder": text_encoder, "seed": seed}
     return make_stage(
         speech.with_name(kind),
         build,
-        parameters={
-            "fold": fold,
-            "loss": kind,
-            **fused_with,
-            "use_gmps": network["use_gmps"],
-            "text_encoder": text_encoder,
-            "seed": seed,
-        },
-        stages=[corpus.stage, *([speech] if fused_with else [])],
+        parameters=parameters,
+        stages=[corpus.stage] if kind == "text" else [corpus.stage, speech],
         inputs=[] if text_encoder == "tf-idf" else [weights.fingerprint(text_encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),

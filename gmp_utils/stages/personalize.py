@@ -35,13 +35,12 @@ from gmp_utils.training.trainer import TrainingConfig, train
 
 
 def summarize_utterances(task: RatingTask) -> Path:
-    """Mean, standard deviation and maximum over time of the pre-trained encoder's last layer.
+    """Write mean, standard deviation and maximum over time of the pre-trained encoder's last layer.
 
     mean.npy, std.npy and max.npy are (n_utterances, hidden_size) float32, in the manifest's order. The frames
     are kept unless the encoder is going to be trained.
     """
-    corpus = open_corpus(task.run_dir)
-    keep_frames = not task.train_encoder
+    corpus, keep_frames = open_corpus(task.run_dir), not task.train_encoder
 
     def build(folder: Path) -> None:
         model = SpeechModel.load(weights.resolve(task.encoder))
@@ -55,7 +54,7 @@ def summarize_utterances(task: RatingTask) -> Path:
         for name, (last_layer,) in states:
             last_layer = last_layer.astype(np.float32)
             rows[name] = [getattr(last_layer, statistic)(axis=0) for statistic in STATISTICS]
-        for statistic, values in zip(STATISTICS, zip(*(rows[name] for name in names))):
+        for statistic, values in zip(STATISTICS, zip(*map(rows.get, names))):
             np.save(folder / f"{statistic}.npy", np.stack(values))
 
     return make_stage(
@@ -114,10 +113,8 @@ def _mixtures(task: RatingTask, fold: RatedFold) -> pd.DataFrame:
 def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking: Masking) -> Path:
     """PAPT: continued masked prediction with an embedding for every training speaker.
 
-    Its targets are the pseudo-labels of stage 04, which must be the pre-trained encoder's.
-
-    `position` is one of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without
-    embeddings.
+    Its targets are the pseudo-labels of stage 04, which must be the pre-trained encoder's. `position` is one
+    of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without embeddings.
     """
     fold, clusters = open_fold(task), _pseudo_labels(task)
     labels, scales = features.open_labels(clusters)
@@ -127,10 +124,9 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
-        source = weights.resolve(task.encoder)
+        source, protocol = weights.resolve(task.encoder), fold.corpus.protocol
         model = PaptModel.load(source, train_encoder=True, train_cnn=False, **settings)
         inputs, mixtures = features.model_inputs(model, fold.corpus), _mixtures(task, fold)
-        protocol = fold.corpus.protocol
         unlabeled = sum((fold.parts[part] for part in protocol.unsupervised_parts), [])
         unlabeled = sorted(unlabeled, key=inputs.lengths.get)
         sets = []
@@ -147,7 +143,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
 
 
 def _papt_frames(task: RatingTask, fold: RatedFold, position: str) -> Path:
-    """The last layer's frames by PAPT's model, without the embedding that is added to them."""
+    """Frames of the last layer of PAPT's model, without the embedding that is added to them."""
     source = task.folder / f"papt-{position}"
 
     def build(folder: Path) -> None:
@@ -184,7 +180,7 @@ def _load_model(
 def _targets(
     task: RatingTask, fold: RatedFold, system: RatingModelConfig
 ) -> dict[str, pd.DataFrame]:
-    """By utterance: `ratings`, and `speaker`, a mixture of training speakers or a fixed embedding."""
+    """`ratings` by utterance, and `speaker`, a mixture of training speakers or a fixed embedding."""
     targets, names = {"ratings": fold.corpus.manifest[task.attributes]}, fold.utterances
     if system.learns_embeddings:
         targets["speaker"] = _mixtures(task, fold)
@@ -202,8 +198,8 @@ def _rating_metrics(attributes: list[str], prediction: EvalPrediction) -> dict[s
     labels = prediction.label_ids
     true = labels[0] if isinstance(labels, tuple) else labels
     scores = list(map(ccc, true.T, prediction.predictions.T))
-    by_attribute = {f"ccc_{name}": score for name, score in zip(attributes, scores)}
-    return by_attribute | {"ccc": float(np.mean(scores))}
+    names = [f"ccc_{name}" for name in attributes]
+    return dict(zip(names, scores)) | {"ccc": float(np.mean(scores))}
 
 
 def _predict(model: AttributeModel, dataset: Utterances) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -220,12 +216,12 @@ def _predict(model: AttributeModel, dataset: Utterances) -> tuple[pd.DataFrame, 
 
 
 def _fit_and_predict(
+    folder: Path,
+    *,
     task: RatingTask,
     fold: RatedFold,
     system: RatingModelConfig,
-    *,
     source: str,
-    folder: Path,
     training: TrainingConfig,
     names: Sequence[str] | None = None,
     sample_weight: np.ndarray | None = None,
@@ -237,7 +233,7 @@ def _fit_and_predict(
     inputs = Ragged.open(fold.frames) if fold.frames else features.model_inputs(model, fold.corpus)
 
     def dataset(names: Sequence[str], weight: np.ndarray | None = None) -> Utterances:
-        rows = {task: table.loc[names].to_numpy(np.float32) for task, table in targets.items()}
+        rows = {name: table.loc[names].to_numpy(np.float32) for name, table in targets.items()}
         if weight is not None:
             rows["sample_weight"] = weight.astype(np.float32)
         return Utterances(inputs, names, rows)
@@ -269,9 +265,13 @@ def train_and_predict(
 ) -> Path:
     """Train a system on a fold's training speakers, and predict the ratings of all its utterances.
 
-    A "papt" system starts with the model of `adapt`. The stage has history.csv, metrics.json, model/,
-    predictions.parquet (utterance, speaker, gender, part, attribute, true, predicted) and speakers.parquet
-    (each speaker's mean features).
+    A "papt" system starts with the model of `adapt`.
+
+    Returns
+    -------
+    stage : Path
+        With history.csv, metrics.json, model/, predictions.parquet (utterance, speaker, gender, part,
+        attribute, true, predicted) and speakers.parquet (each speaker's mean features).
     """
     fold, stages, source = open_fold(task), [], weights.resolve(task.encoder)
     if system.initial_model:
@@ -281,14 +281,11 @@ def train_and_predict(
         if not task.train_encoder:
             stages.append(_papt_frames(task, fold, system.position))
             fold = replace(fold, frames=stages[1] / "frames")
-
-    def build(folder: Path) -> None:
-        _fit_and_predict(task, fold, system, source=source, folder=folder, training=training)
-
-    parameters = {"system": vars(system), "training": vars(training)}
-    return _make_fold_stage(
-        task, system.name, build, parameters, *stages, uses_neighbors=system.learns_embeddings
-    )
+    settings = {"system": system, "training": training}
+    build = partial(_fit_and_predict, task=task, fold=fold, source=source, **settings)
+    parameters = {name: vars(value) for name, value in settings.items()}
+    options = {"uses_neighbors": system.learns_embeddings}
+    return _make_fold_stage(task, system.name, build, parameters, *stages, **options)
 
 
 def adapt_unsupervised(
@@ -305,7 +302,7 @@ def adapt_unsupervised(
     | weighting | all, with a weight of one plus the number of choices |
     | all | all: more training and nothing else |
 
-    It starts with "none-mlp" of `train_and_predict`, and writes the same files.
+    It starts from "none-mlp" of `train_and_predict`, and writes the same files.
     """
     system, fold = RatingModelConfig(adaptation=adaptation), open_fold(task)
     source = task.folder / system.initial_model
@@ -325,8 +322,9 @@ def adapt_unsupervised(
         repeats = {"unique": np.minimum(n_choices, 1), "oversampling": n_choices}
         names = np.repeat(utterances, repeats.get(adaptation, 1)).tolist()
         weight = 1.0 + n_choices if adaptation == "weighting" else None
-        settings = {"source": str(source / "model"), "folder": folder, "training": training}
-        _fit_and_predict(task, fold, system, **settings, names=names, sample_weight=weight)
+        settings = {"source": str(source / "model"), "names": names, "sample_weight": weight}
+        settings |= {"task": task, "fold": fold, "system": system, "training": training}
+        _fit_and_predict(folder, **settings)
 
     parameters = {"system": vars(system), "n_chosen": n_chosen, "training": vars(training)}
     return _make_fold_stage(task, system.name, build, parameters, source)
@@ -335,8 +333,8 @@ def adapt_unsupervised(
 def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfig) -> Path:
     """Train "none-mlp" on half of the utterances of n training speakers, drawn by the training's seed.
 
-    The other half is the part "seen" of its predictions, for the personalization gap: their CCC minus that
-    of the unseen test speakers. It writes the same files as `train_and_predict`.
+    The other half is the part "seen" of its predictions, for the personalization gap: their CCC minus that of
+    the unseen test speakers. It writes the same files as `train_and_predict`.
     """
     fold, system = open_fold(task), RatingModelConfig()
     order = np.random.default_rng(training.seed).permutation(fold.similarity.columns)
@@ -344,12 +342,9 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
     speaker = speaker[speaker.isin(order[:n])]
     odd = speaker.groupby(speaker).cumcount() % 2 == 1
     halves = {"train": speaker.index[~odd].tolist(), "seen": speaker.index[odd].tolist()}
-    fewer = replace(fold, parts=fold.parts | halves)
-
-    def build(folder: Path) -> None:
-        source = weights.resolve(task.encoder)
-        _fit_and_predict(task, fewer, system, source=source, folder=folder, training=training)
-
+    fold, source = replace(fold, parts=fold.parts | halves), weights.resolve(task.encoder)
+    settings = {"system": system, "source": source, "training": training}
+    build = partial(_fit_and_predict, task=task, fold=fold, **settings)
     parameters = {"speakers": n, "training": vars(training)}
     return _make_fold_stage(task, f"{system.name}-{n}-speakers", build, parameters)
 
@@ -363,7 +358,7 @@ def write_results(
 ) -> Path:
     """Write the results of a run: ratings.parquet, table.csv, differences.csv and summary.md.
 
-    `tasks` has one per fold, `table` and `results` are those of `calibrated` and `results_table` in
+    There is a task per fold. `table` and `results` are those of `calibrated` and `results_table` in
     `gmp_utils.evaluation.ratings`.
     """
     corpus = open_corpus(tasks[0].run_dir)

@@ -38,29 +38,18 @@ def probe(
     train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], metric: str
 ) -> float:
     """UAR of a logistic regression, or CCC of a ridge regression, on standardized features (n, dim)."""
-    linear, score = {
-        "UAR": (LogisticRegression(C=0.1, max_iter=2000), uar),
-        "CCC": (Ridge(alpha=100.0), ccc),
-    }[metric]
-    fitted = make_pipeline(StandardScaler(), linear).fit(*train)
-    return score(test[1], fitted.predict(test[0]))
+    linear = LogisticRegression(C=0.1, max_iter=2000) if metric == "UAR" else Ridge(alpha=100.0)
+    predicted = make_pipeline(StandardScaler(), linear).fit(*train).predict(test[0])
+    return (uar if metric == "UAR" else ccc)(test[1], predicted)
 
 
 def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
-    """Probe one layer for every class and rating in `points`.
+    """Probe one layer for every class and rating, and score one part.
 
-    Emotion, gender and ratings are trained on the training part. Validation and test speakers are trained on
-    half of each one's utterances and scored on the other half. A task with fewer than two values to train on
-    is skipped.
-
-    Parameters
-    ----------
-    x : (n, dim) float
-        Means of utterances, or frames.
-    points : DataFrame
-        Of each: `utterance`, `part`, classes and ratings.
-    part : str
-        The part that is scored.
+    Emotion, gender and ratings are trained on the training part. Speakers are classified by half of the
+    utterances of each validation and test speaker, and scored on the other half. A task with fewer than two
+    values to train on is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`,
+    `part`, classes and ratings of each.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
@@ -87,18 +76,9 @@ def cluster_layer(
 ) -> list[dict]:
     """Cluster one layer's training frames, and compare the clusters of another part with its attributes.
 
-    Parameters
-    ----------
-    x, points, part
-        See `probe_layer`; with `is_emotional` of frames, where the emotional segment is annotated.
-    scales : sequence of int
-        Numbers of clusters K.
-    seed : int
-
-    Returns
-    -------
-    rows : list of dict
-        NMI and purity of each K and attribute, and `cluster_usage`, the exponential of the entropy over K.
+    Rows have the NMI and purity of each number of clusters K and attribute, and `cluster_usage`, the
+    exponential of the entropy over K. See `probe_layer` for `x` and `points`, which also has `is_emotional`
+    where the emotional segment is annotated.
     """
     scored = points.part == part
     attributes = {
@@ -130,8 +110,7 @@ def _choose_utterances(corpus: Corpus, fold: int, scales: Sequence[int], seed: i
     points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
     n_frames = max(DRAWN_FRAMES, FRAMES_PER_CLUSTER * max(scales))
     if len(points) * FRAMES_PER_UTTERANCE > n_frames:
-        n = n_frames // FRAMES_PER_UTTERANCE
-        points = points.sample(n, random_state=seed).sort_index()
+        return points.sample(n_frames // FRAMES_PER_UTTERANCE, random_state=seed).sort_index()
     return points
 
 
@@ -145,18 +124,16 @@ def _draw(
     smaller draw is the start of a larger one).
     """
     inputs, layers = features.model_inputs(network, corpus), range(network.n_layers + 1)
-    order = {name: number for number, name in enumerate(points.index)}
-    means, frames, draws, chosen, energy, energies = ([None] * len(order) for _ in range(6))
+    order, drawn = {name: number for number, name in enumerate(points.index)}, {}
     for name, states in features.layer_states_by_length(network, inputs, list(order), layers):
-        number = order[name]
-        shuffled = np.random.default_rng([seed, number]).permutation(states.shape[1])[:n_frames]
-        draws[number] = np.argsort(shuffled)
-        chosen[number] = shuffled[draws[number]]
-        means[number] = states.mean(axis=1, dtype=np.float32)
-        frames[number] = states[:, chosen[number]]
-        waveform, starts = corpus.waveforms[name], chosen[number] * 320
-        energy[number] = _decibels(waveform)
-        energies[number] = [_decibels(waveform[start : start + 400]) for start in starts]
+        rng, waveform = np.random.default_rng([seed, order[name]]), corpus.waveforms[name]
+        shuffled = rng.permutation(states.shape[1])[:n_frames]
+        draw = np.argsort(shuffled)
+        chosen = shuffled[draw]
+        energies = [_decibels(waveform[start : start + 400]) for start in chosen * 320]
+        mean = states.mean(axis=1, dtype=np.float32)
+        drawn[name] = mean, _decibels(waveform), states[:, chosen], chosen, energies, draw
+    means, energy, frames, chosen, energies, draws = zip(*(drawn[name] for name in order))
     points = points.assign(energy=energy)
     table = points.loc[np.repeat(points.index, list(map(len, draws)))].assign(
         seconds=frame_seconds(np.concatenate(chosen)),
@@ -164,8 +141,8 @@ def _draw(
         draw=np.concatenate(draws),
     )
     if "emotion_start" in table:
-        emotional = table.seconds.between(table.emotion_start, table.emotion_end, "left")
-        table = table.assign(is_emotional=emotional)
+        in_segment = table.seconds.between(table.emotion_start, table.emotion_end, "left")
+        table = table.assign(is_emotional=in_segment)
     return {
         "utterances": (np.stack(means, axis=1), points.reset_index(drop=True)),
         "frames": (np.concatenate(frames, axis=1), table.reset_index(drop=True)),
@@ -192,14 +169,14 @@ def _compare_all(states: np.ndarray, references: dict[str, np.ndarray]) -> pd.Da
 
 
 def _limit_frames(x: np.ndarray, points: pd.DataFrame, seed: int) -> Points:
-    """At most `PROBED_FRAMES` of each part."""
+    """Draw at most `PROBED_FRAMES` of each part."""
     shuffled = points.sample(frac=1, random_state=seed)
     chosen = np.sort(shuffled.index[shuffled.groupby("part").cumcount() < PROBED_FRAMES])
     return x[:, chosen], points.loc[chosen].reset_index(drop=True)
 
 
 def _frames(network: SpeechModel, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
-    """(layers, n, dim) of some frames, the same ones for every network."""
+    """Hidden states (layers, n, dim) of some frames, the same ones for every network."""
     n = min(len(points), COMPARED_FRAMES // FRAMES_PER_UTTERANCE)
     points = points.sample(n, random_state=seed)
     return _draw(network, corpus, points, FRAMES_PER_UTTERANCE, seed)["frames"][0]
@@ -222,8 +199,6 @@ def probe_layers(
 
     Parameters
     ----------
-    run_dir : str
-    fold : int
     model : str
         One of `gmp_utils.runs.paths.MODELS`.
     encoder : str
@@ -231,22 +206,19 @@ def probe_layers(
     scales : list of int
         Numbers of clusters.
     map_points : int
-        Frames, and utterances, on a map, at most.
-    seed : int
+        Maximum number of frames, and of utterances, on a map.
 
     Returns
     -------
     stage : Path
-        With probes.parquet (layer, unit, task, metric, score, chance; the unit is "utterances" or "frames"),
+        With probes.parquet (layer, unit, task, metric, score, chance, for "utterances" and "frames"),
         clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, reference_layer,
-        reference, cka; the reference is this "model" or the original "encoder") and maps.parquet (unit, and
+        reference, cka, for this "model" and the original "encoder") and maps.parquet (unit, and
         see `gmp_utils.evaluation.geometry.map_layers`).
     """
-    corpus = open_corpus(run_dir)
-    stage = stage_folder(run_dir, stage_of(model), fold)
-    original = weights.resolve(encoder)
+    corpus, stage = open_corpus(run_dir), stage_folder(run_dir, stage_of(model), fold)
+    original, part = weights.resolve(encoder), corpus.protocol.selection_part
     corpus.check_encoder(encoder, fold)
-    part = corpus.protocol.selection_part
 
     def build(folder: Path) -> None:
         network = SpeechModel.load(original if model == "encoder" else str(stage / "model"))
@@ -258,7 +230,7 @@ def probe_layers(
         frames, table = drawn["frames"]
         kept = np.flatnonzero(table.draw < n_frames)
         frames, table = frames[:, kept], table.iloc[kept].reset_index(drop=True)
-        probed = {"utterances": drawn["utterances"], "frames": _limit_frames(frames, table, seed)}
+        probed = drawn | {"frames": _limit_frames(frames, table, seed)}
         clusters = [
             {"layer": layer, **row}
             for layer, states in enumerate(frames)
@@ -268,28 +240,23 @@ def probe_layers(
         references = {"model": _frames(network, corpus, scored, seed)}
         if model != "encoder":
             references["encoder"] = _frames(SpeechModel.load(original), corpus, scored, seed)
-        maps = [
-            geometry.map_layers(x, rows, part=part, n_points=map_points, seed=seed).assign(
-                unit=unit
-            )
-            for unit, (x, rows) in drawn.items()
-        ]
+        sampling = {"part": part, "n_points": map_points, "seed": seed}
+        maps = {unit: geometry.map_layers(*drawn[unit], **sampling) for unit in drawn}
         for name, result in {
             "probes": _probe_all(probed, part),
             "clusters": pd.DataFrame(clusters),
             "similarity": _compare_all(references["model"], references),
-            "maps": pd.concat(maps),
+            "maps": pd.concat([table.assign(unit=unit) for unit, table in maps.items()]),
         }.items():
             result.to_parquet(folder / f"{name}.parquet", index=False)
 
-    parameters = {"model": model, "encoder": encoder, "scales": scales, "map_points": map_points}
+    parameters = {"fold": fold, "model": model, "encoder": encoder, "scales": scales}
+    stages = upstream(PROBE_LAYERS, parameters)
     return make_stage(
         fold_folder(run_dir, fold) / PROBE_LAYERS / model,
         build,
-        parameters={"fold": fold, **parameters, "seed": seed},
-        stages=[
-            stage_folder(run_dir, name, fold) for name in upstream(PROBE_LAYERS, {"model": model})
-        ],
+        parameters=parameters | {"map_points": map_points, "seed": seed},
+        stages=[stage_folder(run_dir, name, fold) for name in stages],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
@@ -310,8 +277,6 @@ def cka_to_pretrained(
     rows = []
     for name, folder in models.items():
         after = _frames(SpeechModel.load(str(folder)), corpus, points, seed)
-        rows += [
-            {"layer": layer, "model": name, "cka": geometry.cka(*pair)}
-            for layer, pair in enumerate(zip(before, after))
-        ]
+        for layer, pair in enumerate(zip(before, after)):
+            rows.append({"layer": layer, "model": name, "cka": geometry.cka(*pair)})
     return pd.DataFrame(rows)

@@ -40,13 +40,8 @@ def write_results(
 ) -> Path:
     """Write predictions, table (csv, md, tex and html), comparisons, costs and a summary as a stage.
 
-    Parameters
-    ----------
-    run_dir : str
-    predictions, table : DataFrame
-        See `gmp_utils.evaluation.collect.collect` and `gmp_utils.evaluation.tables.results_table`.
-    seed : int
-        Of the table's bootstrap.
+    `predictions` are those of `gmp_utils.evaluation.collect.collect`, and the table is that of
+    `gmp_utils.evaluation.tables.results_table`, whose bootstrap has the `seed`.
     """
     declaration = experiments.read_declaration(run_dir)
 
