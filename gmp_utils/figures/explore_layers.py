@@ -69,7 +69,7 @@ class FoldMaps:
         return EmotionClassifier.load(str(self.classifier / "model"))
 
     def timeline(self, point: int, played: tuple[float, float] | None) -> go.Figure:
-        """Draw the utterance of a point; `played` is the part to mark, in seconds."""
+        """Draw the utterance of a point, with the played part (s) marked."""
         row = self.points.loc[point]
         waveform = self.corpus.waveforms[row.utterance]
         manifest = self.corpus.manifest.loc[row.utterance]
@@ -181,7 +181,7 @@ class Panel:
         return self.maps.coordinates[self.model.value][self.layer.value]
 
     def _coordinates(self) -> dict:
-        """Arguments of jscatter; both axes have one scale, so distances are comparable."""
+        """Arguments of jscatter, with the same scale on both axes."""
         x, y = self.coordinates.T
         limit = 1.02 * abs(self.coordinates).max()
         return {"x": x, "y": y, "x_scale": (-limit, limit), "y_scale": (-limit, limit)}
@@ -210,7 +210,7 @@ class Panel:
 
 
 def palette(categories: list) -> list[str]:
-    """A color per category; of more than `MAX_LEGEND` only adjacent colors differ clearly."""
+    """A color per category: above `MAX_LEGEND`, only adjacent colors differ clearly."""
     if len(categories) <= MAX_LEGEND:
         return list(colors(map(str, categories)).values())
     numbers = range(len(categories))  # hues by the golden ratio
@@ -227,7 +227,7 @@ def _close(widget: widgets.Widget) -> None:
 
 
 class LayerExplorer:
-    """Two linked maps of a run's layers; a click plays and draws an utterance, a lasso counts."""
+    """Two linked maps of a run's layers. A click plays and draws an utterance, a lasso counts."""
 
     def __init__(self, run_dir: str, fold: int):
         first = display_path(paths.run_folder(run_dir)), fold
@@ -275,7 +275,7 @@ class LayerExplorer:
             _close(widget)
 
     def _change(self, change) -> None:
-        """Show other maps, or the error and the maps that were there."""
+        """Show other maps, or the error and the previous maps."""
         try:
             self._show()
         except GmpError as error:

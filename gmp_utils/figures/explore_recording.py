@@ -1,4 +1,4 @@
-"""A live view of recordings: upload or record one, and see and hear which emotions are recognized."""
+"""A live view of recordings: upload or record, and see and hear which emotions are recognized."""
 
 import html
 import io
@@ -78,7 +78,7 @@ class RecordingExplorer:
         self.status.value = html.escape(text)
 
     def recognize(self, samples: np.ndarray, sample_rate: int, name: str) -> None:
-        """Recognize, draw and play a recording, (n_samples,) or (n_samples, channels); show errors."""
+        """Recognize, draw and play a recording, (n_samples,) or (n_samples, channels), or show the error."""
         self._show_status(f"{name}: recognizing …")
         try:
             waveform = audio.from_array(samples, sample_rate)

@@ -14,7 +14,7 @@ CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": "#0072B2"}
 
 
 def reliability_diagram(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against confidence, of `gmp_utils.evaluation.tables.confidences`; areas show utterances."""
+    """Accuracy against confidence, from `gmp_utils.evaluation.tables.confidences`."""
     figure, errors = go.Figure(), []
     line = {"color": "#cccccc", "dash": "dash"}
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfectly calibrated")
@@ -70,7 +70,7 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
 
 
 def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
-    """Valence and arousal of the utterances, and their mean per emotion; None without ratings."""
+    """Valence and arousal of the utterances, and their mean per emotion. None without ratings."""
     if not {"valence", "arousal"} <= set(manifest):
         return None
     rated = manifest.dropna(subset=["valence", "arousal"])
@@ -209,7 +209,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
 
 
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:
-    """UAR (%) of each test speaker, a line per speaker; `scores` are by speaker, for each system."""
+    """UAR (%) of each test speaker, a line per speaker, from scores by speaker of each system."""
     table, figure = pd.DataFrame(scores), go.Figure()
     style = {"line": {"color": COLORS["unknown"]}, "marker": {"color": COLORS["neutral"]}}
     style |= {"mode": "lines+markers", "showlegend": False}

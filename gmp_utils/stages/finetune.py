@@ -99,11 +99,12 @@ def finetune(
 
 
 def _metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of the validation set."""
     return task_metrics(prediction.predictions, prediction.label_ids, "emotion")
 
 
 def test_scores(stages: dict[str, Path]) -> pd.DataFrame:
-    """UAR and WAR of systems on the test utterances of a fold, and how many these are."""
+    """UAR, WAR and numbers of test utterances and speakers, by system."""
     rows = {}
     for system, stage in stages.items():
         test = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")

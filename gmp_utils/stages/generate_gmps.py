@@ -153,7 +153,7 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
 def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
     """Normalized mutual information of a `frame_table`: streams × (streams, emotion, gender, speaker).
 
-    Labels that some frames lack are left out.
+    Labels that some frames lack are omitted.
     """
     streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
     labels = table[["emotion", "gender", "speaker"]].dropna(axis=1)

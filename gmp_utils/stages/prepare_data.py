@@ -57,7 +57,7 @@ def read_manifest(
 
 
 def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts: str) -> Path:
-    """Folder of a corpus; a synthetic one is made first."""
+    """Folder of a corpus, made first for synthetic ones."""
     if (corpus in SYNTHETIC) == bool(corpus_dir):
         raise GmpError(
             f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, "
@@ -129,7 +129,7 @@ def prepare(
 
 
 def _decode(run: Path, manifest: pd.DataFrame, relative: pd.DataFrame) -> Path:
-    """The stage of the decoded recordings; it depends on their paths, sizes and dates."""
+    """Make the stage of the decoded recordings, which depends on their paths, sizes and dates."""
 
     def build(folder: Path) -> None:
         _, report = waveform_store.write_store(manifest, folder / "waveforms")

@@ -59,7 +59,7 @@ def fit_head(layer: nn.Linear, estimator, means: np.ndarray, targets: np.ndarray
 def _fit(
     network: EmotionClassifier, corpus: Corpus, parts: dict[str, list[str]]
 ) -> tuple[Recognizer, dict[str, float]]:
-    """Fit a recognizer's temperature to validation, its heads to training; return it and test metrics."""
+    """Fit a recognizer's temperature (validation) and heads (training), and measure it on the test set."""
     manifest, train, validation = corpus.manifest, parts["train"], parts["validation"]
     ratings = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
     train_ratings, gender = manifest.loc[train, ratings].to_numpy(float), manifest.gender.loc[train]
@@ -202,9 +202,9 @@ def publish(stage: Path) -> Path:
 
 
 def find_or_publish(model: str) -> str:
-    """The published model of a run or of a stage of notebook 06 or 09; another name is returned as it is.
+    """The published model of a run or of a stage of notebook 06 or 09, published first if necessary.
 
-    The network of notebook 06, of a run its best one, is published if it has not been yet.
+    Of a run it is the best network. Other names of models are returned unchanged.
     """
     folder = Path(model).expanduser()
     folder = (folder if folder.is_dir() else run_folder(model)).resolve()
@@ -235,7 +235,7 @@ class _OnnxGraph(nn.Module):
 
 
 def export_onnx(model: str, path: str) -> None:
-    """Write a model of `find_or_publish` as ONNX, for any batch size and length; compare it with torch.
+    """Write a model of `find_or_publish` as ONNX, for any batch size and length, and compare its outputs.
 
     Its outputs are the fields of `RecognizerOutput` that the model has. Needs the extra `onnx`.
     """

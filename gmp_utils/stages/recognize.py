@@ -47,8 +47,9 @@ def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.n
 
 @cache
 def _speech_detector() -> Callable[[torch.Tensor], list[dict[str, int]]]:
+    """Silero's detector, without its limit on the number of threads."""
     n_threads = torch.get_num_threads()
-    import silero_vad  # sets the number of threads to 1
+    import silero_vad
 
     torch.set_num_threads(n_threads)
     model = silero_vad.load_silero_vad()
@@ -82,7 +83,7 @@ def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
 
 
 def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataFrame:
-    """Emotion, confidence, scores, and where there are heads female and ratings, of each window."""
+    """Emotion, confidence, scores, and outputs of the gender and rating heads, of each window."""
     lengths = pd.Series(map(len, windows)).sort_values(kind="stable")
     names, values = list(map(str, lengths.index)), [windows[index] for index in lengths.index]
     inputs = Ragged(np.concatenate(values), names, lengths.tolist(), kind="waveform")
@@ -100,15 +101,9 @@ def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataF
 def _recognize_sources(
     recognizer: Recognizer, sources: dict[str, Callable[[], np.ndarray]], window: int, hop: int
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The table of `recognize` for functions that return 16 kHz waveforms; and errors by name."""
+    """The table of `recognize` for functions that return 16 kHz waveforms, and errors by name."""
     limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
     parts, outputs, errors, windows = [], [], {}, []
-
-    def flush() -> None:
-        if windows:
-            outputs.append(_classify(recognizer, windows))
-            windows.clear()
-
     for name, load in tqdm(sources.items(), "recognize", unit="recording", disable=None):
         try:
             waveform = load()
@@ -122,8 +117,10 @@ def _recognize_sources(
         for start in starts[speech >= MIN_SPEECH]:
             windows.append(waveform[start : start + window].copy())
             if sum(map(len, windows)) > limit:
-                flush()
-    flush()
+                outputs.append(_classify(recognizer, windows))
+                windows = []
+    if windows:
+        outputs.append(_classify(recognizer, windows))
     if not parts:
         return pd.DataFrame(), errors
     table, config = pd.concat(parts, ignore_index=True), recognizer.config

@@ -79,6 +79,7 @@ def train_multitask(
 
 
 def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict[str, float]:
+    """Metrics of all tasks."""
     logits, labels = prediction.predictions, prediction.label_ids
     if len(trained_tasks) == 1:  # Trainer does not wrap a single array
         logits, labels = [logits], [labels]
