@@ -116,7 +116,7 @@ def test_wrong_declarations_stop_before_any_work(tmp_path, changes, message):
     ("settings", "message"),
     [
         ({"experiment": "table9"}, "experiment 'table9': expected one of controls, cross_corpus"),
-        ({"preset": ["none.yaml"]}, "preset 'none.yaml': no such file"),
+        ({"preset": ["none.yaml"]}, "none.yaml: not a YAML file"),
         ({"preset": ["wrong.yaml"]}, "parameter encoder: found 5"),
         ({"preset": ["text.yaml"]}, "text.yaml: found 'text'"),
     ],
