@@ -205,7 +205,7 @@ def python_path(*folders: Path) -> dict[str, str]:
 
 def python(*arguments, **options) -> subprocess.CompletedProcess:
     """Python with some arguments, once it has ended."""
-    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 600} | options
+    options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 1800} | options
     return subprocess.run([sys.executable, *map(str, arguments)], **options)
 
 
@@ -286,7 +286,7 @@ def kill_when(
 
 def finished(process) -> str:
     """What a process printed, once it has ended well."""
-    output = process.communicate(timeout=900)[0]
+    output = process.communicate(timeout=3600)[0]
     assert process.returncode == 0, output[-4000:]
     return output
 

@@ -301,7 +301,7 @@ def page(lab):
         launch = playwright.chromium.launch
         browser = launch(executable_path=style.browser(), args=["--no-sandbox", *options])
         page = browser.new_page(viewport={"width": 1300, "height": 1700})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.on("console", lambda line: line.type == "error" and complaints.append(line.text))
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.route("**/*", pass_on)

@@ -27,7 +27,7 @@ assert len(NOTEBOOKS) == 10
 PERSONAL = "RECIPE=papt", "CORPUS=synthetic_speakers", "RUN=runs/personal"  # as make notebooks
 
 
-def make(*arguments, timeout=1200, **environment):
+def make(*arguments, timeout=3600, **environment):
     """`make` in the checkout, whatever settings the caller's environment has."""
     return subprocess.run(
         ["make", *arguments], cwd=ROOT, env=CLEAN | environment, capture_output=True, text=True,
@@ -37,8 +37,10 @@ def make(*arguments, timeout=1200, **environment):
 
 def nbval(*arguments):
     """A notebook's cells as pytest runs them."""
-    options = "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 600
-    return python("-m", "pytest", *options, "-p", "no:cacheprovider", "-q", *arguments, timeout=900)
+    options = "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 2400
+    return python(
+        "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", *arguments, timeout=3600
+    )
 
 
 def succeeded(done):
@@ -74,7 +76,14 @@ def test_a_second_make_run_does_no_work_and_says_so(demo):
     assert made == {path: path.stat().st_mtime_ns for path in made}
 
 
-@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "notebook",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "08_personalize"))
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_nbval(demo, notebook):
     if notebook.stem == "08_personalize":
         assert "PLDC both" in succeeded(make("run", *PERSONAL))
@@ -162,7 +171,7 @@ def test_one_fold_of_emodb(tmp_path):
     """The path of real recordings, in a pass or two, without pictures; what it scores is README's."""
     run = tmp_path / "a run's $(folder)"
     done = make("run", "CORPUS=emodb", f"CORPUS_DIR={emodb_folder()}", "PRESET=presets/quick.yaml",
-                f"RUN={run}", timeout=1800, BROWSER_PATH="")  # fmt: skip
+                f"RUN={run}", timeout=3600, BROWSER_PATH="")  # fmt: skip
     succeeded(done)
     predictions = pd.read_parquet(run / "07_results" / "predictions.parquet")
     assert len(predictions) == 2 * predictions.utterance.nunique()

@@ -126,7 +126,7 @@ def test_two_processes_make_a_stage_once(tmp_path):
     )
     command = [sys.executable, "-c", script, str(tmp_path / "s")]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in both]
+    outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     (waiting,) = [text for text in outputs if "waiting for its end" in text]
     assert "is up to date" in waiting
