@@ -240,7 +240,7 @@ def test_own_data_as_readme_says(readers_corpus):
     assert "runs/mine: 5 runs, 0 done" in plan
     succeeded(python(*shlex.split(recognize)[1:]))
     table = pd.read_csv(ROOT / "my" / "new.csv")
-    assert table.end.iloc[-1] == 20 and table.confidence.max() < 0.3
+    assert table.end.iloc[-1] == 20 and table.emotion.isna().all()  # silence
 
 
 def test_readme_recognizes(demo, tmp_path):
@@ -262,7 +262,7 @@ def test_readme_recognizes(demo, tmp_path):
     code = code.replace("\nclassify(", "\nscores = classify(") + "\nprint(scores)"
     made = sorted((ROOT / "runs/demo/fold1/09_recognize/gmps").glob("*/model"))
     code = code.replace("gmps/ams/model", f"gmps/{made[0].parent.name}/model")
-    assert "'score': 0.2" in succeeded(python("-c", code, cwd=tmp_path))
+    assert "'score': 0." in succeeded(python("-c", code, cwd=tmp_path))
     uploads = subprocess.run([ROOT / ".venv/bin/hf", "upload", "--help"], capture_output=True)
     assert uploads.returncode == 0
 
