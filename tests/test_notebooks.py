@@ -231,6 +231,7 @@ def readers_corpus(demo):
             shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_own_data_as_readme_says(readers_corpus):
     """A quick pass as written, then a new recording; all folds are planned, which takes minutes instead."""
     quick, full, recognize = readers_corpus
