@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gmp_utils.evaluation.metrics import expected_calibration_error, reliability
-from gmp_utils.figures.style import COLORS, SEQUENCE, colors
+from gmp_utils.figures.style import COLORS, SEQUENCE, colors, name_panels
 from gmp_utils.models.encoder import frame_seconds
 
 CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": "#0072B2"}
@@ -42,7 +42,7 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
         table, x="speaker", y="utterances", color="emotion", facet_col="gender",
         color_discrete_map=COLORS,
     )  # fmt: skip
-    _name_panels(figure).update_xaxes(matches=None, type="category")
+    name_panels(figure).update_xaxes(matches=None, type="category")
     sizes = rows.emotion.value_counts()
     most, fewest = sizes.iloc[0], sizes.iloc[-1]
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
@@ -53,11 +53,6 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     else:
         title += f", {most} of each emotion"
     return figure.update_layout(title=title)
-
-
-def _name_panels(figure: go.Figure) -> go.Figure:
-    """Title the panels of plotly express "value" instead of "column=value"."""
-    return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
 
 
 def durations(manifest: pd.DataFrame) -> go.Figure:
@@ -144,7 +139,7 @@ def separations(by_system: dict[str, dict]) -> go.Figure:
         barmode="group", color_discrete_sequence=SEQUENCE,
     )  # fmt: skip
     ratios = [f"{name} {values['after']['ratio']:.1f}" for name, values in by_system.items()]
-    return _name_panels(figure).update_layout(
+    return name_panels(figure).update_layout(
         title=f"Inter-class over intra-class distance after training: {', '.join(ratios)}",
         yaxis_title="cosine distance",
     )

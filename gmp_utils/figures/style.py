@@ -66,10 +66,15 @@ def colors(names: Iterable[str]) -> dict[str, str]:
     return {name: fixed.get(name) or next(spare) for name in names}
 
 
+def name_panels(figure: go.Figure) -> go.Figure:
+    """Title the panels of plotly express "value" instead of "column=value"."""
+    return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+
+
 def panels(chart: Callable, table: pd.DataFrame, **options) -> go.Figure:
     """A chart of plotly.express with a panel per `attribute`."""
     figure = chart(table, facet_col="attribute", color_discrete_sequence=SEQUENCE, **options)
-    return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    return name_panels(figure)
 
 
 def browser() -> str | None:
