@@ -97,7 +97,8 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     predictor.save_pretrained(tmp_path / "predictor")
     rater = Rater.load(str(tiny_encoder), **RATER)
     rater.save_pretrained(tmp_path / "rater")
-    ratings = {"ratings": rng.normal(size=(5, 2)).astype(np.float32)}
+    rated = rng.normal(size=(5, 2)).astype(np.float32)
+    ratings = {"ratings": rated, "sample_weight": np.ones(5, np.float32)}
     classify = (type(network).load, str(tmp_path / "classifier"))
     one_label = {task: labels[:1] for task, labels in targets.items()}
     masked = Utterances(cnn, cnn.utterances, None, labels, Masking(0.4, 10))

@@ -162,27 +162,24 @@ def test_divergences_are_those_of_gaussians():
 
 
 def test_pldc_by_hand():
-    """Predictions 1, 3 (mean 2, std 1); neighbors a: 4, 8 (6, 2) and b: 1, 1, 4, 4 (2.5, 1.5)."""
+    """Predictions 1, 3 (mean 2, std 1); labels of the neighbors a: 4, 8 (mean 6, std 2) and b: 1, 1, 4, 4."""
     predicted = np.array([1.0, 3.0])
     assert ratings.calibrate(predicted, 6, 2, "mean").tolist() == [5, 7]
     assert ratings.calibrate(predicted, 6, 2, "scale").tolist() == [0, 4]
     assert ratings.calibrate(predicted, 6, 2, "both").tolist() == [4, 8]
     labels = pd.DataFrame({"speaker": list("aabbbbc"), "true": [4.0, 8, 1, 1, 4, 4, 9]})
-    assert ratings.label_statistics(labels, ["a", "b"], pooled=False) == (4.25, 1.75)
-    pooled = ratings.label_statistics(labels, ["a", "b"])
-    assert pooled == (pytest.approx(22 / 6), pytest.approx(np.std([4, 8, 1, 1, 4, 4])))
+    table = pd.DataFrame({"speaker": ["x", "x"], "predicted": predicted})
+    similarity = pd.DataFrame([[0.7, 0.6, 0.1]], ["x"], list("abc"))
+    mean, std = 22 / 6, np.std([4, 8, 1, 1, 4, 4])
+    values = ratings.pldc(table, labels, similarity=similarity, neighbors=2)
+    assert values.tolist() == pytest.approx([mean - std, mean + std])
 
 
 def test_pldc_without_enough_information():
-    """A single prediction, constant predictions, and neighbors below the gate."""
+    """A single prediction, and constant predictions."""
     assert ratings.calibrate(np.array([3.0]), 6, 2).tolist() == [3]
     assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "both").tolist() == [6, 6]
     assert ratings.calibrate(np.array([3.0, 3.0]), 6, 2, "scale").tolist() == [3, 3]
-    table = pd.DataFrame({"speaker": ["x", "x"], "predicted": [1.0, 3.0]})
-    training = pd.DataFrame({"speaker": ["a", "a"], "true": [4.0, 8.0]})
-    settings = {"similarity": pd.DataFrame([[0.7]], ["x"], ["a"]), "neighbors": 1}
-    assert ratings.pldc(table, training, **settings, gate=0.8).tolist() == [1, 3]
-    assert ratings.pldc(table, training, **settings, gate=0.6).tolist() == [4, 8]
 
 
 def test_the_oracle_matches_the_speakers_labels():
@@ -210,7 +207,7 @@ def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -
     test, learned = names[::4], np.setdiff1d(names, names[::4])
     distance = pd.DataFrame(np.abs(voice[:, None] - voice), names, names).loc[test, learned]
     tested, training = (rows[rows.speaker.isin(part)] for part in (test, learned))
-    settings = {"similarity": -distance, "neighbors": 5, "gate": -9}
+    settings = {"similarity": -distance, "neighbors": 5}
     predictions = {"none": tested.predicted}
     for variant in ratings.VARIANTS:
         predictions[variant] = ratings.pldc(tested, training, variant=variant, **settings)
@@ -365,7 +362,6 @@ def test_wrong_choices_are_named(rated, noise_corpus, tiny_encoder):
     task = RatingTask(str(noise_corpus), 1, str(tiny_encoder), ["valence"])
     for function, message in (
         (lambda: speakers.nearest_speakers(pd.DataFrame(), 0), "neighbors: found 0"),
-        (lambda: ratings.calibrate(np.array([1.0, 2.0]), 6, 2, "sigma"), "variant 'sigma'"),
         (lambda: synthetic_speakers.make(Path(), shifts="none"), "shifts 'none'"),
         (lambda: RatingModelConfig("papt", "mlp", "middle"), "position 'middle'"),
         (

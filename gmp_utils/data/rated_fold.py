@@ -12,8 +12,7 @@ from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.runs.paths import PERSONALIZE, fold_folder, run_folder
 from gmp_utils.runs.stage import check_and_identify
 
-FEATURES = "utterance_features"  # stage with `STATISTICS` of each utterance's frames
-STATISTICS = ("mean", "std", "max")
+STATISTICS = ("mean", "std", "max")  # of each utterance's frames
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class RatingTask:
     @property
     def feature_stage(self) -> Path:
         """Stage of the utterance features, which all folds share."""
-        return run_folder(self.run_dir) / PERSONALIZE / FEATURES
+        return run_folder(self.run_dir) / PERSONALIZE / "utterance_features"
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,16 @@ class RatedFold:
         "mean", "std" and "max" over time of the pre-trained encoder's last layer.
     similarity : (n_speakers, n_training_speakers) DataFrame
         Cosines of mean features.
-    frames : Path or None
-        Store of the last layer's frames; None if the encoder is trained.
+    frames : Path
+        Store of the last layer's frames, the models' inputs unless the encoder is trained.
     """
 
+    task: RatingTask
     corpus: Corpus
     parts: dict[str, list[str]]
     features: dict[str, pd.DataFrame]
     similarity: pd.DataFrame
-    frames: Path | None
+    frames: Path
 
     @property
     def speaker(self) -> pd.Series:
@@ -71,6 +71,13 @@ class RatedFold:
     def utterances(self) -> list[str]:
         """Utterances of all parts."""
         return sum(self.parts.values(), [])
+
+    @property
+    def mixtures(self) -> pd.DataFrame:
+        """Each utterance's speaker as a mixture of training speakers, utterances × training speakers."""
+        mixtures = speakers.speaker_weights(self.similarity, self.task.neighbors)
+        names = self.utterances
+        return mixtures.astype(np.float32).loc[self.speaker[names]].set_axis(names)
 
 
 def open_fold(task: RatingTask) -> RatedFold:
@@ -83,8 +90,8 @@ def open_fold(task: RatingTask) -> RatedFold:
         names = ", ".join(available) or "none"
         raise GmpError(f"attributes {task.attributes}: {corpus.name} has the ratings {names}.")
     is_rated = manifest[task.attributes].notna().all(axis=1)
-    parts = corpus.partition(task.fold)
-    parts = {part: [name for name in names if is_rated[name]] for part, names in parts.items()}
+    parts = corpus.partition(task.fold).items()
+    parts = {part: [name for name in names if is_rated[name]] for part, names in parts}
     empty = {part for part in ("train", corpus.protocol.selection_part, "test") if not parts[part]}
     if empty:
         raise GmpError(f"fold {task.fold}: no rated utterance for {' and '.join(sorted(empty))}.")
@@ -97,5 +104,4 @@ def open_fold(task: RatingTask) -> RatedFold:
     means = features["mean"].loc[names].groupby(manifest.speaker[names]).mean()
     training = sorted(manifest.speaker[parts["train"]].unique())
     similarity = speakers.similarities(means, training)
-    frames = None if task.train_encoder else task.feature_stage / "frames"
-    return RatedFold(corpus, parts, features, similarity, frames)
+    return RatedFold(task, corpus, parts, features, similarity, task.feature_stage / "frames")

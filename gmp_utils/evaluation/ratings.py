@@ -7,7 +7,6 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
-from gmp_utils import GmpError
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, bootstrap_interval, comparisons
@@ -18,7 +17,6 @@ from gmp_utils.runs.stage import check_and_identify
 
 VARIANTS = ("mean", "scale", "both")
 UNCALIBRATED = "none"
-CALIBRATIONS = (UNCALIBRATED, *(f"PLDC {variant}" for variant in VARIANTS))
 MIN_UTTERANCES = 5  # per speaker: the CCC of fewer is meaningless
 REDUCED = 10  # dimensions in which speakers' features are compared
 TRANSDUCTIVE_NOTE = (
@@ -27,26 +25,12 @@ TRANSDUCTIVE_NOTE = (
 )
 
 
-def label_statistics(
-    labels: pd.DataFrame, speakers: Sequence[str], *, pooled: bool = True
-) -> tuple[float, float]:
-    """Mean and population standard deviation of some speakers' labels (`speaker`, `true`).
-
-    Pooled over all labels, as in PLDC's code, or averaged over speakers, as in the paper.
-    """
-    true = labels[labels.speaker.isin(speakers)].set_index("speaker").true
-    values = true if pooled else true.groupby(level=0)
-    return float(np.mean(values.mean())), float(np.mean(values.std(ddof=0)))
-
-
 def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "both") -> np.ndarray:
     """Shift and scale all predictions of one speaker: (y − mean(y)) / std(y) · std + mean.
 
     "mean" shifts only, "scale" rescales only. The authors found the scale alone best on MSP-Podcast. A single
     prediction is unchanged, and so is the scale of equal ones.
     """
-    if variant not in VARIANTS:
-        raise GmpError(f"variant {variant!r}: expected one of {', '.join(VARIANTS)}.")
     if len(predicted) < 2:
         return predicted
     center, spread = predicted.mean(), predicted.std()
@@ -57,12 +41,9 @@ def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "bo
 def _calibrate_speakers(
     predictions: pd.DataFrame, targets: dict[str, tuple[float, float]], variant: str
 ) -> pd.Series:
-    """Calibrate each speaker to a mean and standard deviation, except those without."""
-    calibrated = predictions.predicted.astype(float)
-    for speaker, values in predictions.groupby("speaker").predicted:
-        if speaker in targets:
-            calibrated[values.index] = calibrate(values.to_numpy(), *targets[speaker], variant)
-    return calibrated
+    """Calibrate each speaker to a mean and standard deviation."""
+    groups = predictions.predicted.astype(float).groupby(predictions.speaker)
+    return groups.transform(lambda y: calibrate(y.to_numpy(), *targets[y.name], variant))
 
 
 def pldc(
@@ -72,21 +53,17 @@ def pldc(
     similarity: pd.DataFrame,
     neighbors: int,
     variant: str = "both",
-    pooled: bool = True,
-    gate: float = -1.0,
 ) -> pd.Series:
     """Personalized label distribution calibration (PLDC) of one attribute, arXiv 2309.02418.
 
-    Predictions (`speaker`, `predicted`) get the mean and standard deviation of the labels (`speaker`, `true`)
-    of the most similar training speakers. Speakers whose neighbors have a mean similarity below `gate` are
-    not calibrated. `similarity` has cosines, speakers × training speakers. See also `calibrate` and
-    `label_statistics`.
+    Predictions (`speaker`, `predicted`) get the mean and standard deviation of all labels (`speaker`, `true`)
+    of the most similar training speakers. `similarity` has cosines, speakers × training speakers. See also
+    `calibrate`.
     """
-    targets = {
-        speaker: label_statistics(training, nearest, pooled=pooled)
-        for speaker, nearest in nearest_speakers(similarity, neighbors).items()
-        if similarity.loc[speaker, nearest].mean() >= gate
-    }
+    targets = {}
+    for speaker, nearest in nearest_speakers(similarity, neighbors).items():
+        labels = training.true[training.speaker.isin(nearest)]
+        targets[speaker] = labels.mean(), labels.std(ddof=0)
     return _calibrate_speakers(predictions, targets, variant)
 
 
@@ -96,29 +73,29 @@ def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.Da
     Columns are utterance, speaker, gender, part, attribute, true, predicted, system, fold and calibration.
     """
     stage = task.folder / system
-    check_and_identify(stage, "predictions.parquet")
+    check_and_identify(stage, "predictions.parquet", "speakers.parquet")
     table = pd.read_parquet(stage / "predictions.parquet")
     table = table[table.part == part].reset_index(drop=True)
     return table.assign(system=system, fold=task.fold, calibration=UNCALIBRATED)
 
 
-def calibrated(task: RatingTask, system: str, **options) -> pd.DataFrame:
-    """`read_predictions` of the test speakers, once for each of `CALIBRATIONS`.
+def calibrated(task: RatingTask, system: str, neighbors: int | None = None) -> pd.DataFrame:
+    """`read_predictions` of the test speakers, uncalibrated and by each variant of PLDC.
 
-    `options` are those of `pldc`. The default of `neighbors` is the task's.
+    The default of `neighbors` is the task's.
     """
     test, training = (read_predictions(task, system, part) for part in ("test", "train"))
-    check_and_identify(task.folder / system, "speakers.parquet")
     means = pd.read_parquet(task.folder / system / "speakers.parquet")
     similarity = similarities(means, sorted(training.speaker.unique()))
     similarity = similarity.loc[sorted(test.speaker.unique())]
-    options, tables = {"neighbors": task.neighbors, "similarity": similarity} | options, []
+    settings = {"similarity": similarity, "neighbors": neighbors or task.neighbors}
+    tables = []
     for attribute, predictions in test.groupby("attribute", sort=False):
         labels = training[training.attribute == attribute]
         tables.append(predictions)
-        for name, variant in zip(CALIBRATIONS[1:], VARIANTS):
-            values = pldc(predictions, labels, variant=variant, **options)
-            tables.append(predictions.assign(calibration=name, predicted=values))
+        for variant in VARIANTS:
+            values = pldc(predictions, labels, variant=variant, **settings)
+            tables.append(predictions.assign(calibration=f"PLDC {variant}", predicted=values))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -208,7 +185,8 @@ def compare_calibrations(table: pd.DataFrame) -> pd.DataFrame:
 
     Points are hundredths of CCC.
     """
-    return _differences(table, "calibration", [(UNCALIBRATED, name) for name in CALIBRATIONS[1:]])
+    pairs = [(UNCALIBRATED, f"PLDC {variant}") for variant in VARIANTS]
+    return _differences(table, "calibration", pairs)
 
 
 def compare_systems(table: pd.DataFrame, systems: Sequence[RatingModelConfig]) -> pd.DataFrame:
@@ -247,10 +225,8 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         unseen = read_predictions(task, stage)
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
-        means = pd.DataFrame()
-        for name, table in tables.items():
-            scores = speaker_scores(table).groupby("attribute", sort=False)
-            means[name] = scores.ccc.mean()
+        scores = pd.concat(map(speaker_scores, tables.values()), keys=tables, names=["part"])
+        means = scores.groupby(["attribute", "part"], sort=False).ccc.mean().unstack()
         rows.append(means.assign(speakers=n_speakers, gap=means.seen - means.unseen).reset_index())
     return pd.concat(rows, ignore_index=True)
 

@@ -20,7 +20,6 @@ from gmp_utils.models.masked_prediction import MaskedPredictionModel
 # A speaker embedding is added to the frames that enter the Transformer, prepended to them, or added to the
 # last layer's frames (PAPT's ablation).
 SPEAKER_POSITIONS = ("none", "input", "prefix", "output")
-INTERPRETERS = ("mlp", "transformer")
 WIDTH = 128  # of the small Transformer
 REPRESENTATIONS = ("none", "mean", "max", "learned", "papt")
 ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
@@ -93,6 +92,9 @@ class TransformerInterpreter(nn.Module):
         return self.output(states[:, 0])
 
 
+INTERPRETERS = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}
+
+
 @dataclass(frozen=True)
 class RatingModelConfig:
     """A system: speaker representation, regression head, and adaptation to the test speakers.
@@ -144,6 +146,11 @@ class RatingModelConfig:
         return [name for name in names if name != self.name]
 
     @property
+    def has_fixed_embeddings(self) -> bool:
+        """Whether speaker embeddings are computed from utterances by the pre-trained encoder."""
+        return self.representation in ("mean", "max")
+
+    @property
     def learns_embeddings(self) -> bool:
         """Whether an embedding of each training speaker is among the weights."""
         by_papt = self.representation == "papt" and self.position != "none"
@@ -181,8 +188,7 @@ class SpeakerConditionedModel(SpeechModel):
 
     def hidden_states(self, *args, speaker: Tensor | None = None, **kwargs):
         """`SpeechModel.hidden_states`, with the weights of speakers, (batch, n_speakers) float32."""
-        unused = speaker is None or self.config.speaker_position == "none"
-        embedding = None if unused else self.speakers(speaker).unsqueeze(1)
+        embedding = None if speaker is None else self.speakers(speaker).unsqueeze(1)
         return super().hidden_states(*args, embedding=embedding, **kwargs)
 
     def _embed(self, *args, embedding: Tensor | None) -> Tensor:
@@ -217,16 +223,17 @@ class AttributeModel(SpeakerConditionedModel):
 
     def _build_heads(self, config) -> None:
         super()._build_heads(config)
-        head = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}[config.interpreter]
-        self.interpreter = head(config.hidden_size, len(config.attributes))
+        interpreter = INTERPRETERS[config.interpreter]
+        self.interpreter = interpreter(config.hidden_size, len(config.attributes))
         if config.fixed_embeddings:
             self.project = nn.Linear(config.hidden_size, config.hidden_size)
 
     def predict(
-        self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Ratings (batch, attributes) on the corpus's scale, and features (batch, dim).
+        self, inputs: Tensor, lengths: Tensor, speaker: Tensor | None = None, **_targets: Tensor
+    ) -> dict[str, Tensor]:
+        """`ratings` (batch, attributes) on the corpus's scale, and `features` (batch, dim).
 
+        `speaker` holds weights of training speakers, (batch, n_speakers), or fixed embeddings, (batch, dim).
         Features are the frames' mean over time, plus the embedding where the interpreter gets one.
         """
         config, embedding = self.config, None
@@ -237,28 +244,19 @@ class AttributeModel(SpeakerConditionedModel):
         else:
             frames = inputs.float()
             attention_mask = torch.arange(frames.shape[1], device=lengths.device) < lengths[:, None]
+        features = mean_over_time(frames, attention_mask)
         if speaker is not None and not (inside and config.interpreter == "mlp"):
             embedding = (self.project if config.fixed_embeddings else self.speakers)(speaker)
+            features = features + embedding
         ratings = self.interpreter(frames, attention_mask, embedding)
         mean, std = map(ratings.new_tensor, (config.label_mean, config.label_std))
-        ratings, means = ratings * std + mean, mean_over_time(frames, attention_mask)
-        return ratings, means if embedding is None else means + embedding
+        return {"ratings": ratings * std + mean, "features": features}
 
     def forward(
-        self,
-        inputs: Tensor,
-        lengths: Tensor,
-        ratings: Tensor,
-        speaker: Tensor | None = None,
-        sample_weight: Tensor | None = None,
+        self, inputs: Tensor, lengths: Tensor, ratings: Tensor, sample_weight: Tensor, **speaker
     ) -> dict[str, Tensor]:
-        """`concordance_loss`, and `predicted` ratings, (batch, attributes).
-
-        `speaker` holds weights of training speakers, (batch, n_speakers), or fixed embeddings, (batch, dim).
-        """
-        predicted, _ = self.predict(inputs, lengths, speaker)
-        if sample_weight is None:
-            sample_weight = torch.ones_like(ratings[:, 0])
+        """`concordance_loss`, and `predicted` ratings, (batch, attributes); see `predict`."""
+        predicted = self.predict(inputs, lengths, **speaker)["ratings"]
         compared = predicted, ratings, sample_weight
         if self.training:
             compared = map(all_gather_ragged, compared)

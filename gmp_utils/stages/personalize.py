@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from transformers import EvalPrediction, set_seed
 
 from gmp_utils import GmpError
@@ -26,9 +25,8 @@ from gmp_utils.models.masked_prediction import stream_metrics
 from gmp_utils.models.regression import AttributeModel, PaptModel, RatingModelConfig
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, text_digest
-from gmp_utils.runs.paths import PERSONALIZE, run_folder, stage_folder
-from gmp_utils.runs.stage import check_and_identify, make_stage
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.paths import GENERATE_GMPS, PERSONALIZE, fold_folder, run_folder
+from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.trainer import TrainingConfig, train
@@ -69,16 +67,10 @@ def summarize_utterances(task: RatingTask) -> Path:
 
 
 def _make_fold_stage(
-    task: RatingTask,
-    name: str,
-    build: Callable[[Path], None],
-    parameters: dict,
-    *stages: Path,
-    uses_neighbors: bool = False,
+    fold: RatedFold, name: str, build: Callable[[Path], None], parameters: dict, *stages: Path
 ) -> Path:
-    """Make a stage of a fold; `uses_neighbors` if unseen speakers are mixtures of training speakers."""
-    corpus = open_corpus(task.run_dir)
-    shared = ["fold", "encoder", "attributes", "train_encoder", *(["neighbors"] * uses_neighbors)]
+    task, corpus = fold.task, fold.corpus
+    shared = ("fold", "encoder", "attributes", "train_encoder")
     return make_stage(
         task.folder / name,
         build,
@@ -90,34 +82,20 @@ def _make_fold_stage(
     )
 
 
-def _pseudo_labels(task: RatingTask) -> Path:
-    """Stage 04; a GmpError if its pseudo-labels are not the pre-trained encoder's."""
-    _, name = upstream(PERSONALIZE, {"representations": ["papt"]})
-    stage = stage_folder(task.run_dir, name, task.fold)
-    check_and_identify(stage)
-    clustered = read_json(stage / "params.json")["clustered_model"]
-    if clustered != "encoder":
-        raise GmpError(
-            f"PAPT: the pseudo-labels are of clustered_model {clustered!r}, expected 'encoder'; run notebook "
-            "04 with it, or make run RECIPE=papt."
-        )
-    return stage
-
-
-def _mixtures(task: RatingTask, fold: RatedFold) -> pd.DataFrame:
-    """Each utterance's speaker as a mixture of training speakers, utterances × training speakers."""
-    weights_of = speakers.speaker_weights(fold.similarity, task.neighbors).astype(np.float32)
-    return weights_of.loc[fold.speaker[fold.utterances]].set_axis(fold.utterances)
-
-
 def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking: Masking) -> Path:
     """PAPT: continued masked prediction with an embedding for every training speaker.
 
     Its targets are the pseudo-labels of stage 04, which must be the pre-trained encoder's. `position` is one
     of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without embeddings.
     """
-    fold, clusters = open_fold(task), _pseudo_labels(task)
+    fold, clusters = open_fold(task), fold_folder(task.run_dir, task.fold) / GENERATE_GMPS
     labels, scales = features.open_labels(clusters)
+    clustered = read_json(clusters / "params.json")["clustered_model"]
+    if clustered != "encoder":
+        raise GmpError(
+            f"PAPT: the pseudo-labels are of clustered_model {clustered!r}, expected 'encoder'; run notebook "
+            "04 with it, or make run RECIPE=papt."
+        )
     n_speakers = 0 if position == "none" else fold.similarity.shape[1]
     settings = {"scales": scales, "stream_hidden_size": 256, "loss_on": "masked", "combine": "sum"}
     settings |= {"activation": "relu", "speaker_position": position, "n_speakers": n_speakers}
@@ -126,7 +104,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
         set_seed(training.seed)
         source, protocol = weights.resolve(task.encoder), fold.corpus.protocol
         model = PaptModel.load(source, train_encoder=True, train_cnn=False, **settings)
-        inputs, mixtures = features.model_inputs(model, fold.corpus), _mixtures(task, fold)
+        inputs, mixtures = features.model_inputs(model, fold.corpus), fold.mixtures
         unlabeled = sum((fold.parts[part] for part in protocol.unsupervised_parts), [])
         unlabeled = sorted(unlabeled, key=inputs.lengths.get)
         sets = []
@@ -138,38 +116,36 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
         train(model, *sets, folder, training, **scoring, selection=protocol.selection)
 
     parameters = {"position": position, "training": vars(training), "masking": vars(masking)}
-    name, uses_neighbors = f"papt-{position}", n_speakers > 0
-    return _make_fold_stage(task, name, build, parameters, clusters, uses_neighbors=uses_neighbors)
+    parameters["neighbors"] = task.neighbors if n_speakers else None
+    return _make_fold_stage(fold, f"papt-{position}", build, parameters, clusters)
 
 
-def _papt_frames(task: RatingTask, fold: RatedFold, position: str) -> Path:
+def _papt_frames(fold: RatedFold, position: str) -> Path:
     """Frames of the last layer of PAPT's model, without the embedding that is added to them."""
-    source = task.folder / f"papt-{position}"
+    source = fold.task.folder / f"papt-{position}"
 
     def build(folder: Path) -> None:
         model = PaptModel.load(str(source / "model"))
         inputs, speaker = features.model_inputs(model, fold.corpus), None
         if position in ("input", "prefix"):
-            mixtures = _mixtures(task, fold)
+            mixtures = fold.mixtures
             speaker = dict(zip(mixtures.index, mixtures.to_numpy()))
         features.layer_frames(model, inputs, fold.utterances, -1, folder / "frames", speaker)
 
-    name, uses_neighbors = f"{source.name}-frames", position != "none"
-    return _make_fold_stage(task, name, build, {}, source, uses_neighbors=uses_neighbors)
+    parameters = {"neighbors": None if position == "none" else fold.task.neighbors}
+    return _make_fold_stage(fold, f"{source.name}-frames", build, parameters, source)
 
 
-def _load_model(
-    task: RatingTask, fold: RatedFold, system: RatingModelConfig, source: str
-) -> AttributeModel:
+def _load_model(fold: RatedFold, system: RatingModelConfig, source: str) -> AttributeModel:
     """A system's model with the weights of `source`, and with the training labels' mean and scale."""
-    labels = fold.corpus.manifest.loc[fold.parts["train"], task.attributes]
+    labels = fold.corpus.manifest.loc[fold.parts["train"], fold.task.attributes]
     return AttributeModel.load(
         source,
-        train_encoder=task.train_encoder,
+        train_encoder=fold.task.train_encoder,
         train_cnn=False,
-        attributes=task.attributes,
+        attributes=fold.task.attributes,
         interpreter=system.interpreter,
-        fixed_embeddings=system.representation in ("mean", "max"),
+        fixed_embeddings=system.has_fixed_embeddings,
         n_speakers=fold.similarity.shape[1] if system.learns_embeddings else 0,
         speaker_position=system.position if system.representation == "papt" else "output",
         label_mean=labels.mean().tolist(),
@@ -177,87 +153,71 @@ def _load_model(
     )
 
 
-def _targets(
-    task: RatingTask, fold: RatedFold, system: RatingModelConfig
-) -> dict[str, pd.DataFrame]:
-    """`ratings` by utterance, and `speaker`, a mixture of training speakers or a fixed embedding."""
-    targets, names = {"ratings": fold.corpus.manifest[task.attributes]}, fold.utterances
+def _speaker_targets(fold: RatedFold, system: RatingModelConfig) -> dict[str, pd.DataFrame]:
+    """`speaker` by utterance: mixtures of training speakers, or fixed embeddings."""
     if system.learns_embeddings:
-        targets["speaker"] = _mixtures(task, fold)
-    elif system.representation in ("mean", "max"):
-        groups = fold.features[system.representation].loc[names].groupby(fold.speaker[names])
-        embeddings = groups.agg(system.representation)
-        training = embeddings.loc[fold.similarity.columns]
-        embeddings = (embeddings - training.mean()) / training.std().clip(lower=1e-6)
-        targets["speaker"] = embeddings.loc[fold.speaker[names]].set_axis(names)
-    return targets
+        return {"speaker": fold.mixtures}
+    if not system.has_fixed_embeddings:
+        return {}
+    names, statistic = fold.utterances, system.representation
+    embeddings = fold.features[statistic].loc[names].groupby(fold.speaker[names]).agg(statistic)
+    training = embeddings.loc[fold.similarity.columns]
+    embeddings = (embeddings - training.mean()) / training.std().clip(lower=1e-6)
+    return {"speaker": embeddings.loc[fold.speaker[names]].set_axis(names)}
 
 
 def _rating_metrics(attributes: list[str], prediction: EvalPrediction) -> dict[str, float]:
     """CCC of every attribute, and their mean, `ccc`."""
-    labels = prediction.label_ids
-    true = labels[0] if isinstance(labels, tuple) else labels
-    scores = list(map(ccc, true.T, prediction.predictions.T))
+    scores = list(map(ccc, prediction.label_ids[0].T, prediction.predictions.T))
     names = [f"ccc_{name}" for name in attributes]
     return dict(zip(names, scores)) | {"ccc": float(np.mean(scores))}
 
 
-def _predict(model: AttributeModel, dataset: Utterances) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Ratings and features by utterance, see `AttributeModel.predict`."""
-    model.eval().to(hardware.device())
-    tables = [], []
-    with torch.inference_mode():
-        predict = lambda ratings, **batch: model.predict(**batch)  # noqa: E731
-        for names, outputs in features.batches(dataset, "predict", predict):
-            for table, values in zip(tables, outputs):
-                table.append(pd.DataFrame(values.float().cpu().numpy(), names))
-    ratings, means = map(pd.concat, tables)
-    return ratings.set_axis(model.config.attributes, axis=1), means
-
-
 def _fit_and_predict(
     folder: Path,
-    *,
-    task: RatingTask,
     fold: RatedFold,
     system: RatingModelConfig,
     source: str,
     training: TrainingConfig,
-    names: Sequence[str] | None = None,
-    sample_weight: np.ndarray | None = None,
+    sample_weight: pd.Series | None = None,
 ) -> None:
-    """Train a system's model on its training utterances, or on `names`, and write all predictions."""
-    set_seed(training.seed)
-    manifest, protocol = fold.corpus.manifest, fold.corpus.protocol
-    model, targets = _load_model(task, fold, system, source), _targets(task, fold, system)
-    inputs = Ragged.open(fold.frames) if fold.frames else features.model_inputs(model, fold.corpus)
+    """Train a system's model, and write the ratings that it predicts for all utterances.
 
-    def dataset(names: Sequence[str], weight: np.ndarray | None = None) -> Utterances:
-        rows = {name: table.loc[names].to_numpy(np.float32) for name, table in targets.items()}
-        if weight is not None:
-            rows["sample_weight"] = weight.astype(np.float32)
+    `sample_weight` is indexed by training utterances, which may occur repeatedly; the default is 1 for all.
+    """
+    set_seed(training.seed)
+    manifest, protocol, attributes = (
+        fold.corpus.manifest,
+        fold.corpus.protocol,
+        fold.task.attributes,
+    )
+    model, frozen = _load_model(fold, system, source), not fold.task.train_encoder
+    inputs = Ragged.open(fold.frames) if frozen else features.model_inputs(model, fold.corpus)
+    targets = {"ratings": manifest[attributes], "sample_weight": pd.Series(1.0, manifest.index)}
+    targets |= _speaker_targets(fold, system)
+
+    def dataset(names: Sequence[str]) -> Utterances:
+        rows = {key: table.loc[names].to_numpy(np.float32) for key, table in targets.items()}
         return Utterances(inputs, names, rows)
 
-    validation = fold.parts[protocol.selection_part]
-    ones = None if sample_weight is None else np.ones(len(validation))
-    sets = dataset(names or fold.parts["train"], sample_weight), dataset(validation, ones)
-    metrics = partial(_rating_metrics, task.attributes)
-    scoring = {"compute_metrics": metrics, "selection_metric": "ccc"}
+    training_set = dataset(fold.parts["train"] if sample_weight is None else sample_weight.index)
+    if sample_weight is not None:
+        training_set.targets["sample_weight"] = sample_weight.to_numpy(np.float32)
+    sets, metrics = (training_set, dataset(fold.parts[protocol.selection_part])), _rating_metrics
+    scoring = {"compute_metrics": partial(metrics, attributes), "selection_metric": "ccc"}
     train(model, *sets, folder, training, **scoring, selection=protocol.selection)
-    tables, means = [], []
-    for part, utterances in fold.parts.items():
-        if utterances:
-            ratings, part_means = _predict(model, dataset(utterances))
-            rows = manifest.loc[utterances, ["utterance", "speaker", "gender"]].assign(part=part)
-            for name in task.attributes:
-                columns = {"true": manifest[name], "predicted": ratings[name]}
-                tables.append(rows.assign(attribute=name, **columns))
-            means.append(part_means)
+    names, parts = fold.utterances, np.repeat([*fold.parts], [*map(len, fold.parts.values())])
+    model.eval().to(hardware.device())
+    outputs = features.outputs(model.predict, dataset(names), "predict")
+    rows = manifest.loc[names, ["utterance", "speaker", "gender"]].assign(part=parts)
+    tables = [
+        rows.assign(attribute=name, true=manifest[name], predicted=predicted)
+        for name, predicted in zip(attributes, outputs["ratings"].T)
+    ]
     predictions = pd.concat(tables, ignore_index=True)
     predictions.to_parquet(folder / "predictions.parquet", index=False)
-    means = pd.concat(means)
-    by_speaker = means.groupby(fold.speaker[means.index]).mean().rename(columns=str)
-    by_speaker.to_parquet(folder / "speakers.parquet")
+    means = pd.DataFrame(outputs["features"], names).rename(columns=str)
+    means.groupby(fold.speaker[names]).mean().to_parquet(folder / "speakers.parquet")
 
 
 def train_and_predict(
@@ -277,15 +237,14 @@ def train_and_predict(
     if system.initial_model:
         stages = [task.folder / system.initial_model]
         source = str(stages[0] / "model")
-        check_and_identify(stages[0])
         if not task.train_encoder:
-            stages.append(_papt_frames(task, fold, system.position))
+            stages.append(_papt_frames(fold, system.position))
             fold = replace(fold, frames=stages[1] / "frames")
     settings = {"system": system, "training": training}
-    build = partial(_fit_and_predict, task=task, fold=fold, source=source, **settings)
+    build = partial(_fit_and_predict, fold=fold, source=source, **settings)
     parameters = {name: vars(value) for name, value in settings.items()}
-    options = {"uses_neighbors": system.learns_embeddings}
-    return _make_fold_stage(task, system.name, build, parameters, *stages, **options)
+    parameters["neighbors"] = task.neighbors if system.learns_embeddings else None
+    return _make_fold_stage(fold, system.name, build, parameters, *stages)
 
 
 def adapt_unsupervised(
@@ -306,7 +265,6 @@ def adapt_unsupervised(
     """
     system, fold = RatingModelConfig(adaptation=adaptation), open_fold(task)
     source = task.folder / system.initial_model
-    check_and_identify(source)
 
     def build(folder: Path) -> None:
         utterances, test = fold.parts["train"], fold.parts["test"]
@@ -320,14 +278,12 @@ def adapt_unsupervised(
         choices = speakers.count_choices(-divergences, n_chosen)
         n_choices = choices[fold.speaker[utterances]].to_numpy()
         repeats = {"unique": np.minimum(n_choices, 1), "oversampling": n_choices}
-        names = np.repeat(utterances, repeats.get(adaptation, 1)).tolist()
-        weight = 1.0 + n_choices if adaptation == "weighting" else None
-        settings = {"source": str(source / "model"), "names": names, "sample_weight": weight}
-        settings |= {"task": task, "fold": fold, "system": system, "training": training}
-        _fit_and_predict(folder, **settings)
+        weight = 1.0 + n_choices * (adaptation == "weighting")
+        sample_weight = pd.Series(weight, utterances).repeat(repeats.get(adaptation, 1))
+        _fit_and_predict(folder, fold, system, str(source / "model"), training, sample_weight)
 
     parameters = {"system": vars(system), "n_chosen": n_chosen, "training": vars(training)}
-    return _make_fold_stage(task, system.name, build, parameters, source)
+    return _make_fold_stage(fold, system.name, build, parameters, source)
 
 
 def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfig) -> Path:
@@ -343,10 +299,9 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
     odd = speaker.groupby(speaker).cumcount() % 2 == 1
     halves = {"train": speaker.index[~odd].tolist(), "seen": speaker.index[odd].tolist()}
     fold, source = replace(fold, parts=fold.parts | halves), weights.resolve(task.encoder)
-    settings = {"system": system, "source": source, "training": training}
-    build = partial(_fit_and_predict, task=task, fold=fold, **settings)
+    build = partial(_fit_and_predict, fold=fold, system=system, source=source, training=training)
     parameters = {"speakers": n, "training": vars(training)}
-    return _make_fold_stage(task, f"{system.name}-{n}-speakers", build, parameters)
+    return _make_fold_stage(fold, f"{system.name}-{n}-speakers", build, parameters)
 
 
 def write_results(

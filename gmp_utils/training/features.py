@@ -47,6 +47,15 @@ def batches(
         yield [dataset.utterances[index] for index in indices], result
 
 
+def outputs(function: Callable, dataset: Utterances, title: str = "") -> dict[str, np.ndarray]:
+    """A function's outputs for a dataset by name, (n_utterances, ...) float32; see `batches`."""
+    seconds = CNN_SECONDS if dataset.inputs.kind == "waveform" else ENCODER_SECONDS
+    with torch.inference_mode():
+        results = [result for _, result in batches(dataset, title, function, seconds)]
+    names = results[0].keys()
+    return {name: torch.cat([x[name] for x in results]).float().cpu().numpy() for name in names}
+
+
 def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     """A model's inputs: waveforms if its CNN is trained, else the CNN's output.
 
