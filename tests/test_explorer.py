@@ -27,7 +27,7 @@ from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.corpora import espeak
 from gmp_utils.figures import explore_layers, explore_recording, style, timeline
-from gmp_utils.figures.explore_layers import TRAINING, composition, explore, open_fold_maps
+from gmp_utils.figures.explore_layers import TRAINING, FoldMaps, composition, explore
 from gmp_utils.runs.paths import FINETUNE, PROBE_LAYERS
 from gmp_utils.stages import probe_layers
 from gmp_utils.stages.recognize import recognize
@@ -57,18 +57,18 @@ def test_the_number_of_points_changes_the_maps_only(run, tmp_path, tiny_encoder)
         folders = (folder / "fold1" / PROBE_LAYERS / "multitask" for folder in (run, other))
         pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in folders))
     with pytest.raises(GmpError, match="hold different points"):
-        open_fold_maps(str(other), 1, "frames")
+        FoldMaps(str(other), 1, "frames")
     stage = explore_layers.map_model(str(other), 1, "finetuned")
     first, second = (
         json.loads((stage.with_name(model) / "params.json").read_text())
         for model in ("multitask", "finetuned")
     )
     assert second == first | {"model": "finetuned"}
-    assert 50 < len(open_fold_maps(str(other), 1, "frames").points) <= 100
+    assert 50 < len(FoldMaps(str(other), 1, "frames").points) <= 100
 
 
 def test_points_have_the_attributes_that_the_stages_wrote(run):
-    maps = open_fold_maps(str(run), 1, "frames")
+    maps = FoldMaps(str(run), 1, "frames")
     points = maps.points
     assert 100 < len(points) <= 200
     assert list(maps.coordinates) == ["multitask", "finetuned"]
@@ -121,7 +121,7 @@ def test_unknown_attributes_are_colored_and_counted(run, tmp_path, unknown):
         maps["gender"] = maps.gender.where((maps.speaker == "2f") & (unknown == "some"), None)
         maps.to_parquet(path, index=False)
         seal_again(path.parent)
-    maps = open_fold_maps(str(other), 1, "frames")
+    maps = FoldMaps(str(other), 1, "frames")
     panel = explore_layers.Panel(maps, "multitask")
     panel.color("gender")
     expected = [style.COLORS[name] for name in sorted(set(maps.points.gender))]
@@ -176,7 +176,7 @@ def test_a_recording_by_microphone_is_recognized(explorer):
 
 
 def test_a_single_window_has_the_scores_of_the_utterance(run):
-    maps = open_fold_maps(str(run), 1, "utterances")
+    maps = FoldMaps(str(run), 1, "utterances")
     waveform = maps.corpus.waveforms[maps.points.utterance[0]]
     n_frames = int(maps.model.frame_lengths(len(waveform)))
     assert n_frames < timeline.WINDOW
@@ -342,7 +342,7 @@ def lonely(maps, panel, part):
 @needs_browser
 def test_look_click_listen(run, lab, page):
     run_notebook(page, lab.format("explore_layers.ipynb"))
-    maps = open_fold_maps(str(run), 1, "frames")
+    maps = FoldMaps(str(run), 1, "frames")
     titles = []
     for panel, part in ((0, "validation"), (1, "train")):
         point = lonely(maps, panel, part)

@@ -2,7 +2,6 @@
 
 import colorsys
 import html
-from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -16,10 +15,9 @@ from IPython.display import display
 
 from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, wav
-from gmp_utils.data.corpus import Corpus, open_corpus
-from gmp_utils.data.ragged import Ragged
+from gmp_utils.data.corpus import open_corpus
 from gmp_utils.figures.style import colors
-from gmp_utils.figures.timeline import draw_timeline, scores_over_time, widget_output
+from gmp_utils.figures.timeline import GOLDEN, draw_timeline, scores_over_time, widget_output
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_at
 from gmp_utils.runs import paths
@@ -46,22 +44,59 @@ def map_model(run_dir: str, fold: int, model: str) -> Path:
     return probe_layers.probe_layers(run_dir, **read_json(mapped[-1]) | {"model": model})
 
 
-@dataclass
 class FoldMaps:
-    """The maps of a fold of a run, and the attributes of their points.
+    """The maps of "frames" or "utterances" of a run's fold, and the attributes of their points.
 
     `points` has the columns utterance, seconds (of frames), part, emotion, predicted, gender, speaker,
     energy (dB), and for frames "K = …" per scale of pseudo-labels.
     """
 
-    folder: Path
-    corpus: Corpus
-    points: pd.DataFrame
-    coordinates: dict[str, np.ndarray]  # by model, (layers, n_points, 2) float32
-    scores: dict[str, pd.DataFrame]  # by model, UAR of linear probes, layers × tasks
-    classifier: Path | None = None  # stage of notebook 06 that the predictions come from
-    labels: Ragged | None = None  # pseudo-labels, (frames, scales)
-    scales: list[int] = field(default_factory=list)
+    def __init__(self, run_dir: str, fold: int, unit: str):
+        self.folder, self.corpus = paths.fold_folder(run_dir, fold), open_corpus(run_dir)
+        self.coordinates = {}  # by model, (layers, n_points, 2) float32
+        self.scores = {}  # by model, UAR of linear probes, layers × tasks
+        points = self._read_maps(unit)
+        self.classifier = None  # stage of notebook 06 that the predictions come from
+        predictions = sorted(self.folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
+        if predictions:
+            path = max(predictions, key=lambda path: path.parts[-3:-1] == ("gmps", "ams"))
+            self.classifier = path.parent
+            check_and_identify(self.classifier)
+            predicted = pd.read_parquet(path).set_index("utterance").predicted
+            points["predicted"] = points.utterance.map(predicted).fillna(TRAINING)
+        self.labels, self.scales = None, []  # pseudo-labels, (frames, scales)
+        if (self.folder / GENERATE_GMPS).is_dir():
+            self.labels, self.scales = features.open_labels(self.folder / GENERATE_GMPS)
+            if unit == "frames":
+                frames = zip(points.utterance, frame_at(points.seconds))
+                clusters = np.stack([self.labels[name][frame] for name, frame in frames], axis=1)
+                for k, column in zip(self.scales, clusters):
+                    points[f"K = {k}"] = pd.Categorical(column, categories=range(k))
+        self.points = points.fillna(dict.fromkeys(ATTRIBUTES, "unknown"))
+
+    def _read_maps(self, unit: str) -> pd.DataFrame:
+        """Read the coordinates and scores of all models, and return the attributes of their points."""
+        folder = self.folder / PROBE_LAYERS
+        models = [model for model in MODELS if (folder / model).is_dir()]
+        if not models:
+            raise paths.missing_artifact(folder, PROBE_LAYERS)
+        for model in models:
+            check_and_identify(folder / model)
+            table = pd.read_parquet(folder / model / "maps.parquet").query("unit == @unit")
+            table = table.set_index(["utterance", "seconds"])
+            layers = [rows for _, rows in table.groupby("layer")]
+            if model == models[0]:
+                points = layers[0]
+            if not layers[0].index.equals(points.index):
+                raise GmpError(
+                    f"{display_path(folder)}: the maps of {models[0]} and {model} hold different points; "
+                    f"run notebooks/{PROBE_LAYERS}.ipynb for both with the same settings."
+                )
+            self.coordinates[model] = np.stack([rows[["x", "y"]] for rows in layers])
+            probes = pd.read_parquet(folder / model / "probes.parquet")
+            uars = probes.query("unit == @unit and metric == 'UAR'")
+            self.scores[model] = uars.pivot(index="layer", columns="task", values="score")
+        return points.drop(columns=["x", "y", "layer", "unit"]).reset_index()
 
     @cached_property
     def model(self) -> EmotionClassifier:
@@ -73,10 +108,9 @@ class FoldMaps:
         row = self.points.loc[point]
         waveform = self.corpus.waveforms[row.utterance]
         manifest = self.corpus.manifest.loc[row.utterance]
-        title, streams, scores = f"{row.utterance}: {row.emotion}", None, None
-        if self.labels:
-            columns = self.labels[row.utterance].T
-            streams = {f"K = {k}": column for k, column in zip(self.scales, columns)}
+        title, scores = f"{row.utterance}: {row.emotion}", None
+        columns = self.labels[row.utterance].T if self.labels else []
+        streams = {f"K = {k}": column for k, column in zip(self.scales, columns)}
         if self.classifier:
             scores = (*scores_over_time(self.model, waveform), self.model.config.emotions)
             prediction = f"predicted {row.predicted} ({'/'.join(self.classifier.parts[-2:])})"
@@ -87,71 +121,19 @@ class FoldMaps:
         return draw_timeline(waveform, title, scores=scores, streams=streams, labels=parts)
 
 
-def open_fold_maps(run_dir: str, fold: int, unit: str) -> FoldMaps:
-    """Open the maps of a fold, of "frames" or "utterances"."""
-    folder, corpus = paths.fold_folder(run_dir, fold), open_corpus(run_dir)
-    tables, scores = _read_maps(folder, unit)
-    first = next(iter(tables))
-    for model, layers in tables.items():
-        if not layers[0].index.equals(tables[first][0].index):
-            raise GmpError(
-                f"{display_path(folder)}: the maps of {first} and {model} hold different points; "
-                f"run notebooks/{PROBE_LAYERS}.ipynb for both with the same settings."
-            )
-    points = tables[first][0].drop(columns=["x", "y", "layer", "unit"]).reset_index()
-    coordinates = {name: np.stack([t[["x", "y"]] for t in tables[name]]) for name in tables}
-    maps = FoldMaps(folder, corpus, points, coordinates, scores)
-    classifiers = sorted(folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
-    if classifiers:
-        preferred = folder / FINETUNE / "gmps" / "ams" / "predictions.parquet"
-        predictions = preferred if preferred in classifiers else classifiers[0]
-        maps.classifier = predictions.parent
-        check_and_identify(maps.classifier)
-        predicted = pd.read_parquet(predictions).set_index("utterance").predicted
-        points["predicted"] = points.utterance.map(predicted).fillna(TRAINING)
-    if (folder / GENERATE_GMPS).is_dir():
-        maps.labels, maps.scales = features.open_labels(folder / GENERATE_GMPS)
-        if unit == "frames":
-            frames = zip(points.utterance, frame_at(points.seconds))
-            clusters = np.stack([maps.labels[name][frame] for name, frame in frames], axis=1)
-            for k, column in zip(maps.scales, clusters):
-                points[f"K = {k}"] = pd.Categorical(column, categories=range(k))
-    attributes = points.columns.intersection(ATTRIBUTES)
-    maps.points = points.assign(**points[attributes].fillna("unknown"))
-    return maps
-
-
-def _read_maps(folder: Path, unit: str) -> tuple[dict, dict]:
-    """By model, a table of points per layer, and the scores of linear probes."""
-    maps, scores = {}, {}
-    key = ["utterance", "seconds"] if unit == "frames" else ["utterance"]
-    models = [model for model in MODELS if (folder / PROBE_LAYERS / model).is_dir()]
-    for model in models:
-        stage = folder / PROBE_LAYERS / model
-        check_and_identify(stage)
-        table = pd.read_parquet(stage / "maps.parquet").query("unit == @unit")
-        maps[model] = [rows.set_index(key) for _, rows in table.groupby("layer")]
-        uars = pd.read_parquet(stage / "probes.parquet").query("unit == @unit and metric == 'UAR'")
-        scores[model] = uars.pivot(index="layer", columns="task", values="score")
-    if not maps:
-        raise paths.missing_artifact(folder / PROBE_LAYERS, PROBE_LAYERS)
-    return maps, scores
-
-
 def composition(points: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
     """Count the attributes of selected points, (n,) int rows of `FoldMaps.points`.
 
     Returns a row for each attribute's `MAX_VALUES` most frequent values: `attribute`, `value`, `points`,
     their `share` of the selected points, the `share of all` points, and the `ratio` of both.
     """
-    tables = []
+    tables = {}
     for attribute in points.columns.intersection(ATTRIBUTES, sort=False):
-        counts = points[attribute].iloc[selected].value_counts().head(MAX_VALUES)
-        values, n_selected = counts.index.astype(str), counts.to_numpy()
-        table = pd.DataFrame({"attribute": attribute, "value": values, "points": n_selected})
-        shares = points[attribute].value_counts(normalize=True)[counts.index].to_numpy()
-        tables.append(table.assign(share=n_selected / len(selected), **{"share of all": shares}))
-    table = pd.concat(tables, ignore_index=True)
+        table = points[attribute].iloc[selected].value_counts().head(MAX_VALUES).to_frame("points")
+        table["share"] = table.points / len(selected)
+        table["share of all"] = points[attribute].value_counts(normalize=True)
+        tables[attribute] = table
+    table = pd.concat(tables, names=["attribute", "value"]).reset_index()
     return table.assign(ratio=table["share"] / table["share of all"])
 
 
@@ -169,9 +151,9 @@ class Panel:
             lasso_type="freeform", tooltip=True, tooltip_histograms=False, transition_points_duration=200,
             tooltip_properties=maps.points.columns.intersection(ATTRIBUTES).tolist(),
         )  # fmt: skip
-        self._describe()
+        self._show()
         for control in (self.model, self.layer):
-            control.observe(self._change, "value")
+            control.observe(self._show, "value")
         controls = widgets.HBox([self.model, self.layer])
         self.widget = widgets.VBox([controls, self.text, self.scatter.show()], layout={"flex": "1"})
 
@@ -186,12 +168,9 @@ class Panel:
         limit = 1.02 * abs(self.coordinates).max()
         return {"x": x, "y": y, "x_scale": (-limit, limit), "y_scale": (-limit, limit)}
 
-    def _change(self, _change) -> None:
+    def _show(self, _change=None) -> None:
         self.layer.max = len(self.maps.coordinates[self.model.value]) - 1
         self.scatter.xy(**self._coordinates(), animate=True)
-        self._describe()
-
-    def _describe(self) -> None:
         layer = self.layer.value
         scores = self.maps.scores[self.model.value].loc[layer].items()
         text = ", ".join(f"{task} {score:.2f}" for task, score in scores)
@@ -209,13 +188,12 @@ class Panel:
             self.scatter.legend(len(categories) <= MAX_LEGEND)
 
 
-def palette(categories: list) -> list[str]:
-    """A color per category: above `MAX_LEGEND`, only adjacent colors differ clearly."""
+def palette(categories: list) -> list:
+    """A color per category, hex or RGB: above `MAX_LEGEND`, only adjacent colors differ clearly."""
     if len(categories) <= MAX_LEGEND:
         return list(colors(map(str, categories)).values())
-    numbers = range(len(categories))  # hues by the golden ratio
-    rgb = [colorsys.hls_to_rgb(n * 0.618 % 1, 0.35 + 0.1 * (n % 3), 0.7) for n in numbers]
-    return ["#" + "".join(f"{round(255 * part):02x}" for part in color) for color in rgb]
+    numbers = range(len(categories))
+    return [colorsys.hls_to_rgb(n * GOLDEN % 1, 0.35 + 0.1 * (n % 3), 0.7) for n in numbers]
 
 
 def _close(widget: widgets.Widget) -> None:
@@ -256,7 +234,7 @@ class LayerExplorer:
 
     def _show(self) -> None:
         """Show the maps of the selected run, fold and unit."""
-        maps = open_fold_maps(*self.run.value, self.unit.value)
+        maps = FoldMaps(*self.run.value, self.unit.value)
         models, previous = list(maps.coordinates), self.maps_box.children
         panels = [Panel(maps, models[0]), Panel(maps, models[-1])]
         scatters = [panel.scatter for panel in panels]
@@ -314,8 +292,8 @@ class LayerExplorer:
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
             formats["ratio"] = "{:.1f}".format
             table = composition(self.maps.points, rows).to_html(index=False, formatters=formats)
-            content = f"<b>{len(rows)} points</b>{table}"
-            self.table.value = f'<div class="jp-RenderedHTMLCommon">{content}</div>'
+            start = f'<div class="jp-RenderedHTMLCommon"><b>{len(rows)} points</b>'
+            self.table.value = f"{start}{table}</div>"
 
     def _play(self, point: int) -> None:
         """Play an utterance, of a frame also the second around it, and draw it."""
@@ -342,20 +320,7 @@ class LayerExplorer:
 
 
 def explore(run_dir: str, fold: int = 1) -> LayerExplorer:
-    """View, and listen to, the layers that notebook 03 has mapped.
-
-    Parameters
-    ----------
-    run_dir : str
-        Others in the same folder can be chosen in the view.
-    fold : int
-        From 1.
-
-    Returns
-    -------
-    explorer : LayerExplorer
-        Displayed. Its `selected` is a table of the selected points.
-    """
+    """Display the explorer of a run; others in the same folder can be chosen in it."""
     explorer = LayerExplorer(run_dir, fold)
     display(explorer.widget)
     return explorer

@@ -21,9 +21,7 @@ from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.stages.recognize import recognize
 
 MAX_DRAWN = 60.0  # seconds selected at first
-HINT = (
-    "Upload a recording (wav, flac, ogg, mp3), or record one. It stays in this notebook's memory."
-)
+HINT = "Upload a recording (wav, flac, ogg, mp3), or record one. It stays in the notebook's memory."
 
 
 class Microphone(anywidget.AnyWidget):
@@ -60,52 +58,40 @@ class RecordingExplorer:
         self.selection.observe(self._draw, "value")
 
     def _on_upload(self, _change) -> None:
-        if not self.upload.value:
-            return
-        file = self.upload.value[0]
-        try:
-            samples, rate = soundfile.read(io.BytesIO(file["content"]), dtype="float32")
-        except (RuntimeError, TypeError) as error:
-            self._show_status(f"{file['name']}: cannot be decoded ({error}).")
-            return
-        self.recognize(samples, rate, file["name"])
+        for file in self.upload.value:
+            try:
+                recording = soundfile.read(io.BytesIO(file["content"]), dtype="float32")
+            except (RuntimeError, TypeError) as error:
+                self.status.value = html.escape(f"{file['name']}: cannot be decoded ({error}).")
+            else:
+                self.recognize(*recording, file["name"])
 
     def _on_record(self, _change) -> None:
         samples = np.frombuffer(self.microphone.samples, "<f4")
         self.recognize(samples, self.microphone.sample_rate, "recorded")
 
-    def _show_status(self, text: str) -> None:
-        self.status.value = html.escape(text)
-
     def recognize(self, samples: np.ndarray, sample_rate: int, name: str) -> None:
         """Recognize, draw and play a recording, (n_samples,) or (n_samples, channels), or show the error."""
-        self._show_status(f"{name}: recognizing …")
+        self.status.value = html.escape(f"{name}: recognizing …")
         try:
             waveform = audio.from_array(samples, sample_rate)
             table = recognize(waveform, self.recognizer, SAMPLE_RATE)
         except GmpError as error:
-            self._show_status(str(error))
+            self.status.value = html.escape(str(error))
             return
         self.waveform, self.table, self.name = waveform, table, name
+        n_spoken, summary = table.confidence.count(), "no speech detected"
+        if n_spoken:
+            means = table[self.emotions].mean().sort_values(ascending=False)
+            scores = ", ".join(f"{emotion} {score:.2f}" for emotion, score in means.items())
+            summary = f"{scores}, mean of {n_spoken} windows with speech"
+        self.status.value = html.escape(f"{name}: {summary}.")
         seconds = len(waveform) / SAMPLE_RATE
-        self.selection.unobserve(self._draw, "value")  # drawn once, below
-        with self.selection.hold_trait_notifications():
-            self.selection.max, self.selection.value = seconds, (0, min(MAX_DRAWN, seconds))
-        self.selection.observe(self._draw, "value")
-        self.selection.disabled = False
-        self._show_status(self._summary())
-        self._draw()
+        self.selection.value = 0, 0  # so that a recording of the same length is drawn, too
+        self.selection.max, self.selection.disabled = seconds, False
+        self.selection.value = 0, min(MAX_DRAWN, seconds)
 
-    def _summary(self) -> str:
-        """The mean scores of the last recording as text."""
-        spoken = self.table.dropna(subset="confidence")
-        if spoken.empty:
-            return f"{self.name}: no speech detected."
-        means = spoken[self.emotions].mean().sort_values(ascending=False)
-        scores = ", ".join(f"{emotion} {score:.2f}" for emotion, score in means.items())
-        return f"{self.name}: {scores}, mean of {len(spoken)} windows with speech."
-
-    def _draw(self, _change=None) -> None:
+    def _draw(self, _change) -> None:
         start, end = (int(seconds * SAMPLE_RATE) for seconds in self.selection.value)
         waveform = self.waveform[start:end]
         if len(waveform) < MIN_SECONDS * SAMPLE_RATE:
@@ -119,18 +105,7 @@ class RecordingExplorer:
 
 
 def explore_recording(model: str = "runs/demo") -> RecordingExplorer:
-    """Upload or record, and see and hear which emotions a model recognizes.
-
-    Parameters
-    ----------
-    model : str
-        See `gmp_utils.stages.publish.find_or_publish`.
-
-    Returns
-    -------
-    explorer : RecordingExplorer
-        Displayed. Its `table` is that of the last recording.
-    """
+    """Display the explorer of a model, for which see `gmp_utils.stages.publish.find_or_publish`."""
     explorer = RecordingExplorer(model)
     display(explorer.widget)
     return explorer

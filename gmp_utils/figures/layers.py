@@ -15,31 +15,20 @@ MAX_POINTS = 2000  # drawn on a map
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
     """Probe scores over layers, with chance level: UAR of utterances and of frames, CCC of ratings."""
-    rated, utterances = probes.metric == "CCC", probes.unit == "utterances"
-    panels = {
-        "utterances, UAR": probes[utterances & ~rated],
-        "single frames, UAR": probes[~utterances & ~rated],
-        "utterances, CCC": probes[utterances & rated],
-    }
-    panels = {name: panel for name, panel in panels.items() if len(panel)}
-    figure = make_subplots(1, len(panels), subplot_titles=list(panels), shared_yaxes=True)
-    for column, panel in enumerate(panels.values(), start=1):
-        for task, group in panel.groupby("task"):
-            color = COLORS[task]
-            figure.add_scatter(
-                x=group.layer, y=group.score, name=task, legendgroup=task, line={"color": color},
-                showlegend=column != 2, row=1, col=column,
-            )  # fmt: skip
-            figure.add_scatter(
-                x=group.layer, y=group.chance, name=f"{task}, chance level", showlegend=False,
-                line={"color": color, "dash": "dot", "width": 1}, row=1, col=column,
-            )  # fmt: skip
-    emotion = panels["utterances, UAR"].query("task == 'emotion'")
+    rows = probes.sort_values(["metric", "unit", "task"], ascending=[False, False, True])
+    panel = rows.unit.replace("frames", "single frames") + ", " + rows.metric
+    lines = rows.assign(panel=panel).melt(["panel", "task", "layer"], ["score", "chance"])
+    figure = panels(
+        px.line, lines, "panel", x="layer", y="value", color="task", line_dash="variable",
+        color_discrete_map=COLORS, markers=True, facet_col_spacing=0.07,
+    )  # fmt: skip
+    figure.update_traces(line_width=1, showlegend=False, selector={"line_dash": "dot"})
+    figure.for_each_trace(lambda trace: trace.update(name=trace.name.removesuffix(", score")))
+    emotion = probes.query("unit == 'utterances' and task == 'emotion'")
     best = emotion.loc[emotion.score.idxmax()]
     title = f"Layer {best.layer:.0f} probes best for emotion: UAR {best.score:.2f}"
-    figure.update_layout(title=title, margin={"t": 80}).update_yaxes(
-        range=[min(0, probes.score.min()) - 0.02, 1.02]
-    )
+    figure.update_layout(title=title, margin_t=80, legend_title="")
+    figure.update_yaxes(title="", range=[min(0, probes.score.min()) - 0.02, 1.02])
     return figure.update_xaxes(title="layer (0: input of the first)")
 
 
@@ -57,36 +46,30 @@ def cluster_nmi(clusters: pd.DataFrame) -> go.Figure:
 
 def similarity(table: pd.DataFrame) -> go.Figure:
     """CKA between the layers of a model, and between its layers and the original encoder's."""
-    names = {"model": "of this model", "encoder": "of the original encoder"}
-    references = [name for name in names if name in set(table.reference)]
-    titles = [f"layers {names[name]}" for name in references]
-    figure = make_subplots(1, len(references), subplot_titles=titles, shared_yaxes=True)
-    for column, name in enumerate(references, start=1):
-        rows = table[table.reference == name]
+    titles = ["layers of this model", "layers of the original encoder"][: table.reference.nunique()]
+    figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True)
+    for column, (_, rows) in enumerate(table.groupby("reference", sort=False), start=1):
         square = rows.pivot(index="layer", columns="reference_layer", values="cka")
         figure.add_heatmap(
             x=square.columns, y=square.index, z=square, coloraxis="coloraxis", row=1, col=column
         )
     title = "Similarity of the layers (linear CKA)"
-    if "encoder" in references:
-        same = table[(table.reference == "encoder") & (table.layer == table.reference_layer)]
+    same = table.query("reference == 'encoder' and layer == reference_layer")
+    if len(same):
         change = same.set_index("layer").cka
         title = (
             f"Layer {change.idxmin()} changed most (CKA {change.min():.2f} with the original encoder), "
             f"layer {change.idxmax()} least ({change.max():.2f})"
         )
-    figure.update_yaxes(title="layer of this model", col=1).update_layout(
-        coloraxis={"cmin": 0, "cmax": 1, "colorscale": "Blues", "colorbar": {"title": "CKA"}}
-    )
-    return figure.update_layout(title=title, margin={"t": 80})
+    scale = {"cmin": 0, "cmax": 1, "colorscale": "Blues", "colorbar": {"title": "CKA"}}
+    figure.update_yaxes(title="layer of this model", col=1)
+    return figure.update_layout(title=title, margin_t=80, coloraxis=scale)
 
 
 def layer_change(table: pd.DataFrame) -> go.Figure:
     """CKA of each layer with the original encoder's, a line per trained model."""
-    figure = px.line(
-        table, x="layer", y="cka", color="model", markers=True, range_y=[-0.02, 1.02],
-        color_discrete_map=COLORS,
-    )  # fmt: skip
+    axes = {"x": "layer", "y": "cka", "range_y": [-0.02, 1.02], "color": "model"}
+    figure = px.line(table, **axes, markers=True, color_discrete_map=COLORS)
     most = table.sort_values("cka").iloc[0]
     title = f"Layer {most.layer} of {most.model} changed most: CKA {most.cka:.2f}"
     return figure.update_layout(title=title, yaxis_title="CKA with the original encoder")
@@ -132,23 +115,18 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
         hover_data={"speaker": True, "x": False, "y": False},
         render_mode="svg",
     )  # fmt: skip
-    figure.for_each_trace(
-        lambda trace: trace.update(
-            marker={"size": 4, "opacity": 0.6}
-            if trace.name.endswith("train")
-            else {"size": 7, "line": {"width": 0.5, "color": "black"}}
-        )
-    )
+    unseen = {"size": 7, "opacity": 1, "line": {"width": 0.5, "color": "black"}}
+    figure.update_traces(marker={"size": 4, "opacity": 0.6})
+    figure.update_traces(marker=unseen, selector={"marker_symbol": "diamond"})
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     parts = " and ".join(sorted(set(drawn.part) - {"train"})).capitalize()
     names = ", ".join(f"{layer - n_states}" for layer in sorted(drawn.layer.unique()))
     results = [shared_emotion(points) for _, points in drawn.groupby("layer")]
     shares = ", ".join(f"{shared:.0%}" for shared, _ in results)
-    title = (
-        f"{parts} {unit}, layer {names}: {shares} of other speakers' neighbors share the emotion "
+    return figure.update_layout(
+        title=f"{parts} {unit}, layer {names}: {shares} of other speakers' neighbors share the emotion "
         f"(chance level {results[0][1]:.0%})"
     )
-    return figure.update_layout(title=title)
 
 
 def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:

@@ -7,18 +7,16 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from gmp_utils.evaluation.metrics import expected_calibration_error, reliability
-from gmp_utils.figures.style import COLORS, SEQUENCE, colors, name_panels
+from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
 from gmp_utils.models.encoder import frame_seconds
-
-CALIBRATION_COLORS = {"uncalibrated": "#999999", "calibrated": "#0072B2"}
 
 
 def reliability_diagram(table: pd.DataFrame) -> go.Figure:
     """Accuracy against confidence, from `gmp_utils.evaluation.tables.confidences`."""
-    figure, errors = go.Figure(), []
+    figure, errors, palette = go.Figure(), [], {"uncalibrated": "#999999", "calibrated": "#0072B2"}
     line = {"color": "#cccccc", "dash": "dash"}
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfectly calibrated")
-    for name, color in CALIBRATION_COLORS.items():
+    for name, color in palette.items():
         errors.append(f"{expected_calibration_error(table[name], table.correct):.2f} {name}")
         points = reliability(table[name], table.correct)
         sizes = 36 * np.sqrt(points.utterances / len(table))
@@ -38,11 +36,9 @@ def counts(manifest: pd.DataFrame) -> go.Figure:
     """Utterances per speaker and emotion, a panel per gender."""
     rows = manifest.fillna({"gender": "unknown", "emotion": "unknown"})
     table = rows.groupby(["gender", "speaker", "emotion"]).size().reset_index(name="utterances")
-    figure = px.bar(
-        table, x="speaker", y="utterances", color="emotion", facet_col="gender",
-        color_discrete_map=COLORS,
-    )  # fmt: skip
-    name_panels(figure).update_xaxes(matches=None, type="category")
+    axes = {"x": "speaker", "y": "utterances", "color": "emotion"}
+    figure = panels(px.bar, table, "gender", **axes, color_discrete_map=COLORS)
+    figure.update_xaxes(matches=None, type="category")
     sizes = rows.emotion.value_counts()
     most, fewest = sizes.iloc[0], sizes.iloc[-1]
     title = f"{len(manifest)} utterances of {manifest.speaker.nunique()} speakers"
@@ -66,10 +62,9 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
 
 def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     """Valence and arousal of the utterances, and their mean per emotion. None without ratings."""
-    if not {"valence", "arousal"} <= set(manifest):
-        return None
-    rated = manifest.dropna(subset=["valence", "arousal"])
-    if rated.empty:
+    attributes = manifest.columns.intersection(["valence", "arousal"])
+    rated = manifest.dropna(subset=attributes)
+    if len(attributes) < 2 or rated.empty:
         return None
     rated = rated.fillna({"emotion": "unknown"}).sort_values("emotion")
     figure = px.scatter(
@@ -121,25 +116,22 @@ def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Fi
 
 def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
     """A table of numbers as colors, with the numbers in the cells."""
-    scale = {"color_continuous_scale": "Blues", "zmin": 0}
-    figure = px.imshow(table, text_auto=".2f", aspect="auto", **scale)
+    figure = px.imshow(
+        table, zmin=0, text_auto=".2f", aspect="auto", color_continuous_scale="Blues"
+    )
     return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
 
 
 def separations(by_system: dict[str, dict]) -> go.Figure:
     """Inter- and intra-class distances of separation.json before and after training, a panel per system."""
-    rows = [
-        {"system": system, "when": when, "distance": kind.replace("_", "-"), "value": values[kind]}
-        for system, separation in by_system.items()
-        for when, values in separation.items()
-        for kind in ("inter_class", "intra_class")
-    ]
-    figure = px.bar(
-        pd.DataFrame(rows), x="when", y="value", color="distance", facet_col="system",
-        barmode="group", color_discrete_sequence=SEQUENCE,
-    )  # fmt: skip
+    tables = {system: pd.DataFrame(values).T for system, values in by_system.items()}
+    table = pd.concat(tables, names=["system", "when"]).reset_index()
+    table.columns = table.columns.str.replace("_", "-")
+    distances = ["inter-class", "intra-class"]
+    figure = panels(px.bar, table, "system", x="when", y=distances, barmode="group")
     ratios = [f"{name} {values['after']['ratio']:.1f}" for name, values in by_system.items()]
-    return name_panels(figure).update_layout(
+    return figure.update_layout(
+        legend_title="distance",
         title=f"Inter-class over intra-class distance after training: {', '.join(ratios)}",
         yaxis_title="cosine distance",
     )
@@ -155,14 +147,11 @@ def confusion(predictions: pd.DataFrame, emotions: list[str], title: str) -> go.
 
 def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
     """Recall per emotion and gender, a panel per system."""
-    figure = make_subplots(1, len(tables), subplot_titles=list(tables), shared_yaxes=True)
-    for column, table in enumerate(tables.values(), start=1):
-        for gender, row in table.iterrows():
-            figure.add_bar(
-                x=row.index, y=row, name=gender, marker_color=COLORS.get(gender),
-                showlegend=column == 1, row=1, col=column,
-            )  # fmt: skip
-    return figure.update_layout(title=title, yaxis_title="recall", yaxis_range=[0, 1])
+    recalls = pd.concat(tables, names=["system", "gender"]).reset_index()
+    long = recalls.melt(["system", "gender"], var_name="emotion", value_name="recall")
+    axes = {"x": "emotion", "y": "recall", "color": "gender", "range_y": [0, 1]}
+    figure = panels(px.bar, long, "system", **axes, barmode="group", color_discrete_map=COLORS)
+    return figure.update_xaxes(title="").update_layout(title=title, legend_title="")
 
 
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
@@ -180,22 +169,20 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
             x=single.variant.map(places) + shift + 0.04, y=single.UAR, mode="markers",
             name=f"{system}, a fold and seed", marker={**style, "opacity": 0.35, "size": 6},
         )  # fmt: skip
-        place, bars = rows.variant.map(places) + shift, None
+        place = rows.variant.map(places) + shift
+        bars = {"array": rows["UAR high"] - rows.UAR, "arrayminus": rows.UAR - rows["UAR low"]}
         if joined:
             figure.add_scatter(
                 x=[*place, *place[::-1]], y=[*rows["UAR high"], *rows["UAR low"][::-1]], fill="toself",
                 mode="none", fillcolor=palette[system], opacity=0.15, showlegend=False,
             )  # fmt: skip
-        else:
-            bars = {"array": rows["UAR high"] - rows.UAR, "arrayminus": rows.UAR - rows["UAR low"]}
         figure.add_scatter(
             x=place, y=rows.UAR, name=system, mode="lines+markers" if joined else "markers",
-            marker={**style, "size": 11, "symbol": "diamond"}, line=style, error_y=bars,
+            marker={**style, "size": 11, "symbol": "diamond"}, line=style,
+            error_y=None if joined else bars,
         )  # fmt: skip
-    figure.update_xaxes(
-        tickvals=list(places.values()), ticktext=list(places), range=[-0.5, len(places) - 0.5],
-        zeroline=False,
-    )  # fmt: skip
+    figure.update_xaxes(tickvals=[*places.values()], ticktext=[*places], zeroline=False)
+    figure.update_xaxes(range=[-0.5, len(places) - 0.5])
     title = f"Means of systems differ by up to {means.UAR.max() - means.UAR.min():.1f} points"
     deviation = points.groupby(["variant", "system"]).UAR.std().max()
     if deviation > 0:
@@ -205,11 +192,9 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
 
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:
     """UAR (%) of each test speaker, a line per speaker, from scores by speaker of each system."""
-    table, figure = pd.DataFrame(scores), go.Figure()
-    style = {"line": {"color": COLORS["unknown"]}, "marker": {"color": COLORS["neutral"]}}
-    style |= {"mode": "lines+markers", "showlegend": False}
-    for speaker, row in table.iterrows():
-        figure.add_scatter(x=row.index, y=row, name=str(speaker), **style)
+    table = pd.DataFrame(scores)
+    figure = px.line(table.T, markers=True, color_discrete_sequence=[COLORS["unknown"]])
+    figure.update_traces(marker_color=COLORS["neutral"], showlegend=False)
     means, gap = table.mean(), (table.max() - table.min()).max()
     title = f"Speakers of one system differ by up to {gap:.0f} points"
     figure.add_scatter(
@@ -217,4 +202,5 @@ def speakers(scores: dict[str, pd.Series]) -> go.Figure:
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
     title += f", means of systems by {means.max() - means.min():.0f}"
-    return figure.update_layout(title=title, yaxis_title="UAR of a speaker (%)")
+    axes = {"xaxis_title": "", "yaxis_title": "UAR of a speaker (%)"}
+    return figure.update_layout(title=title, legend_title="", **axes)

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from functools import cache
 from itertools import cycle
 
 import kaleido
@@ -66,15 +65,10 @@ def colors(names: Iterable[str]) -> dict[str, str]:
     return {name: fixed.get(name) or next(spare) for name in names}
 
 
-def name_panels(figure: go.Figure) -> go.Figure:
-    """Title the panels of plotly express "value" instead of "column=value"."""
+def panels(chart: Callable, table: pd.DataFrame, by: str = "attribute", **options) -> go.Figure:
+    """A chart of plotly.express with a panel per value of a column, which is the panel's title."""
+    figure = chart(table, facet_col=by, color_discrete_sequence=SEQUENCE, **options)
     return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
-
-
-def panels(chart: Callable, table: pd.DataFrame, **options) -> go.Figure:
-    """A chart of plotly.express with a panel per `attribute`."""
-    figure = chart(table, facet_col="attribute", color_discrete_sequence=SEQUENCE, **options)
-    return name_panels(figure)
 
 
 def browser() -> str | None:
@@ -82,13 +76,6 @@ def browser() -> str | None:
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
     installed = next(filter(None, map(shutil.which, names)), None)
     return os.environ.get("BROWSER_PATH", installed) or None
-
-
-@cache
-def _start_renderer() -> None:
-    """Start one Chromium for all figures of a notebook, because that takes ten times as long as a figure."""
-    no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
-    kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
 
 
 def show(figure: go.Figure, run_dir: str, name: str) -> None:
@@ -104,7 +91,9 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
     if browser():
-        _start_renderer()
+        # One Chromium for all figures of a notebook: a start takes ten times as long as a figure.
+        no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
+        kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
         size = {"width": 900, "height": figure.layout.height or 420}
         for kind in ("svg", "png"):
             image = kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})

@@ -50,11 +50,10 @@ def draw_timeline(
     streams: dict[str, np.ndarray] | None = None,
     labels: Sequence[tuple[str, float, float]] = (),
 ) -> go.Figure:
-    """Draw an utterance over time.
+    """Draw an utterance, (samples,) int16, over time.
 
     Parameters
     ----------
-    waveform : (samples,) int16
     scores : tuple, optional
         What `scores_over_time` returns, and the emotions' names. NaN leaves a gap.
     streams : dict of str to (frames,) int, optional
@@ -62,8 +61,8 @@ def draw_timeline(
     labels : sequence of (name, start, end)
         Parts to shade, in seconds: labels, or of `PARTS`.
     """
-    rows = ["waveform"] + ["streams"] * bool(streams) + ["scores"] * (scores is not None)
-    figure = make_subplots(len(rows), 1, shared_xaxes=True, vertical_spacing=0.06)
+    n_rows = 1 + bool(streams) + bool(scores)
+    figure = make_subplots(n_rows, 1, shared_xaxes=True, vertical_spacing=0.06)
     step = max(1, 2 * len(waveform) // POINTS)
     pieces = to_float(waveform[: len(waveform) // step * step]).reshape(-1, step)
     extremes = np.stack([pieces.min(axis=1), pieces.max(axis=1)], axis=1).ravel()
@@ -78,8 +77,8 @@ def draw_timeline(
             text=clusters, showscale=False, colorscale="HSV",
             hovertemplate="%{y}, cluster %{text}<extra></extra>", row=2, col=1,
         )  # fmt: skip
-    if scores is not None:
-        last, (middles, values, emotions) = {"row": len(rows), "col": 1}, scores
+    if scores:
+        last, (middles, values, emotions) = {"row": n_rows, "col": 1}, scores
         for (emotion, color), score in zip(colors(emotions).items(), values.T):
             line, mode = {"color": color}, "lines+markers"
             figure.add_scatter(x=middles, y=score, name=emotion, mode=mode, line=line, **last)
@@ -91,8 +90,8 @@ def draw_timeline(
             start, end, fillcolor=shades[name], opacity=0.15, line_width=0, row=1, col=1,
             annotation_text=name, annotation_position="top left",
         )  # fmt: skip
-    figure.update_xaxes(title="time (s)", row=len(rows), col=1)
-    return figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * len(rows))
+    figure.update_xaxes(title="time (s)", row=n_rows, col=1)
+    return figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * n_rows)
 
 
 def draw_recording(
