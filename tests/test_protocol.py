@@ -77,18 +77,14 @@ def test_a_protocol_is_described():
 
 def test_a_protocol_comes_back_from_json():
     protocol = make_protocol(speakers_manifest(3, 3), "leave-one-speaker-out")
-    assert Protocol.from_dict(json.loads(json.dumps(protocol.to_dict()))) == protocol
-    with pytest.raises(GmpError, match=r"run notebooks/01_prepare_data\.ipynb again"):
-        Protocol.from_dict({"fold_by": "speaker", "folds": []})
+    assert Protocol(**json.loads(json.dumps(protocol.to_dict()))) == protocol
 
 
 def test_one_speaker_is_left_out():
     manifest = speakers_manifest(3, 2)
     protocol = make_protocol(manifest, "leave-one-speaker-out")
-    assert sorted(protocol.folds) == [("00",), ("01",), ("02",), ("03",), ("04",)]
-    assert set(zip(protocol.folds, protocol.validation_folds)) == set(
-        zip(protocol.folds, protocol.folds[1:] + protocol.folds[:1])
-    )
+    assert sorted(protocol.folds) == [["00"], ["01"], ["02"], ["03"], ["04"]]
+    assert protocol.validation_folds == protocol.folds[1:] + protocol.folds[:1]
     sizes = protocol.parts(manifest, 1).value_counts().to_dict()
     assert sizes == {"train": 12, "validation": 4, "test": 4}
 
@@ -119,11 +115,11 @@ def test_an_official_split():
     parts = [number == 7, number.isin([5, 6])]
     manifest["split"] = np.select(parts, ["test1", "validation"], "train")
     protocol = make_protocol(manifest, "split")
-    assert (protocol.folds, protocol.validation_folds) == ((("07",),), (("05", "06"),))
+    assert (protocol.folds, protocol.validation_folds) == ([["07"]], [["05", "06"]])
     manifest["split"] = manifest.split.replace({"validation": "train"})
     protocol = make_protocol(manifest, "split", n_folds=3)
     # seven training speakers, women first, every third: 00 and 03 of the women, 06 of the men
-    assert protocol.validation_folds == (("00", "03", "06"),)
+    assert protocol.validation_folds == [["00", "03", "06"]]
     manifest.loc[manifest.index[-1], "split"] = "train"
     with pytest.raises(GmpError, match="speaker 07 in several parts"):
         make_protocol(manifest, "split")
@@ -134,7 +130,7 @@ def test_an_official_split():
         make_protocol(manifest, "split")
     manifest["split"] = manifest.split.replace({"dev": "train"})
     alone = make_protocol(manifest, "split", n_folds=9, validation="none", selection="last")
-    assert alone.validation_folds == ((),)
+    assert alone.validation_folds == [[]]
 
 
 def test_sessions_in_which_speakers_recur_are_no_folds():
@@ -151,7 +147,7 @@ def test_two_corpora_are_never_folded_together():
     manifest["corpus"] = np.where(tested, "other", "mine")
     manifest["split"] = np.where(tested, "test", "train")
     protocol = make_protocol(manifest, n_folds=3)
-    assert protocol.folds == (("00", "07"),)
+    assert protocol.folds == [["00", "07"]]
     assert "trains on one corpus and tests on another" in protocol.describe()
     with pytest.raises(GmpError, match="fold_by 'speaker' with 2 corpora"):
         make_protocol(manifest, "speaker")

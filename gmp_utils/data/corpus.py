@@ -21,16 +21,10 @@ RATINGS = ("valence", "arousal", "dominance")
 
 @dataclass(frozen=True)
 class Corpus:
-    """A prepared corpus.
+    """A prepared corpus, and its stage of notebook 01 with problems.parquet and leakage.parquet.
 
-    Attributes
-    ----------
-    manifest : DataFrame
-        See `gmp_utils.data.corpora.check`; indexed by utterance, with `duration` in seconds.
-    waveforms : Ragged
-        int16 at 16 kHz.
-    stage : Path
-        Stage of notebook 01, with problems.parquet and leakage.parquet.
+    The manifest (see `gmp_utils.data.corpora.check`) is indexed by utterance and has `duration` in seconds.
+    Waveforms are int16 at 16 kHz.
     """
 
     manifest: pd.DataFrame
@@ -86,5 +80,5 @@ def open_corpus(run_dir: str) -> Corpus:
     check_and_identify(stage)
     check_and_identify(recordings)
     manifest = pd.read_parquet(stage / "manifest.parquet").set_index("utterance", drop=False)
-    protocol = Protocol.from_dict(read_json(stage / "protocol.json"))
+    protocol = Protocol(**read_json(stage / "protocol.json"))
     return Corpus(manifest, Ragged.open(recordings / "waveforms"), protocol, stage)

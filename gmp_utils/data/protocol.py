@@ -34,42 +34,24 @@ SHARE = 0.1  # of the training utterances, where validation is a share of them
 class Protocol:
     """Folds, and rules as in `RULES`; recorded with every result.
 
-    Attributes
-    ----------
-    folds, validation_folds : tuple of tuple of str
-        Test and validation speakers of each fold; the latter only if `validation` is "speakers".
-    transductive : bool
-        Whether clustering, retraining and the encoder's pre-training, which need no labels, may use
-        the validation and test speakers.
-    female_share : float or None
-        Share of women among the training utterances, of which as many are drawn, for any share, as the
-        smaller gender has. None takes all training utterances.
+    `folds` and `validation_folds` are the test and validation speakers of each fold, the latter only if
+    `validation` is "speakers". If `transductive`, clustering, retraining and the encoder's pre-training,
+    which need no labels, may use the validation and test speakers. `female_share` is the share of women among
+    the training utterances, of which as many are drawn, for any share, as the smaller gender has. None takes
+    all training utterances.
     """
 
     fold_by: str
-    folds: tuple[tuple[str, ...], ...]
+    folds: list[list[str]]
     validation: str
-    validation_folds: tuple[tuple[str, ...], ...]
+    validation_folds: list[list[str]]
     selection: str
     transductive: bool
     female_share: float | None
 
-    def __post_init__(self):
-        for name in ("folds", "validation_folds"):
-            object.__setattr__(self, name, tuple(map(tuple, getattr(self, name))))
-
     def to_dict(self) -> dict:
         """Convert to plain values, for JSON."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "Protocol":
-        """The inverse of `to_dict`."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            message = f"protocol.json is of another version ({error})"
-            raise GmpError(f"{message}; run notebooks/01_prepare_data.ipynb again.") from error
 
     @property
     def selection_part(self) -> str:
@@ -139,34 +121,28 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     By fold, it counts the `speakers` and `recordings` (by `digest`) that the test part shares with others.
     `sentences` is the share of test utterances whose `text` occurs in training, NaN without texts.
     """
-    text = pd.Series(np.nan, manifest.index)
-    if "text" in manifest and manifest.text.notna().any():
-        text = manifest.text.str.lower().str.strip()
+    text = manifest.reindex(columns=["text"]).text.astype("object").str.lower().str.strip()
     rows = {}
     for fold in range(1, len(protocol.folds) + 1):
         parts = protocol.parts(manifest, fold)
-        train, validation, test = (manifest[parts == part] for part in PARTS)
-        _reject_duplicates(fold, test, pd.concat([train, validation]))
-        _reject_duplicates(fold, validation, train)
+        used = manifest[parts != UNUSED].assign(part=parts)
+        pairs = used.merge(used, on="digest", suffixes=("", "_other")).query("part < part_other")
+        if len(pairs):
+            pair = pairs.iloc[0]
+            raise GmpError(
+                f"fold {fold}: {pair.utterance} (speaker {pair.speaker}) and {pair.utterance_other} (speaker "
+                f"{pair.speaker_other}) have the same samples but are in different parts ({len(pairs)} such "
+                "pairs). Remove one of each, or correct its speaker."
+            )
+        test, others = used[used.part == "test"], used[used.part != "test"]
         training_text = set(text[parts == "train"].dropna())
         shared = text[parts == "test"].isin(training_text).mean() if training_text else np.nan
         rows[fold] = {
-            "speakers": len(set(test.speaker) & {*train.speaker, *validation.speaker}),
-            "recordings": len(set(test.digest) & {*train.digest, *validation.digest}),
+            "speakers": len(set(test.speaker) & set(others.speaker)),
+            "recordings": len(set(test.digest) & set(others.digest)),
             "sentences": shared,
         }
     return pd.DataFrame(rows).T.rename_axis("fold").astype({"speakers": int, "recordings": int})
-
-
-def _reject_duplicates(fold: int, first: pd.DataFrame, second: pd.DataFrame) -> None:
-    pairs = first.merge(second, on="digest", suffixes=("", "_other"))
-    if len(pairs):
-        pair = pairs.iloc[0]
-        raise GmpError(
-            f"fold {fold}: {pair.utterance} (speaker {pair.speaker}) and {pair.utterance_other} (speaker "
-            f"{pair.speaker_other}) have the same samples but are in different parts ({len(pairs)} such "
-            "pairs). Remove one of each, or correct its speaker."
-        )
 
 
 def make_protocol(
@@ -181,16 +157,14 @@ def make_protocol(
 ) -> Protocol:
     """Divide a corpus into folds.
 
-    Parameters
-    ----------
-    fold_by : str
-        One of `FOLD_RULES`; "speaker" tests on `n_folds` groups of speakers, balanced by gender. "auto" is
-        "cross-corpus" for two corpora, "session" if every speaker is in one session only, else "speaker".
-    validation : str
-        One of `VALIDATIONS`. Validation speakers are the next fold's test speakers (the first fold's for
-        the last one). For "split" they are those of the split, or one in `n_folds` training speakers.
+    `fold_by`, `validation` and `selection` are among `RULES`. "speaker" tests on `n_folds` groups of
+    speakers, balanced by gender. "auto" is "cross-corpus" for two corpora, "session" if every speaker is in
+    one session only, else "speaker". Validation speakers are the next fold's test speakers (the first fold's
+    for the last one). For "split" they are those of the split, or one in `n_folds` training speakers.
     """
-    n_corpora, has_sessions = manifest.corpus.nunique(), _has_sessions(manifest)
+    n_corpora, session = manifest.corpus.nunique(), manifest.reindex(columns=["session"]).session
+    sessions = session.groupby(manifest.speaker).nunique()  # of each speaker
+    has_sessions = session.notna().all() and sessions.max() == 1
     if fold_by == "auto":
         within = "session" if has_sessions else "speaker"
         fold_by = within if n_corpora == 1 else "cross-corpus"
@@ -201,11 +175,10 @@ def make_protocol(
     if not 0 <= (female_share or 0) <= 1:
         raise GmpError(f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.")
     if (fold_by == "cross-corpus") != (n_corpora > 1):
-        problem = f"fold_by {fold_by!r} with {n_corpora} corpora"
-        raise GmpError(f'{problem}: "cross-corpus" and "auto" are for two.')
+        count = f"{n_corpora} corpora"
+        raise GmpError(f'fold_by {fold_by!r} with {count}: "cross-corpus" and "auto" are for two.')
     if validation == "none" and selection == "validation":
-        problem = 'validation "none" leaves nothing to select an epoch on'
-        raise GmpError(f'{problem}; use selection "last".')
+        raise GmpError('validation "none": there is no epoch to select; use selection "last".')
     if fold_by == "session" and not has_sessions:
         expected = "expected a session for each utterance, and one for each speaker"
         raise GmpError(f'fold_by "session": {expected}; use "speaker".')
@@ -217,22 +190,15 @@ def make_protocol(
         else:
             n_groups = n_folds if fold_by == "speaker" else manifest.speaker.nunique()
             folds = _speaker_groups(manifest, n_groups)
-        validating = folds[1:] + folds[:1]
-        needed = 3 if validation == "speakers" else 2
+        validating, needed = folds[1:] + folds[:1], 3 if validation == "speakers" else 2
         if len(folds) < needed:
-            count = f"{len(folds)} folds"
-            raise GmpError(f"{count}: validation {validation!r} needs at least {needed}.")
+            raise GmpError(
+                f"{len(folds)} folds: validation {validation!r} needs at least {needed}."
+            )
     if validation != "speakers":
         validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
     return Protocol(fold_by, folds, validation, validating, selection, transductive, female_share)
-
-
-def _has_sessions(manifest: pd.DataFrame) -> bool:
-    """Whether every utterance has a session, and every speaker is in one only."""
-    if "session" not in manifest or manifest.session.isna().any():
-        return False
-    return manifest.groupby("speaker").session.nunique().max() == 1
 
 
 def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:

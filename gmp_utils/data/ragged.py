@@ -13,17 +13,10 @@ from gmp_utils import GmpError
 
 
 class Ragged:
-    """The concatenated arrays of all utterances.
+    """The concatenated arrays of all utterances, `lengths` rows of `values`, (n_total, ...), each.
 
-    On disk there are two files, `<name>.npy` and `<name>.parquet` (utterance, offset, length, kind).
-
-    Parameters
-    ----------
-    values : (n_total, ...) ndarray
-    lengths : sequence of int
-        Rows of `values` of each utterance.
-    kind : str
-        "waveform" (samples), "cnn" or "hidden" (frames × dimensions), or "labels" (frames × streams).
+    On disk there are two files, `<name>.npy` and `<name>.parquet` (utterance, length, kind). The kind is
+    "waveform" (samples), "cnn" or "hidden" (frames × dimensions), or "labels" (frames × streams).
     """
 
     def __init__(
@@ -88,8 +81,7 @@ class Ragged:
         `stem` is the path without suffix, `shape` that of a row: ``()`` for samples, ``(dim,)`` for frames.
         """
         table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
-        table["offset"], table["kind"] = table.length.cumsum() - table.length, kind
-        table.to_parquet(stem.with_suffix(".parquet"), index=False)
+        table.assign(kind=kind).to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
         if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process
@@ -105,7 +97,4 @@ class Ragged:
             values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
-        if len(values) != table.length.sum():
-            n_rows = table.length.sum()
-            raise GmpError(f"{stem}.npy has {len(values)} rows, expected {n_rows}; make it again.")
         return cls(values, table.utterance, table.length, kind=table.kind.iloc[0])

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.mixture import GaussianMixture
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gmp_utils import GmpError
@@ -53,21 +54,12 @@ def divergences(
     Sridhar & Busso, "Unsupervised Personalization of an Emotion Recognition System", 2022 (arXiv
     2201.07876), with an encoder's means and standard deviations instead of ComParE's functionals. The
     numbers of components and Gaussians are our choice, and the divergence is estimated by sampling.
-
-    Parameters
-    ----------
-    functionals : (n_utterances, dim) DataFrame
-        Indexed by speaker. The PCA is fitted on the training speakers.
-
-    Returns
-    -------
-    divergences : (n_test, n_training) DataFrame
-        In nats.
+    `functionals`, (n_utterances, dim), are indexed by speaker. The PCA is fitted on the training speakers.
+    Divergences, (n_test, n_training), are in nats.
     """
     fitted = functionals.loc[functionals.index.isin(training)].to_numpy()
-    scaler = StandardScaler().fit(fitted)
-    pca = PCA(min(COMPONENTS, *fitted.shape), random_state=seed).fit(scaler.transform(fitted))
-    reduced = pca.transform(scaler.transform(functionals.to_numpy()))
+    pca = PCA(min(COMPONENTS, *fitted.shape), random_state=seed)
+    reduced = make_pipeline(StandardScaler(), pca).fit(fitted).transform(functionals.to_numpy())
     reduced /= np.sqrt(pca.explained_variance_[0])
 
     def mixture(name: str) -> GaussianMixture:
@@ -77,14 +69,12 @@ def divergences(
         model = GaussianMixture(size, covariance_type="diag", reg_covar=FLOOR, random_state=seed)
         return model.fit(points)
 
-    candidates = {name: mixture(name) for name in training}
-    rows = {}
-    for name in test:
-        model = mixture(name)
+    candidates, rows = [mixture(name) for name in training], []
+    for model in map(mixture, test):
         points = model.sample(DRAWS)[0]
         score = model.score(points)
-        rows[name] = {key: score - candidate.score(points) for key, candidate in candidates.items()}
-    return pd.DataFrame.from_dict(rows, orient="index")
+        rows.append([score - candidate.score(points) for candidate in candidates])
+    return pd.DataFrame(rows, test, training)
 
 
 def count_choices(similarity: pd.DataFrame, k: int) -> pd.Series:

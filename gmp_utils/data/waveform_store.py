@@ -19,18 +19,11 @@ CLIPPED_SHARE = 1e-3  # of a clipped recording's samples
 
 
 def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFrame]:
-    """Decode every recording of a manifest into a store at `stem`, a path without suffix.
+    """Decode every recording of a manifest into a store at `stem`, a path without suffix, and report on them.
 
-    Recordings that cannot be decoded are reported, and empty in the store.
-
-    Returns
-    -------
-    waveforms : Ragged
-        int16, full scale at 32767.
-    report : DataFrame
-        By utterance: `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak` and share of
-        `clipped` samples (before resampling), `digest` of the stored samples, and `unreadable`, the reason
-        or None.
+    The store is int16, full scale at 32767. Recordings that cannot be decoded are empty in it. The report has
+    `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak` and share of `clipped` samples
+    (before resampling), `digest` of the stored samples, and `unreadable`, the reason or None.
     """
     parts = manifest.reindex(columns=["start", "end"])
     rows = list(zip(manifest.utterance, manifest.path, parts.start.fillna(0.0), parts.end))
@@ -53,16 +46,16 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
 
 def _decode(utterance: str, path: str, start: float, end: float) -> tuple[np.ndarray, dict]:
     """int16 samples of an utterance, and its row of the report."""
-    row = {"utterance": utterance, "path": path, "sample_rate": 0, "channels": 0, "seconds": 0.0}
-    row |= {"peak": 0.0, "clipped": 0.0, "digest": "", "unreadable": None}
+    row = {"utterance": utterance, "path": path, "unreadable": None}
     try:
         waveform, description = audio.read(path, start, end)
     except GmpError as error:
-        return np.zeros(0, np.int16), row | {"unreadable": str(error)}
+        row |= {"sample_rate": 0, "channels": 0, "peak": 0.0, "clipped": 0.0, "seconds": 0.0}
+        return np.zeros(0, np.int16), row | {"digest": "", "unreadable": str(error)}
     samples = audio.to_int16(waveform)
     digest = hashlib.sha256(samples.tobytes()).hexdigest()[:16]
-    row |= description | {"seconds": len(samples) / audio.SAMPLE_RATE, "digest": digest}
-    return samples, row
+    seconds = len(samples) / audio.SAMPLE_RATE
+    return samples, row | description | {"seconds": seconds, "digest": digest}
 
 
 def check_readable(report: pd.DataFrame) -> None:
