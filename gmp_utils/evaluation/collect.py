@@ -93,39 +93,33 @@ def settings_of(stage: Path) -> dict:
     return settings
 
 
-def _check_equal(name: str, settings: dict, seen: dict) -> None:
-    """Compare settings with those `seen` before (value, source), and add them there."""
-    differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
-    if differing:
-        raise GmpError(
-            f"{name} and {seen[differing[0]][1]} differ in {', '.join(differing)} and cannot be compared. "
-            "Run one of them again, or remove it."
-        )
-    seen.update({key: (value, name) for key, value in settings.items()})
-
-
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
     Classifiers of a variant may differ in fold, system and seed only, and those of a fold must be tested on
-    the same utterances. A GmpError names what differs. Columns are those of
-    `gmp_utils.evaluation.predictions.write_predictions`, and variant, system, fold and seed.
+    the same utterances. Columns are those of `write_predictions`, and variant, system, fold and seed.
     """
-    tables, settings_seen, tested_seen = [], {}, {}
+    tables, seen = [], {}  # value and classifier of each setting
     variants = experiments.read_declaration(run_dir)["variants"]
     for row in classifiers(run_dir).itertuples(index=False):
         name = paths.display_path(row.stage)
         check_and_identify(row.stage, "params.json", "predictions.parquet")
-        seen = settings_seen.setdefault(row.variant if variants else "", {})
-        _check_equal(name, settings_of(row.stage), seen)
         table = pd.read_parquet(row.stage / "predictions.parquet").query("part == 'test'")
-        tested = {f"test utterances of fold {row.fold}": set(table.utterance)}
-        _check_equal(name, tested, tested_seen)
+        variant = row.variant if variants else ""
+        settings = {(variant, key): value for key, value in settings_of(row.stage).items()}
+        settings["", f"test utterances of fold {row.fold}"] = set(table.utterance)
+        differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
+        if differing:
+            raise GmpError(
+                f"{name} and {seen[differing[0]][1]} differ in {', '.join(key for _, key in differing)} and "
+                "cannot be compared. Run one of them again, or remove it."
+            )
+        seen |= {key: (value, name) for key, value in settings.items()}
         tables.append(table.assign(**{key: getattr(row, key) for key in CLASSIFIER}))
     return pd.concat(tables, ignore_index=True)
 
 
-def _classifier_cost(row) -> dict:
+def _cost(row) -> dict:
     """Cost of one of the `classifiers`, over its `lineage`."""
     stages = [read_json(stage / "provenance.json") for stage in lineage(row.stage)]
     parameters, corpus = read_json(row.stage / "params.json"), corpus_of(row.stage)
@@ -145,12 +139,12 @@ def _classifier_cost(row) -> dict:
 def training_costs(run_dir: str) -> pd.DataFrame:
     """Training cost of each system, mean over folds and seeds.
 
-    `training_seconds` are those of all stages of a system. An interrupted stage counts its last session only.
-    Peak memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed
-    per second. `relative_seconds` are a multiple of plain fine-tuning, the cheapest system that trains the
-    original encoder itself (NaN without one).
+    `training_seconds` are those of all stages, of an interrupted one its last session. Peak memory is that of
+    one process. `times_real_time` is the seconds of audio that fine-tuning processed per second.
+    `relative_seconds` are a multiple of plain fine-tuning, the cheapest system that trains the original
+    encoder itself (NaN without one).
     """
-    rows = pd.DataFrame(map(_classifier_cost, classifiers(run_dir).itertuples(index=False)))
+    rows = pd.DataFrame(map(_cost, classifiers(run_dir).itertuples(index=False)))
     table = rows.groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()
     plain = table.training_seconds[table.pop("is_plain") == 1].min()
     return table.assign(relative_seconds=table.training_seconds / plain)

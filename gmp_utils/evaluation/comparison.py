@@ -34,23 +34,20 @@ def with_intervals(
     predictions: pd.DataFrame, seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
     """UAR and WAR, each with the ends of its 95 % interval by `bootstrap_interval`, 0 to 1."""
-    columns = ["true", "predicted"]
-    classes = pd.Index(np.unique(predictions[columns].to_numpy(dtype=str)))
-    true, predicted = (classes.get_indexer(predictions[name].astype(str)) for name in columns)
-    speakers, speaker = np.unique(predictions.speaker, return_inverse=True)
-    confusions = np.zeros((len(speakers), len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusions, (speaker, true, predicted), 1)
+    rows = predictions.assign(correct=predictions.true == predictions.predicted, n=1)
+    counts = rows.groupby(["speaker", "true"])[["correct", "n"]].sum().unstack(fill_value=0)
+    sums = counts.to_numpy().reshape(len(counts), 2, -1)  # of each speaker and class
 
     def uar(totals: np.ndarray) -> np.ndarray:
-        sizes = totals.sum(axis=-1)
-        recalls = np.diagonal(totals, axis1=-2, axis2=-1) / np.maximum(sizes, 1)
-        return recalls.sum(axis=-1) / (sizes > 0).sum(axis=-1)
+        correct, n = np.moveaxis(totals, -2, 0)
+        return (correct / np.maximum(n, 1)).sum(axis=-1) / (n > 0).sum(axis=-1)
 
     def war(totals: np.ndarray) -> np.ndarray:
-        return np.trace(totals, axis1=-2, axis2=-1) / totals.sum(axis=(-2, -1))
+        correct, n = np.moveaxis(totals.sum(axis=-1), -1, 0)
+        return correct / n
 
     return {
-        name: (float(metric(confusions.sum(axis=0))), *bootstrap_interval(confusions, metric, seed))
+        name: (float(metric(sums.sum(axis=0))), *bootstrap_interval(sums, metric, seed))
         for name, metric in (("UAR", uar), ("WAR", war))
     }
 
@@ -71,12 +68,9 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """Holm's correction for multiple comparisons (1979)."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    corrected = np.empty_like(steps)
-    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
-    return corrected
+    ordered = pd.Series(p_values, dtype=float).reset_index(drop=True).sort_values()
+    steps = ordered * np.arange(len(ordered), 0, -1)
+    return steps.cummax().clip(upper=1).sort_index().to_numpy()
 
 
 def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
@@ -96,23 +90,14 @@ def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, 
 
 
 def comparisons(scores: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Compare pairs of systems, paired by speaker.
+    """Compare pairs of systems, the second minus the first, paired by speaker.
 
-    Parameters
-    ----------
-    scores : DataFrame
-        `system`, `speaker`, `seed` and `score` in points.
-    pairs : sequence of (str, str)
-        Names of systems. The difference is the second minus the first.
-
-    Returns
-    -------
-    table : DataFrame
-        A row per pair, over the speakers and seeds that both systems have, seeds averaged within speakers:
-        `compared`, `speakers`, the mean `difference` (points), its 95 % interval `low` to `high` (Student's
-        t), `p` of the sign-flip test after Holm's correction, the `minimum_detectable` difference at the
-        corrected level, and the `finding` as text. Numbers are NaN for fewer than `MIN_SPEAKERS` speakers.
-        `minimum_detectable` is also NaN where the speakers are too few for significance in all comparisons.
+    `scores` has `system`, `speaker`, `seed` and `score` in points. Speakers and seeds that both systems have
+    are compared, seeds averaged within speakers. There is a row per pair: `compared`, `speakers`, the mean
+    `difference` (points), its 95 % interval `low` to `high` (Student's t), `p` of the sign-flip test after
+    Holm's correction, the `minimum_detectable` difference at the corrected level, and the `finding` as text.
+    Numbers are NaN for fewer than `MIN_SPEAKERS` speakers. `minimum_detectable` is also NaN where the
+    speakers are too few for significance in all comparisons.
     """
     by_system = scores.pivot(index=["speaker", "seed"], columns="system", values="score")
     differences = [(by_system[second] - by_system[first]).dropna() for first, second in pairs]

@@ -1,8 +1,6 @@
 """Representational similarity of layers (CKA), and maps of them (UMAP)."""
 
 from contextlib import suppress
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -33,9 +31,8 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
     return float(hsic(a, b) / np.sqrt(hsic(a, a) * hsic(b, b)))
 
 
-@cache
-def _umap() -> ModuleType:
-    """UMAP with numba's on-disk cache enabled: compiling takes ten seconds."""
+def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Project (n, dim) vectors to (n, 2) by UMAP, whose compiled code (ten seconds) is cached on disk."""
     import umap
     from numba.core.dispatcher import Dispatcher
 
@@ -44,13 +41,8 @@ def _umap() -> ModuleType:
             if isinstance(compiled, Dispatcher):
                 with suppress(RuntimeError):  # no writable folder
                     compiled.enable_caching()
-    return umap
-
-
-def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Project (n, dim) vectors to (n, 2) by UMAP."""
     n_neighbors = min(15, len(vectors) - 1)
-    mapper = _umap().UMAP(n_neighbors=n_neighbors, n_epochs=200, random_state=seed, n_jobs=1)
+    mapper = umap.UMAP(n_neighbors=n_neighbors, n_epochs=200, random_state=seed, n_jobs=1)
     return mapper.fit_transform(vectors.astype(np.float32))
 
 

@@ -5,24 +5,10 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import DataFrameGroupBy
 from scipy.special import softmax
 
-from gmp_utils.evaluation.collect import (
-    CLASSIFIER,
-    SYSTEM,
-    SYSTEM_NAMES,
-    classifiers,
-    corpus_of,
-    first_corpus,
-    missing_runs,
-)
-from gmp_utils.evaluation.comparison import (
-    comparisons,
-    group_scores,
-    speaker_scores,
-    with_intervals,
-)
+from gmp_utils.evaluation import collect, comparison
+from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
 from gmp_utils.evaluation.metrics import recalls, temperature, uar
 from gmp_utils.models.classifiers import LOSSES
 from gmp_utils.runs import experiments, weights
@@ -47,7 +33,7 @@ def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = dict(zip(SYSTEM, system))
-        for name, values in with_intervals(group, seed).items():
+        for name, values in comparison.with_intervals(group, seed).items():
             row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(values)))
         rows.append(row)
     return pd.DataFrame(rows)
@@ -55,7 +41,7 @@ def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
     """UAR of each fold and seed of each system, in percent: variant, system, fold, seed, `UAR`."""
-    scored = group_scores(predictions.groupby(CLASSIFIER, sort=False), uar)
+    scored = comparison.group_scores(predictions.groupby(CLASSIFIER, sort=False), uar)
     return scored.rename("UAR").reset_index()
 
 
@@ -82,26 +68,25 @@ def uar_comparisons(predictions: pd.DataFrame, against: str | None = None) -> pd
     """`comparisons` of the UAR of all `comparable_pairs`."""
     tables, systems = [], []
     for system, group in predictions.groupby(SYSTEM, sort=False):
-        scored = speaker_scores(group, uar).rename("score").reset_index()
+        scored = comparison.speaker_scores(group, uar).rename("score").reset_index()
         tables.append(scored.assign(system=", ".join(system)))
         systems.append(system)
-    return comparisons(pd.concat(tables), comparable_pairs(systems, against))
+    pairs = comparable_pairs(systems, against)
+    return comparison.comparisons(pd.concat(tables), pairs)
 
 
-def _spread(groups: DataFrameGroupBy) -> str:
-    """Mean and standard deviation of the UAR of several groups of predictions, in percent."""
-    values = group_scores(groups, uar)
-    return f"{values.mean():.1f} ± {values.std():.1f}" if len(values) > 1 else "only one"
+def _mean_and_spread(values: pd.Series) -> str:
+    """Mean of some values, and their standard deviation if there are several."""
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
 def results_table(
     predictions: pd.DataFrame, declaration: dict, scored: pd.DataFrame
 ) -> pd.DataFrame:
-    """What was declared and what was run, next to the paper's numbers where there are any.
+    """What was declared and what was run, as text, next to the paper's numbers where there are any.
 
-    `scored` is the table of `scores`. Columns are variant, system, and as text: UAR and WAR in percent with
-    intervals by speaker, mean and standard deviation of the UAR over folds and over seeds, and the paper's
-    numbers.
+    Columns are variant, system, UAR and WAR in percent with the intervals of `scores`, mean and standard
+    deviation of the UAR over folds and over seeds, and the paper's numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -109,7 +94,10 @@ def results_table(
         for name in ("UAR", "WAR"):
             value, low, high = percent.loc[system, [name, f"{name} low", f"{name} high"]]
             row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-        rows[system] = row | {f"UAR by {by}": _spread(group.groupby(by)) for by in ("fold", "seed")}
+        for by in ("fold", "seed"):
+            values = comparison.group_scores(group.groupby(by), uar)
+            row[f"UAR by {by}"] = _mean_and_spread(values) if len(values) > 1 else "only one"
+        rows[system] = row
     runs, paper = declaration["runs"], declaration["paper"]
     papers = {
         (variant, system): {name: f"{x:.1f}" for name, x in zip(PAPER, numbers) if x is not None}
@@ -128,14 +116,11 @@ def results_table(
 def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     """UAR of each system and fold in percent, mean ± standard deviation over seeds, and its mean."""
     scored = points(predictions)
-    scored["name"] = scored.variant + ", " + scored.system
-    grouped = scored.groupby(["name", "fold"], sort=False).UAR.agg(["mean", "std"])
-    text = grouped["mean"].map("{:.1f}".format)
-    spread = grouped["std"].map(lambda value: "" if np.isnan(value) else f" ± {value:.1f}")
-    table = (text + spread).unstack("fold", fill_value="not run").add_prefix("fold ")
-    average = grouped["mean"].groupby("name", sort=False).mean().map("{:.1f}".format)
-    table = table.assign(UAR=average).loc[scored.name.unique()]
-    return table.rename_axis("system").rename_axis(None, axis=1)
+    scored["system"] = scored.variant + ", " + scored.system
+    groups = scored.groupby(["system", "fold"], sort=False).UAR
+    table = groups.agg(_mean_and_spread).unstack("fold", fill_value="not run").add_prefix("fold ")
+    average = groups.mean().groupby("system", sort=False).mean().map("{:.1f}".format)
+    return table.assign(UAR=average).loc[scored.system.unique()].rename_axis(None, axis=1)
 
 
 def published() -> pd.DataFrame:
@@ -155,7 +140,7 @@ def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.
 def _describe_protocols(finished: pd.DataFrame) -> str:
     """The protocol, or all protocols with their variants."""
     first = finished.drop_duplicates("variant")
-    texts = np.array([corpus_of(stage).protocol.describe() for stage in first.stage], dtype=object)
+    texts = first.stage.map(lambda stage: corpus_of(stage).protocol.describe())
     variants = first.groupby(texts, sort=False).variant.agg(", ".join)
     if len(variants) == 1:
         return f"Protocol: {variants.index[0]}"
@@ -176,7 +161,7 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 def describe(run_dir: str) -> str:
     """Corpus, encoder, protocol, folds and variants of a run or an experiment, and what was not run."""
-    corpus, finished = first_corpus(run_dir), classifiers(run_dir)
+    corpus, finished = collect.first_corpus(run_dir), classifiers(run_dir)
     folds, seeds = (", ".join(map(str, sorted(set(finished[name])))) for name in ("fold", "seed"))
     text = (
         f"Corpus {corpus.name}, {len(corpus.manifest)} utterances, emotions "
@@ -190,7 +175,7 @@ def describe(run_dir: str) -> str:
     ]
     if changes:
         text += f" Variants change: {'; '.join(changes)}."
-    missing = missing_runs(run_dir)
+    missing = collect.missing_runs(run_dir)
     return f"{text}\nNOT RUN ({len(missing)}): {'; '.join(missing)}." if missing else text
 
 
