@@ -67,6 +67,7 @@ class ContrastiveModel(SpeechModel):
         """Loss, and at evaluation sums over each utterance; see `SpeechModel.hidden_states`.
 
         `loss` is the contrastive loss per masked frame + `diversity_loss_weight` · the share of unused codes.
+        Distractors with the target's code do not count. Evaluation always draws the same ones.
         `n_frames` (batch,) counts the masked frames, at evaluation only those with distractors. `ce`,
         `correct` and `chance` (batch, 1) are sums over them. `perplexity` (batch,) is the codevectors'.
         """
@@ -77,7 +78,13 @@ class ContrastiveModel(SpeechModel):
         codevectors, perplexity = self.quantizer(cnn_features.unsqueeze(0))
         targets = F.normalize(self.project_q(codevectors[0]), dim=-1)  # (n_masked, dim)
         predicted = F.normalize(self.project_hid(states[mask]), dim=-1)
-        logits, negatives, same = self._logits(predicted, targets, mask)
+        generator = None if self.training else torch.Generator(mask.device).manual_seed(0)
+        negatives = draw_negatives(mask, self.config.num_negatives, generator)
+        similarity = (predicted @ targets.T) / self.config.contrastive_logits_temperature
+        with torch.no_grad():
+            same = (targets @ targets.T).gather(1, negatives) > 1 - 1e-6
+        negative = similarity.gather(1, negatives).masked_fill(same, -torch.inf)
+        logits = torch.cat([similarity.diagonal().unsqueeze(1), negative], dim=1)
         n = len(logits)
         ce = F.cross_entropy(logits, negatives.new_zeros(n), reduction="none")
         n_codes = self.config.num_codevectors_per_group * self.config.num_codevector_groups
@@ -93,21 +100,6 @@ class ContrastiveModel(SpeechModel):
         n_frames, *sums = sum_by_utterance(values * counted.unsqueeze(1), mask).split(1, dim=1)
         outputs |= {"n_frames": n_frames.squeeze(1)} | dict(zip(("ce", "correct", "chance"), sums))
         return outputs | {"perplexity": perplexity.expand(len(mask))}
-
-    def _logits(
-        self, predicted: Tensor, targets: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n_masked, 1 + n), distractors, and which of these have the target's code.
-
-        Distractors with the target's code get a logit of -inf. Evaluation always draws the same ones.
-        """
-        generator = None if self.training else torch.Generator(mask.device).manual_seed(0)
-        negatives = draw_negatives(mask, self.config.num_negatives, generator)
-        similarity = (predicted @ targets.T) / self.config.contrastive_logits_temperature
-        with torch.no_grad():
-            same = (targets @ targets.T).gather(1, negatives) > 1 - 1e-6
-        negative = similarity.gather(1, negatives).masked_fill(same, -torch.inf)
-        return torch.cat([similarity.diagonal().unsqueeze(1), negative], dim=1), negatives, same
 
 
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:

@@ -21,15 +21,10 @@ def am_softmax(
 def stream_loss(
     logits: Sequence[Tensor], labels: Tensor, loss_mask: Tensor, combine: str = "sum"
 ) -> Tensor:
-    """Mean cross-entropy over frames, summed over streams as in HuBERT or averaged. 0 without frames.
+    """Mean cross-entropy over the frames in `loss_mask`, (batch, frames) bool; 0 without frames.
 
-    Parameters
-    ----------
-    logits : sequence of (n_selected, K) float32
-        One per stream, for the frames in `loss_mask`.
-    labels : (batch, frames, streams) int64
-    loss_mask : (batch, frames) bool
-    combine : {"sum", "mean"}
+    Streams are summed as in HuBERT, or averaged ("mean"). Logits of each are (n_selected, K), labels (batch,
+    frames, streams) int64.
     """
     targets = labels[loss_mask].unbind(dim=1)
     losses = [F.cross_entropy(x.float(), y, reduction="sum") for x, y in zip(logits, targets)]

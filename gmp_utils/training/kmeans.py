@@ -72,17 +72,13 @@ def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
 
 def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     """The nearest centroid of each frame, (n_frames,) int32. Frames may be larger than the memory."""
-    labels, on_gpu = np.empty(len(frames), np.int32), hardware.device() == "cuda"
-    if on_gpu:
-        centers = torch.from_numpy(centroids).to("cuda")
-    else:
-        index = faiss.IndexFlatL2(centroids.shape[1])
-        index.add(centroids)
+    labels, device = np.empty(len(frames), np.int32), hardware.device()
+    centers = torch.from_numpy(centroids).to(device)
     for start in range(0, len(frames), CHUNK):
         chunk = np.ascontiguousarray(frames[start : start + CHUNK], dtype=np.float32)
-        if on_gpu:
-            nearest = nearest_centroid(torch.from_numpy(chunk).to("cuda"), centers).cpu().numpy()
+        if device == "cuda":
+            nearest = nearest_centroid(torch.from_numpy(chunk).to(device), centers).cpu().numpy()
         else:
-            nearest = index.search(chunk, 1)[1][:, 0]
+            nearest = faiss.knn(chunk, centroids, 1)[1][:, 0]
         labels[start : start + CHUNK] = nearest
     return labels
