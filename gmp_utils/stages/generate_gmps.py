@@ -36,29 +36,17 @@ def generate_gmps(
 ) -> Path:
     """Cluster a layer's frames by k-means at several scales, and assign every frame to its clusters.
 
-    k-means is fitted to the training speakers, or to all speakers under a transductive protocol.
+    k-means is fitted to the training speakers, or to all speakers under a transductive protocol. The stage
+    has centroids-<K>.npy, metrics.json, labels.npy and labels.parquet: a `Ragged` of frames × scales.
 
     Parameters
     ----------
-    fold : int
-        From 1.
-    layer : int
-        Hidden state that is clustered.
-    scales : sequence of int
-        Numbers of clusters; the default is the paper's.
     clustered_model : str
         "multitask", the model of stage 02; or as a control "encoder", the initial one.
     permuted : bool
         As a control: shuffle the labels over each utterance's frames.
-    encoder : str
-        "embedded", a folder, or a name on the Hugging Face hub; used only if it is clustered.
     kmeans_frames : int
         Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
-
-    Returns
-    -------
-    stage : Path
-        With centroids-<K>.npy, metrics.json, labels.npy and labels.parquet: a `Ragged` of frames × scales.
     """
     if clustered_model not in ("multitask", "encoder"):
         raise GmpError(f"clustered_model {clustered_model!r}: expected multitask or encoder.")
@@ -66,20 +54,19 @@ def generate_gmps(
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     if kmeans_frames < 0:
         raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
-    corpus, multitask = open_corpus(run_dir), fold_folder(run_dir, fold) / TRAIN_MULTITASK
-    source, inputs = str(multitask / "model"), []
+    corpus, folder = open_corpus(run_dir), fold_folder(run_dir, fold)
+    source, inputs = str(folder / TRAIN_MULTITASK / "model"), []
     if clustered_model == "encoder":
         corpus.check_encoder(encoder, fold)
         source, inputs = weights.resolve(encoder), [weights.fingerprint(encoder)]
-    parts = corpus.partition(fold)
-    unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
-    settings = {"layer": layer, "scales": list(scales), "permuted": permuted}
-    settings |= {"kmeans_frames": kmeans_frames, "seed": seed}
-    stages = upstream(GENERATE_GMPS, {"clustered_model": clustered_model})
+    parameters = {"fold": fold, "clustered_model": clustered_model, "layer": layer}
+    parameters |= {"scales": list(scales), "permuted": permuted}
+    parameters |= {"kmeans_frames": kmeans_frames, "seed": seed}
+    stages = upstream(GENERATE_GMPS, parameters)
     return make_stage(
-        fold_folder(run_dir, fold) / GENERATE_GMPS,
-        partial(_write_labels, corpus, source, unlabeled, settings),
-        parameters={"fold": fold, "clustered_model": clustered_model, **settings},
+        folder / GENERATE_GMPS,
+        partial(_write_labels, corpus, source, parameters),
+        parameters=parameters,
         stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=inputs,
         module=__name__,
@@ -87,14 +74,13 @@ def generate_gmps(
     )
 
 
-def _write_labels(
-    corpus: Corpus, source: str, unlabeled: list[str], settings: dict, folder: Path
-) -> None:
-    """Fit k-means to the frames of `unlabeled` utterances, and write the labels of all."""
-    scales, seed, limit = (settings[name] for name in ("scales", "seed", "kmeans_frames"))
+def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -> None:
+    """Fit k-means to the frames of the unsupervised parts, and write the labels of all utterances."""
+    scales, seed, limit = (parameters[name] for name in ("scales", "seed", "kmeans_frames"))
     model, names = SpeechModel.load(source), list(corpus.manifest.index)
-    inputs = model_inputs(model, corpus)
-    frames = layer_frames(model, inputs, names, settings["layer"], folder / "frames")
+    inputs, parts = model_inputs(model, corpus), corpus.partition(parameters["fold"])
+    unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
+    frames = layer_frames(model, inputs, names, parameters["layer"], folder / "frames")
     lengths, shape = [frames.lengths[name] for name in names], (len(scales),)
     labels = Ragged.create(folder / "labels", names, lengths, np.int32, kind="labels", shape=shape)
     n_frames = sum(frames.lengths[name] for name in unlabeled)
@@ -107,7 +93,7 @@ def _write_labels(
         np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
         labels.values[:, stream] = assign(frames.values, centroids)
         metrics[f"used_clusters_{k}"] = len(np.unique(labels.rows(unlabeled)[:, stream]))
-    if settings["permuted"]:  # over each utterance's frames, all scales together
+    if parameters["permuted"]:  # over each utterance's frames, all scales together
         rng = np.random.default_rng(seed)
         for name in labels.lengths:
             labels[name][:] = rng.permutation(labels[name])

@@ -34,22 +34,14 @@ DRAWN_FRAMES = 100_000  # in memory at every layer, unless the clusters need mor
 Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each of the n
 
 
-def probe(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], metric: str
-) -> float:
-    """UAR of a logistic regression, or CCC of a ridge regression, on standardized features (n, dim)."""
-    linear = LogisticRegression(C=0.1, max_iter=2000) if metric == "UAR" else Ridge(alpha=100.0)
-    predicted = make_pipeline(StandardScaler(), linear).fit(*train).predict(test[0])
-    return (uar if metric == "UAR" else ccc)(test[1], predicted)
-
-
 def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     """Probe one layer for every class and rating, and score one part.
 
-    Emotion, gender and ratings are trained on the training part. Speakers are classified by half of the
-    utterances of each validation and test speaker, and scored on the other half. A task with fewer than two
-    values to train on is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`,
-    `part`, classes and ratings of each.
+    Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. Emotion, gender
+    and ratings are trained on the training part. Speakers are classified by half of the utterances of each
+    validation and test speaker, and scored on the other half. A task with fewer than two values to train on
+    is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes
+    and ratings of each.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
@@ -60,13 +52,16 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         train, test = points.part == "train", points.part == part
         if task == "speaker":
             train, test = unseen & (half == 0), unseen & (half == 1)
-        labeled = points[task].notna()
+        labeled, labels = points[task].notna(), points[task].to_numpy()
         train, test = train & labeled, test & labeled
         n_values = points[task][train].nunique()
         if n_values > 1 and test.any():
-            sets = [(x[chosen], points[task][chosen].to_numpy()) for chosen in (train, test)]
-            metric, chance = ("UAR", 1 / n_values) if task in CLASSES else ("CCC", 0.0)
-            score = probe(*sets, metric)
+            metric, chance, model = "CCC", 0.0, Ridge(alpha=100.0)
+            if task in CLASSES:
+                metric, chance = "UAR", 1 / n_values
+                model = LogisticRegression(C=0.1, max_iter=2000)
+            model = make_pipeline(StandardScaler(), model).fit(x[train], labels[train])
+            score = (uar if metric == "UAR" else ccc)(labels[test], model.predict(x[test]))
             rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
     return rows
 
@@ -119,9 +114,9 @@ def _draw(
 ) -> dict[str, Points]:
     """Means over time, and up to `n_frames` frames each, of utterances, by unit.
 
-    The frames drawn depend on the seed, the utterances and their lengths only. Rows gain `energy` (dB below
-    full scale) and, for frames, `seconds` (the middle of each) and `draw` (0, 1, … within the utterance: a
-    smaller draw is the start of a larger one).
+    The frames depend on the seed, the utterances and their lengths only. Rows gain `energy` (dB below full
+    scale) and, for frames, `seconds` (the middle of each) and `draw` (0, 1, … within the utterance: a smaller
+    draw is the start of a larger one).
     """
     inputs, layers = features.model_inputs(network, corpus), range(network.n_layers + 1)
     order, drawn = {name: number for number, name in enumerate(points.index)}, {}
@@ -132,14 +127,11 @@ def _draw(
         chosen = shuffled[draw]
         energies = [_decibels(waveform[start : start + 400]) for start in chosen * 320]
         mean = states.mean(axis=1, dtype=np.float32)
-        drawn[name] = mean, _decibels(waveform), states[:, chosen], chosen, energies, draw
-    means, energy, frames, chosen, energies, draws = zip(*(drawn[name] for name in order))
-    points = points.assign(energy=energy)
-    table = points.loc[np.repeat(points.index, list(map(len, draws)))].assign(
-        seconds=frame_seconds(np.concatenate(chosen)),
-        energy=np.concatenate(energies),
-        draw=np.concatenate(draws),
-    )
+        columns = {"seconds": frame_seconds(chosen), "energy": energies, "draw": draw}
+        table = pd.DataFrame(columns, [name] * len(chosen))
+        drawn[name] = mean, _decibels(waveform), states[:, chosen], table
+    means, energy, frames, tables = zip(*(drawn[name] for name in order))
+    table, points = points.join(pd.concat(tables)), points.assign(energy=energy)
     if "emotion_start" in table:
         in_segment = table.seconds.between(table.emotion_start, table.emotion_end, "left")
         table = table.assign(is_emotional=in_segment)
@@ -149,37 +141,11 @@ def _draw(
     }
 
 
-def _probe_all(units: dict[str, Points], part: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"layer": layer, "unit": unit, **row}
-        for unit, (x, points) in units.items()
-        for layer, states in enumerate(x)
-        for row in probe_layer(states, points, part)
-    )
-
-
-def _compare_all(states: np.ndarray, references: dict[str, np.ndarray]) -> pd.DataFrame:
-    """CKA of all pairs of layers, of a model and of each reference."""
-    return pd.DataFrame(
-        {"layer": i, "reference_layer": j, "reference": name, "cka": geometry.cka(x, y)}
-        for name, reference in references.items()
-        for i, x in enumerate(states)
-        for j, y in enumerate(reference)
-    )
-
-
-def _limit_frames(x: np.ndarray, points: pd.DataFrame, seed: int) -> Points:
-    """Draw at most `PROBED_FRAMES` of each part."""
-    shuffled = points.sample(frac=1, random_state=seed)
-    chosen = np.sort(shuffled.index[shuffled.groupby("part").cumcount() < PROBED_FRAMES])
-    return x[:, chosen], points.loc[chosen].reset_index(drop=True)
-
-
-def _frames(network: SpeechModel, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
-    """Hidden states (layers, n, dim) of some frames, the same ones for every network."""
+def _frames(source: str, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
+    """Hidden states (layers, n, dim) of some frames, the same ones for every model."""
     n = min(len(points), COMPARED_FRAMES // FRAMES_PER_UTTERANCE)
     points = points.sample(n, random_state=seed)
-    return _draw(network, corpus, points, FRAMES_PER_UTTERANCE, seed)["frames"][0]
+    return _draw(SpeechModel.load(source), corpus, points, FRAMES_PER_UTTERANCE, seed)["frames"][0]
 
 
 def probe_layers(
@@ -192,71 +158,68 @@ def probe_layers(
     map_points: int = 1800,
     seed: int = 0,
 ) -> Path:
-    """Probe, cluster, compare and map the layers of a model.
+    """Probe, cluster, compare and map the layers of a model, one of `gmp_utils.runs.paths.MODELS`.
 
     Probes and clusters are trained on the training part of a fold and scored on the part that the protocol
-    selects on, so that a layer may be chosen by them. Larger corpora are sampled (see `DRAWN_FRAMES`).
+    selects on, so that a layer may be chosen by them. Larger corpora are sampled (see `DRAWN_FRAMES`), and
+    maps have at most `map_points` frames or utterances.
 
-    Parameters
-    ----------
-    model : str
-        One of `gmp_utils.runs.paths.MODELS`.
-    encoder : str
-        See `gmp_utils.runs.weights.resolve`.
-    scales : list of int
-        Numbers of clusters.
-    map_points : int
-        Maximum number of frames, and of utterances, on a map.
-
-    Returns
-    -------
-    stage : Path
-        With probes.parquet (layer, unit, task, metric, score, chance, for "utterances" and "frames"),
-        clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, reference_layer,
-        reference, cka, for this "model" and the original "encoder") and maps.parquet (unit, and
-        see `gmp_utils.evaluation.geometry.map_layers`).
+    The stage has probes.parquet (layer, unit, task, metric, score, chance, for "utterances" and "frames"),
+    clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, reference_layer, reference,
+    cka, for this "model" and the original "encoder") and maps.parquet (unit, and see
+    `gmp_utils.evaluation.geometry.map_layers`).
     """
     corpus, stage = open_corpus(run_dir), stage_folder(run_dir, stage_of(model), fold)
     original, part = weights.resolve(encoder), corpus.protocol.selection_part
     corpus.check_encoder(encoder, fold)
 
     def build(folder: Path) -> None:
-        network = SpeechModel.load(original if model == "encoder" else str(stage / "model"))
+        sources = {"model": str(stage / "model"), "encoder": original}
+        if model == "encoder":
+            sources = {"model": original}
         points = _choose_utterances(corpus, fold, scales, seed)
         n_training = int((points.part == "train").sum())
         n_frames = max(FRAMES_PER_UTTERANCE, -(-FRAMES_PER_CLUSTER * max(scales) // n_training))
         n_drawn = max(n_frames, -(-map_points // len(points)))
-        drawn = _draw(network, corpus, points, n_drawn, seed)
+        drawn = _draw(SpeechModel.load(sources["model"]), corpus, points, n_drawn, seed)
         frames, table = drawn["frames"]
-        kept = np.flatnonzero(table.draw < n_frames)
-        frames, table = frames[:, kept], table.iloc[kept].reset_index(drop=True)
-        probed = drawn | {"frames": _limit_frames(frames, table, seed)}
+        kept = table.draw < n_frames
+        frames, table = frames[:, kept], table[kept].reset_index(drop=True)
+        shuffled = table.sample(frac=1, random_state=seed)
+        chosen = np.sort(shuffled.index[shuffled.groupby("part").cumcount() < PROBED_FRAMES])
+        probed = drawn | {"frames": (frames[:, chosen], table.loc[chosen])}
+        probes = [
+            {"layer": layer, "unit": unit, **row}
+            for unit, (x, rows) in probed.items()
+            for layer, states in enumerate(x)
+            for row in probe_layer(states, rows, part)
+        ]
         clusters = [
             {"layer": layer, **row}
             for layer, states in enumerate(frames)
             for row in cluster_layer(states, table, part, scales, seed)
         ]
         scored = points[points.part == part]
-        references = {"model": _frames(network, corpus, scored, seed)}
-        if model != "encoder":
-            references["encoder"] = _frames(SpeechModel.load(original), corpus, scored, seed)
+        references = {name: _frames(path, corpus, scored, seed) for name, path in sources.items()}
+        similarity = [
+            {"layer": i, "reference_layer": j, "reference": name, "cka": geometry.cka(x, y)}
+            for name, reference in references.items()
+            for i, x in enumerate(references["model"])
+            for j, y in enumerate(reference)
+        ]
         sampling = {"part": part, "n_points": map_points, "seed": seed}
-        maps = {unit: geometry.map_layers(*drawn[unit], **sampling) for unit in drawn}
-        for name, result in {
-            "probes": _probe_all(probed, part),
-            "clusters": pd.DataFrame(clusters),
-            "similarity": _compare_all(references["model"], references),
-            "maps": pd.concat([table.assign(unit=unit) for unit, table in maps.items()]),
-        }.items():
-            result.to_parquet(folder / f"{name}.parquet", index=False)
+        maps = [geometry.map_layers(*drawn[unit], **sampling).assign(unit=unit) for unit in drawn]
+        tables = {"probes": probes, "clusters": clusters, "similarity": similarity}
+        for name, rows in (tables | {"maps": pd.concat(maps)}).items():
+            pd.DataFrame(rows).to_parquet(folder / f"{name}.parquet", index=False)
 
     parameters = {"fold": fold, "model": model, "encoder": encoder, "scales": scales}
-    stages = upstream(PROBE_LAYERS, parameters)
+    parameters |= {"map_points": map_points, "seed": seed}
     return make_stage(
         fold_folder(run_dir, fold) / PROBE_LAYERS / model,
         build,
-        parameters=parameters | {"map_points": map_points, "seed": seed},
-        stages=[stage_folder(run_dir, name, fold) for name in stages],
+        parameters=parameters,
+        stages=[stage_folder(run_dir, name, fold) for name in upstream(PROBE_LAYERS, parameters)],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
         protocol=corpus.protocol.to_dict(),
@@ -273,10 +236,9 @@ def cka_to_pretrained(
     corpus = open_corpus(run_dir)
     parts = corpus.protocol.parts(corpus.manifest, fold)
     points = corpus.manifest.loc[parts == corpus.protocol.selection_part, ["utterance"]]
-    before = _frames(SpeechModel.load(weights.resolve(encoder)), corpus, points, seed)
-    rows = []
-    for name, folder in models.items():
-        after = _frames(SpeechModel.load(str(folder)), corpus, points, seed)
-        for layer, pair in enumerate(zip(before, after)):
-            rows.append({"layer": layer, "model": name, "cka": geometry.cka(*pair)})
-    return pd.DataFrame(rows)
+    before = _frames(weights.resolve(encoder), corpus, points, seed)
+    return pd.DataFrame(
+        {"layer": layer, "model": name, "cka": geometry.cka(x, y)}
+        for name, folder in models.items()
+        for layer, (x, y) in enumerate(zip(before, _frames(str(folder), corpus, points, seed)))
+    )
