@@ -72,16 +72,12 @@ class Recognizer(PreTrainedModel):
         See `SpeechModel.hidden_states` for the arguments.
         """
         network, mixed = self.network, self.network.config.mix_layers
-        layers = [*range(network.n_layers + 1)] if mixed else [network.config.head_layer]
-        if self.gender_head and not mixed:
-            layers.insert(0, 0)
+        layers = range(network.n_layers + 1) if mixed else (0, network.config.head_layer)
         states, valid = network.hidden_states(inputs, lengths, layers=layers)
         frames = network.mix(states) if mixed else states[-1]
         logits = network.logits(network.head(frames, valid)).float()
-        outputs = {"logits": logits, "mean": mean_over_time(frames, valid)}
-        if self.gender_head:
-            outputs["layer0_mean"] = mean_over_time(states[0], valid)
-        return outputs
+        mean, layer0_mean = mean_over_time(frames, valid), mean_over_time(states[0], valid)
+        return {"logits": logits, "mean": mean, "layer0_mean": layer0_mean}
 
     def recognize(self, inputs: Tensor, lengths: Tensor) -> RecognizerOutput:
         """As `forward`, with the inputs of `forward_uncalibrated`."""

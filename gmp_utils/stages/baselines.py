@@ -37,11 +37,9 @@ from gmp_utils.training import features
 
 BASELINES = ("egemaps", "majority")
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
-DEFAULT_C = 1e-2  # where a protocol selects on nothing
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
 SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
-MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties; the first of equally good ones is selected
-DEFAULT_ALPHA = 1e-1
+MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties
 MLP_SIZE = 64
 MLP_EPOCHS = 300  # at most
 TOPICS = 100  # dimensions of TF-IDF in embedding fusion
@@ -64,10 +62,10 @@ class Fold:
         part = self.corpus.protocol.selection_part
         return uar(self.labels[part], scores[part].argmax(axis=1))
 
-    def select(self, fit: Callable[[float], Scores], values: Sequence[float], default: float):
-        """The value with the highest UAR, or the default without a selection, and its scores."""
+    def select(self, fit: Callable[[float], Scores], values: Sequence[float]):
+        """The first value with the highest UAR, or the second value without a selection, and its scores."""
         if self.corpus.protocol.selection == "last":
-            values = [default]
+            values = values[1:2]
         candidates = [(value, fit(value)) for value in values]
         return max(candidates, key=lambda candidate: self.uar(candidate[1]))
 
@@ -83,7 +81,6 @@ def functionals(corpus: Corpus) -> Path:
 
     Eyben et al., "The Geneva Minimalistic Acoustic Parameter Set", 2016; the extended set, version 2.
     """
-    check_baselines(["egemaps"])
 
     def build(folder: Path) -> None:
         import opensmile
@@ -106,14 +103,13 @@ def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
 
     def fit(c: float) -> Scores:
         svm = SVC(C=c, kernel="linear", class_weight="balanced")
-        model = make_pipeline(StandardScaler(), svm)
-        model.fit(rows["train"], fold.labels["train"])
+        model = make_pipeline(StandardScaler(), svm).fit(rows["train"], fold.labels["train"])
         scores = {part: model.decision_function(rows[part]) for part in fold.scored_parts}
         if fold.n_classes == 2:
             scores = {part: np.stack([-score, score], axis=1) for part, score in scores.items()}
         return scores
 
-    c, scores = fold.select(fit, SVM_C, DEFAULT_C)
+    c, scores = fold.select(fit, SVM_C)
     n_pairs = fold.n_classes * (fold.n_classes - 1) // 2
     return scores, {"C": c, "parameters": n_pairs * (x.shape[1] + 1)}
 
@@ -167,11 +163,10 @@ def _tfidf(texts: list[str], train: list[int]) -> csr_matrix:
     """TF-IDF of words and word pairs, fitted on the training texts."""
     tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
     try:
-        tfidf.fit([texts[index] for index in train])
+        return tfidf.fit([texts[index] for index in train]).transform(texts)
     except ValueError as error:
         message = f"text: no words in the training speakers' transcripts ({error})."
         raise GmpError(message) from error
-    return tfidf.transform(texts)
 
 
 def _topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
@@ -284,19 +279,13 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
             model = make_pipeline(StandardScaler(), mlp).fit(x["train"], fold.labels["train"])
         return {part: _probabilities(model, x[part], fold.n_classes) for part in fold.scored_parts}
 
-    alpha, scores = fold.select(fit, MLP_ALPHAS, DEFAULT_ALPHA)
+    alpha, scores = fold.select(fit, MLP_ALPHAS)
     n_parameters = (x["train"].shape[1] + 1) * MLP_SIZE + (MLP_SIZE + 1) * fold.n_classes
     return scores, {"alpha": alpha, "parameters": n_parameters}
 
 
 def fuse(
-    run_dir: str,
-    fold: int,
-    *,
-    kind: str,
-    speech: Path,
-    text_encoder: str = "tf-idf",
-    seed: int = 0,
+    run_dir: str, fold: int, *, kind: str, speech: Path, text_encoder: str = "tf-idf", seed: int = 0
 ) -> Path:
     """Classify transcripts, alone or fused with speech, as a stage next to that of the speech.
 

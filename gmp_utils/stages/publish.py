@@ -1,7 +1,6 @@
 """Stage 09: publish a trained classifier: calibrated, with further heads and a model card."""
 
 import warnings
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +35,6 @@ RATING = RidgeCV(alphas=np.logspace(0, 4, 9))  # the penalty is chosen by leave-
 TOLERANCE = 1e-4  # between torch's and onnxruntime's outputs
 
 
-def batched(function: Callable, inputs: Ragged, utterances: Sequence[str]) -> dict[str, np.ndarray]:
-    """Outputs of a function of `inputs` and `lengths`, by name: (n_utterances, …) float32."""
-    seconds = features.CNN_SECONDS if inputs.kind == "waveform" else features.ENCODER_SECONDS
-    with torch.inference_mode():
-        batches = features.batches(Utterances(inputs, utterances), "", function, seconds)
-        outputs = [output for _, output in batches]
-    names = outputs[0].keys()
-    return {name: torch.cat([out[name] for out in outputs]).float().cpu().numpy() for name in names}
-
-
 def fit_head(layer: nn.Linear, estimator, means: np.ndarray, targets: np.ndarray) -> None:
     """Fit a linear model on standardized means, (n, hidden_size), and copy both into a layer."""
     scaler, linear = make_pipeline(StandardScaler(), estimator).fit(means, targets)
@@ -74,11 +63,11 @@ def _fit(
     model = Recognizer(config)
     model.network.load_state_dict(network.state_dict())
     model.eval().to(hardware.device())
-    inputs = features.model_inputs(model.network, corpus)
+    inputs, forward = features.model_inputs(model.network, corpus), model.forward_uncalibrated
     if validation:
-        logits = batched(model.forward_uncalibrated, inputs, validation)["logits"]
+        logits = features.outputs(forward, Utterances(inputs, validation))["logits"]
         model.config.temperature = temperature(logits, corpus.labels(validation, "emotion"))
-    outputs = batched(model.forward_uncalibrated, inputs, train)
+    outputs = features.outputs(forward, Utterances(inputs, train))
     if model.gender_head:
         labeled, female = gender.notna().to_numpy(), (gender == "female").to_numpy()
         fit_head(model.gender_head, GENDER, outputs["layer0_mean"][labeled], female[labeled])
@@ -92,7 +81,7 @@ def _test_metrics(
 ) -> dict[str, float]:
     """Calibration errors, recalls and concordance on the test utterances."""
     manifest, labels = corpus.manifest.loc[test], corpus.labels(test, "emotion")
-    outputs = batched(model.recognize, inputs, test)
+    outputs = features.outputs(model.recognize, Utterances(inputs, test))
     metrics = {"temperature": model.config.temperature}
     for name, scale in (("ece_uncalibrated", model.config.temperature), ("ece", 1)):
         probabilities = softmax(scale * outputs["logits"], axis=1)
@@ -167,18 +156,9 @@ def best_network(run_dir: str) -> Path:
 
 
 def publish(stage: Path) -> Path:
-    """Calibrate a network of notebook 06, fit its gender and rating heads, and write it as a model.
+    """Calibrate a stage of notebook 06, fit its gender and rating heads, and write it as a stage of 09.
 
-    Parameters
-    ----------
-    stage : Path
-        Of `gmp_utils.stages.finetune.finetune`.
-
-    Returns
-    -------
-    published : Path
-        Stage `09_recognize` of the same fold, with metrics.json and model/: weights, configuration, feature
-        extractor and model card.
+    The stage has metrics.json, and model/ with weights, configuration, feature extractor and model card.
     """
     corpus, (run_dir, fold) = corpus_of(stage), run_and_fold(stage)
     parts, classifier = corpus.partition(fold), "/".join(stage.parts[-2:])

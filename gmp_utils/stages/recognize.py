@@ -24,8 +24,9 @@ from gmp_utils.evaluation.collect import corpus_of
 from gmp_utils.models.recognizer import Recognizer, load_recognizer
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json
-from gmp_utils.stages.publish import batched, find_or_publish
+from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.training import features
+from gmp_utils.training.batching import Utterances
 
 MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
 BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
@@ -87,21 +88,21 @@ def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataF
     lengths = pd.Series(map(len, windows)).sort_values(kind="stable")
     names, values = list(map(str, lengths.index)), [windows[index] for index in lengths.index]
     inputs = Ragged(np.concatenate(values), names, lengths.tolist(), kind="waveform")
-    outputs, emotions = batched(recognizer.recognize, inputs, names), [*recognizer.config.label2id]
-    scores = pd.DataFrame(softmax(outputs["logits"], axis=1), lengths.index, emotions)
-    best = {"emotion": scores.idxmax(axis=1), "confidence": scores.max(axis=1)}
-    table = pd.DataFrame(best).join(scores)
+    config = recognizer.config
+    outputs = features.outputs(recognizer.recognize, Utterances(inputs, names))
+    table = pd.DataFrame(softmax(outputs["logits"], axis=1), lengths.index, [*config.label2id])
+    table = table.assign(emotion=table.idxmax(axis=1), confidence=table.max(axis=1))
     if "female" in outputs:
         table["female"] = outputs["female"]
     if "ratings" in outputs:
-        table[recognizer.config.ratings] = outputs["ratings"]
+        table[config.ratings] = outputs["ratings"]
     return table.sort_index()
 
 
 def _recognize_sources(
     recognizer: Recognizer, sources: dict[str, Callable[[], np.ndarray]], window: int, hop: int
-) -> tuple[pd.DataFrame, dict[str, str]]:
-    """The table of `recognize` for functions that return 16 kHz waveforms, and errors by name."""
+) -> pd.DataFrame:
+    """The table of `recognize` for functions that return 16 kHz waveforms."""
     limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
     parts, outputs, errors, windows = [], [], {}, []
     for name, load in tqdm(sources.items(), "recognize", unit="recording", disable=None):
@@ -122,7 +123,7 @@ def _recognize_sources(
     if windows:
         outputs.append(_classify(recognizer, windows))
     if not parts:
-        return pd.DataFrame(), errors
+        raise GmpError(" ".join(errors.values()) or "audio: found no recordings.")
     table, config = pd.concat(parts, ignore_index=True), recognizer.config
     gender = ["female"] if config.has_gender_head else []
     numbers = ["confidence", *config.label2id, *gender, *config.ratings]
@@ -132,7 +133,9 @@ def _recognize_sources(
     results = results.reindex(table.index, columns=["emotion", *numbers])
     results = results.astype({"emotion": object} | dict.fromkeys(numbers, float))
     results["emotion"] = results.emotion.where(spoken, None)
-    return table.join(results).assign(speech=speech), errors
+    failed = pd.DataFrame({"file": list(errors), "error": list(errors.values())})
+    tables = table.join(results).assign(speech=speech, error=None), failed
+    return pd.concat(tables, ignore_index=True)
 
 
 def recognize(
@@ -143,6 +146,11 @@ def recognize(
     hop: float = 3.0,
 ) -> pd.DataFrame:
     """Recognize emotions over time.
+
+    The table has a row per window: `file`, `start` and `end` (s) of the part that it describes, `emotion` and
+    its calibrated `confidence`, the probability of each emotion and of a `female` voice, the ratings that the
+    model predicts, and `speech`, the share of the part that is speech. Below a share of `MIN_SPEECH`,
+    `emotion` is None and the numbers are NaN. A recording that could not be read has a row with its `error`.
 
     Parameters
     ----------
@@ -155,15 +163,6 @@ def recognize(
     window, hop : float
         Length of a window, and maximum from one window to the next (s). A recording that is not longer than
         a window is one window, as training utterances are.
-
-    Returns
-    -------
-    table : DataFrame
-        A row per window: `file`; `start` and `end` (s) of the part that it describes; `emotion` and its
-        calibrated `confidence`; the probability of each emotion and of a `female` voice; the ratings that
-        the model predicts; and `speech`, the share of the part that is speech. Below a share of
-        `MIN_SPEECH`, `emotion` is None and the numbers are NaN. A recording that could not be read has one
-        row with its `error`.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         raise GmpError(
@@ -179,11 +178,7 @@ def recognize(
     else:
         sources = {path: partial(decode, path) for path in find_recordings(audio)}
     n_window, n_hop = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
-    table, errors = _recognize_sources(model.to(hardware.device()), sources, n_window, n_hop)
-    if table.empty:
-        raise GmpError(" ".join(errors.values()) or "audio: found no recordings.")
-    failed = pd.DataFrame({"file": list(errors), "error": list(errors.values())})
-    return pd.concat([table.assign(error=None), failed], ignore_index=True)
+    return _recognize_sources(model.to(hardware.device()), sources, n_window, n_hop)
 
 
 def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
@@ -193,10 +188,9 @@ def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, fl
     """
     corpus, rng = corpus_of(stage), np.random.default_rng(seed)
     test = corpus.partition(read_json(stage / "params.json")["fold"])["test"]
-    labels = corpus.manifest.emotion.loc[test]
     sounds = {
-        emotion: to_float(corpus.waveforms[rng.choice(labels.index[labels == emotion])])
-        for emotion in sorted(set(labels))
+        emotion: to_float(corpus.waveforms[rng.choice(names)])
+        for emotion, names in corpus.manifest.loc[test].groupby("emotion").utterance
     }
     sounds["noise"] = 0.1 * rng.normal(size=5 * SAMPLE_RATE)
     pieces, parts, start = [], [], 0.0
