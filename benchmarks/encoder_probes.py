@@ -1,11 +1,8 @@
 """Linear probes of an encoder's frozen layers, and baselines without an encoder.
 
-    python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--final] [--out FOLDER]
-                                        [--run FOLDER]
+    python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--out FOLDER] [--run FOLDER]
 
-Corpora: the synthetic one, and EmoDB (7 emotions). Without --final EmoDB is restricted to the five
-speakers that configurations are selected on. With it all ten are used, and the other five are reported
-separately.
+Corpora: the synthetic one, and EmoDB (7 emotions, ten speakers).
 
 Features of an utterance: mean and standard deviation over time of a layer's frames, of 39 MFCCs, or
 eGeMAPS functionals (opensmile). Emotion and gender: leave one speaker out. Speaker: trained on half of
@@ -35,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
 from gmp_utils.data import audio, corpora, waveform_store
-from gmp_utils.data.audio import mfcc_frames
+from gmp_utils.data.acoustic_features import mfcc_frames
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation import collect, comparison
@@ -46,7 +43,6 @@ from gmp_utils.runs import weights
 from gmp_utils.runs.paths import ROOT
 from gmp_utils.training import features
 
-SELECTED_ON = ("03", "08", "09", "10", "11")
 BY_SPEAKER = ", z by speaker"
 GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
@@ -154,20 +150,22 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
     return pd.DataFrame(rows), pd.concat(speakers)
 
 
-def compare(speakers: pd.DataFrame, layer: int) -> pd.DataFrame:
-    """Paired differences between a layer of the encoder and each baseline, by speaker."""
+def compare(scores: pd.DataFrame, speakers: pd.DataFrame) -> pd.DataFrame:
+    """Paired differences between the encoder's layers and each baseline, by speaker."""
     wide = speakers.pivot(index="speaker", columns=["system", "layer"], values="uar")
+    random = scores[scores.system == "random encoder"].set_index("layer").emotion.idxmax()
     rows = []
-    for system, baseline in (
-        ("encoder", "MFCC"),
-        ("encoder", "eGeMAPS"),
-        ("encoder", f"eGeMAPS{BY_SPEAKER}"),
-        (f"encoder{BY_SPEAKER}", f"eGeMAPS{BY_SPEAKER}"),
+    for system, *baseline in (
+        ("encoder", "random encoder", random),
+        ("encoder", "MFCC", 0),
+        ("encoder", "eGeMAPS", 0),
+        ("encoder", f"eGeMAPS{BY_SPEAKER}", 0),
+        (f"encoder{BY_SPEAKER}", f"eGeMAPS{BY_SPEAKER}", 0),
     ):
-        mean, low, high = interval((wide[system, layer] - wide[baseline, 0]).to_numpy())
-        rows.append(
-            {"system": system, "baseline": baseline, "difference": mean, "low": low, "high": high}
-        )
+        for layer, recalls in wide[system].items():
+            mean, low, high = interval((recalls - wide[tuple(baseline)]).to_numpy())
+            row = {"system": system, "layer": layer, "baseline": baseline[0]}
+            rows.append(row | {"difference": mean, "low": low, "high": high})
     return pd.DataFrame(rows).round(3)
 
 
@@ -219,14 +217,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
     parser.add_argument("--encoder", default="embedded")
-    parser.add_argument("--final", action="store_true", help="all ten speakers")
     parser.add_argument("--run", help="a run whose classifiers are compared with the baselines")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     emodb = corpora.load("emodb", arguments.emodb)
-    if not arguments.final:
-        emodb = emodb[emodb.speaker.isin(SELECTED_ON)].reset_index(drop=True)
     with tempfile.TemporaryDirectory() as folder:
         synthetic.make(Path(folder))
         spoken = score("synthetic", corpora.load("synthetic", folder), arguments.encoder)
@@ -238,20 +233,11 @@ def main() -> None:
     figure.write_html(arguments.out / "probes.html", include_plotlyjs="directory")
     if style.browser():
         figure.write_image(arguments.out / "probes.png", width=1000, height=600)
-    speakers = recorded[1]
-    selection = speakers[(speakers.system == "encoder") & speakers.speaker.isin(SELECTED_ON)]
-    best = int(selection.groupby("layer").uar.mean().idxmax())
     print(scores.round(3).to_markdown(index=False))
-    print(
-        f"\nEmoDB, layer {best} (the best on speakers {', '.join(SELECTED_ON)}) minus each baseline:"
-    )
-    for name, selected in (("selected on", True), ("evaluated once", False)):
-        part = speakers[speakers.speaker.isin(SELECTED_ON) == selected]
-        if len(part):
-            print(f"\nspeakers {name}:\n{compare(part, best).to_markdown(index=False)}")
+    print(f"\nEmoDB, layers minus each baseline:\n{compare(*recorded).to_markdown(index=False)}")
     if arguments.run:
         print(
-            f"\n{arguments.run}:\n{compare_run(arguments.run, speakers).to_markdown(index=False)}"
+            f"\n{arguments.run}:\n{compare_run(arguments.run, recorded[1]).to_markdown(index=False)}"
         )
 
 

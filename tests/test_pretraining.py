@@ -16,7 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, Wav2Vec2ForPreTraining
 
 from gmp_utils import GmpError
-from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data import acoustic_features, audio, corpora, waveform_store
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.metrics import uar
@@ -26,11 +26,12 @@ from gmp_utils.runs.files import file_digest
 from gmp_utils.stages import pretrain_encoder
 from gmp_utils.stages.pretrain_encoder import Architecture, pretrain_round, read_recordings, split
 from gmp_utils.training import features
+from gmp_utils.training.crops import Crops
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig
 
 LAYER, ON_RECORD = 3, {"emotion": 0.592, "gender": 1.0, "speaker": 0.925}
-SMALL = {"architecture": Architecture(64, 2, (8,) * 7), "layer": 1}
+SMALL = {"architecture": Architecture(64, 2, (8,) * 7), "layer": 1, "crop_seconds": 2.0}
 TRAINING = TrainingConfig(1e-3, max_steps=3, batch_seconds=8)
 
 
@@ -46,20 +47,61 @@ def recordings(tmp_path):
 
 
 def read(run, recordings, seconds=2.0, utterances=0):
-    settings = {"synthetic_utterances": utterances, "segment_seconds": seconds}
+    settings = {"synthetic_utterances": utterances, "crop_seconds": seconds}
     return read_recordings(str(run), str(recordings), **settings)
 
 
-def test_recordings_are_cut_and_short_rests_dropped(tmp_path, recordings):
-    stage = read(tmp_path / "run", recordings)
+def test_long_recordings_are_divided_and_short_ones_joined(tmp_path):
+    """Nothing of a long one is lost. Two of 1.5 s make a crop of 2 s, if they share a folder."""
+    rng, files = np.random.default_rng(0), tmp_path / "recordings"
+    seconds = {
+        "a/long": 41.0,
+        "a/one": 1.5,
+        "a/rest": 1.0,
+        "a/two": 1.5,
+        "b/alone": 1.5,
+        "b/whole": 2.5,
+    }
+    for name, duration in seconds.items():
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(files / f"{name}.flac", rng.normal(0, 0.1, int(duration * 16000)), 16000)
+    stage = read(tmp_path / "run", files)
     segments, whole = Ragged.open(stage / "segments"), Ragged.open(stage / "recordings")
-    assert len(whole.utterances) == 6
-    lengths = [segments.lengths[f"b/1.flac@{start}"] for start in (0, 32000, 64000)]
-    assert lengths == [32000, 32000, 20800]  # 1.3 s are more than half of 2 s
-    np.testing.assert_array_equal(segments["b/1.flac@32000"], whole["b/1.flac"][32000:64000])
-    for seconds, n_segments in ((3.5, 12), (4.0, 6)):
-        stage = read(tmp_path / "run", recordings, seconds)
-        assert len(Ragged.open(stage / "segments").utterances) == n_segments
+    starts = 0, 218667, 437334  # 656,000 samples in three parts
+    divided = [f"a/long.flac@{start}" for start in starts]
+    assert segments.utterances == [*divided, "a/rest.flac@0", "b/whole.flac@0"]
+    np.testing.assert_array_equal(segments.rows(divided), whole["a/long.flac"])
+    joined = whole.rows(["a/one.flac", "a/rest.flac"])  # "two" is left alone
+    np.testing.assert_array_equal(segments["a/rest.flac@0"], joined)
+    with pytest.raises(GmpError, match=r"no folder has 60\.005 s .* lower crop_seconds"):
+        read(tmp_path / "run", files, seconds=60.0)
+
+
+def test_crops_change_with_the_epoch_and_carry_their_labels():
+    """Sample i is i, and frame t has label t: a crop's label is the frame of its first sample."""
+    waveforms = Ragged(
+        np.arange(100080, dtype=np.float32), ["a", "b"], [40080, 60000], kind="waveform"
+    )
+    frames = 125, 187
+    labels = np.concatenate([np.arange(n) for n in frames])[:, None]
+    labels = Ragged(labels, ["a", "b"], frames, kind="labels")
+    settings = {"frame_labels": labels, "masking": pretrain_encoder.CLUSTERS_MASKING}
+    crops = Crops.of(waveforms, ["a", "b"], 1.0, **settings)
+    assert crops.utterances == ["a", "a", "b", "b", "b"] and set(crops.seconds) == {1.0}
+    firsts = []
+    for index in range(400 * len(crops)):
+        item = crops[index]
+        first = item["frame_labels"][0, 0]
+        samples = waveforms[crops.utterances[index % 5]][first * 320 :][: 49 * 320 + 400]
+        np.testing.assert_array_equal(item["inputs"], audio.normalize(samples))
+        np.testing.assert_array_equal(item["frame_labels"][:, 0], first + np.arange(50))
+        assert item["mask"].shape == (50,)
+        firsts.append(first)
+    assert {*firsts[0::5], *firsts[1::5]} == set(range(76))  # all there are of "a"
+    assert firsts[0] == crops[0]["frame_labels"][0, 0]
+    cnn = Ragged(labels.values.astype(np.float32), ["a", "b"], frames, kind="cnn")
+    item = Crops.of(cnn, ["b"], 2.0, **settings)[0]
+    np.testing.assert_array_equal(item["inputs"], item["frame_labels"])
 
 
 def test_missing_recordings_are_reported(tmp_path):
@@ -90,18 +132,50 @@ def test_training_and_validation_share_no_recording():
 
 
 @pytest.mark.parametrize("n_samples", [400, 719, 720, 16000, 31999])
-def test_mfcc_frames_are_the_encoders_frames(n_samples, tiny_encoder):
+def test_acoustic_frames_are_the_encoders_frames(n_samples, tiny_encoder):
     waveform = np.random.default_rng(0).normal(0, 500, n_samples).astype(np.int16)
     n_frames = SpeechModel.load(str(tiny_encoder)).frame_lengths(n_samples)
-    assert audio.mfcc_frames(waveform).shape == (n_frames, 39)
-    assert audio.log_mel(waveform).shape == (40, n_frames)
+    assert acoustic_features.mfcc_frames(waveform).shape == (n_frames, 39)
+    assert acoustic_features.prosody_frames(waveform).shape == (n_frames, 6)
+    assert acoustic_features.log_mel(waveform).shape == (40, n_frames)
+
+
+@pytest.mark.parametrize("f0", [62, 81.3, 118, 173.7, 229, 298.8, 341.1, 395])
+def test_f0_of_tones_is_within_two_percent(f0):
+    """Of a sine, and of a complex tone whose harmonics fall by 6 dB per octave."""
+    phase = 2 * np.pi * f0 * np.arange(16000) / 16000
+    harmonics = sum(np.sin(k * phase) / k for k in range(1, int(8000 / f0)))
+    for tone in (np.sin(phase), harmonics):
+        octaves, periodicity, *_ = acoustic_features.prosody_frames(tone).T
+        np.testing.assert_allclose(150 * 2**octaves, f0, rtol=0.02)
+        assert periodicity.min() > 0.7
+
+
+def test_slopes_and_levels_of_prosody():
+    """A glide by an octave and 20 dB in a second: 1 octave and log 100 of energy in 50 frames."""
+    seconds = np.arange(16000) / 16000
+    phase = 2 * np.pi * 120 * (2**seconds - 1) / np.log(2)
+    prosody = acoustic_features.prosody_frames(np.sin(phase) * 10**seconds)[8:-8]
+    f0, _, energy, f0_slope, _, energy_slope = prosody.T
+    middles = (np.arange(49)[8:-8] * 320 + 200) / 16000
+    np.testing.assert_allclose(150 * 2**f0, 120 * 2**middles, rtol=0.02)
+    assert f0_slope.mean() == pytest.approx(1 / 50, rel=0.05)
+    assert energy_slope.mean() == pytest.approx(np.log(100) / 50, rel=0.05)
+    assert np.diff(energy).min() > 0
+
+
+def test_silence_and_noise_are_unvoiced():
+    noise = np.random.default_rng(0).normal(0, 0.1, 160000)
+    for waveform in (np.zeros(16000), noise):
+        f0, periodicity, *_ = acoustic_features.prosody_frames(waveform).T
+        assert not f0.any() and periodicity.max() < 0.3
 
 
 def test_a_tone_is_in_its_band_and_frames():
     """1 kHz from 0.5 s on: the band with the nearest HTK mel center, from frame 25 on."""
     seconds = np.arange(16000) / 16000
     tone = np.where(seconds >= 0.5, np.sin(2 * np.pi * 1000 * seconds), 0) * 10000
-    mel = audio.log_mel(tone.astype(np.int16))
+    mel = acoustic_features.log_mel(tone.astype(np.int16))
     top = 2595 * np.log10(1 + 8000 / 700)
     centers = 700 * (10 ** (np.arange(1, 41) * top / 41 / 2595) - 1)
     assert (mel[:, 26:].argmax(axis=0) == np.abs(centers - 1000).argmin()).all()
@@ -109,29 +183,42 @@ def test_a_tone_is_in_its_band_and_frames():
 
 
 def test_targets_of_two_rounds(tmp_path, recordings):
-    """Clusters of MFCCs, then of the first model's layer; centroids come from training segments."""
+    """Clusters of MFCCs, then of the first model's layer, and of prosody; centroids come from training."""
     run = str(tmp_path / "run")
     read(run, recordings)
-    first = pretrain_round(run, 1, scales=[5], training=TRAINING, **SMALL)
-    second = pretrain_round(run, 2, scales=[4, 6], training=TRAINING, **SMALL)
+    settings = {"training": TRAINING, "prosody_clusters": 3, **SMALL}
+    first = pretrain_round(run, 1, scales=[5], **settings)
+    second = pretrain_round(run, 2, scales=[4, 6], **settings)
     segments = Ragged.open(first.parent / "recordings" / "segments")
     training, validation = split(segments.utterances, 0)
     assert len(training) > len(validation) > 0
 
-    mfcc = {name: audio.mfcc_frames(segments[name]) for name in segments.utterances}
-    (centroids,) = fit_kmeans(np.concatenate([mfcc[name] for name in training]), [5])
-    targets = Ragged.open(first / "targets")
-    assert targets.values.shape == (sum(map(len, mfcc.values())), 1)
-    for name in validation:
-        np.testing.assert_array_equal(targets[name][:, 0], assign(mfcc[name], centroids))
+    def expected(function, k):
+        """Clusters of standardized frames of the validation segments."""
+        seen = np.concatenate([function(segments[name]) for name in training])
+        mean, std = seen.mean(axis=0), seen.std(axis=0) + 1e-6
+        (centroids,) = fit_kmeans((seen - mean) / std, [k])
+        held_out = np.concatenate([function(segments[name]) for name in validation])
+        return assign((held_out - mean) / std, centroids)
+
+    targets = [Ragged.open(stage / "targets") for stage in (first, second)]
+    n_frames = sum(targets[0].lengths.values())
+    assert [part.values.shape for part in targets] == [(n_frames, 2), (n_frames, 3)]
+    prosody = expected(acoustic_features.prosody_frames, 3)
+    for part in targets:
+        np.testing.assert_array_equal(part.rows(validation)[:, -1], prosody)
+    mfcc = expected(acoustic_features.mfcc_frames, 5)
+    np.testing.assert_array_equal(targets[0].rows(validation)[:, 0], mfcc)
 
     model = SpeechModel.load(str(first / "encoder"), train_cnn=True)
     frames = features.layer_frames(model, segments, segments.utterances, 1, tmp_path / "frames")
-    targets = Ragged.open(second / "targets")
     for stream, centroids in enumerate(fit_kmeans(frames.rows(training), [4, 6])):
-        np.testing.assert_array_equal(targets.values[:, stream], assign(frames.values, centroids))
+        assigned = assign(frames.values, centroids)
+        np.testing.assert_array_equal(targets[1].values[:, stream], assigned)
 
-    assert pd.read_csv(second / "history.csv").masked_loss.notna().all()
+    history = pd.read_csv(second / "history.csv")
+    assert {"accuracy_4", "accuracy_6", "accuracy_prosody"} < set(history)
+    assert history.masked_loss.notna().all()
     before, after = (HubertModel.from_pretrained(stage / "encoder") for stage in (first, second))
     conv = "feature_extractor.conv_layers.3.conv.weight"
     assert not torch.equal(before.get_parameter(conv), after.get_parameter(conv))
@@ -150,7 +237,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     listed = (read(run, recordings) / weights.PRETRAINING_RECORDINGS).read_text()
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
     (hubert / weights.PRETRAINING_RECORDINGS).write_text(digest, encoding="utf-8")
-    model = pretrain_encoder.pretrain_contrastive(run, str(hubert), TRAINING) / "model"
+    model = pretrain_encoder.pretrain_contrastive(run, str(hubert), TRAINING, 2.0) / "model"
     loaded, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
     before = HubertModel.from_pretrained(tiny_encoder).state_dict()
@@ -161,7 +248,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     assert weights.pretraining_digests(str(model)) == {digest, *listed.split()}
     assert weights.pretraining_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
-        pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING)
+        pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING, 2.0)
 
 
 def test_the_embedded_encoder_is_the_one_on_record():

@@ -1,16 +1,13 @@
-"""Recordings and arrays as 16 kHz mono waveforms, and features on the encoder's frames."""
+"""Recordings and arrays as 16 kHz mono waveforms."""
 
 import io
 import os
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 import numpy as np
 import pandas as pd
 import soundfile
 import soxr
-import torch
-import torchaudio
 
 from gmp_utils import GmpError
 
@@ -20,7 +17,6 @@ FULL_SCALE = 0.999  # samples beyond it are clipped
 BLOCK = 2**20  # samples of all channels that are decoded at a time
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
-MEL = {"n_fft": FRAME_WINDOW, "hop_length": FRAME_HOP, "n_mels": 40, "center": False}
 
 
 def decode(path: str) -> np.ndarray:
@@ -116,24 +112,6 @@ def normalize(waveform: np.ndarray) -> np.ndarray:
     """Scale an utterance, without padding, to zero mean and unit variance."""
     waveform = waveform.astype(np.float32)
     return (waveform - waveform.mean()) / max(float(waveform.std()), 1e-7)
-
-
-def log_mel(waveform: np.ndarray) -> np.ndarray:
-    """Log-mel spectrogram of a 16 kHz waveform, (40, n_frames), on the encoder's frames."""
-    transform = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **MEL)
-    return torch.log(transform(torch.from_numpy(normalize(waveform))) + 1e-3).numpy()
-
-
-@cache
-def _mfcc() -> torchaudio.transforms.MFCC:
-    return torchaudio.transforms.MFCC(SAMPLE_RATE, 13, melkwargs=MEL)
-
-
-def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
-    """13 MFCCs, their deltas and delta-deltas, (n_frames, 39), on the encoder's frames."""
-    mfcc = _mfcc()(torch.from_numpy(normalize(waveform)))
-    delta = torchaudio.functional.compute_deltas(mfcc)
-    return torch.cat([mfcc, delta, torchaudio.functional.compute_deltas(delta)]).T.numpy()
 
 
 def to_int16(waveform: np.ndarray) -> np.ndarray:

@@ -1,21 +1,24 @@
 """Stage 00: pre-train a small HuBERT from scratch, in rounds, and optionally a wav2vec 2.0 from it.
 
 The targets of the first round are clusters of MFCCs, those of later rounds clusters of a hidden layer of the
-previous round's model. Further pre-training with the contrastive objective makes it a wav2vec 2.0.
+previous round's model. Every round may have clusters of prosody too. Further pre-training with the
+contrastive objective makes it a wav2vec 2.0.
 """
 
 import shutil
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
 from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
 
 from gmp_utils import GmpError
-from gmp_utils.data import audio, waveform_store
+from gmp_utils.data import acoustic_features, waveform_store
+from gmp_utils.data.audio import SAMPLE_RATE
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
@@ -25,13 +28,15 @@ from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PRETRAIN_ENCODER, ROOT, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
-from gmp_utils.training.batching import Masking, Utterances
+from gmp_utils.training.batching import Masking
+from gmp_utils.training.crops import Crops, crop_rows
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig, train
 
 FORMATS = (".flac", ".mp3", ".ogg", ".wav")
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
+LONGEST_SEGMENT = 20.0  # seconds that the encoder processes at once to make targets, at most
 CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
 CONTRASTIVE_MASKING = Masking(0.65, 10)  # wav2vec 2.0's
 CLUSTERED_FRAMES = 1_000_000  # sampled for k-means if there are more
@@ -62,13 +67,12 @@ class Architecture:
 
 
 def read_recordings(
-    run_dir: str, recordings: str, *, synthetic_utterances: int, segment_seconds: float
+    run_dir: str, recordings: str, *, synthetic_utterances: int, crop_seconds: float
 ) -> Path:
-    """Decode recordings and synthetic speech, and cut them into segments of up to `segment_seconds`.
+    """Decode recordings and synthetic speech into segments that are long enough for a crop.
 
     `recordings` is a folder that is searched recursively, or "". `synthetic_utterances` are per voice; the
-    voices differ from the synthetic corpus's. The rest of a recording is dropped if it is shorter than half a
-    segment. The stage has the store `segments`, int16, named ``<recording>@<first sample>``.
+    voices differ from the synthetic corpus's. The stage has the store `segments`, int16, see `_segments`.
     """
     source = ROOT / Path(recordings).expanduser()
     if recordings and not source.is_dir():
@@ -84,7 +88,7 @@ def read_recordings(
     parameters = {
         "recordings": recordings,
         "synthetic_utterances": synthetic_utterances,
-        "segment_seconds": segment_seconds,
+        "crop_seconds": crop_seconds,
     }
 
     def build(folder: Path) -> None:
@@ -99,25 +103,42 @@ def read_recordings(
         waveform_store.check_readable(report)
         digests = "\n".join(sorted(report.digest))
         (folder / weights.PRETRAINING_RECORDINGS).write_text(digests, encoding="utf-8")
-        _cut(waveforms, int(segment_seconds * audio.SAMPLE_RATE), folder / "segments")
+        segments = _segments(waveforms, crop_rows(crop_seconds, "waveform"))
+        lengths = list(map(len, segments.values()))
+        store = Ragged.create(folder / "segments", segments, lengths, np.int16, kind="waveform")
+        store.values[:] = np.concatenate(list(segments.values()))
+        store.flush()
 
     folder = run_folder(run_dir) / PRETRAIN_ENCODER / "recordings"
     inputs = [f"{path} {path.stat().st_size}" for path in paths]
     return make_stage(folder, build, parameters=parameters, inputs=inputs, module=__name__)
 
 
-def _cut(waveforms: Ragged, longest: int, stem: Path) -> None:
-    """Write a store of segments of at most `longest` samples."""
-    segments = {
-        f"{name}@{start}": waveforms[name][start : start + longest]
-        for name in waveforms.utterances
-        for start in range(0, waveforms.lengths[name], longest)
-        if waveforms.lengths[name] - start >= longest / 2
-    }
-    lengths = [len(samples) for samples in segments.values()]
-    store = Ragged.create(stem, segments, lengths, np.int16, kind="waveform")
-    store.values[:] = np.concatenate(list(segments.values()))
-    store.values.flush()
+def _segments(waveforms: Ragged, crop: int) -> dict[str, np.ndarray]:
+    """Segments of at least `crop` samples, by ``<recording>@<first sample>``.
+
+    Long recordings are divided evenly. Shorter ones than a crop are joined with the next such recordings of
+    their folder, and dropped if these do not suffice.
+    """
+    segments, short = {}, defaultdict(list)
+    longest = max(int(LONGEST_SEGMENT * SAMPLE_RATE), 2 * crop)
+    for name in waveforms.utterances:
+        parts = np.array_split(waveforms[name], -(-waveforms.lengths[name] // longest))
+        if len(parts[0]) < crop:
+            joined = short[PurePath(name).parent]
+            joined.append(waveforms[name])
+            if sum(map(len, joined)) < crop:
+                continue
+            parts = [np.concatenate(joined)]
+            joined.clear()
+        starts = np.cumsum([0, *map(len, parts)]).tolist()
+        segments |= {f"{name}@{start}": part for start, part in zip(starts, parts)}
+    if not segments:
+        raise GmpError(
+            f"recordings: no folder has {crop / SAMPLE_RATE:g} s of them, the length of a crop; add more, or "
+            "lower crop_seconds."
+        )
+    return segments
 
 
 def split(segments: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
@@ -139,20 +160,25 @@ def pretrain_round(
     scales: list[int],
     layer: int,
     training: TrainingConfig,
+    crop_seconds: float,
+    prosody_clusters: int = 0,
     loss_on: str = "all",
 ) -> Path:
-    """One round of masked prediction, of a stream of clusters for each of the `scales`.
+    """One round of masked prediction, with a stream of clusters for each of the `scales` and one for prosody.
 
     Round 1 clusters MFCCs and starts from random weights. Later rounds cluster hidden state `layer` of the
     previous round's model and start from its weights, while HuBERT's start at random, which takes longer.
-    `loss_on` is "masked" frames, as in HuBERT, or "all": in a short training unmasked frames help to train
-    the CNN. The stage's encoder/ is a HubertModel with the digests of its recordings.
+    Every round has `prosody_clusters`, or no such stream if they are 0. `loss_on` is "masked" frames, as in
+    HuBERT, or "all": in a short training unmasked frames help to train the CNN. The stage's encoder/ is a
+    HubertModel with the digests of its recordings.
     """
     run = run_folder(run_dir) / PRETRAIN_ENCODER
     recordings, previous = run / "recordings", run / f"round{number - 1}"
     parameters = {"number": number, "architecture": vars(architecture), "scales": scales}
     parameters |= {"layer": layer, "loss_on": loss_on, "training": vars(training)}
-    settings = {"scales": scales, "loss_on": loss_on, "train_cnn": True}
+    parameters |= {"crop_seconds": crop_seconds, "prosody_clusters": prosody_clusters}
+    sizes = [*scales, prosody_clusters] if prosody_clusters else scales
+    settings = {"scales": sizes, "loss_on": loss_on, "train_cnn": True}
     settings |= {"stream_hidden_size": 256, "combine": "sum", "activation": "relu"}
 
     def build(folder: Path) -> None:
@@ -160,13 +186,16 @@ def pretrain_round(
         segments = Ragged.open(recordings / "segments")
         names = segments.utterances
         train_names, validation_names = split(names, training.seed)
+        acoustic = partial(_acoustic_frames, segments, train_names)
         if number == 1:
-            mfcc = [audio.mfcc_frames(segments[name]) for name in names]
-            frames = Ragged(np.concatenate(mfcc), names, list(map(len, mfcc)), kind="hidden")
+            kinds = [(acoustic(acoustic_features.mfcc_frames), scales)]
         else:
             initial = SpeechModel.load(str(previous / "encoder"), train_cnn=True)
             frames = features.layer_frames(initial, segments, names, layer, folder / "frames")
-        targets = _write_targets(frames, train_names, scales, training.seed, folder / "targets")
+            kinds = [(frames, scales)]
+        if prosody_clusters:
+            kinds += [(acoustic(acoustic_features.prosody_frames), [prosody_clusters])]
+        targets = _write_targets(kinds, train_names, training.seed, folder / "targets")
         if number == 1:
             model_config = architecture.config()
             model_config.update(settings)
@@ -174,10 +203,13 @@ def pretrain_round(
         else:
             frames.remove()
             model = MaskedPredictionModel.load(str(previous / "encoder"), **settings)
-        parts = train_names, sorted(validation_names, key=segments.lengths.get)
         masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": training.seed}
-        sets = [Utterances(segments, part, **masking) for part in parts]
-        evaluation = {"compute_metrics": partial(stream_metrics, scales)} | LAST_STEP
+        sets = [
+            Crops.of(segments, part, crop_seconds, **masking)
+            for part in (train_names, validation_names)
+        ]
+        streams = stream_names(scales, prosody_clusters)
+        evaluation = {"compute_metrics": partial(stream_metrics, streams)} | LAST_STEP
         train(model, *sets, folder, training, **evaluation)
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
@@ -188,20 +220,47 @@ def pretrain_round(
     return make_stage(folder, build, parameters=parameters, stages=stages, module=__name__)
 
 
-def _write_targets(
-    frames: Ragged, train_names: list[str], scales: Sequence[int], seed: int, stem: Path
+def stream_names(scales: Sequence[int], prosody_clusters: int) -> list[str]:
+    """Names of a round's streams, in order: its scales, and "prosody"."""
+    return [*map(str, scales), *["prosody"] * bool(prosody_clusters)]
+
+
+def _acoustic_frames(
+    segments: Ragged, train_names: Sequence[str], function: Callable[[np.ndarray], np.ndarray]
 ) -> Ragged:
-    """Clusters of frames, (frames, scales) int32, with centroids from the training segments."""
-    sample = frames.sample(train_names, CLUSTERED_FRAMES, seed)
-    names, lengths = frames.utterances, list(frames.lengths.values())
-    targets = Ragged.create(stem, names, lengths, np.int32, kind="labels", shape=(len(scales),))
-    for stream, centroids in enumerate(fit_kmeans(sample, scales, seed)):
-        targets.values[:, stream] = assign(frames.values, centroids)
+    """Acoustic features of all segments, standardized as those of the training segments are."""
+    names = segments.utterances
+    features_of = [function(segments[name]) for name in names]
+    frames = Ragged(np.concatenate(features_of), names, list(map(len, features_of)), kind="hidden")
+    training = frames.rows(train_names)
+    frames.values -= training.mean(axis=0)
+    frames.values /= training.std(axis=0) + 1e-6  # log F0 is constant if no frame is voiced
+    return frames
+
+
+def _write_targets(
+    kinds: Sequence[tuple[Ragged, Sequence[int]]], train_names: list[str], seed: int, stem: Path
+) -> Ragged:
+    """Clusters of frames of one or more kinds at their scales, (frames, streams) int32.
+
+    The centroids come from the training segments.
+    """
+    frames, n_streams = kinds[0][0], sum(len(scales) for _, scales in kinds)
+    shape, lengths = (n_streams,), list(frames.lengths.values())
+    targets = Ragged.create(stem, frames.utterances, lengths, np.int32, kind="labels", shape=shape)
+    stream = 0
+    for frames, scales in kinds:
+        sample = frames.sample(train_names, CLUSTERED_FRAMES, seed)
+        for centroids in fit_kmeans(sample, scales, seed):
+            targets.values[:, stream] = assign(frames.values, centroids)
+            stream += 1
     targets.flush()
     return targets
 
 
-def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -> Path:
+def pretrain_contrastive(
+    run_dir: str, encoder: str, training: TrainingConfig, crop_seconds: float
+) -> Path:
     """Further pre-train a HuBERT (`gmp_utils.runs.weights.resolve`) with the contrastive objective.
 
     The architectures are the same. The CNN is frozen, because the targets are its output. The stage's model/
@@ -218,8 +277,9 @@ def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -
         features.write_cnn_output(model, segments, names, folder / "cnn")
         inputs = Ragged.open(folder / "cnn")
         masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
-        parts = [sorted(part, key=inputs.lengths.get) for part in split(names, training.seed)]
-        sets = [Utterances(inputs, part, **masking) for part in parts]
+        sets = [
+            Crops.of(inputs, part, crop_seconds, **masking) for part in split(names, training.seed)
+        ]
         train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **LAST_STEP)
         inputs.remove()
         digests = (recordings / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
@@ -229,7 +289,7 @@ def pretrain_contrastive(run_dir: str, encoder: str, training: TrainingConfig) -
     return make_stage(
         run / "wav2vec2",
         build,
-        parameters={"encoder": encoder, "training": vars(training)},
+        parameters={"encoder": encoder, "training": vars(training), "crop_seconds": crop_seconds},
         stages=[recordings],
         inputs=[weights.fingerprint(encoder)],
         module=__name__,
