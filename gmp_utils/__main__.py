@@ -11,15 +11,13 @@ from pathlib import Path
 
 from gmp_utils import GmpError
 
-EXPERIMENT = "table3 --corpus emodb --corpus-dir path/to/wav --seeds 0 1 2"
+OTHER = "--corpus crema_d --corpus-dir path/to/CREMA-D"
+EXPERIMENT = f"table3 {OTHER} --seeds 0 1 2"
 COMMANDS = {  # what each does, and an example
-    "run": ("make a run of the series, or resume it", "--corpus emodb --corpus-dir path/to/wav"),
+    "run": ("make a run of the series, or resume it", OTHER),
     "experiment": ("make the runs that fill one table, or resume them", EXPERIMENT),
     "plan": ("print what is done, what is missing, and how long that will take", EXPERIMENT),
-    "report": (
-        "write the results so far as one HTML file, to be read offline",
-        "--run-dir runs/demo",
-    ),
+    "report": ("write the results so far as one offline HTML file", "--run-dir runs/demo"),
     "verify": ("compare the files of a run with their recorded hashes", "runs/demo"),
     "recognize": ("write emotions over time in recordings as CSV", "talk.mp3 --model runs/demo"),
 }
@@ -38,22 +36,20 @@ def _parser() -> argparse.ArgumentParser:
             _add_recognition(command)
         else:
             _add_settings(command, name)
-            if name in ("run", "experiment"):
-                _add_execution(command)
     return parser
 
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
-    """Add the options that lay out a run or an experiment; plan and report take those of both."""
+    """Add options of a run or an experiment, and of the workflow; plan and report take those of both."""
     add = command.add_argument
     numbers = {"type": int, "nargs": "*", "default": [], "metavar": "N"}
     if name != "run":
-        nargs = {} if name == "experiment" else {"nargs": "?"}
         text = "an experiment in workflow/config, or a YAML file; plan and report take a run without it"
-        add("experiment", metavar="NAME", help=text, **nargs)
+        add("experiment", metavar="NAME", help=text, nargs=None if name == "experiment" else "?")
         add("--seeds", **numbers, help="of an experiment (default: those declared)")
-    add("--corpus", default="", help="such as emodb, iemocap or table (default: synthetic)")
-    add("--corpus-dir", default="", metavar="DIR", help="its recordings, or the file of a table")
+    add("--corpus", default="", help="such as crema_d, iemocap or table (default: emodb)")
+    text = "its recordings, or the file of a table (default for emodb: those in the package)"
+    add("--corpus-dir", default="", metavar="DIR", help=text)
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
     add("--encoder", default="", help="a folder or a name on the hub (default: embedded)")
@@ -62,15 +58,11 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
         text = "fine-tune the retrained model, the encoder, or both (default: yes)"
         add("--gmps", nargs="*", choices=("yes", "no"), default=[], help=text)
         add("--recipe", default="", help="a system of presets/recipes (default: gmp-tl)")
-    text = "files of parameters; later ones override earlier ones"
-    add("--preset", nargs="*", default=[], metavar="FILE", help=text)
+    add("--preset", nargs="*", default=[], metavar="FILE", help="parameters; the last file wins")
     text = "folder of the results (default: in runs/, named after the other options)"
     add("--run-dir", default="", metavar="DIR", help=text)
-
-
-def _add_execution(command: argparse.ArgumentParser) -> None:
-    """Add the options that control the workflow."""
-    add = command.add_argument
+    if name not in ("run", "experiment"):
+        return
     add("--cores", type=int, metavar="N", help="processor cores (default: all)")
     text = "trainings in parallel, each on a GPU (default: all GPUs; without any, one)"
     add("--gpus", type=int, metavar="N", help=text)
@@ -120,8 +112,7 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     from gmp_utils.runs import experiments, on_gpu
     from gmp_utils.runs.paths import ROOT, run_folder
 
-    plan = _plan(options)
-    gpus, cores = options.gpus, options.cores
+    plan, gpus, cores = _plan(options), options.gpus, options.cores
     if not options.profile:
         gpus = len(on_gpu.gpus()) if gpus is None else gpus
         cores = cores or joblib.cpu_count()
@@ -166,34 +157,26 @@ def _recognize(options: argparse.Namespace) -> int:
     return int(len(failed) > 0)
 
 
-def _verify(run_dir: str) -> int:
-    """Print the files of a run that changed since they were written."""
-    from gmp_utils.runs.stage import verify
-
-    problems = verify(run_dir)
-    print(*problems or [f"{run_dir}: every file is as it was written"], sep="\n")
-    return int(len(problems) > 0)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status: 1 if anything failed, 130 after Ctrl-C, or Snakemake's."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    split = arguments.index("--") if "--" in arguments else len(arguments)
     executes = arguments[:1] in (["run"], ["experiment"])
-    extra = arguments[split + 1 :] if executes else []
-    options = _parser().parse_args(arguments[:split] if executes else arguments)
+    split = arguments.index("--") if executes and "--" in arguments else len(arguments)
+    options = _parser().parse_args(arguments[:split])
     try:
         if executes:
-            return _execute(options, extra)
+            return _execute(options, arguments[split + 1 :])
         if options.command == "recognize":
             return _recognize(options)
-        if options.command == "verify":
-            return _verify(options.run_dir)
-        from gmp_utils.runs import experiments, progress
+        from gmp_utils.runs import experiments, progress, stage
 
+        if options.command == "verify":
+            problems = stage.verify(options.run_dir)
+            print(*problems or [f"{options.run_dir}: every file is as it was written"], sep="\n")
+            return int(len(problems) > 0)
         plan = _plan(options)
-        with experiments.prepare(plan, read_only=True):
-            pass
+        with suppress(GmpError), experiments.prepare(plan):
+            pass  # what is being made keeps its parameters
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)
     except GmpError as error:
         print(error, file=sys.stderr)

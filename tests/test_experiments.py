@@ -57,7 +57,7 @@ def test_settings_override_variants_and_those_override_presets(tmp_path):
     )
     common = {"experiment": str(declaration), "encoder": "embedded"}
     plan = lay_out(Settings(**common, preset=[str(preset)], folds=[3], seeds=[4, 5]))
-    assert plan.folder == "runs/experiments/mine-synthetic-embedded-own"
+    assert plan.folder == "runs/experiments/mine-emodb-embedded-own"
     folders = ["/a-b/seed4", "/a-b/seed5", "/other/seed4", "/other/seed5"]
     assert [run.folder.removeprefix(plan.folder) for run in plan.runs] == folders
     first, other = plan.runs[0].parameters, plan.runs[2].parameters
@@ -74,7 +74,8 @@ def test_a_single_run_is_an_experiment_of_one(tmp_path):
     assert (run.folder, run.folds) == (str(tmp_path / "run"), [1])
     assert run.initializations == ["gmps", "no-gmps"]
     assert plan.experiment is None
-    assert lay_out(Settings()).folder == "runs/demo"
+    assert lay_out(Settings()).folder == lay_out(Settings(corpus="emodb")).folder == "runs/demo"
+    assert lay_out(Settings(corpus="emodb", corpus_dir="wav")).folder == "runs/emodb-embedded"
     other = lay_out(Settings(corpus="emodb", test_corpus="esd"))
     assert other.folder == "runs/emodb-on-esd-embedded"
     declaration = experiments.read_declaration(str(tmp_path / "run"))
@@ -82,10 +83,11 @@ def test_a_single_run_is_an_experiment_of_one(tmp_path):
     assert "GMPs" in declaration["paper"]
 
 
-def test_layers_that_the_encoder_does_not_have_are_reported_and_not_run():
-    plan = lay_out(Settings(experiment="table4", folds=[1]))
-    assert plan.experiment["impossible"] == {"layer -8": "the encoder's layers end with -7"}
-    assert [run.variant for run in plan.runs] == [f"layer -{n}" for n in range(7, 0, -1)]
+def test_layers_that_the_encoder_does_not_have_are_reported_and_not_run(tiny_encoder):
+    plan = lay_out(Settings(experiment="table4", folds=[1], encoder=str(tiny_encoder)))
+    reasons = {f"layer -{n}": "the encoder's layers end with -5" for n in (8, 7, 6)}
+    assert plan.experiment["impossible"] == reasons
+    assert [run.variant for run in plan.runs] == [f"layer -{n}" for n in range(5, 0, -1)]
     assert experiments.is_sweep(declared("table4").variants)
     assert not experiments.is_sweep(declared("table3").variants)
     assert experiments.is_sweep(declared("gender_balance").variants)
@@ -135,7 +137,7 @@ def test_of_presets_the_last_counts_most_and_names_may_have_spaces(tmp_path):
     other.write_text("alpha: 0.7\n")
     (alone,) = lay_out(Settings(preset=[str(first)])).runs
     assert alone.parameters["alpha"] == 0.5
-    assert alone.folder == "runs/synthetic-embedded-my-own-1"
+    assert alone.folder == "runs/emodb-embedded-my-own-1"
     (both,) = lay_out(Settings(preset=[str(first), str(other)])).runs
     assert (both.parameters["alpha"], both.parameters["layer"]) == (0.7, -2)
     (both,) = lay_out(Settings(preset=[f"{other} presets/quick.yaml"])).runs  # as make has it

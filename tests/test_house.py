@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["runs", "data", "models", "training", "evaluation", "stages", "figures"]
 FORBIDDEN = {  # besides every later room
-    "models": ["runs.paths", "runs.code", "runs.stage", "runs.upstream", "runs.notebook",
+    "models": ["runs.paths", "runs.code", "runs.stage", "runs.notebook",
                "runs.experiments"],
     "evaluation": ["training"],
 }  # fmt: skip

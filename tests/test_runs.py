@@ -11,8 +11,7 @@ from gmp_utils import GmpError
 from gmp_utils.runs import code, notebook
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, fold_folder, run_and_fold, stage_folder, stage_of
-from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, verify
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, upstream, verify
 
 
 def make(folder, build=lambda folder: None, **changes):

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,7 +88,7 @@ def _find(kind: str, name: str, folder: Path) -> Path:
 def apply_recipe(parameters: dict) -> dict:
     """Replace the parameter `recipe` by the recipe's parameters, which the other ones override."""
     rest = {name: value for name, value in parameters.items() if name != "recipe"}
-    return recipe(parameters["recipe"]) | rest if "recipe" in parameters else rest
+    return recipe(parameters["recipe"]) | rest if parameters.get("recipe") else rest
 
 
 def is_sweep(variants: dict[str, dict]) -> bool:
@@ -131,29 +131,10 @@ class Settings:
     recipe: str = ""
     run_dir: str = ""
 
-    def __post_init__(self):
-        if self.recipe and self.experiment is not None:
-            raise GmpError(f"recipe {self.recipe!r} with an experiment: its variants have recipes.")
-
-    def overrides(self) -> dict[str, str]:
-        """Parameters that override all others, with absolute folders."""
-        names = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
-        values = {name: getattr(self, name) for name in names if getattr(self, name)}
-        return _with_absolute_folders(values)
-
     def preset_files(self) -> list[str]:
         """The preset files; a value that is no file is a list separated by spaces."""
         values = [[value] if os.path.isfile(value) else value.split() for value in self.preset]
         return sum(values, [])
-
-
-def _with_absolute_folders(parameters: dict) -> dict:
-    folders = {
-        name: os.path.abspath(os.path.expanduser(parameters[name]))
-        for name in ("corpus_dir", "test_corpus_dir")
-        if parameters.get(name)
-    }
-    return parameters | folders
 
 
 @dataclass(frozen=True)
@@ -181,21 +162,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run, or the runs of an experiment, whose results go into `folder`.
-
-    `defaults` are the notebooks' parameters, `experiment` the declaration for notebook 07.
-    """
+    """A run, or the runs of an experiment, whose results go into `folder`."""
 
     folder: str
     runs: list[Run]
-    defaults: dict[str, dict]
-    experiment: dict | None = None
-
-    @classmethod
-    def load(cls, values: dict) -> "Plan":
-        """Create a plan from the values that `command` saved."""
-        runs = [Run(**run) for run in values["runs"]]
-        return cls(values["folder"], runs, values["defaults"], values["experiment"])
+    experiment: dict | None = None  # the declaration for notebook 07; None for a single run
 
     def command(self, path: Path, *options: str) -> list[str]:
         """Save the plan; returns the command that runs it, to be called in the checkout."""
@@ -211,86 +182,73 @@ def lay_out(settings: Settings) -> Plan:
     settings, presets, the experiment, the notebooks' defaults.
     """
     if settings.experiment is not None:
-        return lay_out_experiment(settings, declared(settings.experiment))
-    return lay_out_run(settings)
-
-
-def lay_out_run(settings: Settings) -> Plan:
-    """Lay out a single run."""
-    parameters = _parameters(settings, {})
-    parts = _name_parts(settings, parameters)
-    name = "demo" if parts == ["synthetic", "embedded"] else "-".join(parts)
-    folder = _folder(settings, f"runs/{slug(name)}")
-    words = settings.gmps or ["yes" if parameters.get("use_gmps", True) else "no"]
-    folds, personal = settings.folds or [1], settings.recipe == PERSONAL
+        return _lay_out_experiment(settings, declared(settings.experiment))
+    parameters = _parameters(settings, {}, {"recipe": settings.recipe})
     if _lacks_opensmile(parameters):
         raise GmpError(OPENSMILE)
-    parameters |= {"run_dir": folder} | ({"folds": folds} if personal else {})
+    folder, folds = _folder(settings, parameters), settings.folds or [1]
+    words = settings.gmps or ["yes" if parameters.get("use_gmps", True) else "no"]
     initializations = [INITIALIZATIONS[word == "yes"] for word in words]
+    parameters |= {"run_dir": folder, "folds": folds}
+    personal = settings.recipe == PERSONAL
     run = Run(folder, parameters, folds, initializations, settings.recipe, personal=personal)
-    return Plan(folder, [run], notebook.series_parameters())
+    return Plan(folder, [run])
 
 
-def lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
+def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
     """Lay out a run for each variant and seed, or record why a variant cannot be run."""
-    parameters = _parameters(settings, declaration.parameters)
-    name = "-".join([Path(settings.experiment).stem, *_name_parts(settings, parameters)])
-    folder = _folder(settings, f"runs/experiments/{slug(name)}")
-    folds = settings.folds or declaration.folds
-    personal, runs, impossible = _is_personal(declaration), [], {}
+    if settings.recipe:
+        raise GmpError(f"recipe {settings.recipe!r} with an experiment: its variants have recipes.")
+    folder = _folder(settings, _parameters(settings, declaration.parameters))
+    folds, seeds = settings.folds or declaration.folds, settings.seeds or declaration.seeds
+    runs, impossible = [], {}
     for variant, changes in declaration.variants.items():
-        changed = parameters | apply_recipe(changes) | settings.overrides()
-        notebook.check_parameters("01_prepare_data", changed)
-        if reason := _why_impossible(changed):
+        parameters = _parameters(settings, declaration.parameters, changes)
+        if reason := _why_impossible(parameters):
             impossible[variant] = reason
             continue
-        initializations = [INITIALIZATIONS[changed.get("use_gmps", True)]]
-        for seed in settings.seeds or declaration.seeds:
+        initializations = [INITIALIZATIONS[parameters.get("use_gmps", True)]]
+        personal = (declaration.parameters | changes).get("recipe") == PERSONAL
+        for seed in seeds:
             run_dir = f"{folder}/{slug(variant)}/seed{seed}"
-            values = changed | {"run_dir": run_dir, "seed": seed}
-            values |= {"folds": folds} if personal else {}
+            values = parameters | {"run_dir": run_dir, "folds": folds, "seed": seed}
             runs.append(Run(run_dir, values, folds, initializations, variant, seed, personal))
-    defaults = notebook.series_parameters()
-    members = [_member(run, defaults["06_finetune"]) for run in runs]
-    experiment = {"runs": members, "folds": folds, "impossible": impossible}
-    for name in ("question", "variants", "against", "paper"):
-        experiment[name] = vars(declaration)[name]
-    return Plan(folder, runs, defaults, experiment)
-
-
-def _parameters(settings: Settings, declared_parameters: dict) -> dict:
-    """Checked parameters of all variants, in the order of `lay_out`."""
-    parameters = apply_recipe(declared_parameters)
-    for preset in settings.preset_files():
-        parameters |= read_yaml(Path(preset))
-    if settings.recipe:
-        parameters |= recipe(settings.recipe)
-    parameters |= settings.overrides()
-    notebook.check_parameters("01_prepare_data", parameters)
-    return _with_absolute_folders(parameters)
-
-
-def _name_parts(settings: Settings, parameters: dict) -> list[str]:
-    """Parts of the name of a run's folder: corpora, encoder, presets and recipe."""
-    corpora = [parameters.get("corpus", "synthetic"), parameters.get("test_corpus")]
-    encoder = os.path.basename(parameters.get("encoder", "embedded").rstrip("/"))
-    presets = [Path(preset).stem for preset in settings.preset_files()]
-    parts = ["-on-".join(filter(None, corpora)), encoder, *presets, settings.recipe]
-    return list(filter(None, parts))
-
-
-def _folder(settings: Settings, default: str) -> str:
-    return os.path.normpath(os.path.expanduser(settings.run_dir) or default)
-
-
-def _is_personal(declaration: Declaration) -> bool:
-    """Whether an experiment predicts ratings instead of emotions."""
-    default = declaration.parameters.get("recipe")
-    recipes = {changes.get("recipe", default) for changes in declaration.variants.values()}
-    if PERSONAL in recipes and len(recipes) > 1:
+    if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} rates and the others classify"
         raise GmpError(f"{problem}; declare them in two experiments.")
-    return PERSONAL in recipes
+    defaults = notebook.series_parameters()["06_finetune"]
+    members = [_member(run, defaults | run.parameters) for run in runs]
+    experiment = dataclasses.asdict(declaration) | {"folds": folds, "seeds": seeds}
+    return Plan(folder, runs, experiment | {"runs": members, "impossible": impossible})
+
+
+def _parameters(settings: Settings, of_all: dict, of_variant: dict | None = None) -> dict:
+    """Checked parameters in the order of `lay_out`, with absolute folders of corpora."""
+    parameters = apply_recipe(of_all)
+    for preset in settings.preset_files():
+        parameters |= read_yaml(Path(preset))
+    parameters |= apply_recipe(of_variant or {})
+    names = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
+    parameters |= {name: getattr(settings, name) for name in names if getattr(settings, name)}
+    notebook.check_parameters("01_prepare_data", parameters)
+    for name in ("corpus_dir", "test_corpus_dir"):
+        if parameters.get(name):
+            parameters[name] = os.path.abspath(os.path.expanduser(parameters[name]))
+    return parameters
+
+
+def _folder(settings: Settings, parameters: dict) -> str:
+    """Folder of the results: by default named after experiment, corpora, encoder, presets and recipe."""
+    experiment = Path(settings.experiment or "").stem
+    corpora = [parameters.get("corpus", "emodb"), parameters.get("test_corpus")]
+    encoder = os.path.basename(parameters.get("encoder", "embedded").rstrip("/"))
+    presets = [Path(preset).stem for preset in settings.preset_files()]
+    parts = [experiment, "-on-".join(filter(None, corpora)), encoder, *presets, settings.recipe]
+    name = slug("-".join(filter(None, parts)))
+    name = f"experiments/{name}" if experiment else name
+    is_demo = name == "emodb-embedded" and not parameters.get("corpus_dir")
+    default = "runs/demo" if is_demo else f"runs/{name}"
+    return os.path.normpath(os.path.expanduser(settings.run_dir) or default)
 
 
 def _lacks_opensmile(parameters: dict) -> bool:
@@ -304,63 +262,48 @@ def _why_impossible(parameters: dict) -> str | None:
     return "openSMILE is not installed" if _lacks_opensmile(parameters) else None
 
 
-def _member(run: Run, defaults: dict) -> dict:
+def _member(run: Run, parameters: dict) -> dict:
     """A run and all its systems, for notebook 07."""
-    names = ("losses", "baselines", "text")
-    systems = sum((run.parameters.get(name, defaults[name]) for name in names), [])
+    systems = [*parameters["losses"], *parameters["baselines"], *parameters["text"]]
     member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
     return member | {"starts": run.initializations, "losses": systems}
 
 
 @contextmanager
-def prepare(plan: Plan, read_only: bool = False) -> Iterator[None]:
-    """Write a plan's parameters, and lock its folder meanwhile.
-
-    If another process has locked it, this is an error, or nothing is written with `read_only`.
-    """
+def prepare(plan: Plan) -> Iterator[None]:
+    """Lock a plan's folder and write its parameters; an error if another process has locked it."""
     folder = run_folder(plan.folder)
-    with ExitStack() as lock:
-        try:
-            lock.enter_context(exclusive_lock(folder / ".lock", display_path(folder), wait=False))
-        except GmpError:
-            if not read_only:
-                raise
-        else:
-            write(plan)
+    with exclusive_lock(folder / ".lock", display_path(folder), wait=False):
+        write(plan)
         yield
 
 
 def write(plan: Plan) -> None:
     """Write all parameters for papermill, and the declaration for notebook 07."""
-    folder = run_folder(plan.folder)
     for run in plan.runs:
         notebook.write_parameters(run.folder, run.parameters)
-    if not plan.experiment:
-        (folder / FILE).unlink(missing_ok=True)
-        if plan.runs[0].variant:
-            write_json(folder / FILE, {"recipe": plan.runs[0].variant})
-        return
-    show_speakers = any(run.parameters.get("show_speakers") for run in plan.runs)
-    parameters = {"run_dir": plan.folder, "show_speakers": show_speakers}
-    notebook.write_parameters(plan.folder, parameters)
-    experiments = run_folder("runs/experiments")
-    sharing = experiments if folder.parent == experiments else folder
-    sharing.joinpath(CACHE).mkdir(exist_ok=True)
-    if not (folder / FILE).is_file() or read_json(folder / FILE) != plan.experiment:
-        write_json(folder / FILE, plan.experiment)
+    folder = run_folder(plan.folder)
+    if plan.experiment:
+        show_speakers = any(run.parameters.get("show_speakers") for run in plan.runs)
+        parameters = {"run_dir": plan.folder, "show_speakers": show_speakers}
+        notebook.write_parameters(plan.folder, parameters)
+        experiments = run_folder("runs/experiments")
+        sharing = experiments if folder.parent == experiments else folder
+        sharing.joinpath(CACHE).mkdir(exist_ok=True)
+    file, declaration = folder / FILE, plan.experiment or {"recipe": plan.runs[0].variant}
+    if not file.is_file() or read_json(file) != declaration:
+        write_json(file, declaration)
 
 
 def read_declaration(run_dir: str) -> dict:
     """Read the experiment that `write` wrote, or describe a single run in the same form.
 
-    The keys are `question`, `variants`, `against` and `paper` as declared, `folds`, `impossible` (reasons
-    by variant) and `runs`, each with `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has
-    no variants, and its folds and losses are read from its folder.
+    Besides those of `Declaration`, the keys are `impossible` (reasons by variant) and `runs`, each with
+    `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has no variants, and its folds and
+    losses are read from its folder.
     """
-    try:
-        values = read_json(run_folder(run_dir) / FILE)
-    except FileNotFoundError:
-        values = {"recipe": ""}
+    file = run_folder(run_dir) / FILE
+    values = read_json(file) if file.is_file() else {"recipe": ""}
     if "recipe" not in values:
         return values
     system = values["recipe"]

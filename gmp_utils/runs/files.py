@@ -4,12 +4,11 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from gmp_utils import GmpError
@@ -27,8 +26,7 @@ def write_json(path: Path, values: dict) -> None:
     """Write a JSON file atomically; NumPy's values become Python's, paths text."""
 
     def plain(value):
-        is_numpy = isinstance(value, np.generic | np.ndarray)
-        return value.tolist() if is_numpy else os.fspath(value)
+        return value.tolist() if hasattr(value, "tolist") else os.fspath(value)
 
     text = json.dumps(values, indent=1, default=plain, ensure_ascii=False)
     new = path.with_name(f".{path.name}.new")
@@ -50,23 +48,22 @@ def text_digest(text: str) -> str:
 def describe_files(folder: Path) -> dict[str, dict]:
     """SHA-256, size and mtime of every file below a folder, apart from hidden ones, by its name there."""
     described = {}
-    for path in sorted(folder.rglob("[!.]*")):
-        if path.is_file():
-            state, digest = path.stat(), file_digest(path)
-            state = {"sha256": digest, "size": state.st_size, "mtime_ns": state.st_mtime_ns}
-            described[str(path.relative_to(folder))] = state
+    for path in filter(Path.is_file, sorted(folder.rglob("[!.]*"))):
+        state = path.stat()
+        record = {"sha256": file_digest(path), "size": state.st_size, "mtime_ns": state.st_mtime_ns}
+        described[str(path.relative_to(folder))] = record
     return described
 
 
 def find_mismatch(
-    folder: Path, files: dict[str, dict], read: Collection[str] = (), *, thorough: bool = False
+    folder: Path, files: dict[str, dict], read: Iterable[str] | None = None, thorough: bool = False
 ) -> str | None:
     """Describe the first of the `read` files (default: all) that differs from `describe_files`.
 
     Large files of the same size and mtime are taken to be the same unless `thorough`. Those of another
     mtime may be copies, and are hashed.
     """
-    for name in read or files:
+    for name in files if read is None else read:
         path, described = folder / name, files[name]
         try:
             state = path.stat()
@@ -92,11 +89,10 @@ def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None
         file_lock.acquire(timeout=0)
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
+        found = f"{what} is being made by {who}"
         if not wait:
-            raise GmpError(
-                f"{what} is being made by {who}; wait for its end, or stop it."
-            ) from None
-        print(f"{what} is being made by {who}: waiting for its end.", flush=True)
+            raise GmpError(f"{found}; wait for its end, or stop it.") from None
+        print(f"{found}: waiting for its end.", flush=True)
         file_lock.acquire()
     try:
         now = datetime.now().isoformat(" ", "seconds")

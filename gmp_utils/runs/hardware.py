@@ -1,6 +1,5 @@
 """The device that models run on, its precision and its memory."""
 
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -14,11 +13,6 @@ _float32_only = ContextVar("float32_only", default=False)
 def device() -> str:
     """Return "cuda" if available, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def device_name() -> str:
-    """Name of the GPU if there is one, else of the processor."""
-    return torch.cuda.get_device_name() if device() == "cuda" else platform.processor() or "CPU"
 
 
 def bfloat16() -> bool:
@@ -52,11 +46,6 @@ def free_bytes() -> int:
     """Free memory of the GPU, or of the machine without one."""
     gpu = device() == "cuda"
     return torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
-
-
-def peak_gpu_memory_mb() -> int | None:
-    """Peak GPU memory of this process in MiB; None without a GPU."""
-    return torch.cuda.max_memory_allocated() // 2**20 if device() == "cuda" else None
 
 
 def estimate(what: str, needed: int, free: int, remedy: str) -> None:

@@ -94,14 +94,13 @@ def start(notebook: str, namespace: dict) -> dict:
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    settings = [f"run {parameters['run_dir']}"]
-    if "seed" in parameters:
-        transformers.set_seed(parameters["seed"])
-        settings.insert(0, f"seed {parameters['seed']}")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"Python {platform.python_version()}, {versions}")
-    print(", ".join([device, *settings]))
+    if "seed" in parameters:
+        transformers.set_seed(parameters["seed"])
+        device += f", seed {parameters['seed']}"
+    print(f"{device}, run {parameters['run_dir']}")
     return parameters
 
 
@@ -127,10 +126,9 @@ def check_demo(
     if changed:
         print(f"not compared: {', '.join(changed)} not as in the demo")
         return
-    agree = True
-    for name, value in expected.items():
-        if not abs(numbers[name] - value) <= tolerance:
-            agree = False
-            print(f"{name}: {numbers[name]:.3f}, on record {value} ± {tolerance}")
-    if agree:
-        print("ok")
+    differing = [
+        f"{name}: {numbers[name]:.3f}, on record {value} ± {tolerance}"
+        for name, value in expected.items()
+        if not abs(numbers[name] - value) <= tolerance
+    ]
+    print("\n".join(differing) or "ok")

@@ -46,16 +46,14 @@ def _signals_as_interrupts() -> Iterator[None]:
     Later signals are ignored: they would leave the kernel running.
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    handlers = {n: handler for n, handler in handlers.items() if handler != signal.SIG_IGN}  # nohup
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # nohup
 
     def stop(*_):
-        for number in handlers:
+        for number in numbers:
             signal.signal(number, signal.SIG_IGN)
         raise KeyboardInterrupt
 
-    for number in handlers:
-        signal.signal(number, stop)
+    handlers = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

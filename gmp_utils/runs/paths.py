@@ -64,9 +64,8 @@ def stage_of(model: str) -> str:
 
 def missing_artifact(folder: Path, notebook: str) -> GmpError:
     """Error for a stage that was not made yet."""
-    return GmpError(
-        f"{display_path(folder)}: not found; run notebooks/{notebook}.ipynb with the same run_dir and fold."
-    )
+    remedy = f"run notebooks/{notebook}.ipynb with the same run_dir and fold."
+    return GmpError(f"{display_path(folder)}: not found; {remedy}")
 
 
 def notebook_of(folder: Path) -> str:

@@ -6,11 +6,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
 from gmp_utils import GmpError
 from gmp_utils.runs.experiments import Plan, read_declaration
+from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, display_path, figures_folder, run_folder
 
 FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")  # by nbconvert's page, unused here
@@ -34,8 +34,8 @@ def seconds(folder: Path) -> pd.Series:
     rows = []
     for path in folder.rglob("notebooks/[0-9]*.ipynb"):
         try:
-            metadata = nbformat.read(path, as_version=4).metadata.get("papermill", {})
-        except nbformat.reader.NotJSONError:  # papermill was killed while it wrote
+            metadata = read_json(path)["metadata"].get("papermill", {})
+        except ValueError:  # papermill was killed while it wrote
             continue
         if metadata.get("duration") and not metadata.get("exception"):
             rows.append((path.name[:2], metadata["duration"]))
@@ -56,7 +56,7 @@ def print_progress(plan: Plan) -> None:
     if plan.experiment and missing:
         for (variant, seed), rows in pd.DataFrame(missing).groupby([0, 1], sort=False):
             print(f"missing: {variant}, seed {seed}, folds {', '.join(map(str, rows[2]))}")
-    shown = counts.assign(each=durations.round(0), left=(counts["sum"] * durations).round(0))
+    shown = counts.assign(each=durations.round(), left=(counts["sum"] * durations).round())
     shown.columns = ["notebook", "notebooks", "to do", "seconds each", "seconds left"]
     print(shown.astype(object).fillna("not known").to_markdown(index=False))
     unknown = shown.notebook[shown["seconds left"].isna() & (shown["to do"] > 0)]
@@ -68,38 +68,32 @@ def print_progress(plan: Plan) -> None:
 
 
 def write_report(plan: Plan) -> None:
-    """Run notebook 07 on the results so far, and write it as one HTML file that can be read offline.
+    """Write the results so far as report.html, one file without code that can be read offline.
 
-    For personal runs, the executed notebook 08 of each is written instead.
+    It is an executed notebook: 08 of each personal run, or else 07, which is run first.
     """
-    personal = dict.fromkeys(run.folder for run in plan.runs if run.personal)
-    for name in personal:
-        executed = run_folder(name) / "notebooks" / "08_personalize.ipynb"
-        if executed.is_file():
-            _write_page(executed)
-        else:
-            print(f"{name}: notebook 08 has not been run yet")
-    if not personal:
-        folder = run_folder(plan.folder)
-        executed = folder / "notebooks" / "07_report.ipynb"
-        executed.parent.mkdir(exist_ok=True)
-        papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
-        notebooks = [NOTEBOOKS / "07_results.ipynb", executed]
-        parameters = ["-f", folder / "parameters" / "07_results.yaml"]
-        subprocess.run([*papermill, *parameters, *notebooks], cwd=ROOT, check=True)
-        _write_page(executed)
-
-
-def _write_page(executed: Path) -> None:
-    """Write an executed notebook, without its code, as report.html of its run."""
     from nbconvert import HTMLExporter
 
+    runs = dict.fromkeys(run_folder(run.folder) for run in plan.runs if run.personal)
+    executed = [run / "notebooks" / "08_personalize.ipynb" for run in runs]
+    if not runs:
+        folder = run_folder(plan.folder)
+        executed = [folder / "notebooks" / "07_report.ipynb"]
+        executed[0].parent.mkdir(exist_ok=True)
+        papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
+        papermill += ["-f", folder / "parameters" / "07_results.yaml"]
+        papermill += [NOTEBOOKS / "07_results.ipynb", *executed]
+        subprocess.run(papermill, cwd=ROOT, check=True)
     offline = {f"{name}_url": "data:," for name in FETCHED}
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
-    text, _ = HTMLExporter(**hidden, **offline).from_filename(os.fspath(executed))
-    page = executed.parents[1] / "report.html"
-    page.write_text(text, encoding="utf-8")
-    print(display_path(page))
+    for path in executed:
+        page = path.parents[1] / "report.html"
+        if path.is_file():
+            text, _ = HTMLExporter(**hidden, **offline).from_filename(os.fspath(path))
+            page.write_text(text, encoding="utf-8")
+            print(display_path(page))
+        else:
+            print(f"{display_path(page.parent)}: notebook 08 has not been run yet")
 
 
 def summary(run_dir: str) -> str:

@@ -12,50 +12,73 @@ import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gmp_utils import GmpError
-from gmp_utils.runs import files
+from gmp_utils.runs import files, paths, weights
 from gmp_utils.runs.code import code_digest
 from gmp_utils.runs.files import exclusive_lock, read_json, text_digest, write_json
-from gmp_utils.runs.paths import ROOT, display_path, missing_artifact, notebook_of, run_folder
+from gmp_utils.runs.paths import FOLD, ROOT, display_path, missing_artifact, notebook_of, run_folder
 
 CACHE = ".shared"  # next to runs that share stages, with the place where each was made
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
 FULL = 2**20  # bytes free on a disk that counts as full
 
 
-def _provenance(folder: Path) -> dict:
-    """Provenance of a finished stage."""
-    path = folder / "provenance.json"
-    try:
-        provenance = read_json(path)
-        if provenance.pop("sha256", None) != _digest(provenance):
-            raise ValueError("was changed, or written by another version")
-    except FileNotFoundError as error:
-        raise missing_artifact(folder, notebook_of(folder)) from error
-    except (OSError, ValueError, AttributeError) as error:
-        raise _damaged(folder, f"{path}: {error}") from error
-    return provenance
+def upstream(stage: str, parameters: dict) -> list[str]:
+    """Stages that a stage reads, as paths in the run's folder, with ``{fold}`` for those of a fold.
+
+    `stage` is the name of a notebook. For one classifier of notebook 06, `parameters` contain its `loss`.
+    """
+    stages = [paths.PREPARE_DATA]
+    match stage:
+        case paths.PREPARE_DATA:
+            return []
+        case paths.PROBE_LAYERS:
+            stages.append(paths.stage_of(parameters["model"]))
+        case paths.GENERATE_GMPS:
+            if parameters["clustered_model"] == "multitask":
+                stages.append(FOLD + paths.TRAIN_MULTITASK)
+        case paths.RETRAIN:
+            objective = parameters["objective"]
+            if objective == "own":
+                objective = weights.pretraining_objective(parameters["encoder"])
+            if objective == "clusters":
+                stages.append(FOLD + paths.GENERATE_GMPS)
+            if parameters["retrain_from"] == "multitask":
+                stages.append(FOLD + paths.TRAIN_MULTITASK)
+        case paths.FINETUNE:
+            if parameters.get("loss") == "ce-then-ams":
+                stages.append(f"{FOLD}{stage}/{paths.INITIALIZATIONS[parameters['use_gmps']]}/ce")
+            elif parameters["use_gmps"]:
+                stages.append(FOLD + paths.RETRAIN)
+        case paths.PERSONALIZE:
+            if "papt" in parameters["representations"]:
+                stages.append(FOLD + paths.GENERATE_GMPS)
+    return list(dict.fromkeys(stages))
 
 
 def _digest(provenance: dict) -> str:
     return text_digest(json.dumps(provenance, sort_keys=True))
 
 
-def _damaged(folder: Path, what: str) -> GmpError:
-    return GmpError(f"{what}. Remove {display_path(folder)} and run the same command again.")
-
-
-def _check_files(folder: Path, *read: str, thorough: bool = False) -> dict:
-    """Provenance of a finished stage, after a check of its files."""
-    provenance = _provenance(folder)
-    mismatch = files.find_mismatch(folder, provenance["files"], read, thorough=thorough)
-    if mismatch:
-        raise _damaged(folder, mismatch)
+def _check(folder: Path, read: Iterable[str] | None = None, *, thorough: bool = False) -> dict:
+    """Provenance of a finished stage, after a check of the files to be `read` (default: all)."""
+    path = folder / "provenance.json"
+    try:
+        provenance = read_json(path)
+    except FileNotFoundError as error:
+        raise missing_artifact(folder, notebook_of(folder)) from error
+    except (OSError, ValueError):
+        provenance = {}
+    if provenance.pop("sha256", None) != _digest(provenance):
+        problem = f"{path} is damaged, was changed, or was written by another version"
+    else:
+        problem = files.find_mismatch(folder, provenance["files"], read, thorough)
+    if problem:
+        raise GmpError(f"{problem}. Remove {display_path(folder)} and run the same command again.")
     return provenance
 
 
@@ -65,33 +88,32 @@ def check_and_identify(folder: Path, *read: str) -> str:
     Raises a GmpError if the stage is missing, if one of the files to be `read` (default: all) has
     changed, or if a stage that it was made from has been replaced.
     """
-    provenance = _check_files(folder, *read)
+    provenance = _check(folder, read or None)
     _check_upstream(folder, provenance)
     return provenance["identity"]
 
 
 def _check_upstream(folder: Path, provenance: dict) -> None:
     """Raise if a stage, or one upstream, was made from a stage that has been replaced."""
-    for upstream, identity in provenance["stages"].items():
-        source = Path(os.path.normpath(folder / upstream))
+    for path, identity in provenance["stages"].items():
+        source = Path(os.path.normpath(folder / path))
         if (source / "provenance.json").is_file():
-            current = _provenance(source)
+            current = _check(source, read=())
             _check_upstream(source, current)
             if current["identity"] != identity:
-                raise GmpError(
-                    f"{display_path(folder)} was made from another {display_path(source)}; run "
-                    f"notebooks/{notebook_of(folder)}.ipynb again, or remove the folder."
-                )
+                found = f"{display_path(folder)} was made from another {display_path(source)}"
+                remedy = f"run notebooks/{notebook_of(folder)}.ipynb again, or remove the folder"
+                raise GmpError(f"{found}; {remedy}.")
 
 
 def verify(run_dir: str) -> list[str]:
     """Compare the files of a run's finished stages with their SHA-256; returns the problems."""
     run, problems = run_folder(run_dir), []
-    stages = [path.parent for path in sorted(run.rglob("provenance.json"))]
-    stages = [path for path in stages if "/." not in f"/{path.relative_to(run)}"]
+    found = [path.parent for path in sorted(run.rglob("provenance.json"))]
+    stages = [path for path in found if "/." not in f"/{path.relative_to(run)}"]
     for folder in stages:
         try:
-            _check_upstream(folder, _check_files(folder, thorough=True))
+            _check_upstream(folder, _check(folder, thorough=True))
         except GmpError as error:
             problems.append(str(error))
     return problems if stages else [f"{display_path(run)}: no finished stage there."]
@@ -109,35 +131,27 @@ def make_stage(
 ) -> Path:
     """Make a stage completely or not at all, unless it is up to date.
 
-    Runs next to a folder named `CACHE` share stages: equal ones are linked.
-
-    Parameters
-    ----------
-    build : callable
-        Fills a temporary folder. After an interruption it still contains what was written before, unless
-        parameters, inputs or code have changed.
-    module : str
-        Module that computes the stage; see `gmp_utils.runs.code`.
-    stages, inputs : sequence
-        Finished stages that are read, and digests of other inputs.
+    `build` fills a temporary folder. After an interruption it still contains what was written before, unless
+    the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (see
+    `gmp_utils.runs.code`) have changed. Runs next to a folder named `CACHE` share stages by hard links.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
     described = [parameters, list(made_from.values()), list(inputs), code_digest(module)]
     identity = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
-    record = {"identity": identity, "stages": made_from}
-    record |= {"inputs": list(inputs), "protocol": protocol}
+    record = dict(identity=identity, stages=made_from, inputs=list(inputs), protocol=protocol)
     cache = next((above / CACHE for above in folder.parents if (above / CACHE).is_dir()), None)
-    with ExitStack() as locks:
-        lock = folder.with_name(f".{folder.name}.lock")
-        locks.enter_context(exclusive_lock(lock, display_path(folder)))
+    name = display_path(folder)
+    with exclusive_lock(folder.with_name(f".{folder.name}.lock"), name):
         if _is_current(folder, identity):
-            print(f"{display_path(folder)} is up to date.")
-        elif cache:
-            lock = exclusive_lock(cache / f"{identity}.lock", f"the same as {display_path(folder)}")
-            locks.enter_context(lock)
-            _link_or_make(cache, folder, build, parameters, record)
-        else:
+            print(f"{name} is up to date.")
+        elif not cache:
             _make(folder, build, parameters, record)
+        else:
+            with exclusive_lock(cache / f"{identity}.lock", f"the same as {name}"):
+                if not _link(cache, folder, identity):
+                    _make(folder, build, parameters, record)
+                    made = {"made": str(folder.relative_to(cache.parent))}
+                    write_json(cache / f"{identity}.json", made)
     return folder
 
 
@@ -146,22 +160,18 @@ def _is_current(folder: Path, identity: str) -> bool:
     if not (folder / "provenance.json").is_file():
         return False
     try:
-        return _check_files(folder)["identity"] == identity
+        return _check(folder)["identity"] == identity
     except GmpError as error:
         print(f"{error} Rebuilding it.")
         return False
 
 
-def _link_or_make(
-    cache: Path, folder: Path, build: Callable[[Path], None], parameters: dict, record: dict
-) -> None:
-    """Link the files of an equal stage of another run, or make it and enter it in the cache."""
-    entry = cache / f"{record['identity']}.json"
+def _link(cache: Path, folder: Path, identity: str) -> bool:
+    """Link the files of an equal stage of another run, if the cache names an undamaged one."""
+    entry = cache / f"{identity}.json"
     cached = cache.parent / read_json(entry)["made"] if entry.is_file() else None
-    if not cached or not _is_current(cached, record["identity"]):
-        _make(folder, build, parameters, record)
-        write_json(entry, {"made": str(folder.relative_to(cache.parent))})
-        return
+    if not cached or not _is_current(cached, identity):
+        return False
     print(f"{display_path(folder)} is shared with {display_path(cached)}.")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -171,6 +181,7 @@ def _link_or_make(
     except (OSError, shutil.Error):  # a file system without hard links
         shutil.copytree(cached, partial, ignore=kept, dirs_exist_ok=True)
     _replace(folder, partial)
+    return True
 
 
 def _replace(folder: Path, partial: Path) -> None:
@@ -210,19 +221,22 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record:
 
 def _circumstances(folder: Path, began: float) -> dict:
     """Versions, hardware, time and memory of a stage, and its files."""
-    from gmp_utils.runs import hardware  # imports torch
+    import torch
 
+    from gmp_utils.runs import hardware
+
+    gpu = hardware.device() == "cuda"
     command = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "git_commit": commit.stdout.strip() or None,
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": hardware.device_name(),
+        "device": torch.cuda.get_device_name() if gpu else platform.processor() or "CPU",
         "bfloat16": hardware.bfloat16(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "peak_gpu_memory_mb": hardware.peak_gpu_memory_mb(),
+        "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20 if gpu else None,
         "files": files.describe_files(folder),
     }

@@ -19,11 +19,11 @@ def resolve(encoder: str) -> str:
     if encoder == "embedded":
         return str(EMBEDDED)
     folder = ROOT / Path(encoder).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise GmpError(f"encoder {encoder!r}: the folder has no config.json of a model.")
-    if not folder.is_dir() and encoder.startswith(("/", ".", "~")):
-        raise GmpError(f"encoder {encoder!r}: no such folder.")
-    return str(folder) if folder.is_dir() else encoder
+    if (folder / "config.json").is_file():
+        return str(folder)
+    if folder.is_dir() or encoder.startswith(("/", ".", "~")):
+        raise GmpError(f"encoder {encoder!r}: no such folder, or none with a model's config.json.")
+    return encoder
 
 
 def files(encoder: str) -> list[Path]:

@@ -15,8 +15,7 @@ from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
 from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder, stage_folder
-from gmp_utils.runs.stage import make_stage
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
 from gmp_utils.training.trainer import TrainingConfig, train
 

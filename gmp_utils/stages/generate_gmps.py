@@ -16,8 +16,7 @@ from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, fold_folder, stage_folder
-from gmp_utils.runs.stage import make_stage
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training.features import layer_frames, layer_states_by_length, model_inputs
 from gmp_utils.training.kmeans import assign, fit_kmeans
 

@@ -18,8 +18,7 @@ from gmp_utils.evaluation.metrics import ccc, purity, uar
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PROBE_LAYERS, fold_folder, stage_folder, stage_of
-from gmp_utils.runs.stage import make_stage
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
 

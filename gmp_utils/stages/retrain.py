@@ -14,8 +14,7 @@ from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_met
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, fold_folder, stage_folder
-from gmp_utils.runs.stage import check_and_identify, make_stage
-from gmp_utils.runs.upstream import upstream
+from gmp_utils.runs.stage import check_and_identify, make_stage, upstream
 from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.features import model_inputs, open_labels
 from gmp_utils.training.trainer import TrainingConfig, train
