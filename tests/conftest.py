@@ -47,16 +47,7 @@ def save_encoder(folder: Path, kind: str, norm: str) -> Path:
     return folder
 
 
-def emodb_folder() -> Path | None:
-    """The EmoDB recordings: EMODB_DIR, or a copy beside the checkout."""
-    beside = ROOT.parent / "shared" / "corpora" / "emodb" / "wav"
-    folder = Path(os.environ.get("EMODB_DIR", beside))
-    return folder if folder.is_dir() else None
-
-
-needs_emodb = pytest.mark.skipif(
-    emodb_folder() is None, reason="EmoDB's recordings are not here; set EMODB_DIR to their folder"
-)
+EMODB = ROOT / "gmp_utils" / "data" / "corpora" / "emodb"  # 535 recordings
 needs_browser = pytest.mark.skipif(style.browser() is None, reason="no Chromium is installed")
 
 

@@ -1,10 +1,12 @@
 """Readers of corpora: small folders that follow each corpus's names, and the corpora where present."""
 
+import hashlib
 import os
 
 import pandas as pd
 import pytest
-from conftest import emodb_folder, needs_emodb
+import soundfile
+from conftest import EMODB
 
 from gmp_utils import GmpError
 from gmp_utils.data import corpora
@@ -103,7 +105,7 @@ NAMES = {  # utterance, speaker, gender, emotion, text; None for a recording wit
     "emodb": {
         "03a01Wa.wav": ("03a01Wa", "03", "male", "angry", "a01"),
         "16b10Tb.wav": ("16b10Tb", "16", "female", "sad", "b10"),
-        "10a02N.wav": ("10a02N", "10", "male", "neutral", "a02"),
+        "10a02N.flac": ("10a02N", "10", "male", "neutral", "a02"),
         "99a01Wa.wav": None,
     },
     "savee": {  # both layouts; two-letter emotions go before their first letter
@@ -338,9 +340,8 @@ def test_published_counts(corpus):
         assert counts == {"neutral": 1708, "happy": 1636, "angry": 1103, "sad": 1084}
 
 
-@needs_emodb
 def test_emodb_is_complete():
-    manifest = corpora.load("emodb", emodb_folder())
+    manifest = corpora.load("emodb", EMODB)
     assert len(manifest) == 535
     assert manifest.emotion.value_counts().to_dict() == {
         "angry": 127, "bored": 81, "neutral": 79, "happy": 71, "fearful": 69, "sad": 62,
@@ -349,7 +350,18 @@ def test_emodb_is_complete():
     speakers = manifest.speaker.value_counts().sort_index().tolist()
     assert speakers == [49, 58, 43, 38, 55, 35, 61, 69, 56, 71]
     assert manifest.groupby("speaker").gender.first().value_counts().tolist() == [5, 5]
-    assert len(corpora.load("emodb", emodb_folder().parent, emotions=FOUR)) == 339
+    assert len(corpora.load("emodb", EMODB.parent, emotions=FOUR)) == 339
+
+
+def test_emodbs_samples_are_the_published_ones():
+    """A hash of all samples, computed from the published WAV files."""
+    folder = os.environ.get("EMODB_DIR", EMODB)
+    digest = hashlib.sha256()
+    for path in corpora.load("emodb", folder).path:
+        samples, rate = soundfile.read(path, dtype="int16")
+        assert (rate, samples.ndim) == (16000, 1)
+        digest.update(samples.tobytes())
+    assert digest.hexdigest() == "530e92682959a29cad60d44f5c99e2d529ea1a4246cd969b987f54942af4fc85"
 
 
 def test_wrong_folders_and_names(tmp_path):

@@ -18,7 +18,7 @@ import pandas as pd
 import psutil
 import pytest
 import soundfile
-from conftest import CLEAN, ROOT, cli, emodb_folder, finished, needs_emodb, python
+from conftest import CLEAN, EMODB, ROOT, cli, finished, python
 
 from gmp_utils.data.corpus import open_corpus
 
@@ -167,11 +167,10 @@ def test_the_workflow_probes_the_model_that_a_preset_names(tmp_path):
 
 
 @pytest.mark.slow
-@needs_emodb
-def test_one_fold_of_emodb(tmp_path):
-    """The path of real recordings, in a pass or two, without pictures; what it scores is README's."""
+def test_one_fold_of_a_folder(tmp_path):
+    """EmoDB as somebody's own recordings, in a pass or two, without pictures."""
     run = tmp_path / "a run's $(folder)"
-    done = make("run", "CORPUS=emodb", f"CORPUS_DIR={emodb_folder()}", "PRESET=presets/quick.yaml",
+    done = make("run", "CORPUS=emodb", f"CORPUS_DIR={EMODB}", "PRESET=presets/quick.yaml",
                 f"RUN={run}", timeout=3600, BROWSER_PATH="")  # fmt: skip
     succeeded(done)
     predictions = pd.read_parquet(run / "07_results" / "predictions.parquet")

@@ -1,6 +1,7 @@
 """From recordings to a prepared corpus: decoding, problems, exclusion and errors."""
 
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +10,16 @@ import pandas as pd
 import pytest
 import soundfile
 import soxr
-from conftest import emodb_folder, needs_emodb
+from conftest import EMODB, ROOT
 
 from gmp_utils import GmpError
 from gmp_utils.data import audio, corpora, waveform_store
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.protocol import make_protocol
 from gmp_utils.figures import series
+from gmp_utils.runs import weights
+from gmp_utils.runs.notebook import notebook_parameters
+from gmp_utils.runs.paths import NOTEBOOKS
 from gmp_utils.stages import prepare_data
 
 
@@ -291,10 +295,9 @@ def synthetic_folder(tmp_path_factory):
     return folder
 
 
-@needs_emodb
 def test_across_corpora(synthetic_folder):
     """Trained on the synthetic corpus and tested on EmoDB, with the emotions of both."""
-    manifest = corpora.cross_corpus(("synthetic", synthetic_folder), ("emodb", emodb_folder()))
+    manifest = corpora.cross_corpus(("synthetic", synthetic_folder), ("emodb", EMODB))
     assert manifest.groupby("split").size().to_dict() == {"test": 339, "train": 40}
     assert sorted(manifest.emotion.unique()) == ["angry", "happy", "neutral", "sad"]
     assert manifest.speaker.nunique() == 20
@@ -306,7 +309,7 @@ def test_across_corpora(synthetic_folder):
     assert manifest.speaker[parts == "validation"].nunique() == 2
     assert manifest.gender[parts == "validation"].nunique() == 2
     rules = {"emotions": ["calm", "sad"], "label_map": {"neutral": "calm", "N": "calm"}}
-    both = ("synthetic", synthetic_folder), ("emodb", emodb_folder())
+    both = ("synthetic", synthetic_folder), ("emodb", EMODB)
     renamed = corpora.cross_corpus(*both, **rules)
     assert renamed.emotion.value_counts().to_dict() == {"calm": 79 + 10, "sad": 62 + 10}
 
@@ -339,12 +342,56 @@ def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
     loose.check_encoder(str(encoder), 1)
 
 
-@needs_emodb
-def test_emodb_is_prepared(tmp_path):
+@pytest.fixture(scope="module")
+def emodb_run(tmp_path_factory):
+    """The embedded recordings, all emotions, in ten folds."""
+    run = tmp_path_factory.mktemp("emodb") / "run"
+    return run, prepared(run, "emodb", fold_by="leave-one-speaker-out")
+
+
+def test_emodb_is_prepared(emodb_run):
     """Its 535 recordings are without problems, and every sentence is said by all."""
-    corpus = prepared(tmp_path / "run", "emodb", emodb_folder(), fold_by="leave-one-speaker-out")
+    corpus = emodb_run[1]
     assert (len(corpus.manifest), len(corpus.protocol.folds)) == (535, 10)
     problems = pd.read_parquet(corpus.stage / "problems.parquet")
     assert set(problems.problem) <= {"long"}  # prepared() calls 4 s long
     leakage = pd.read_parquet(corpus.stage / "leakage.parquet")
     assert leakage.sentences.tolist() == [1.0] * 10
+    digests = weights.pretraining_digests("embedded")
+    assert digests and not corpus.manifest.digest.isin(digests).any()
+
+
+def test_the_embedded_recordings_are_the_same_wherever_the_checkout_is(
+    emodb_run, monkeypatch, tmp_path
+):
+    """A run that was moved with the checkout is kept; one of a folder is of that folder."""
+    run = emodb_run[0]
+    moved = tmp_path / "checkout" / EMODB.relative_to(ROOT)
+    shutil.copytree(EMODB, moved)  # keeps the times of the files
+    monkeypatch.setattr(prepare_data, "ROOT", tmp_path / "checkout")
+    monkeypatch.setitem(corpora.EMBEDDED, "emodb", moved)
+    store = run / "recordings" / "provenance.json"
+    written = store.stat().st_mtime_ns
+    prepared(run, "emodb", fold_by="leave-one-speaker-out")
+    assert store.stat().st_mtime_ns == written
+    manifest = prepare_data.read_manifest(str(run), "emodb", corpus_dir=str(EMODB))
+    assert set(manifest.path.map(os.path.dirname)) == {str(EMODB)}
+
+
+def test_the_default_is_emodbs_four_emotions_in_five_folds_of_a_woman_and_a_man():
+    defaults = notebook_parameters(NOTEBOOKS / "01_prepare_data.ipynb")
+    assert (defaults["corpus"], defaults["corpus_dir"]) == ("emodb", "")
+    manifest = prepare_data.read_manifest("run", "emodb", emotions=defaults["emotions"])
+    assert manifest.emotion.value_counts().to_dict() == {
+        "angry": 127, "neutral": 79, "happy": 71, "sad": 62,
+    }  # fmt: skip
+    protocol = make_protocol(manifest, defaults["fold_by"], n_folds=defaults["n_folds"])
+    gender = manifest.groupby("speaker").gender.first()
+    folds = [sorted(gender[list(speakers)]) for speakers in protocol.folds]
+    assert folds == [["female", "male"]] * 5
+
+
+@pytest.mark.parametrize(("corpus", "folder"), [("crema_d", ""), ("synthetic", "wav")])
+def test_a_folder_too_few_or_too_many_is_rejected(tmp_path, corpus, folder):
+    with pytest.raises(GmpError, match=r"recordings need their folder, .* emodb can do without"):
+        prepare_data.read_manifest(str(tmp_path), corpus, corpus_dir=folder)

@@ -1,4 +1,4 @@
-"""No host is contacted, no speaker is named, and only synthetic voices are committed."""
+"""No host is contacted, no speaker is named, and only EmoDB and synthetic voices are committed."""
 
 import json
 import re
@@ -190,7 +190,8 @@ def executed(name, **changes):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"parameters": {"corpus": "emodb"}}, "corpus was 'emodb'"),
+        ({"parameters": {"corpus": "savee"}}, "corpus was 'savee'"),
+        ({"parameters": {"corpus_dir": "wav"}}, "corpus_dir was 'wav'"),
         ({"parameters": {"run_dir": "runs/emodb"}}, "run_dir was 'runs/emodb'"),
         ({"exception": True}, "it did not finish"),
         ({"end_time": "2026-01-01"}, "it is older than that of 01_prepare_data"),

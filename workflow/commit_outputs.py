@@ -1,6 +1,6 @@
 """Copy the outputs of the demo's runs into the committed notebooks, as text and PNG only.
 
-Only the synthetic corpora are accepted, which contain no real person's voice.
+Only corpora whose recordings may be published are accepted: the embedded EmoDB and synthetic voices.
 
 python workflow/commit_outputs.py
 """
@@ -12,7 +12,7 @@ from gmp_utils.runs import experiments, notebook
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, figures_folder, run_folder
 
 RUNS = {  # folder: parameters of notebook 01
-    "runs/demo": {"corpus": "synthetic"},
+    "runs/demo": {"corpus": "emodb"},
     "runs/personal": experiments.recipe("papt") | {"corpus": "synthetic_speakers"},
 }
 README_FIGURE = "03-probes-multitask-fold1"
@@ -71,7 +71,7 @@ def reject_others(
         defaults = notebook.notebook_parameters(NOTEBOOKS / f"{name}.ipynb")
         if run:
             defaults |= RUNS[run] | {"run_dir": run}
-            metadata.parameters.setdefault("corpus", "synthetic")
+            metadata.parameters.setdefault("corpus", "emodb")
         others = [key for key, value in metadata.parameters.items() if value != defaults.get(key)]
         before = prepared[defaults["run_dir"]].metadata.papermill
         if metadata.exception or not metadata.end_time:
@@ -83,9 +83,9 @@ def reject_others(
         else:
             continue
         raise GmpError(
-            f"{name}: found outputs that are not the demo's ({reason}), expected those of the synthetic "
-            f"corpus, because only its voices may be committed. Remove {defaults['run_dir']} and run make "
-            "notebooks."
+            f"{name}: found outputs that are not the demo's ({reason}), expected those of the embedded "
+            "EmoDB and of synthetic voices, because no others may be committed. Remove "
+            f"{defaults['run_dir']} and run make notebooks."
         )
 
 

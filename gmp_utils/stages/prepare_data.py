@@ -39,7 +39,7 @@ def read_manifest(
     corpus, test_corpus : str
         Of `gmp_utils.data.corpora.CORPORA`; no `test_corpus` if "".
     corpus_dir, test_corpus_dir : str
-        Folder of the recordings, or the file of a table; "" for synthetic corpora.
+        Folder of the recordings, or the file of a table; "" for synthetic and embedded corpora.
     seed, shifts
         Of synthetic corpora, see `gmp_utils.data.corpora.synthetic_speakers.make`.
     **options
@@ -58,10 +58,13 @@ def read_manifest(
 
 def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts: str) -> Path:
     """Folder of a corpus, made first for synthetic ones."""
+    if corpus in corpora.EMBEDDED and not corpus_dir:
+        return corpora.EMBEDDED[corpus]
     if (corpus in SYNTHETIC) == bool(corpus_dir):
         raise GmpError(
             f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, "
-            f"{' and '.join(SYNTHETIC)} are synthesized and take none."
+            f"{' and '.join(SYNTHETIC)} are synthesized and take none, "
+            f"{' and '.join(corpora.EMBEDDED)} can do without."
         )
     if corpus_dir:
         return ROOT / Path(corpus_dir).expanduser()
@@ -95,8 +98,9 @@ def prepare(
         Of the protocol, see `gmp_utils.data.protocol.make_protocol`.
     """
     run = run_folder(run_dir)
-    # A synthetic corpus is the same in every run: paths in the run's folder are relative to it.
-    relative = manifest.assign(path=manifest.path.str.removeprefix(f"{run}/"))
+    # Synthetic and embedded corpora are the same wherever the run or the checkout is.
+    paths = manifest.path.str.removeprefix(f"{run}/").str.removeprefix(f"{ROOT}/")
+    relative = manifest.assign(path=paths)
     recordings = _decode(run, manifest, relative)
     report = pd.read_parquet(recordings / "report.parquet")
     of_recordings = waveform_store.find_problems(report, min_seconds, max_seconds)

@@ -20,6 +20,7 @@ CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "msp_podcast": (msp.load_podcast, msp.PODCAST_EMOTIONS),
     "msp_improv": (msp.load_improv, msp.IMPROV_EMOTIONS),
 } | {name: (corpus.load, corpus.emotions) for name, corpus in ACTED.items()}
+EMBEDDED = {"emodb": Path(__file__).with_name("emodb")}  # recordings that the package contains
 
 
 def check(manifest: pd.DataFrame) -> pd.DataFrame:

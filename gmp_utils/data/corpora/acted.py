@@ -17,8 +17,8 @@ class ActedCorpus:
     Attributes
     ----------
     pattern : str
-        Regular expression of the end of a path, from the start of a file or folder name, with the groups
-        `speaker`, `label` and, if the sentence is known, `text`.
+        Regular expression of the end of a path, from the start of a file or folder name to the suffix, with
+        the groups `speaker`, `label` and, if the sentence is known, `text`.
     emotions : dict of str to str
         From labels to emotions.
     female : str
@@ -34,8 +34,8 @@ class ActedCorpus:
 
     def load(self, folder: Path) -> pd.DataFrame:
         """Read the manifest; recordings that do not match come last, unlabelled."""
-        pattern = re.compile(f"(?s:.*/)?{self.pattern}")
-        paths = sorted(folder.rglob("*.wav"))
+        pattern = re.compile(rf"(?s:.*/)?{self.pattern}\.(?:wav|flac)")
+        paths = sorted([*folder.rglob("*.wav"), *folder.rglob("*.flac")])
         rows = [
             {"utterance": path.stem, "path": str(path)} | match.groupdict() | self.fields(match)
             for path in paths
@@ -59,7 +59,7 @@ ACTED = {
     # CREMA-D: 91 actors, 7,442 recordings, <actor>_<sentence>_<emotion>_<level>.wav
     "crema_d": ActedCorpus(
         r"(?P<speaker>\d{4})_(?P<text>IEO|TIE|IOM|IWW|TAI|MTI|IWL|ITH|DFA|ITS|TSI|WSI)"
-        r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX)\.wav",
+        r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX)",
         {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral",
          "SAD": "sad"},
         # VideoDemographics.csv; the other 48 of 1001 to 1091 are male
@@ -69,21 +69,21 @@ ACTED = {
     ),
     # RAVDESS, audio-only speech (03-01): 24 actors, 1,440 recordings, seven two-digit fields
     "ravdess": ActedCorpus(
-        r"03-01-(?P<label>0[1-8])-0[12]-(?P<text>0[12])-0[12]-(?P<speaker>\d\d)\.wav",
+        r"03-01-(?P<label>0[1-8])-0[12]-(?P<text>0[12])-0[12]-(?P<speaker>\d\d)",
         {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "fearful",
          "07": "disgusted", "08": "surprised"},
         "02 04 06 08 10 12 14 16 18 20 22 24",
     ),
     # EmoDB: 10 speakers, 535 recordings, SSTTTEV.wav: speaker, text, German initial, version
     "emodb": ActedCorpus(
-        r"(?P<speaker>03|08|09|10|11|12|13|14|15|16)(?P<text>[ab]\d\d)(?P<label>[WLEAFTN])[a-z]?\.wav",
+        r"(?P<speaker>03|08|09|10|11|12|13|14|15|16)(?P<text>[ab]\d\d)(?P<label>[WLEAFTN])[a-z]?",
         {"W": "angry", "L": "bored", "E": "disgusted", "A": "fearful", "F": "happy", "T": "sad",
          "N": "neutral"},
         "08 09 13 14 16",
     ),
     # SAVEE: 4 men, 480 recordings, <speaker>/<emotion><number>.wav or <speaker>_<emotion><number>.wav
     "savee": ActedCorpus(
-        r"(?P<speaker>DC|JE|JK|KL)[/_](?P<label>sa|su|a|d|f|h|n)(\d\d)\.wav",
+        r"(?P<speaker>DC|JE|JK|KL)[/_](?P<label>sa|su|a|d|f|h|n)(\d\d)",
         {"a": "angry", "d": "disgusted", "f": "fearful", "h": "happy", "n": "neutral", "sa": "sad",
          "su": "surprised"},
         "",
@@ -91,14 +91,14 @@ ACTED = {
     ),
     # TESS: 2 women, 2,800 recordings, <speaker>_<word>_<emotion>.wav; ps is a pleasant surprise
     "tess": ActedCorpus(
-        r"(?P<speaker>OAF|YAF)_(?P<text>[a-z]+)_(?P<label>angry|disgust|fear|happy|neutral|ps|sad)\.wav",
+        r"(?P<speaker>OAF|YAF)_(?P<text>[a-z]+)_(?P<label>angry|disgust|fear|happy|neutral|ps|sad)",
         {"angry": "angry", "disgust": "disgusted", "fear": "fearful", "happy": "happy",
          "neutral": "neutral", "ps": "surprised", "sad": "sad"},
         "OAF YAF",
     ),
     # ESD: 20 speakers of Mandarin or English, 35,000 recordings, <speaker>_<number>.wav
     "esd": ActedCorpus(
-        r"(?P<speaker>00(?:0[1-9]|1\d|20))_(\d{6})\.wav",
+        r"(?P<speaker>00(?:0[1-9]|1\d|20))_(\d{6})",
         {name: name for name in ("neutral", "angry", "happy", "sad", "surprised")},
         "0001 0002 0003 0007 0009 0015 0016 0017 0018 0019",
         _esd_fields,
