@@ -118,14 +118,14 @@ def test_layers_above_the_last_requested_are_not_run():
 
 @pytest.mark.parametrize("kind", ["embedded", "wav2vec2", "wavlm"])
 def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
-    """Every layer, trained weights for HuBERT; bfloat16 has a relative error of 0.2 % per operation."""
+    """bfloat16 has a relative error of 0.2 % per operation. Layers of random weights amplify it without a bound."""
     torch.manual_seed(0)
     if kind == "embedded":
         model = SpeechModel.load(resolve("embedded")).eval()
     else:
         model = SpeechModel(CONFIGS[kind](**TINY)).eval()
     batch = padded_batch([16000, 9000])
-    layers = range(model.n_layers + 1)
+    layers = range(model.n_layers + 1 if kind == "embedded" else 1)
     with torch.inference_mode():
         exact, mask = model.hidden_states(*batch, layers=layers)
         monkeypatch.setattr(hardware, "bfloat16", lambda: True)
@@ -134,8 +134,7 @@ def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
         assert rounded_state.dtype == torch.float32
         assert not torch.equal(state, rounded_state)
         error = (state - rounded_state)[mask].norm() / state[mask].norm()
-        # random weights amplify the rounding, by how much depends on the processor
-        assert error < (0.02 if kind == "embedded" else 0.05)
+        assert error < 0.02
 
 
 def saved_bytes_of_cnn(model) -> int:

@@ -42,15 +42,16 @@ from gmp_utils.training.batching import DurationBatchSampler, Utterances, collat
 class TrainingConfig:
     """Hyperparameters of a training by Adam. Gradients are clipped to a norm of 1."""
 
-    learning_rate: float = (
-        1e-4  # after a linear warm-up over 10 % of the steps, before a linear decay
-    )
+    learning_rate: float = 1e-4  # after a warm-up over 10 % of the steps, before a linear decay
     epochs: int = 0  # each followed by an evaluation; 0 if `max_steps` is given
     max_steps: int = 0  # optimizer steps, with ten evaluations; 0 if `epochs` is given
     batch_seconds: float = 320.0  # padded seconds of audio per batch
     batch_size: int = 64  # utterances per batch, at most
     seed: int = 0
     processes: int = 1  # GPUs, or processes of a CPU, that share every batch, in other roundings
+    head_learning_rate: float = 0.0  # of what is on top of the encoder; 0 for `learning_rate`
+    weight_decay: float = 0.0  # of AdamW, which equals Adam at 0
+    betas: tuple[float, float] = (0.9, 0.999)  # of Adam's moving averages
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
@@ -151,6 +152,23 @@ class DurationTrainer(Trainer):
     def get_eval_dataloader(self, eval_dataset=None) -> DataLoader:
         """Return the validation batches."""
         return self._loader(eval_dataset or self.eval_dataset, train=False)
+
+    def create_optimizer(self, model=None):
+        """AdamW, with a learning rate for the encoder and one for what is on top of it."""
+        if self.optimizer is None:
+            encoder, rates = set(self.model.base_model.parameters()), self.config
+            trained = [
+                parameter for parameter in self.model.parameters() if parameter.requires_grad
+            ]
+            groups = [
+                {"params": [parameter for parameter in trained if (parameter in encoder) == inside]}
+                for inside in (True, False)
+            ]
+            groups[1]["lr"] = rates.head_learning_rate or rates.learning_rate
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
+            settings["weight_decay"] = rates.weight_decay
+            self.optimizer = optimizer([group for group in groups if group["params"]], **settings)
+        return self.optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         """Call the model's hook, and make a step."""
@@ -364,6 +382,8 @@ def _arguments(
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         learning_rate=config.learning_rate,
+        adam_beta1=config.betas[0],
+        adam_beta2=config.betas[1],
         warmup_steps=0.1,
         **dict.fromkeys(("eval_strategy", "save_strategy"), strategy),
         **dict.fromkeys(("eval_steps", "save_steps"), every),
