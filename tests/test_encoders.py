@@ -118,7 +118,7 @@ def test_layers_above_the_last_requested_are_not_run():
 
 @pytest.mark.parametrize("kind", ["embedded", "wav2vec2", "wavlm"])
 def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
-    """bfloat16 has a relative error of 0.2 % per operation. Layers of random weights amplify it without a bound."""
+    """bfloat16 has a relative error of 0.2 % per operation; layers of random weights amplify it."""
     torch.manual_seed(0)
     if kind == "embedded":
         model = SpeechModel.load(resolve("embedded")).eval()

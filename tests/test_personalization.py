@@ -383,6 +383,8 @@ def test_seen_speakers_are_compared_on_unused_utterances(rated):
     assert len(used) == len(unused) == 6 and not used & unused  # halves of twelve
     gaps = ratings.personalization_gap(rated, {1: stage.name})
     np.testing.assert_allclose(gaps.gap, gaps.seen - gaps.unseen)
+    shifts = ratings.shifts(rated, stage.name)
+    assert (shifts[["feature", "label"]] > 0).all(axis=None)
 
 
 def test_the_encoder_may_be_trained_too(rated):

@@ -225,8 +225,9 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         unseen = read_predictions(task, stage)
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
-        scores = pd.concat(map(speaker_scores, tables.values()), keys=tables, names=["part"])
-        means = scores.groupby(["attribute", "part"], sort=False).ccc.mean().unstack()
+        means = pd.DataFrame()
+        for name, table in tables.items():
+            means[name] = speaker_scores(table).groupby("attribute", sort=False).ccc.mean()
         rows.append(means.assign(speakers=n_speakers, gap=means.seen - means.unseen).reset_index())
     return pd.concat(rows, ignore_index=True)
 
@@ -240,13 +241,12 @@ def shifts(task: RatingTask, system: str) -> pd.DataFrame:
     """
     fold = open_fold(task)
     means, labels = fold.features["mean"], fold.corpus.manifest
-    training, test = fold.parts["train"], fold.parts["test"]
+    training, speaker = fold.parts["train"], fold.speaker[fold.parts["test"]]
     pca = PCA(min(REDUCED, *means.loc[training].shape), random_state=0).fit(means.loc[training])
     reduced = pd.DataFrame(pca.transform(means), means.index)
-    utterances = fold.speaker[test].groupby(fold.speaker[test]).groups
 
-    def distance(values: pd.DataFrame, speaker: str) -> float:
-        return shift(values.loc[utterances[speaker]], values.loc[training])
+    def distance(values: pd.DataFrame, name: str) -> float:
+        return shift(values.loc[speaker.index[speaker == name]], values.loc[training])
 
     table = speaker_scores(read_predictions(task, system)).drop(columns=["system", "calibration"])
     return table.assign(

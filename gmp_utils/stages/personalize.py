@@ -225,13 +225,9 @@ def train_and_predict(
 ) -> Path:
     """Train a system on a fold's training speakers, and predict the ratings of all its utterances.
 
-    A "papt" system starts with the model of `adapt`.
-
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json, model/, predictions.parquet (utterance, speaker, gender, part,
-        attribute, true, predicted) and speakers.parquet (each speaker's mean features).
+    A "papt" system starts with the model of `adapt`. The stage has history.csv, metrics.json, model/,
+    predictions.parquet (utterance, speaker, gender, part, attribute, true, predicted) and speakers.parquet
+    (each speaker's mean features).
     """
     fold, stages, source = open_fold(task), [], weights.resolve(task.encoder)
     if system.initial_model:
@@ -240,9 +236,8 @@ def train_and_predict(
         if not task.train_encoder:
             stages.append(_papt_frames(fold, system.position))
             fold = replace(fold, frames=stages[1] / "frames")
-    settings = {"system": system, "training": training}
-    build = partial(_fit_and_predict, fold=fold, source=source, **settings)
-    parameters = {name: vars(value) for name, value in settings.items()}
+    build = partial(_fit_and_predict, fold=fold, system=system, source=source, training=training)
+    parameters = {"system": vars(system), "training": vars(training)}
     parameters["neighbors"] = task.neighbors if system.learns_embeddings else None
     return _make_fold_stage(fold, system.name, build, parameters, *stages)
 
