@@ -5,10 +5,12 @@ from importlib.util import find_spec
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import QUICK, finished, workflow, write_noise_corpus
+from transformers import AutoModel
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import to_float
+from gmp_utils.data.audio import normalize, to_float
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import collect, tables
 from gmp_utils.models.heads import HeadConfig
@@ -110,8 +112,29 @@ def test_majority_by_hand(tmp_path):
     assert set(predictions.predicted) == {"angry"}  # all are as frequent: the first
     assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
-    with pytest.raises(GmpError, match="baseline 'svm': expected one of egemaps, majority"):
+    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, egemaps, majority"):
         baselines.classify(str(run), 1, baseline="svm")
+
+
+def test_the_probe_takes_the_layer_that_is_best_on_validation(tmp_path, tiny_encoder):
+    """Layer 2 of three encodes the emotion, the others are noise."""
+    corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
+    fold, names = baselines.Fold(corpus, 1), list(corpus.manifest.index)
+    x = np.random.default_rng(0).normal(size=(len(names), 3, 8)).astype(np.float32)
+    x[:, 2, :4] += 5 * np.eye(4)[corpus.labels(names, "emotion")]
+    scores, metrics = baselines.fit_probe(fold, x)
+    assert metrics == {"layer": 2, "parameters": 4 * 9}
+    assert (scores["test"].argmax(axis=1) == fold.labels["test"]).mean() > 0.9
+
+    stage = baselines.layer_statistics(corpus, str(tiny_encoder))
+    statistics = np.load(stage / "statistics.npy")
+    model = AutoModel.from_pretrained(tiny_encoder).eval()
+    with torch.inference_mode():
+        waveform = torch.from_numpy(normalize(corpus.waveforms[names[3]]))[None]
+        states = model(waveform, output_hidden_states=True).hidden_states
+    for layer, (state,) in enumerate(states):
+        expected = torch.cat([state.mean(dim=0), state.std(dim=0, correction=0)])
+        np.testing.assert_allclose(statistics[3, layer], expected, atol=2e-3)  # of 16 bit
 
 
 def test_the_svm_is_trained_and_selected_without_the_test_speakers(tmp_path):

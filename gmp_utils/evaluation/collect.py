@@ -17,6 +17,7 @@ SYSTEM_NAMES = {
     "ce": "CE",
     "ams": "AMS",
     "ce-then-ams": "CE then AMS",
+    "probe": "probe",
     "egemaps": "SVM on eGeMAPS",
     "majority": "majority",
     "text": "text alone",

@@ -1,4 +1,4 @@
-"""Baselines of stage 06: eGeMAPS with an SVM, the majority class, and text alone or fused with speech."""
+"""Baselines of stage 06: a probe, eGeMAPS, the majority class, and text alone or fused with speech."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,15 +27,17 @@ from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.evaluation.metrics import uar
 from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.models.classifiers import EmotionClassifier
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.experiments import OPENSMILE
-from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.runs.files import read_json, text_digest, write_json
 from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
-BASELINES = ("egemaps", "majority")
+BASELINES = ("probe", "egemaps", "majority")
+PROBE_C = 0.03  # inverse of the L2 penalty
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
 SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
@@ -97,6 +99,41 @@ def functionals(corpus: Corpus) -> Path:
     return make_stage(folder, build, parameters={}, stages=[corpus.stage], module=__name__)
 
 
+def layer_statistics(corpus: Corpus, encoder: str) -> Path:
+    """The stage with mean and standard deviation over time of an encoder's hidden states.
+
+    statistics.npy is (n_utterances, layers, 2 · hidden_size) float32, in the manifest's order.
+    """
+
+    def build(folder: Path) -> None:
+        model = SpeechModel.load(weights.resolve(encoder))
+        names, inputs = list(corpus.manifest.index), features.model_inputs(model, corpus)
+        layers, vectors = range(model.n_layers + 1), {}
+        for name, states in features.layer_states_by_length(model, inputs, names, layers):
+            states = states.astype(np.float32)
+            vectors[name] = np.concatenate([states.mean(axis=1), states.std(axis=1)], axis=-1)
+        np.save(folder / "statistics.npy", np.stack([vectors[name] for name in names]))
+
+    fingerprint = weights.fingerprint(encoder)
+    settings = {"parameters": {"encoder": encoder}, "inputs": [fingerprint], "module": __name__}
+    folder = corpus.stage.parent / "probe" / text_digest(fingerprint)[:12]
+    return make_stage(folder, build, stages=[corpus.stage], **settings)
+
+
+def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
+    """Scores and metrics of logistic regression on `layer_statistics` of the layer selected on validation."""
+    index = fold.corpus.manifest.index
+    rows = {part: statistics[index.get_indexer(names)] for part, names in fold.parts.items()}
+
+    def fit(layer: int) -> Scores:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=5000))
+        probe.fit(rows["train"][:, layer], fold.labels["train"])
+        return {part: probe.predict_log_proba(rows[part][:, layer]) for part in fold.scored_parts}
+
+    layer, scores = fold.select(fit, range(statistics.shape[1]))
+    return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
+
+
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
     """Scores and metrics of a linear SVM on features that are indexed by utterance."""
     rows = {part: x.loc[names] for part, names in fold.parts.items()}
@@ -131,20 +168,34 @@ def check_baselines(baselines: list[str]) -> None:
 
 
 def classify(
-    run_dir: str, fold: int, *, baseline: str, use_gmps: bool = False, seed: int = 0
+    run_dir: str,
+    fold: int,
+    *,
+    baseline: str,
+    encoder: str = "embedded",
+    use_gmps: bool = False,
+    seed: int = 0,
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    `use_gmps` and `seed` change nothing: they name the networks that the baseline is listed with.
+    `use_gmps` and `seed` change nothing: they name the networks that the baseline is listed with. The probe
+    is of the `encoder` as it was before any training here.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
-    stages = [corpus.stage, *([functionals(corpus)] if baseline == "egemaps" else [])]
+    stages = [corpus.stage]
+    if baseline == "egemaps":
+        stages.append(functionals(corpus))
+    elif baseline == "probe":
+        corpus.check_encoder(encoder, fold)
+        stages.append(layer_statistics(corpus, encoder))
 
     def build(folder: Path) -> None:
         data = Fold(corpus, fold)
         if baseline == "egemaps":
             results = fit_svm(data, pd.read_parquet(stages[-1] / "functionals.parquet"))
+        elif baseline == "probe":
+            results = fit_probe(data, np.load(stages[-1] / "statistics.npy"))
         else:
             results = _majority(data)
         data.write(folder, *results)
