@@ -1,6 +1,7 @@
 """Linear probes of an encoder's frozen layers, and baselines without an encoder.
 
-    python benchmarks/encoder_probes.py --emodb FOLDER [--encoder embedded] [--out FOLDER] [--run FOLDER]
+    python benchmarks/encoder_probes.py [--emodb FOLDER] [--encoder embedded] [--out FOLDER] [--run FOLDER]
+    python benchmarks/encoder_probes.py --picture figures/readme-encoder.png
 
 Corpora: the synthetic one, and EmoDB (7 emotions, ten speakers).
 
@@ -13,7 +14,9 @@ speaker's unlabeled audio.
 --run compares the classifiers of a finished run on EmoDB's seven emotions (preset `emotions: []`) with
 the baselines, by speaker. Its folds test on two speakers each, the baselines on one.
 
-Needs the extra `benchmarks` (opensmile's license allows research and private use only).
+--picture draws README's figure only: maps of layers on EmoDB beside their probes.
+
+Without --picture it needs the extra `benchmarks` (opensmile's license allows research and private use only).
 """
 
 import argparse
@@ -21,9 +24,10 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import opensmile
 import pandas as pd
 import plotly.express as px
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
@@ -35,7 +39,7 @@ from gmp_utils.data import audio, corpora, waveform_store
 from gmp_utils.data.acoustic_features import mfcc_frames
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.evaluation import collect, comparison
+from gmp_utils.evaluation import collect, comparison, geometry
 from gmp_utils.evaluation.metrics import uar
 from gmp_utils.figures import style
 from gmp_utils.models.encoder import SpeechModel
@@ -44,6 +48,7 @@ from gmp_utils.runs.paths import ROOT
 from gmp_utils.training import features
 
 BY_SPEAKER = ", z by speaker"
+MAPPED = (0, 3, 8)  # layers of README's figure
 GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
@@ -104,6 +109,8 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     """Features by name of the system: (layers, utterances, dim)."""
     waveforms, report = waveform_store.write_store(manifest, folder / "waveforms")
     waveform_store.check_readable(report)
+    import opensmile
+
     smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
     egemaps = np.stack(
         [
@@ -212,16 +219,57 @@ def picture(scores: pd.DataFrame):
     )
 
 
+def maps_and_probes(manifest: pd.DataFrame, encoder: str) -> go.Figure:
+    """UMAP of utterances (mean and deviation of some layers), and the probes of all layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        waveforms, _ = waveform_store.write_store(manifest, Path(folder) / "waveforms")
+        values = layers(weights.resolve(encoder), waveforms)
+    emotions, speakers = manifest.emotion.to_numpy(), manifest.speaker.to_numpy()
+    recalls = []
+    for x in values:
+        rows = manifest.assign(true=emotions, predicted=probe(x, emotions, speakers, False))
+        recalls.append([100 * value for value in comparison.with_intervals(rows)["UAR"]])
+    mean, low, high = np.array(recalls).T
+    mapped = [layer for layer in MAPPED if layer < len(values)]
+    titles = [f"layer {layer}" for layer in mapped] + ["UAR of linear probes (%)"]
+    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.03)
+    colors = style.colors(sorted(set(emotions)))
+    for column, layer in enumerate(mapped, start=1):
+        points = geometry.umap_map(StandardScaler().fit_transform(values[layer]), seed=0)
+        for name, color in colors.items():
+            x, y = points[emotions == name].T
+            marker = {"color": color, "size": 4}
+            options = {"mode": "markers", "name": name, "marker": marker}
+            trace = go.Scatter(x=x, y=y, showlegend=column == 1, **options)
+            figure.add_trace(trace, 1, column)
+        figure.update_xaxes(showticklabels=False, row=1, col=column)
+        figure.update_yaxes(showticklabels=False, row=1, col=column)
+    error = {"type": "data", "array": high - mean, "arrayminus": mean - low}
+    curve = go.Scatter(y=mean, error_y=error, showlegend=False, line={"color": "#333333"})
+    figure.add_trace(curve, 1, len(titles))
+    figure.update_xaxes(title="layer", dtick=1, row=1, col=len(titles))
+    title = (
+        f"The untouched encoder's layers give {min(mean):.0f} to {max(mean):.0f} % UAR on seven emotions of "
+        "speakers that the probe was not trained on (chance: 14 %)"
+    )
+    return figure.update_layout(template=style.TEMPLATE, height=380, title=title)
+
+
 def main() -> None:
     """Print the scores; write scores.csv, speakers.csv, probes.html and, with a Chromium, probes.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--emodb", required=True, help="folder of EmoDB's recordings")
+    parser.add_argument("--emodb", default=corpora.EMBEDDED["emodb"], help="folder of EmoDB")
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--run", help="a run whose classifiers are compared with the baselines")
+    parser.add_argument("--picture", help="PNG file of README's figure, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
     arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
     emodb = corpora.load("emodb", arguments.emodb)
+    if arguments.picture:
+        figure = maps_and_probes(emodb, arguments.encoder)
+        figure.write_image(arguments.picture, width=1300, height=380)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         synthetic.make(Path(folder))
         spoken = score("synthetic", corpora.load("synthetic", folder), arguments.encoder)
