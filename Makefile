@@ -85,13 +85,14 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Runs the demo, and puts its outputs into the committed notebooks.
+# Runs the demo, puts its outputs into the committed notebooks, and draws README's figure.
 notebooks: run
 	for name in 00_pretrain_encoder 09_recognize; do \
 		$(BIN)/papermill notebooks/$$name.ipynb runs/demo/notebooks/$$name.ipynb || exit; \
 	done
 	$(GMP) run --recipe papt --corpus synthetic_speakers --run-dir runs/personal
 	$(BIN)/python workflow/commit_outputs.py
+	$(BIN)/python benchmarks/encoder_probes.py --picture figures/readme-encoder.png
 
 clean:
 	rm -rf runs .venv

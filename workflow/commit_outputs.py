@@ -9,13 +9,12 @@ import nbformat
 
 from gmp_utils import GmpError
 from gmp_utils.runs import experiments, notebook
-from gmp_utils.runs.paths import NOTEBOOKS, ROOT, figures_folder, run_folder
+from gmp_utils.runs.paths import NOTEBOOKS, run_folder
 
 RUNS = {  # folder: parameters of notebook 01
     "runs/demo": {"corpus": "emodb"},
     "runs/personal": experiments.recipe("papt") | {"corpus": "synthetic_speakers"},
 }
-README_FIGURE = "03-probes-multitask-fold1"
 
 
 def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -90,7 +89,7 @@ def reject_others(
 
 
 def main() -> None:
-    """Copy the demo's executed notebooks over their sources, and one figure for the README."""
+    """Copy the demo's executed notebooks over their sources."""
     sources = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 
     def read(run: str, name: str) -> nbformat.NotebookNode:
@@ -103,8 +102,6 @@ def main() -> None:
     for source in sources:
         nbformat.write(committed(executed[source.stem]), source)
         print(f"{source.name}: {source.stat().st_size / 1000:.0f} kB")
-    picture = figures_folder("runs/demo") / f"{README_FIGURE}.png"
-    (ROOT / "figures" / "readme-probes.png").write_bytes(picture.read_bytes())
 
 
 if __name__ == "__main__":

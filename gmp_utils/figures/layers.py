@@ -115,6 +115,7 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
         hover_data={"speaker": True, "x": False, "y": False},
         render_mode="svg",
     )  # fmt: skip
+    figure.for_each_annotation(lambda note: note.update(text=note.text.replace("=", " ")))
     unseen = {"size": 7, "opacity": 1, "line": {"width": 0.5, "color": "black"}}
     figure.update_traces(marker={"size": 4, "opacity": 0.6})
     figure.update_traces(marker=unseen, selector={"marker_symbol": "diamond"})
