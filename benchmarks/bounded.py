@@ -1,6 +1,6 @@
 """Data that may exceed the memory: a corpus of 100 hours, and the frames of a corpus of seven hours.
 
-python benchmarks/bounded.py --recordings <folder of wav files>
+python benchmarks/bounded.py --recordings <folder of wav or FLAC files>
 """
 
 import argparse
@@ -21,7 +21,7 @@ from gmp_utils.training import kmeans
 
 def prepare(recordings: Path, hours: float, folder: Path) -> None:
     """Decode recordings repeatedly into one store."""
-    paths = sorted(map(str, recordings.glob("**/*.wav")))
+    paths = sorted(str(p) for p in recordings.rglob("*") if p.suffix in (".flac", ".wav"))
     seconds = [soundfile.info(path).duration for path in paths]
     copies = int(np.ceil(hours * 3600 / sum(seconds)))
     chosen = list(itertools.chain.from_iterable([paths] * copies))

@@ -11,7 +11,7 @@ each speaker's utterances, tested on the other half. Classifier: logistic regres
 features, C = 0.03; for eGeMAPS C is tuned on the training speakers. "z by speaker" uses the test
 speaker's unlabeled audio.
 
---run compares the classifiers of a finished run on EmoDB's seven emotions (preset `emotions: []`) with
+--run compares the classifiers of a finished run on EmoDB's seven emotions (`presets/seven.yaml`) with
 the baselines, by speaker. Its folds test on two speakers each, the baselines on one.
 
 --picture draws README's figure only: maps of layers on EmoDB beside their probes.

@@ -1,6 +1,6 @@
 """Speed of recognition and of the encoder alone, start-up time, and time and memory of an hour of audio.
 
-python benchmarks/recognition.py --recordings /path/to/emodb/wav [--files 100] [--hour]
+python benchmarks/recognition.py --recordings gmp_utils/data/corpora/emodb [--files 100] [--hour]
 """
 
 import argparse

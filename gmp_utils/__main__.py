@@ -48,7 +48,7 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
         add("experiment", metavar="NAME", help=text, nargs=None if name == "experiment" else "?")
         add("--seeds", **numbers, help="of an experiment (default: those declared)")
     add("--corpus", default="", help="such as crema_d, iemocap or table (default: emodb)")
-    text = "its recordings, or the file of a table (default for emodb: those in the package)"
+    text = "its recordings, or the file of a table (default for emodb: the package's)"
     add("--corpus-dir", default="", metavar="DIR", help=text)
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
