@@ -227,7 +227,7 @@ def test_unreadable_weights_are_named(tiny_encoder, tmp_path, name):
 
 def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(GmpError, match="none with a model's config.json"):
+    with pytest.raises(GmpError, match=r"none with a model's config\.json"):
         resolve(str(tmp_path))
     with pytest.raises(GmpError, match="no such folder"):
         resolve("./not/there")
