@@ -1,6 +1,6 @@
 """Data that may exceed the memory: a corpus of 100 hours, and the frames of a corpus of seven hours.
 
-python benchmarks/bounded.py --recordings <folder of wav or FLAC files>
+python benchmarks/bounded.py --recordings <folder of recordings>
 """
 
 import argparse
@@ -16,12 +16,13 @@ from stages import measure
 
 from gmp_utils.data import waveform_store
 from gmp_utils.data.ragged import Ragged
+from gmp_utils.stages.recognize import find_recordings
 from gmp_utils.training import kmeans
 
 
 def prepare(recordings: Path, hours: float, folder: Path) -> None:
     """Decode recordings repeatedly into one store."""
-    paths = sorted(str(p) for p in recordings.rglob("*") if p.suffix in (".flac", ".wav"))
+    paths = find_recordings(recordings)
     seconds = [soundfile.info(path).duration for path in paths]
     copies = int(np.ceil(hours * 3600 / sum(seconds)))
     chosen = list(itertools.chain.from_iterable([paths] * copies))

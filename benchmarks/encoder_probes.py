@@ -78,19 +78,10 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
     return values.mean(), *stats.ttest_1samp(values, 0).confidence_interval()
 
 
-def pooled(frames: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation over time of (..., frames, dim)."""
-    frames = frames.astype(np.float32)
-    return np.concatenate([frames.mean(axis=-2), frames.std(axis=-2)], axis=-1)
-
-
 def layers(source: str, waveforms: Ragged) -> np.ndarray:
     """Pooled states, (layers + 1, utterances, 2 · hidden_size)."""
     model = SpeechModel.load(source, train_cnn=True)
-    indices, names = range(model.n_layers + 1), waveforms.utterances
-    states = features.layer_states_by_length(model, waveforms, names, indices)
-    by_name = {name: pooled(frames) for name, frames in states}
-    return np.stack([by_name[name] for name in names], axis=1)
+    return features.pooled_layers(model, waveforms, waveforms.utterances).swapaxes(0, 1)
 
 
 def z_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
@@ -118,7 +109,8 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
             for name in waveforms.utterances
         ]
     )
-    mfcc = np.stack([pooled(mfcc_frames(waveforms[name])) for name in waveforms.utterances])
+    frames = [mfcc_frames(waveforms[name]) for name in waveforms.utterances]
+    mfcc = np.stack([np.concatenate([x.mean(axis=0), x.std(axis=0)]) for x in frames])
     set_seed(0)
     config = SpeechModel.load(weights.resolve(encoder)).config
     HubertModel(config).save_pretrained(folder / "random")

@@ -45,6 +45,7 @@ from gmp_utils.models.heads import ClusterHeads, HeadConfig
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import ROOT
+from gmp_utils.stages.recognize import find_recordings
 from gmp_utils.training import features, kmeans
 from gmp_utils.training.batching import (
     DurationBatchSampler,
@@ -149,9 +150,7 @@ class Recordings:
     def __init__(self, folder: Path, corpus_dir: str | None, n: int, batch_size: int):
         rng = np.random.default_rng(0)
         self.folder, self.batch_size = folder, batch_size
-        paths = _noises(folder, n, rng)
-        if corpus_dir:
-            paths = sorted(p for p in Path(corpus_dir).rglob("*") if p.suffix in (".flac", ".wav"))
+        paths = find_recordings(corpus_dir) if corpus_dir else _noises(folder, n, rng)
         chosen = rng.choice(len(paths), min(n, len(paths)), replace=False)
         self.paths = [str(paths[index]) for index in chosen]
         self.names = [f"{index}" for index in range(len(self.paths))]
@@ -489,7 +488,7 @@ def main() -> None:
     """Measure, print a table, and write runs/bench/stages.json and stages.md."""
     on_gpu = hardware.device() == "cuda"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--recordings", help="folder of wav or FLAC files, such as EmoDB's")
+    parser.add_argument("--recordings", help="folder of recordings, such as EmoDB's")
     parser.add_argument("--utterances", type=int, default=500 if on_gpu else 24)
     parser.add_argument("--batch-size", type=int, default=32 if on_gpu else 8)
     parser.add_argument("--frames", type=int, default=1_000_000 if on_gpu else 60_000)

@@ -100,19 +100,12 @@ def functionals(corpus: Corpus) -> Path:
 
 
 def layer_statistics(corpus: Corpus, encoder: str) -> Path:
-    """The stage with mean and standard deviation over time of an encoder's hidden states.
-
-    statistics.npy is (n_utterances, layers, 2 · hidden_size) float32, in the manifest's order.
-    """
+    """The stage with an encoder's `pooled_layers` in the manifest's order, statistics.npy."""
 
     def build(folder: Path) -> None:
         model = SpeechModel.load(weights.resolve(encoder))
-        names, inputs = list(corpus.manifest.index), features.model_inputs(model, corpus)
-        layers, vectors = range(model.n_layers + 1), {}
-        for name, states in features.layer_states_by_length(model, inputs, names, layers):
-            states = states.astype(np.float32)
-            vectors[name] = np.concatenate([states.mean(axis=1), states.std(axis=1)], axis=-1)
-        np.save(folder / "statistics.npy", np.stack([vectors[name] for name in names]))
+        inputs, names = features.model_inputs(model, corpus), list(corpus.manifest.index)
+        np.save(folder / "statistics.npy", features.pooled_layers(model, inputs, names))
 
     fingerprint = weights.fingerprint(encoder)
     settings = {"parameters": {"encoder": encoder}, "inputs": [fingerprint], "module": __name__}

@@ -127,6 +127,15 @@ def layer_states_by_length(
                 yield name, values[:, :length]
 
 
+def pooled_layers(model: SpeechModel, inputs: Ragged, utterances: Sequence[str]) -> np.ndarray:
+    """Mean and deviation over time of every layer, (n_utterances, layers, 2 · hidden_size) float32."""
+    layers, pooled = range(model.n_layers + 1), {}
+    for name, states in layer_states_by_length(model, inputs, utterances, layers):
+        states = states.astype(np.float32)
+        pooled[name] = np.concatenate([states.mean(axis=1), states.std(axis=1)], axis=-1)
+    return np.stack([pooled[name] for name in utterances])
+
+
 def layer_frames(
     model: SpeechModel,
     inputs: Ragged,
