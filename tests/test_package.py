@@ -36,7 +36,7 @@ def run(target, folder, *arguments):
 
 def test_the_wheel_holds_all_data_and_nothing_else(installed):
     files = zipfile.ZipFile(installed[0]).namelist()
-    for name in ("model.safetensors", "config.json", "README.md", "pretraining_recordings.txt"):
+    for name in ("model.safetensors", "config.json", "README.md", "training_recordings.txt"):
         assert f"gmp_utils/models/embedded/{name}" in files
     emodb = [name for name in files if name.startswith("gmp_utils/data/corpora/emodb/")]
     assert len(emodb) == 535 + 1 and f"{emodb[0].rsplit('/', 1)[0]}/README.md" in emodb

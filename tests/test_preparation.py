@@ -333,7 +333,7 @@ def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
     encoder.mkdir()
     (encoder / "config.json").write_text("{}")
     corpus.check_encoder(str(encoder), 1)
-    (encoder / "pretraining_recordings.txt").write_text(f"{'0' * 16}\n{tested.digest}\n")
+    (encoder / weights.TRAINING_RECORDINGS).write_text(f"{'0' * 16}\n{tested.digest}\n")
     with pytest.raises(GmpError, match=f"recordings of fold 1, such as {tested.utterance}"):
         corpus.check_encoder(str(encoder), 1)
     trained = next(fold for fold in (2, 3) if tested.name in corpus.partition(fold)["train"])
@@ -357,7 +357,7 @@ def test_emodb_is_prepared(emodb_run):
     assert set(problems.problem) <= {"long"}  # prepared() calls 4 s long
     leakage = pd.read_parquet(corpus.stage / "leakage.parquet")
     assert leakage.sentences.tolist() == [1.0] * 10
-    digests = weights.pretraining_digests("embedded")
+    digests = {digest for digest, _ in weights.training_recordings(weights.EMBEDDED)}
     assert digests and not corpus.manifest.digest.isin(digests).any()
 
 

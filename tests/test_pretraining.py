@@ -224,7 +224,7 @@ def test_targets_of_two_rounds(tmp_path, recordings):
     assert not torch.equal(before.get_parameter(conv), after.get_parameter(conv))
     store = Ragged.open(first.parent / "recordings" / "recordings")
     digests = {hashlib.sha256(store[name].tobytes()).hexdigest()[:16] for name in store.utterances}
-    assert weights.pretraining_digests(str(second / "encoder")) == digests
+    assert weights.training_recordings(second / "encoder") == {(one, "") for one in digests}
     assert len(digests) == len(store.utterances) > 1
     for other, number in ((str(tmp_path / "other"), 1), (run, 4)):  # without the stage before it
         with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
@@ -234,9 +234,9 @@ def test_targets_of_two_rounds(tmp_path, recordings):
 def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     """Transformers' own class loads all of it; the CNN is the HuBERT's, the Transformer is trained."""
     run, digest = str(tmp_path / "run"), "0123456789abcdef"
-    listed = (read(run, recordings) / weights.PRETRAINING_RECORDINGS).read_text()
+    listed = weights.training_recordings(read(run, recordings))
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
-    (hubert / weights.PRETRAINING_RECORDINGS).write_text(digest, encoding="utf-8")
+    (hubert / weights.TRAINING_RECORDINGS).write_text(digest, encoding="utf-8")
     model = pretrain_encoder.pretrain_contrastive(run, str(hubert), TRAINING, 2.0) / "model"
     loaded, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"]
@@ -245,7 +245,7 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if not name.startswith("feature_extractor.")}
-    assert weights.pretraining_digests(str(model)) == {digest, *listed.split()}
+    assert weights.training_recordings(model) == {(digest, ""), *listed}
     assert weights.pretraining_objective(str(model)) == "contrastive"
     with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
         pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING, 2.0)
@@ -255,11 +255,11 @@ def test_the_embedded_encoder_is_the_one_on_record():
     """The card has the weights' checksum: a change of the weights has to be described there."""
     folder = weights.EMBEDDED
     files = {path.name for path in folder.iterdir()}
-    assert files == {"config.json", "pretraining_recordings.txt", "model.safetensors", "README.md"}
+    assert files == {"config.json", "training_recordings.txt", "model.safetensors", "README.md"}
     assert (folder / "model.safetensors").stat().st_size < 16e6
     assert file_digest(folder / "model.safetensors") in (folder / "README.md").read_text()
     assert weights.pretraining_objective("embedded") == "clusters"
-    assert weights.pretraining_digests("embedded")
+    assert weights.training_recordings(weights.EMBEDDED)
 
 
 def test_the_embedded_encoder_needs_transformers_only(tmp_path):

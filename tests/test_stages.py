@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation import collect, tables
 from gmp_utils.models import classifiers
 from gmp_utils.models.encoder import SpeechModel
-from gmp_utils.runs import experiments
+from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.stages import finetune, generate_gmps, probe_layers, retrain, train_multitask
 from gmp_utils.stages.results import inference_speed, write_results
@@ -53,6 +54,31 @@ def test_every_stage_leaves_what_it_promises(finished):
         if stage.name == "05_retrain":
             assert best["masked_loss"] == history.masked_loss.min()
     assert list(finished.rglob(".*.partial")) == []
+
+
+def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path):
+    """Fold 1 trains on session 3 and validates on session 2; fold 3 tests on 3, fold 2 on 2."""
+    corpus, run = open_corpus(str(finished.parent)), str(finished.parent)
+    loose = replace(corpus, protocol=replace(corpus.protocol, transductive=True))
+    models = [str(path.parent / "model") for path in finished.rglob("history.csv")]
+    assert len(models) == 6
+    for model in models:
+        corpus.check_encoder(model, 1)
+        for fold, held_out in (
+            (2, "48 validation or test recordings of fold 2"),
+            (3, "24 .* fold 3"),
+        ):
+            for strict_or_not in (corpus, loose):  # labels are not excused
+                with pytest.raises(GmpError, match=f"trained or selected on {held_out}"):
+                    strict_or_not.check_encoder(model, fold)
+    multitask_model = str(finished / "02_train_multitask" / "model")
+    for stage in (train_multitask.train_multitask, retrain.retrain):
+        with pytest.raises(GmpError, match="test recordings of fold 3, such as 3f"):
+            stage(run, 3, multitask_model, QUICK)
+    copy = shutil.copytree(multitask_model, tmp_path / "copy")
+    (copy / weights.TRAINING_RECORDINGS).unlink()
+    with pytest.raises(GmpError, match=r"training_recordings\.txt is missing"):
+        corpus.check_encoder(str(copy), 1)
 
 
 def test_costs_are_those_of_all_stages_of_a_system(finished):
@@ -96,12 +122,12 @@ def test_the_cnn_and_only_the_cnn_stays(finished, tiny_encoder):
     before = load_file(tiny_encoder / "model.safetensors")
     after = load_file(finished / "05_retrain" / "model" / "model.safetensors")
     compared = {"cnn": 0, "layers": 0}
-    for name, weights in before.items():
+    for name, values in before.items():
         if name.startswith("feature_extractor"):
-            assert torch.equal(after[f"hubert.{name}"], weights), name
+            assert torch.equal(after[f"hubert.{name}"], values), name
             compared["cnn"] += 1
         elif "encoder.layers" in name and name.endswith("dense.weight"):
-            assert not torch.equal(after[f"hubert.{name}"], weights), name
+            assert not torch.equal(after[f"hubert.{name}"], values), name
             compared["layers"] += 1
     assert compared == {"cnn": 9, "layers": 8}
 

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.protocol import PARTS, Protocol
+from gmp_utils.data.protocol import PARTS, UNUSED, Protocol
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
@@ -60,18 +60,34 @@ class Corpus:
         return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
 
     def check_encoder(self, encoder: str, fold: int) -> None:
-        """Reject an encoder pre-trained on a fold's validation or test recordings, unless transductive.
+        """Reject an encoder that was trained or selected on recordings that a fold holds out.
 
-        Matched by a hash of their samples, so re-cut or re-encoded copies are missed.
+        Recordings are matched by a hash of their samples, so re-cut or re-encoded copies are missed.
+        Transductive protocols allow training without labels. A model may have been selected on the recordings
+        on which the fold selects.
         """
+        recordings = weights.training_recordings(weights.resolve(encoder))
+        used = pd.DataFrame(sorted(recordings), columns=["digest", "labeled_in"])
         parts = self.protocol.parts(self.manifest, fold)
-        held_out = self.manifest[parts.isin(["validation", "test"])]
-        seen = held_out.utterance[held_out.digest.isin(weights.pretraining_digests(encoder))]
-        if len(seen) and not self.protocol.transductive:
+        used = self.manifest[["utterance", "digest"]].assign(part=parts).merge(used, on="digest")
+        selected = (used.part == self.protocol.selection_part) & (used.part == used.labeled_in)
+        without_labels = used.labeled_in.eq("") & self.protocol.transductive
+        leaked = used[~(used.part.isin(["train", UNUSED]) | selected | without_labels)]
+        if len(leaked):
             raise GmpError(
-                f"encoder {encoder!r} was pre-trained on {len(seen)} validation or test recordings of fold "
-                f"{fold}, such as {seen.iloc[0]}. Use another encoder, or set transductive to true."
+                f"encoder {encoder!r} was trained or selected on {leaked.utterance.nunique()} validation "
+                f"or test recordings of fold {fold}, such as {leaked.utterance.iloc[0]}. Use another one, or "
+                "the fold of its training. If it used no labels, transductive: true allows it."
             )
+
+    def write_training_recordings(self, folder: Path, fold: int, source: str) -> None:
+        """List next to a fold's model what it, and the model that it started from, was trained on."""
+        parts, rules = self.protocol.parts(self.manifest, fold), self.protocol
+        labeled = parts.isin(["train", rules.selection_part])
+        used = labeled | parts.isin(rules.unsupervised_parts)
+        recordings = zip(self.manifest.digest[used], parts.where(labeled, "")[used])
+        before = weights.training_recordings(source)
+        weights.write_training_recordings(folder, before | set(recordings))
 
 
 def open_corpus(run_dir: str) -> Corpus:

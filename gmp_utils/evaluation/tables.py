@@ -152,7 +152,7 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     encoders = [read_json(stage / "params.json").get("encoder") for stage in finished.stage]
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
-        digests = weights.pretraining_digests(encoder)
+        digests = {digest for digest, _ in weights.training_recordings(weights.resolve(encoder))}
         n_known = manifest.digest.isin(digests).sum()
         recordings = f"{n_known} of these recordings" if digests else "recordings not listed here"
         text += f"Encoder {encoder}, pre-trained on {recordings}. "

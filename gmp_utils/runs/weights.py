@@ -7,7 +7,7 @@ from gmp_utils.runs.files import file_digest, read_json, text_digest
 from gmp_utils.runs.paths import ROOT
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"  # a small HuBERT
-PRETRAINING_RECORDINGS = "pretraining_recordings.txt"  # next to an encoder's weights, one per line
+TRAINING_RECORDINGS = "training_recordings.txt"  # next to a model's weights, one per line
 
 
 def resolve(encoder: str) -> str:
@@ -46,10 +46,28 @@ def pretraining_objective(encoder: str) -> str:
     return "contrastive" if "wav2vec2" in architecture else "clusters"
 
 
-def pretraining_digests(encoder: str) -> set[str]:
-    """Digests of an encoder's pre-training recordings; empty unless notebook 00 trained it."""
-    file = Path(resolve(encoder)) / PRETRAINING_RECORDINGS
-    return set(file.read_text(encoding="utf-8").split()) if file.is_file() else set()
+def training_recordings(source: str | Path) -> set[tuple[str, str]]:
+    """Recordings that a model (`resolve`), and what it started from, was trained or selected on.
+
+    Each is a digest and the part of a fold whose labels were used, "" for audio without labels. Empty for
+    models of others.
+    """
+    folder = Path(source)
+    if (folder / TRAINING_RECORDINGS).is_file():
+        lines = (folder / TRAINING_RECORDINGS).read_text(encoding="utf-8").splitlines()
+        return {(digest, part) for digest, _, part in (line.partition(" ") for line in lines)}
+    if (folder / "config.json").is_file() and "train_cnn" in read_json(folder / "config.json"):
+        raise GmpError(
+            f"{source} was trained by this package, but its {TRAINING_RECORDINGS} is missing, so that it "
+            "could have been trained on test speakers. Copy the whole folder, or train the model again."
+        )
+    return set()
+
+
+def write_training_recordings(folder: Path, recordings: set[tuple[str, str]]) -> None:
+    """Write digests and parts, as `training_recordings` reads them."""
+    lines = sorted(f"{digest} {part}".strip() for digest, part in recordings)
+    (folder / TRAINING_RECORDINGS).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def fingerprint(encoder: str) -> str:

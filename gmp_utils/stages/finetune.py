@@ -77,6 +77,7 @@ def finetune(
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         train(model, *datasets, folder, training, compute_metrics=_metrics, **selection)
+        corpus.write_training_recordings(folder / "model", fold, source)
         outputs = {part: classify(parts[part]) for part in ("validation", "test") if parts[part]}
         vectors["after"] = outputs[protocol.selection_part][0]
         emotions = corpus.labels(validation, "emotion")

@@ -114,6 +114,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
         metrics = partial(stream_metrics, scales)
         scoring = {"compute_metrics": metrics, "selection_metric": "masked_loss"}
         train(model, *sets, folder, training, **scoring, selection=protocol.selection)
+        fold.corpus.write_training_recordings(folder / "model", task.fold, source)
 
     parameters = {"position": position, "training": vars(training), "masking": vars(masking)}
     parameters["neighbors"] = task.neighbors if n_speakers else None
@@ -206,6 +207,7 @@ def _fit_and_predict(
     sets, metrics = (training_set, dataset(fold.parts[protocol.selection_part])), _rating_metrics
     scoring = {"compute_metrics": partial(metrics, attributes), "selection_metric": "ccc"}
     train(model, *sets, folder, training, **scoring, selection=protocol.selection)
+    fold.corpus.write_training_recordings(folder / "model", fold.task.fold, source)
     names, parts = fold.utterances, np.repeat([*fold.parts], [*map(len, fold.parts.values())])
     model.eval().to(hardware.device())
     outputs = features.outputs(model.predict, dataset(names), "predict")

@@ -101,8 +101,7 @@ def read_recordings(
             manifest = pd.concat([manifest, synthetic.load(speech)[["utterance", "path"]]])
         waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
         waveform_store.check_readable(report)
-        digests = "\n".join(sorted(report.digest))
-        (folder / weights.PRETRAINING_RECORDINGS).write_text(digests, encoding="utf-8")
+        weights.write_training_recordings(folder, {(digest, "") for digest in report.digest})
         segments = _segments(waveforms, crop_rows(crop_seconds, "waveform"))
         lengths = list(map(len, segments.values()))
         store = Ragged.create(folder / "segments", segments, lengths, np.int16, kind="waveform")
@@ -213,7 +212,7 @@ def pretrain_round(
         train(model, *sets, folder, training, **evaluation)
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
-            shutil.copy(recordings / weights.PRETRAINING_RECORDINGS, folder / subfolder)
+            shutil.copy(recordings / weights.TRAINING_RECORDINGS, folder / subfolder)
 
     stages = [recordings] if number == 1 else [recordings, previous]
     folder = run / f"round{number}"
@@ -282,9 +281,9 @@ def pretrain_contrastive(
         ]
         train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **LAST_STEP)
         inputs.remove()
-        digests = (recordings / weights.PRETRAINING_RECORDINGS).read_text(encoding="utf-8").split()
-        digests = "\n".join(sorted({*digests, *weights.pretraining_digests(encoder)}))
-        (folder / "model" / weights.PRETRAINING_RECORDINGS).write_text(digests, encoding="utf-8")
+        sources = recordings, weights.resolve(encoder)
+        used = set().union(*map(weights.training_recordings, sources))
+        weights.write_training_recordings(folder / "model", used)
 
     return make_stage(
         run / "wav2vec2",

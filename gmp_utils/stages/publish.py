@@ -170,6 +170,7 @@ def publish(stage: Path) -> Path:
         extractor = Wav2Vec2FeatureExtractor(sampling_rate=SAMPLE_RATE, return_attention_mask=True)
         extractor.save_pretrained(folder / "model")
         model_card(stage, corpus, parts, metrics).save(folder / "model" / "README.md")
+        corpus.write_training_recordings(folder / "model", fold, str(stage / "model"))
 
     return make_stage(
         paths.fold_folder(run_dir, fold) / RECOGNIZE / classifier,

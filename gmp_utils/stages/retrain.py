@@ -93,6 +93,7 @@ def retrain(
         datasets = [Utterances(inputs, names, **options) for names in utterances]
         selection = {"selection_metric": "masked_loss", "selection": protocol.selection}
         train(model, *datasets, folder, training, compute_metrics=metrics, **selection)
+        corpus.write_training_recordings(folder / "model", fold, source)
 
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(RETRAIN, settings)]
     settings |= {"masking": vars(masking), "training": vars(training)}

@@ -52,12 +52,12 @@ def train_multitask(
     corpus = open_corpus(run_dir)
     corpus.check_encoder(encoder, fold)
     parts, protocol = corpus.partition(fold), corpus.protocol
-    weighting = {"alpha": alpha, "frame_weight": frame_weight}
+    weighting, source = {"alpha": alpha, "frame_weight": frame_weight}, weights.resolve(encoder)
 
     def build(folder: Path) -> None:
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
-        model = load_classifier(MultitaskModel, weights.resolve(encoder), **data, **weighting)
+        model = load_classifier(MultitaskModel, source, **data, **weighting)
         dataset = partial(labeled, corpus, model_inputs(model, corpus), tasks=tasks(alpha))
         hidden_size = model.config.hidden_size if network.spec_augment else 0
         training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
@@ -65,6 +65,7 @@ def train_multitask(
         metrics = partial(_metrics, tasks(alpha))
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         train(model, *datasets, folder, training, compute_metrics=metrics, **selection)
+        corpus.write_training_recordings(folder / "model", fold, source)
 
     settings = weighting | vars(network) | {"training": vars(training)}
     return make_stage(
