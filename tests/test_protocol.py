@@ -56,9 +56,10 @@ def test_a_protocol_is_described():
     """Strict is the default. Each departure is stated, in capitals where it flatters."""
     manifest = speakers_manifest(5, 5)
     strict = make_protocol(manifest)
-    assert (strict.unsupervised_parts, strict.selection_part) == (("train",), "validation")
+    assert strict.unsupervised_parts == ("train", "unlabeled")
+    assert strict.selection_part == "validation"
     loose = make_protocol(manifest, selection="oracle", transductive=True)
-    assert loose.unsupervised_parts == ("train", "validation", "test")
+    assert loose.unsupervised_parts == ("train", "unlabeled", "validation", "test")
     assert loose.selection_part == "test"
     for sentence in ("5 folds by speaker", "use training speakers only", "best one on validation"):
         assert sentence in strict.describe()
@@ -68,11 +69,38 @@ def test_a_protocol_is_described():
         ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
         ({"transductive": True}, "TRANSDUCTIVE"),
         ({"female_share": 0.8}, "Women have 80% of the training utterances"),
+        (
+            {"labeled_share": 0.1, "label_draw": 3},
+            "Only 10% of the training utterances of each emotion",
+        ),
         ({"validation": "none", "selection": "last"}, "THERE IS NO VALIDATION"),
     ]
     for rules, sentence in departures:
         assert sentence in make_protocol(manifest, **rules).describe()
         assert sentence not in strict.describe()
+
+
+def test_a_share_of_each_emotion_keeps_its_labels():
+    """24 training utterances of each emotion, of which angry loses 20: a tenth of 24, and one of 4."""
+    manifest = pd.concat([speakers_manifest(5, 5)] * 4, ignore_index=True)
+    everyone = make_protocol(manifest).parts(manifest, 2)
+    dropped = manifest.index[(everyone == "train") & (manifest.emotion == "angry")][4:]
+    manifest = manifest.drop(dropped)
+    shares = {share: make_protocol(manifest, labeled_share=share) for share in (0.1, 0.5)}
+    parts = {share: protocol.parts(manifest, 2) for share, protocol in shares.items()}
+    labeled = manifest.emotion[parts[0.1] == "train"].value_counts()
+    assert labeled.to_dict() == {"angry": 1, "happy": 2, "neutral": 2, "sad": 2}
+    assert (parts[0.5] == "train").sum() == 2 + 3 * 12
+    assert set(parts[0.1][parts[0.1] == "train"].index) < set(
+        parts[0.5][parts[0.5] == "train"].index
+    )
+    for part in parts.values():
+        assert part.replace("unlabeled", "train").equals(everyone.drop(dropped))
+    other = make_protocol(manifest, labeled_share=0.1, label_draw=1).parts(manifest, 2)
+    assert (other == "train").sum() == 7 and not other.equals(parts[0.1])
+    assert make_protocol(manifest, label_draw=1) == make_protocol(manifest)  # nothing is drawn
+    with pytest.raises(GmpError, match="labeled_share 0: expected more than 0"):
+        make_protocol(manifest, labeled_share=0)
 
 
 def test_a_protocol_comes_back_from_json():

@@ -226,7 +226,7 @@ def test_a_published_model_is_calibrated_and_has_a_card(classified, published):
         "README.md", "config.json", "model.safetensors", "preprocessor_config.json",
         "training_recordings.txt",
     ]  # fmt: skip
-    with pytest.raises(GmpError, match="on 24 validation or test recordings of fold 3"):
+    with pytest.raises(GmpError, match="on 24 test recordings of fold 3"):
         open_corpus(str(classified)).check_encoder(str(published), 3)
     protocol = open_corpus(str(classified)).protocol.describe()
     card = (published / "README.md").read_text()

@@ -65,8 +65,8 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
     for model in models:
         corpus.check_encoder(model, 1)
         for fold, held_out in (
-            (2, "48 validation or test recordings of fold 2"),
-            (3, "24 .* fold 3"),
+            (2, "48 test or validation recordings of fold 2"),
+            (3, "24 test recordings of fold 3"),
         ):
             for strict_or_not in (corpus, loose):  # labels are not excused
                 with pytest.raises(GmpError, match=f"trained or selected on {held_out}"):
@@ -245,14 +245,40 @@ def frames_of_layer(model, corpus, layer, names, folder):
     return features.layer_frames(model, features.model_inputs(model, corpus), names, layer, folder)
 
 
-@pytest.mark.parametrize("transductive", [False, True])
-def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, transductive):
-    run = write_noise_corpus(tmp_path / "run", transductive=transductive)
+def test_unlabeled_utterances_are_only_retrained_on(tmp_path, tiny_encoder, monkeypatch):
+    """Half of the training utterances have labels, and nothing supervised is trained on the others."""
+    run = write_noise_corpus(tmp_path / "run", labeled_share=0.5)
+    trained_on = {}
+    for module in (train_multitask, retrain, finetune):
+
+        def spy(
+            model, training_set, *arguments, train=module.train, name=module.__name__, **options
+        ):
+            trained_on.setdefault(name, set()).update(training_set.utterances)
+            return train(model, training_set, *arguments, **options)
+
+        monkeypatch.setattr(module, "train", spy)
+    fold, parts = run_series(run, tiny_encoder), open_corpus(str(run)).partition(1)
+    labeled, unlabeled = set(parts["train"]), set(parts["unlabeled"])
+    assert (len(labeled), len(unlabeled)) == (12, 12)
+    assert trained_on == {
+        train_multitask.__name__: labeled,
+        retrain.__name__: labeled | unlabeled,
+        finetune.__name__: labeled,
+    }
+    recordings = weights.training_recordings(fold / "05_retrain" / "model")
+    assert {digest for digest, part in recordings if not part} == unlabeled
+
+
+@pytest.mark.parametrize("rules", [{}, {"transductive": True}, {"labeled_share": 0.5}])
+def test_clusters_come_from_training_frames_only(tmp_path, tiny_encoder, rules):
+    run = write_noise_corpus(tmp_path / "run", **rules)
     model = SpeechModel.load(str(multitask(run, tiny_encoder) / "model"))
     stage = generate_gmps.generate_gmps(str(run), 1, scales=[5])
     corpus = open_corpus(str(run))
     parts, names = corpus.partition(1), list(corpus.manifest.index)
-    clustered = parts["train"] + (parts["validation"] + parts["test"]) * transductive
+    held_out = (parts["validation"] + parts["test"]) * rules.get("transductive", False)
+    clustered = parts["train"] + parts["unlabeled"] + held_out
     frames = frames_of_layer(model, corpus, -3, names, tmp_path / "frames")
     (expected,) = fit_kmeans(frames.rows(clustered), [5])
     np.testing.assert_array_equal(np.load(stage / "centroids-5.npy"), expected)

@@ -54,7 +54,7 @@ class Corpus:
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
     def partition(self, fold: int) -> dict[str, list[str]]:
-        """Utterances of a fold's "train", "validation" and "test" part, each in order of length."""
+        """Utterances of each of the `PARTS` of a fold, in order of length."""
         parts = self.protocol.parts(self.manifest, fold)
         ordered = self.manifest.duration.sort_values(kind="stable").index
         return {part: [name for name in ordered if parts[name] == part] for part in PARTS}
@@ -63,21 +63,22 @@ class Corpus:
         """Reject an encoder that was trained or selected on recordings that a fold holds out.
 
         Recordings are matched by a hash of their samples, so re-cut or re-encoded copies are missed.
-        Transductive protocols allow training without labels. A model may have been selected on the recordings
-        on which the fold selects.
+        Transductive protocols allow training without labels, as every fold does for its part "unlabeled". A
+        model may have been selected on the recordings on which the fold selects.
         """
         recordings = weights.training_recordings(weights.resolve(encoder))
         used = pd.DataFrame(sorted(recordings), columns=["digest", "labeled_in"])
         parts = self.protocol.parts(self.manifest, fold)
         used = self.manifest[["utterance", "digest"]].assign(part=parts).merge(used, on="digest")
         selected = (used.part == self.protocol.selection_part) & (used.part == used.labeled_in)
-        without_labels = used.labeled_in.eq("") & self.protocol.transductive
-        leaked = used[~(used.part.isin(["train", UNUSED]) | selected | without_labels)]
+        unsupervised = used.labeled_in.eq("") & used.part.isin(self.protocol.unsupervised_parts)
+        leaked = used[~(used.part.isin(["train", UNUSED]) | selected | unsupervised)]
         if len(leaked):
             raise GmpError(
-                f"encoder {encoder!r} was trained or selected on {leaked.utterance.nunique()} validation "
-                f"or test recordings of fold {fold}, such as {leaked.utterance.iloc[0]}. Use another one, or "
-                "the fold of its training. If it used no labels, transductive: true allows it."
+                f"encoder {encoder!r} was trained or selected on {leaked.utterance.nunique()} "
+                f"{' or '.join(sorted(set(leaked.part)))} recordings of fold {fold}, such as "
+                f"{leaked.utterance.iloc[0]}. Use another one, or the fold of its training. If it used no "
+                "labels, transductive: true allows it."
             )
 
     def write_training_recordings(self, folder: Path, fold: int, source: str) -> None:

@@ -25,7 +25,7 @@ SELECTIONS = {
     "oracle": "ORACLE: the epoch is the best one on the test speakers.",
 }
 RULES = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
-PARTS = ("train", "validation", "test")
+PARTS = ("train", "unlabeled", "validation", "test")
 UNUSED = "unused"  # in no part of a fold
 SHARE = 0.1  # of the training utterances, where validation is a share of them
 
@@ -38,7 +38,8 @@ class Protocol:
     `validation` is "speakers". If `transductive`, clustering, retraining and the encoder's pre-training,
     which need no labels, may use the validation and test speakers. `female_share` is the share of women among
     the training utterances, of which as many are drawn, for any share, as the smaller gender has. None takes
-    all training utterances.
+    all training utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep
+    their labels. The others are the part "unlabeled", which only clustering and retraining use.
     """
 
     fold_by: str
@@ -48,6 +49,8 @@ class Protocol:
     selection: str
     transductive: bool
     female_share: float | None
+    labeled_share: float
+    label_draw: int
 
     def to_dict(self) -> dict:
         """Convert to plain values, for JSON."""
@@ -61,7 +64,7 @@ class Protocol:
     @property
     def unsupervised_parts(self) -> tuple[str, ...]:
         """The parts of a fold that clustering and retraining use."""
-        return PARTS if self.transductive else ("train",)
+        return PARTS if self.transductive else ("train", "unlabeled")
 
     def describe(self) -> str:
         """Describe the protocol in sentences; what flatters a result is in capitals."""
@@ -77,10 +80,16 @@ class Protocol:
         if self.female_share is not None:
             share = f"{self.female_share:.0%}"
             sentences.append(f"Women have {share} of the training utterances; the rest is unused.")
+        if self.labeled_share < 1:
+            sentences.append(
+                f"Only {self.labeled_share:.0%} of the training utterances of each emotion have labels (draw "
+                f"{self.label_draw}); clustering and retraining use the audio of all. Validation speakers "
+                "keep their labels."
+            )
         return " ".join(sentences)
 
     def parts(self, manifest: pd.DataFrame, fold: int) -> pd.Series:
-        """Part of a fold (from 1) of each utterance: "train", "validation", "test" or `UNUSED`."""
+        """Part of a fold (from 1) of each utterance, one of `PARTS` or `UNUSED`."""
         if not 1 <= fold <= len(self.folds):
             raise GmpError(f"fold {fold}: this protocol has folds 1 to {len(self.folds)}.")
         parts = pd.Series("train", index=manifest.index)
@@ -94,6 +103,9 @@ class Protocol:
             training = manifest[parts == "train"]
             parts[training.index] = UNUSED
             parts[_draw_by_gender(training, self.female_share, fold)] = "train"
+        training = manifest[parts == "train"]
+        labeled = _draw_labeled(training, self.labeled_share, [self.label_draw, fold])
+        parts[training.index.difference(labeled)] = "unlabeled"
         absent = set(manifest.emotion.dropna()) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
@@ -115,6 +127,14 @@ def _draw_by_gender(training: pd.DataFrame, female_share: float, seed: int) -> p
     return women[:n_women].union(men[: size - n_women])
 
 
+def _draw_labeled(training: pd.DataFrame, share: float, seed: list[int]) -> pd.Index:
+    """Draw a share of the utterances of each emotion, at least one; larger shares include smaller ones."""
+    shuffled = training.emotion.iloc[np.random.default_rng(seed).permutation(len(training))]
+    groups = shuffled.groupby(shuffled, dropna=False)
+    n_labeled = (share * groups.transform("size")).round().clip(lower=1)
+    return shuffled.index[groups.cumcount() < n_labeled]
+
+
 def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """Reject folds with the same recording in two parts; returns a report of overlaps.
 
@@ -124,7 +144,7 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     text = manifest.reindex(columns=["text"]).text.astype("object").str.lower().str.strip()
     rows = {}
     for fold in range(1, len(protocol.folds) + 1):
-        parts = protocol.parts(manifest, fold)
+        parts = protocol.parts(manifest, fold).replace("unlabeled", "train")
         used = manifest[parts != UNUSED].assign(part=parts)
         pairs = used.merge(used, on="digest", suffixes=("", "_other")).query("part < part_other")
         if len(pairs):
@@ -154,6 +174,8 @@ def make_protocol(
     selection: str = "validation",
     transductive: bool = False,
     female_share: float | None = None,
+    labeled_share: float = 1.0,
+    label_draw: int = 0,
 ) -> Protocol:
     """Divide a corpus into folds.
 
@@ -174,6 +196,8 @@ def make_protocol(
             raise GmpError(f"{name} {rule!r}: expected one of {', '.join(RULES[name])}.")
     if not 0 <= (female_share or 0) <= 1:
         raise GmpError(f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.")
+    if not 0 < labeled_share <= 1:
+        raise GmpError(f"labeled_share {labeled_share}: expected more than 0, up to 1.")
     if (fold_by == "cross-corpus") != (n_corpora > 1):
         count = f"{n_corpora} corpora"
         raise GmpError(f'fold_by {fold_by!r} with {count}: "cross-corpus" and "auto" are for two.')
@@ -198,7 +222,8 @@ def make_protocol(
     if validation != "speakers":
         validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
-    return Protocol(fold_by, folds, validation, validating, selection, transductive, female_share)
+    shares = female_share, labeled_share, label_draw if labeled_share < 1 else 0
+    return Protocol(fold_by, folds, validation, validating, selection, transductive, *shares)
 
 
 def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:

@@ -57,7 +57,7 @@ class Fold:
         self.corpus, self.n_classes = corpus, len(corpus.emotions)
         self.parts = {part: names for part, names in corpus.partition(fold).items() if names}
         self.labels = {part: corpus.labels(names, "emotion") for part, names in self.parts.items()}
-        self.scored_parts = [part for part in self.parts if part != "train"]
+        self.scored_parts = [part for part in ("validation", "test") if part in self.parts]
 
     def uar(self, scores: Scores) -> float:
         """UAR on the part that the protocol selects on."""
