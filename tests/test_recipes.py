@@ -112,7 +112,7 @@ def test_majority_by_hand(tmp_path):
     assert set(predictions.predicted) == {"angry"}  # all are as frequent: the first
     assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
-    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, egemaps, majority"):
+    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-multitask"):
         baselines.classify(str(run), 1, baseline="svm")
 
 

@@ -18,6 +18,8 @@ SYSTEM_NAMES = {
     "ams": "AMS",
     "ce-then-ams": "CE then AMS",
     "probe": "probe",
+    "probe-multitask": "probe of 02",
+    "probe-retrained": "probe of 05",
     "egemaps": "SVM on eGeMAPS",
     "majority": "majority",
     "text": "text alone",

@@ -5,7 +5,9 @@ import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy import stats
 
+from gmp_utils.evaluation.comparison import MIN_SPEAKERS
 from gmp_utils.evaluation.metrics import expected_calibration_error, reliability
 from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
 from gmp_utils.models.encoder import frame_seconds
@@ -187,6 +189,34 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     deviation = points.groupby(["variant", "system"]).UAR.std().max()
     if deviation > 0:
         title += f"; standard deviation over folds and seeds: up to {deviation:.1f}"
+    return figure.update_layout(title=title, yaxis_title="UAR (%)")
+
+
+def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
+    """UAR over the number or share of labels, with 95 % intervals over speakers (Student's t).
+
+    `scores` has line, x, speaker and UAR, see `gmp_utils.evaluation.readout`.
+    """
+    figure, palette, order = go.Figure(), colors(scores.line.unique()), list(scores.x.unique())
+    groups = scores.groupby(["line", "x"]).UAR
+    half = (stats.t.ppf(0.975, groups.size() - 1) * groups.sem()).where(
+        groups.size() >= MIN_SPEAKERS
+    )
+    means = pd.DataFrame(
+        {"low": groups.mean() - half, "UAR": groups.mean(), "high": groups.mean() + half}
+    )
+    for line, color in palette.items():
+        rows = means.loc[line].reindex(order)
+        figure.add_scatter(
+            x=[*order, *order[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
+            fillcolor=color, opacity=0.15, showlegend=False,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=order, y=rows.UAR, name=line, line={"color": color}, mode="lines+markers"
+        )
+    best = means.loc[(slice(None), order[0]), "UAR"].idxmax()[0]
+    figure.update_xaxes(type="category", categoryarray=order, title=x_title)
+    title = f"With the fewest labels, {best} has the highest UAR"
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 

@@ -1,6 +1,7 @@
 """Experiments: the runs that fill one table, declared in a few lines of YAML.
 
-A variant changes some parameters. Each variant and seed is a run in its own folder, on every fold.
+A variant changes some parameters. Each variant and seed is a run in its own folder, on every fold. Labels are
+drawn by the same seed, unless the variant has a `label_draw`.
 `python -m gmp_utils run` makes a single run. Runs share equal stages, see `gmp_utils.runs.stage`.
 """
 
@@ -211,7 +212,8 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         personal = (declaration.parameters | changes).get("recipe") == PERSONAL
         for seed in seeds:
             run_dir = f"{folder}/{slug(variant)}/seed{seed}"
-            values = parameters | {"run_dir": run_dir, "folds": folds, "seed": seed}
+            values = {"label_draw": seed} | parameters
+            values |= {"run_dir": run_dir, "folds": folds, "seed": seed}
             runs.append(Run(run_dir, values, folds, initializations, variant, seed, personal))
     if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} rates and the others classify"

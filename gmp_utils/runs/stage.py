@@ -50,6 +50,11 @@ def upstream(stage: str, parameters: dict) -> list[str]:
             if parameters["retrain_from"] == "multitask":
                 stages.append(FOLD + paths.TRAIN_MULTITASK)
         case paths.FINETUNE:
+            stages += [
+                paths.stage_of(name.removeprefix("probe-"))
+                for name in parameters.get("baselines", [])
+                if name.startswith("probe-")
+            ]
             if parameters.get("loss") == "ce-then-ams":
                 stages.append(f"{FOLD}{stage}/{paths.INITIALIZATIONS[parameters['use_gmps']]}/ce")
             elif parameters["use_gmps"]:

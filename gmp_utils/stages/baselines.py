@@ -26,18 +26,19 @@ from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.evaluation.metrics import uar
 from gmp_utils.evaluation.predictions import write_predictions
+from gmp_utils.evaluation.readout import PROBE_C, read_out, write_readout
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.experiments import OPENSMILE
 from gmp_utils.runs.files import read_json, text_digest, write_json
-from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder
+from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
-BASELINES = ("probe", "egemaps", "majority")
-PROBE_C = 0.03  # inverse of the L2 penalty
+PROBES = {"probe": "encoder", "probe-multitask": "multitask", "probe-retrained": "retrained"}
+BASELINES = (*PROBES, "egemaps", "majority")
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
 SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
@@ -99,14 +100,20 @@ def functionals(corpus: Corpus) -> Path:
     return make_stage(folder, build, parameters={}, stages=[corpus.stage], module=__name__)
 
 
-def layer_statistics(corpus: Corpus, encoder: str) -> Path:
-    """The stage with an encoder's `pooled_layers` in the manifest's order, statistics.npy."""
+def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) -> Path:
+    """The stage with a model's `pooled_layers` in the manifest's order, statistics.npy.
+
+    The model is that of a stage, `trained`, or else the encoder.
+    """
 
     def build(folder: Path) -> None:
-        model = SpeechModel.load(weights.resolve(encoder))
+        model = SpeechModel.load(str(trained / "model") if trained else weights.resolve(encoder))
         inputs, names = features.model_inputs(model, corpus), list(corpus.manifest.index)
         np.save(folder / "statistics.npy", features.pooled_layers(model, inputs, names))
 
+    if trained:
+        folder, stages = trained.parent / "probe" / trained.name, [corpus.stage, trained]
+        return make_stage(folder, build, parameters={}, stages=stages, module=__name__)
     fingerprint = weights.fingerprint(encoder)
     settings = {"parameters": {"encoder": encoder}, "inputs": [fingerprint], "module": __name__}
     folder = corpus.stage.parent / "probe" / text_digest(fingerprint)[:12]
@@ -125,6 +132,14 @@ def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
 
     layer, scores = fold.select(fit, range(statistics.shape[1]))
     return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
+
+
+def _write_readout(folder: Path, fold: Fold, statistics: np.ndarray, **draws: int) -> None:
+    """Write the `read_out` of the test speakers from the training speakers' labels."""
+    manifest, parts = fold.corpus.manifest, fold.parts
+    train, test = (statistics[manifest.index.get_indexer(parts[x])] for x in ("train", "test"))
+    predicted = read_out(train, fold.labels["train"], test, **draws)
+    write_readout(folder, predicted, manifest.loc[parts["test"]], fold.corpus.emotions)
 
 
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
@@ -168,11 +183,14 @@ def classify(
     encoder: str = "embedded",
     use_gmps: bool = False,
     seed: int = 0,
+    readout_draws: int = 0,
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    `use_gmps` and `seed` change nothing: they name the networks that the baseline is listed with. The probe
-    is of the `encoder` as it was before any training here.
+    "probe" is of the `encoder` as it was before any training here, the other probes are of the models of 02
+    and 05. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`, whose
+    draws depend on the `seed`. Otherwise `use_gmps` and `seed` only name the networks that the baseline is
+    listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
@@ -182,21 +200,28 @@ def classify(
     elif baseline == "probe":
         corpus.check_encoder(encoder, fold)
         stages.append(layer_statistics(corpus, encoder))
+    elif baseline in PROBES:
+        trained = stage_folder(run_dir, stage_of(PROBES[baseline]), fold)
+        stages.append(layer_statistics(corpus, encoder, trained))
 
     def build(folder: Path) -> None:
         data = Fold(corpus, fold)
         if baseline == "egemaps":
             results = fit_svm(data, pd.read_parquet(stages[-1] / "functionals.parquet"))
-        elif baseline == "probe":
-            results = fit_probe(data, np.load(stages[-1] / "statistics.npy"))
+        elif baseline in PROBES:
+            statistics = np.load(stages[-1] / "statistics.npy")
+            results = fit_probe(data, statistics)
+            if readout_draws:
+                _write_readout(folder, data, statistics, n_draws=readout_draws, seed=seed)
         else:
             results = _majority(data)
         data.write(folder, *results)
 
+    parameters = {"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed}
     return make_stage(
         fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
         build,
-        parameters={"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed},
+        parameters=parameters | {"readout_draws": readout_draws},
         stages=stages,
         module=__name__,
         protocol=corpus.protocol.to_dict(),

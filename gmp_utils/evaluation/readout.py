@@ -1,0 +1,98 @@
+"""Readouts: how well a few labels suffice to classify a model's frozen layers."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from gmp_utils.evaluation.collect import classifiers
+from gmp_utils.evaluation.comparison import group_scores
+from gmp_utils.evaluation.metrics import uar
+
+N_LABELS = (1, 2, 4, 8, 16)  # per emotion
+PROBE_C = 0.03  # inverse of the L2 penalty
+
+
+def read_out(
+    train: np.ndarray, labels: np.ndarray, test: np.ndarray, *, n_draws: int, seed: int
+) -> pd.DataFrame:
+    """Predict the labels of test utterances by logistic regression on single layers, from few labels.
+
+    Each layer of the upper half is standardized as all training utterances are, which needs no labels. A
+    smaller set of labels is part of the larger ones of the same draw.
+
+    Parameters
+    ----------
+    train, test : (n_utterances, layers, dim)
+    labels : (n_utterances,) int
+
+    Returns
+    -------
+    predicted : DataFrame
+        A column per test utterance. Rows are `labels` per class (`N_LABELS`, or inf for all), `draw`
+        and `layer`.
+    """
+    rng, subsets, rows = np.random.default_rng(seed), {(np.inf, 0): np.arange(len(labels))}, {}
+    for draw in range(n_draws):
+        order = rng.permutation(len(labels))
+        rank = pd.Series(order).groupby(labels[order]).cumcount().to_numpy()
+        subsets |= {(n, draw): order[rank < n] for n in N_LABELS}
+    for layer in range(train.shape[1] // 2, train.shape[1]):
+        scaler = StandardScaler().fit(train[:, layer])
+        x, x_test = scaler.transform(train[:, layer]), scaler.transform(test[:, layer])
+        for subset, chosen in subsets.items():
+            probe = LogisticRegression(C=PROBE_C, max_iter=5000).fit(x[chosen], labels[chosen])
+            rows[*subset, layer] = probe.predict(x_test)
+    index = pd.MultiIndex.from_tuples(rows, names=["labels", "draw", "layer"])
+    return pd.DataFrame(np.stack(list(rows.values())), index)
+
+
+def write_readout(
+    folder: Path, predicted: pd.DataFrame, test: pd.DataFrame, emotions: list[str]
+) -> None:
+    """Write readout.parquet: labels, draw, layer, utterance, predicted, speaker and true, by `read_out`.
+
+    `test` are the rows of the manifest in the order of the columns of `predicted`.
+    """
+    table = predicted.set_axis(test.index, axis=1).melt(
+        var_name="utterance", value_name="predicted", ignore_index=False
+    )
+    table["predicted"] = np.array(emotions)[table.predicted]
+    about = test[["speaker", "emotion"]].rename(columns={"emotion": "true"})
+    table.reset_index().join(about, on="utterance").to_parquet(folder / "readout.parquet")
+
+
+def readouts(run_dir: str) -> pd.DataFrame:
+    """The readouts of all `classifiers` of a run or an experiment, with variant, system, fold and seed."""
+    tables = [
+        pd.read_parquet(row.stage / "readout.parquet").assign(**row._asdict())
+        for row in classifiers(run_dir).itertuples(index=False)
+        if (row.stage / "readout.parquet").is_file()
+    ]
+    return pd.concat(tables, ignore_index=True).drop(columns="stage") if tables else pd.DataFrame()
+
+
+def readout_curves(table: pd.DataFrame) -> pd.DataFrame:
+    """UAR (%) of `readouts` by `line` (a system), labels per emotion (`x`) and speaker."""
+    numbers = table.labels.map(lambda n: "all" if np.isinf(n) else f"{n:.0f}")
+    return _curves(table.assign(line=table.variant + ", " + table.system, x=numbers), "labels")
+
+
+def label_efficiency(predictions: pd.DataFrame, variants: dict[str, dict]) -> pd.DataFrame:
+    """UAR (%) of systems by `line`, share of labels (`x`) and speaker.
+
+    Variants with a `labeled_share` are named "<x>, <line>". The table is empty without any.
+    """
+    shares = {name: v["labeled_share"] for name, v in variants.items() if "labeled_share" in v}
+    table = predictions[predictions.variant.isin(shares)]
+    names = table.variant.str.partition(", ")
+    columns = {"line": names[2] + ", " + table.system, "x": names[0]}
+    return _curves(table.assign(**columns, share=table.variant.map(shares)), "share")
+
+
+def _curves(table: pd.DataFrame, order: str) -> pd.DataFrame:
+    """UAR by line, `x` in the order of a column, and speaker."""
+    groups = table.sort_values(order).groupby(["line", "x", "speaker"], sort=False)
+    return group_scores(groups, uar).rename("UAR").reset_index() if len(table) else table

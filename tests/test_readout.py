@@ -1,0 +1,116 @@
+"""Readouts of frozen layers from few labels, and label efficiency."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import multitask, write_noise_corpus
+from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from gmp_utils.data.corpus import open_corpus
+from gmp_utils.evaluation import readout, tables
+from gmp_utils.figures import series
+from gmp_utils.models.classifiers import MultitaskModel
+from gmp_utils.runs.experiments import Settings, lay_out
+from gmp_utils.runs.files import read_json
+from gmp_utils.runs.paths import TRAIN_MULTITASK
+from gmp_utils.runs.stage import upstream
+from gmp_utils.stages import baselines
+from gmp_utils.training import features
+
+
+def test_few_labels_are_drawn_per_class_and_nested(monkeypatch):
+    """Of 20, 10 and 3 utterances; layer 2 of 0 to 3 encodes the class, and 0 is of the lower half."""
+    labels = np.repeat([0, 1, 2], [20, 10, 3])
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(33, 4, 6)).astype(np.float32)
+    x[:, 2, :3] += 20 * np.eye(3)[labels]
+    fitted, fit = [], LogisticRegression.fit
+    monkeypatch.setattr(
+        LogisticRegression, "fit", lambda self, x, y: fitted.append((x, y)) or fit(self, x, y)
+    )
+    predicted = readout.read_out(x, labels, x, n_draws=2, seed=0)
+    assert set(predicted.index.get_level_values("layer")) == {2, 3}
+    assert len(predicted) == len(fitted) == 2 * (1 + 2 * len(readout.N_LABELS))
+    drawn = {key: (set(map(tuple, x)), y) for key, (x, y) in zip(predicted.index, fitted)}
+    for n in readout.N_LABELS:
+        for draw in (0, 1):
+            counts = np.bincount(drawn[n, draw, 2][1]).tolist()
+            assert counts == [min(n, 20), min(n, 10), min(n, 3)]
+            assert drawn[1, draw, 2][0] <= drawn[n, draw, 2][0]
+            assert (predicted.loc[n, draw, 2] == labels).all()
+    assert drawn[4, 0, 2][0] != drawn[4, 1, 2][0]
+    reference = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=5000))
+    expected = reference.fit(x[:, 3], labels).predict(x[:, 3])
+    np.testing.assert_array_equal(predicted.loc[np.inf, 0, 3], expected)
+
+
+def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
+    run = write_noise_corpus(tmp_path / "run")
+    trained, corpus = multitask(run, tiny_encoder), open_corpus(str(run))
+    options = {"encoder": str(tiny_encoder), "use_gmps": False, "readout_draws": 2}
+    for baseline in ("probe", "probe-multitask"):
+        stage = baselines.classify(str(run), 1, baseline=baseline, **options)
+    statistics = np.load(run / "fold1" / "probe" / TRAIN_MULTITASK / "statistics.npy")
+    model, names = MultitaskModel.load(str(trained / "model")), list(corpus.manifest.index)
+    inputs = features.model_inputs(model, corpus)
+    np.testing.assert_array_equal(statistics, features.pooled_layers(model, inputs, names))
+    table = readout.readouts(str(run))
+    assert set(table.system) == {"probe", "probe of 02"} and set(table.layer) == {2, 3, 4}
+    n_conditions = 3 * (1 + 2 * len(readout.N_LABELS))
+    assert len(table) == 2 * 24 * n_conditions
+    assert table.true.tolist() == corpus.manifest.emotion[table.utterance].tolist()
+    everything = table[
+        (table.system == "probe of 02") & np.isinf(table.labels) & (table.layer == 4)
+    ]
+    rows = corpus.manifest.index.get_indexer(corpus.partition(1)["train"])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=5000))
+    probe.fit(statistics[rows, 4], corpus.manifest.emotion.iloc[rows])
+    tested = corpus.manifest.index.get_indexer(everything.utterance)
+    assert everything.predicted.tolist() == probe.predict(statistics[tested, 4]).tolist()
+    assert read_json(stage / "params.json")["loss"] == "probe-multitask"
+    curves = readout.readout_curves(table)
+    assert curves.x.unique().tolist() == ["1", "2", "4", "8", "16", "all"]
+    assert len(curves) == 2 * 6 * 2  # systems, numbers of labels, speakers
+    assert len(tables.uar_comparisons(table)) == 1
+
+
+def test_the_stages_that_probes_need():
+    parameters = {"use_gmps": False, "baselines": ["majority", "probe-multitask"]}
+    assert upstream("06_finetune", parameters) == [
+        "01_prepare_data",
+        "fold{fold}/02_train_multitask",
+    ]
+
+
+def test_label_efficiency_by_hand():
+    """Four speakers, two shares: the recalls of each speaker, and bands by Student's t."""
+    variants = {f"{share:.0%}, a": {"labeled_share": share} for share in (1.0, 0.1)}
+    rows = [
+        (f"{share}, a", "AMS", speaker, true, predicted)
+        for share, wrong in (("100%", ""), ("10%", "s2"))
+        for speaker in ("s1", "s2", "s3", "s4")
+        for true in ("angry", "sad")
+        for predicted in ["angry" if speaker == wrong else true]
+    ]
+    columns = ["variant", "system", "speaker", "true", "predicted"]
+    predictions = pd.DataFrame([*rows, ("other", "AMS", "s1", "sad", "sad")], columns=columns)
+    table = readout.label_efficiency(predictions, variants | {"other": {}})
+    assert table.set_index(["line", "x", "speaker"]).UAR.to_dict() == {
+        ("a, AMS", share, speaker): 50 if (share, speaker) == ("10%", "s2") else 100
+        for share in ("10%", "100%")
+        for speaker in ("s1", "s2", "s3", "s4")
+    }
+    band, line = series.label_curves(table, "share").data
+    assert (list(line.x), list(line.y)) == (["10%", "100%"], [87.5, 100])
+    half = stats.t.ppf(0.975, 3) * 12.5  # standard error of 50 and three times 100
+    assert list(band.y) == pytest.approx([87.5 + half, 100, 100, 87.5 - half])
+    assert readout.label_efficiency(predictions, {"other": {}}).empty
+
+
+def test_every_seed_of_an_experiment_draws_its_own_labels():
+    runs = lay_out(Settings(experiment="label_efficiency", seeds=[0, 4])).runs
+    draws = {(run.seed, run.parameters["label_draw"]) for run in runs}
+    assert len(runs) == 50 and draws == {(0, 0), (4, 4)}
