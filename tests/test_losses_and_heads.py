@@ -11,7 +11,14 @@ from torch import nn
 from gmp_utils import GmpError
 from gmp_utils.evaluation.metrics import class_separation
 from gmp_utils.models import classifiers
-from gmp_utils.models.heads import ClusterHeads, CosineClassifier, LayerMix, UtteranceHead
+from gmp_utils.models.heads import (
+    POOLINGS,
+    ClusterHeads,
+    CosineClassifier,
+    LayerMix,
+    Pooling,
+    UtteranceHead,
+)
 from gmp_utils.models.losses import am_softmax, stream_loss
 from gmp_utils.runs import hardware
 
@@ -95,6 +102,53 @@ def test_plain_heads_by_hand():
     torch.testing.assert_close(head(frames, valid), head.projection(torch.tensor([[2.0, -1.0]])))
 
 
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_pooling_of_a_padded_batch_equals_numpy_on_each_utterance(pooling):
+    """Attention is Okabe's equations 1 to 6 in float64; the padding is larger than all frames."""
+    torch.manual_seed(0)
+    layer, frames = Pooling(5, pooling), torch.randn(2, 9, 5)
+    lengths = torch.tensor([9, 4])
+    frames[1, 4:] = 1e3
+    pooled = layer(frames, torch.arange(9) < lengths[:, None]).detach()
+    assert pooled.shape == (2, layer.size)
+    parameters = [value.double().numpy() for value in layer.state_dict().values()]
+    for vector, x, length in zip(pooled, frames.double().numpy(), lengths):
+        x, weights = x[:length], np.full(length, 1 / length)
+        if pooling == "attentive":
+            w1, b1, w2, b2 = parameters
+            weights = np.exp(np.tanh(x @ w1.T + b1) @ w2[0] + b2)
+            weights /= weights.sum()
+        mean = weights @ x
+        std = np.sqrt(weights @ x**2 - mean**2)
+        expected = mean if pooling == "mean" else np.concatenate([mean, std])
+        np.testing.assert_allclose(vector, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+@pytest.mark.parametrize("head", ["bilstm", "mean", "linear"])
+def test_gradients_of_constant_frames_are_finite(pooling, head):
+    """A root's gradient at zero is infinite: silence, and an utterance of one frame."""
+    head = UtteranceHead(4, lstm_size=0, projection_size=3, head=head, pooling=pooling)
+    frames = torch.full((2, 6, 4), 0.3, requires_grad=True)
+    valid = torch.arange(6) < torch.tensor([[6], [1]])
+    features = head(frames, valid)
+    assert features.shape == (2, head.size)
+    features.sum().backward()
+    gradients = [frames.grad, *(parameter.grad for parameter in head.parameters())]
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert frames.grad[0].abs().sum() > 0
+
+
+def test_dropout_of_features_is_for_training_only():
+    torch.manual_seed(0)
+    head = UtteranceHead(4, lstm_size=0, projection_size=1000, dropout=0.25)
+    frames, valid = torch.randn(1, 6, 4), torch.ones(1, 6, dtype=torch.bool)
+    feature, dropped = head.eval()(frames, valid), head.train()(frames, valid)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], feature[kept] / 0.75)
+    assert kept.float().mean().item() == pytest.approx(0.75, abs=0.06)  # four standard deviations
+
+
 def test_layer_mix_by_hand():
     """A softmax over weights, initially uniform: s3prl's Featurizer, `_weighted_sum`."""
     mix = LayerMix(2)
@@ -107,6 +161,10 @@ def test_layer_mix_by_hand():
 def test_unknown_heads_and_half_frozen_encoders_are_rejected():
     with pytest.raises(GmpError, match="head 'attention': expected one of bilstm, mean, linear"):
         replace(SMALL, head="attention")
+    with pytest.raises(
+        GmpError, match=r"pooling 'max': expected one of mean, mean\+std, attentive"
+    ):
+        replace(SMALL, pooling="max")
     with pytest.raises(GmpError, match="the CNN is part of the encoder"):
         replace(SMALL, train_encoder=False, train_cnn=True)
 

@@ -299,14 +299,16 @@ def test_a_run_stands_for_its_best_network(
 
 
 MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
+STATISTICS = replace(SMALL, head="mean", head_layer=2, pooling="mean+std")
+ATTENTIVE = replace(SMALL, pooling="attentive", dropout=0.5)
 
 
 @pytest.mark.parametrize(
     ("kind", "norm", "network", "corpus"),
     [
         ("hubert", "group", MIXED, {}),
-        ("hubert", "group", replace(SMALL, head="mean", head_layer=2), {"genders": False}),
-        ("hubert", "layer", SMALL, {"validation": "none", "selection": "last"}),
+        ("hubert", "group", STATISTICS, {"genders": False}),
+        ("hubert", "layer", ATTENTIVE, {"validation": "none", "selection": "last"}),
         ("wav2vec2", "layer", SMALL, {"ratings": ["valence", "arousal"]}),
         ("wavlm", "group", MIXED, {"test_genders": False}),
     ],

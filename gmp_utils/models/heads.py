@@ -1,5 +1,6 @@
 """Modules on top of the encoder."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from torch.nn import functional as F
 from gmp_utils import GmpError
 
 HEADS = ("bilstm", "mean", "linear")
+POOLINGS = ("mean", "mean+std", "attentive")
+ATTENTION = 128  # hidden units of the attention, as in ECAPA-TDNN (Desplanques et al., 2020)
+MIN_VARIANCE = 1e-10  # under the root, whose gradient at 0 is infinite
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class HeadConfig:
     """An utterance classifier's head, and what is trained."""
 
     head: str = "bilstm"  # see `UtteranceHead`
+    pooling: str = "mean"  # over time, see `Pooling`
+    dropout: float = 0.0  # of the feature, before the classifier
     head_layer: int = -1  # hidden state that is the head's input
     mix_layers: bool = False  # all hidden states are the input, see `LayerMix`
     lstm_size: int = 256  # per direction; 0 for no BiLSTM
@@ -27,17 +33,18 @@ class HeadConfig:
     class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
 
     def __post_init__(self):
-        if self.head not in HEADS:
-            raise GmpError(f"head {self.head!r}: expected one of {', '.join(HEADS)}.")
+        for name, choices in (("head", HEADS), ("pooling", POOLINGS)):
+            if (value := getattr(self, name)) not in choices:
+                raise GmpError(f"{name} {value!r}: expected one of {', '.join(choices)}.")
         if self.train_cnn and not self.train_encoder:
             raise GmpError(
                 "train_cnn true with train_encoder false: the CNN is part of the encoder."
             )
 
 
-def mean_over_time(frames: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean, (batch, dim), of frames, (batch, frames, dim), where the mask, (batch, frames), is True."""
-    weights = attention_mask.unsqueeze(-1).to(frames.dtype)
+def mean_over_time(frames: Tensor, weights: Tensor) -> Tensor:
+    """Mean, (batch, dim), of frames, (batch, frames, dim), by weights or a mask, (batch, frames)."""
+    weights = weights.unsqueeze(-1).to(frames.dtype)
     return (frames * weights).sum(dim=1) / weights.sum(dim=1)
 
 
@@ -69,28 +76,70 @@ class LayerMix(nn.Module):
         return sum(weight * state for weight, state in zip(weights, states))
 
 
+class Pooling(nn.Module):
+    """Frames to one vector per utterance, of dimension `size`, by their mean or more statistics over time.
+
+    | pooling | statistics | source |
+    |---|---|---|
+    | mean | mean | GMP-TL, V-FT and SUPERB |
+    | mean+std | mean and standard deviation | Snyder et al., "X-vectors", 2018 |
+    | attentive | both, of frames weighted by attention | Okabe et al., "Attentive Statistics Pooling", 2018 |
+    """
+
+    def __init__(self, dim: int, pooling: str = "mean"):
+        super().__init__()
+        self.size = dim if pooling == "mean" else 2 * dim
+        self.has_std = pooling != "mean"
+        attentive = pooling == "attentive"
+        self.attention = projection(dim, ATTENTION, 1, nn.Tanh) if attentive else None
+
+    def forward(self, frames: Tensor, attention_mask: Tensor) -> Tensor:
+        """Vectors, (batch, size), of frames, (batch, frames, dim), with a mask, (batch, frames)."""
+        weights = attention_mask
+        if self.attention:
+            scores = self.attention(frames).squeeze(-1).masked_fill(~attention_mask, -math.inf)
+            weights = scores.softmax(dim=1)
+        mean = mean_over_time(frames, weights)
+        if not self.has_std:
+            return mean
+        variance = mean_over_time((frames - mean.unsqueeze(1)) ** 2, weights)
+        return torch.cat([mean, variance.clamp(min=MIN_VARIANCE).sqrt()], dim=-1)
+
+
 class UtteranceHead(nn.Module):
     """Frames to one feature per utterance, of dimension `size`.
 
     | head | modules | source |
     |---|---|---|
-    | bilstm | BiLSTM (unless `lstm_size` is 0), mean over time, projection | GMP-TL, figure 1 |
-    | mean | mean over time, ReLU | V-FT, as in section 2 of P-TAPT |
-    | linear | mean over time, a linear layer | SUPERB's emotion task |
+    | bilstm | BiLSTM (unless `lstm_size` is 0), `Pooling`, projection | GMP-TL, figure 1 |
+    | mean | `Pooling`, ReLU | V-FT, as in section 2 of P-TAPT |
+    | linear | `Pooling`, a linear layer | SUPERB's emotion task |
+
+    The feature has dropout, as in BertForSequenceClassification.
     """
 
     def __init__(
-        self, dim: int, *, lstm_size: int = 256, projection_size: int = 256, head: str = "bilstm"
+        self,
+        dim: int,
+        *,
+        lstm_size: int = 256,
+        projection_size: int = 256,
+        head: str = "bilstm",
+        pooling: str = "mean",
+        dropout: float = 0.0,
     ):
         super().__init__()
         directions = 2 if head == "bilstm" and lstm_size else 0
         lstms = [nn.LSTM(dim, lstm_size, batch_first=True) for _ in range(directions)]
         self.lstm = nn.ModuleList(lstms)
-        self.size = dim if head == "mean" else projection_size
+        self.pooling = Pooling(directions * lstm_size or dim, pooling)
+        size = self.pooling.size
+        self.size = size if head == "mean" else projection_size
         if head == "bilstm":
-            self.projection = projection(2 * lstm_size or dim, projection_size, projection_size)
+            self.projection = projection(size, projection_size, projection_size)
         else:
-            self.projection = nn.ReLU() if head == "mean" else nn.Linear(dim, projection_size)
+            self.projection = nn.ReLU() if head == "mean" else nn.Linear(size, projection_size)
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, attention_mask: Tensor) -> Tensor:
         """Features, (batch, size), of frames, (batch, frames, dim), with a mask, (batch, frames)."""
@@ -100,7 +149,7 @@ class UtteranceHead(nn.Module):
             backward_states, _ = backward(_reverse(frames, attention_mask))
             backward_states = _reverse(backward_states, attention_mask)
             frames = torch.cat([forward_states, backward_states], dim=-1)
-        return self.projection(mean_over_time(frames, attention_mask))
+        return self.dropout(self.projection(self.pooling(frames, attention_mask)))
 
 
 def _reverse(frames: Tensor, attention_mask: Tensor) -> Tensor:
