@@ -158,7 +158,6 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         scales=scales,
         stream_hidden_size=256,
         loss_on="masked",
-        combine="sum",
         activation="relu",
     )
     targets = {"emotion": data.labels(training, "emotion")}

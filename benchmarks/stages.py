@@ -362,7 +362,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     """One epoch of masked prediction, and the logits alone, as fairseq and torchaudio compute them."""
     masking, rng = Masking(0.8, 10), np.random.default_rng(0)
     plain = in_bfloat16(PlainMaskedPrediction(data.encoder))
-    settings = {"scales": SCALES, "stream_hidden_size": 256, "loss_on": "masked", "combine": "sum"}
+    settings = {"scales": SCALES, "stream_hidden_size": 256, "loss_on": "masked"}
     settings["activation"] = "relu"
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))

@@ -149,7 +149,7 @@ SMALL = HeadConfig(lstm_size=8, projection_size=8)
 CLASSIFIER = vars(SMALL) | {"emotions": ["a", "b", "c"], "emotion_weights": []}
 MULTITASK = CLASSIFIER | {"alpha": 0.9, "frame_weight": 0.0}
 FINETUNED = CLASSIFIER | {"loss": "ams", "scale": 30.0, "margin": 0.2}
-PREDICTOR = {"stream_hidden_size": 8, "loss_on": "masked", "combine": "sum", "activation": "relu"}
+PREDICTOR = {"stream_hidden_size": 8, "loss_on": "masked", "activation": "relu"}
 
 
 ONCE = TrainingConfig(1e-3, epochs=1, batch_seconds=10, batch_size=8)

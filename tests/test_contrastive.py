@@ -74,11 +74,11 @@ def test_metrics_by_hand():
     sums = [np.array(x, float) for x in ([1, 3], [[2], [6]], [[1], [1]], [[0.1], [0.7]], [4, 8])]
     metrics = contrastive_metrics(type("Prediction", (), {"predictions": sums}))
     assert metrics == pytest.approx(
-        {"masked_loss": 2, "accuracy": 0.5, "chance": 0.2, "perplexity": 7}
+        {"validation_loss": 2, "accuracy": 0.5, "chance": 0.2, "perplexity": 7}
     )
     sums[0] = np.zeros(2)
     metrics = contrastive_metrics(type("Prediction", (), {"predictions": sums}))
-    assert (metrics["masked_loss"], metrics["accuracy"]) == (pytest.approx(np.log(101)), 0)
+    assert (metrics["validation_loss"], metrics["accuracy"]) == (pytest.approx(np.log(101)), 0)
 
 
 def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, tiny_wav2vec2, tiny_encoder):
@@ -89,7 +89,7 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, tiny_wav2vec2, t
     stage = retrain.retrain(run, 1, encoder, training, masking=masking, objective="own")
     assert read_json(stage / "params.json")["objective"] == "contrastive"
     metrics = read_json(stage / "metrics.json")
-    assert 0 < metrics["masked_loss"] < 2 * np.log(21)
+    assert 0 < metrics["validation_loss"] < 2 * np.log(21)
     assert {"contrastive_loss", "diversity_loss", "accuracy", "chance", "perplexity"} < set(metrics)
     assert 0 < retrain.accuracies(run, 1).chance.item() < 1
     network = HeadConfig(head="mean", spec_augment=True, class_weights=True)
@@ -98,7 +98,7 @@ def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, tiny_wav2vec2, t
     assert (tuned / "predictions.parquet").is_file()
     with pytest.raises(GmpError, match=r"with a hubert encoder: expected wav2vec 2\.0"):
         retrain.retrain(run, 1, str(tiny_encoder), training, objective="contrastive")
-    with pytest.raises(GmpError, match="mask_probability"):
+    with pytest.raises(GmpError, match="needs masks: mask_probability"):
         retrain.retrain(run, 1, encoder, training, masking=Masking(0.0, 10), objective="own")
 
 

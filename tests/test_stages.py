@@ -20,11 +20,14 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation import collect, tables
 from gmp_utils.models import classifiers
 from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json, write_json
+from gmp_utils.runs.paths import GENERATE_GMPS
 from gmp_utils.stages import finetune, generate_gmps, probe_layers, retrain, train_multitask
 from gmp_utils.stages.results import inference_speed, write_results
 from gmp_utils.training import features, trainer
+from gmp_utils.training.batching import Masking, Utterances, collate
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig
 
@@ -52,7 +55,7 @@ def test_every_stage_leaves_what_it_promises(finished):
         if stage.name == "02_train_multitask":
             assert best["emotion_uar"] == history.emotion_uar.max()
         if stage.name == "05_retrain":
-            assert best["masked_loss"] == history.masked_loss.min()
+            assert best["step"] == history.step.max()
     assert list(finished.rglob(".*.partial")) == []
 
 
@@ -201,7 +204,49 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
     stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, stream_hidden_size=8)
     history = pd.read_csv(stage / "history.csv")
     assert history.step.tolist() == [*range(2, 23, 2), 23]
-    assert history[["loss", "masked_loss", "grad_norm"]].notna().all(axis=None)
+    assert history[["loss", "validation_loss", "grad_norm"]].notna().all(axis=None)
+
+
+def test_retraining_keeps_the_last_or_the_best_model(finished, tmp_path, tiny_encoder):
+    """With too high a learning rate an earlier model is better. The loss is computed again by hand."""
+    run = write_noise_corpus(tmp_path / "run")
+    shutil.copytree(finished, run / "fold1")
+    corpus, (labels, scales) = (
+        open_corpus(str(run)),
+        features.open_labels(run / "fold1" / GENERATE_GMPS),
+    )
+    names, masking = corpus.partition(1)["validation"], Masking(0.5, 4)
+    schedule = TrainingConfig(0.3, max_steps=10, batch_seconds=10)
+    settings = {"stream_hidden_size": 8, "masking": masking, "loss_on": "all"}
+    losses = {}
+    for selection in ("last", "validation"):
+        stage = retrain.retrain(
+            str(run), 1, str(tiny_encoder), schedule, retrain_selection=selection, **settings
+        )
+        history = pd.read_csv(stage / "history.csv")
+        model = MaskedPredictionModel.load(str(stage / "model")).eval()
+        inputs = features.model_inputs(model, corpus)
+        dataset = Utterances(inputs, names, None, labels, masking)
+        n_frames = n_masked = total = correct = 0
+        for item in (dataset[index] for index in range(len(names))):
+            batch = collate([item])
+            with torch.no_grad():
+                (frames,), _ = model.hidden_states(batch["inputs"], batch["lengths"], batch["mask"])
+            logits = [x.double().log_softmax(-1) for x in model.streams(frames[0])]
+            n_frames, n_masked = n_frames + len(frames[0]), n_masked + item["mask"].sum()
+            for frame, targets in enumerate(item["frame_labels"]):
+                total -= sum(x[frame, target].item() for x, target in zip(logits, targets))
+                correct += item["mask"][frame] * (logits[0][frame].argmax() == targets[0]).item()
+        (kept,) = history[history.selected].to_dict("records")
+        assert kept["validation_loss"] == pytest.approx(total / n_frames, rel=1e-4)
+        assert kept[f"accuracy_{scales[0]}"] == pytest.approx(correct / n_masked)
+        losses[selection] = history.validation_loss[history.selected].item()
+        best = {
+            "last": history.validation_loss.iloc[-1],
+            "validation": history.validation_loss.min(),
+        }
+        assert losses[selection] == best[selection]
+    assert losses["validation"] < losses["last"]
 
 
 def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_encoder):
@@ -454,6 +499,7 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
         (finetune.finetune, {"loss": "ce-then-ams", "use_gmps": False}, 'run loss "ce" first'),
         (retrain.retrain, {"retrain_from": "scratch"}, "retrain_from 'scratch'"),
         (retrain.retrain, {"loss_on": "none"}, "loss_on 'none'"),
+        (retrain.retrain, {"retrain_selection": "best"}, "retrain_selection 'best'"),
         (retrain.retrain, {"activation": "gelu"}, "activation 'gelu'"),
         (generate_gmps.generate_gmps, {"scales": []}, "scales: found none"),
         (generate_gmps.generate_gmps, {"kmeans_frames": -1}, "kmeans_frames: found -1"),

@@ -20,7 +20,7 @@ VALIDATIONS = {
     "none": "THERE IS NO VALIDATION: curves and probes show the test speakers.",
 }
 SELECTIONS = {
-    "validation": "The epoch is the best one on validation.",
+    "validation": "The epoch of supervised training is the best one on validation.",
     "last": "The last epoch is reported.",
     "oracle": "ORACLE: the epoch is the best one on the test speakers.",
 }

@@ -103,14 +103,14 @@ class ContrastiveModel(SpeechModel):
 
 
 def contrastive_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`masked_loss`, `accuracy` and `chance` level over masked frames, and codevector `perplexity`.
+    """`validation_loss`, `accuracy` and `chance` level over masked frames, and codevector `perplexity`.
 
     If no frame has a distractor (all have the same code), the loss is that of guessing among 101.
     """
     n_frames, ce, correct, chance, perplexity = prediction.predictions
     n = n_frames.sum()
     if not n:
-        return {"masked_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "perplexity": 1.0}
-    totals = {"masked_loss": ce, "accuracy": correct, "chance": chance}
+        return {"validation_loss": math.log(101), "accuracy": 0.0, "chance": 0.0, "perplexity": 1.0}
+    totals = {"validation_loss": ce, "accuracy": correct, "chance": chance}
     totals["perplexity"] = perplexity * n_frames
     return {name: float(total.sum() / n) for name, total in totals.items()}

@@ -18,18 +18,13 @@ def am_softmax(
     return F.cross_entropy(scale * (cosines - margins).float(), labels)
 
 
-def stream_loss(
-    logits: Sequence[Tensor], labels: Tensor, loss_mask: Tensor, combine: str = "sum"
-) -> Tensor:
-    """Mean cross-entropy over the frames in `loss_mask`, (batch, frames) bool; 0 without frames.
+def stream_loss(logits: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """Cross-entropy of each frame, (n_frames,), summed over streams as in HuBERT.
 
-    Streams are summed as in HuBERT, or averaged ("mean"). Logits of each are (n_selected, K), labels (batch,
-    frames, streams) int64.
+    Logits of each stream are (n_frames, K), labels (n_frames, streams) int64.
     """
-    targets = labels[loss_mask].unbind(dim=1)
-    losses = [F.cross_entropy(x.float(), y, reduction="sum") for x, y in zip(logits, targets)]
-    total = sum(losses) / max(len(targets[0]), 1)
-    return total / len(logits) if combine == "mean" else total
+    pairs = zip(logits, labels.unbind(dim=1))
+    return sum(F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs)
 
 
 def sum_by_utterance(values: Tensor, loss_mask: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import EvalPrediction
 
 from gmp_utils.models.encoder import SpeechModel
@@ -27,28 +26,27 @@ class MaskedPredictionModel(SpeechModel):
         mask: Tensor,
         **conditions: Tensor | None,
     ) -> dict[str, Tensor]:
-        """`stream_loss` and number of frames in it, (batch,); see `SpeechModel.hidden_states`.
+        """Mean `stream_loss` and number of frames in it, (batch,); see `SpeechModel.hidden_states`.
 
-        Frame labels are (batch, frames, streams) int64. At evaluation `ce` and `correct` (batch, streams)
-        are sums over these frames.
+        Frame labels are (batch, frames, streams) int64. At evaluation `ce` (batch, 1) sums over the frames in
+        the loss, and `correct` (batch, streams) over the `n_masked` (batch,) masked ones only.
         """
         (frames,), attention_mask = self.hidden_states(inputs, lengths, mask, **conditions)
         loss_mask = mask if self.config.loss_on == "masked" else attention_mask
-        logits = self.streams(frames[loss_mask])
-        loss = stream_loss(logits, frame_labels, loss_mask, self.config.combine)
-        outputs = {"loss": loss, "n_frames": loss_mask.sum(dim=1)}
+        logits, labels = self.streams(frames[loss_mask]), frame_labels[loss_mask]
+        ce = stream_loss(logits, labels)
+        outputs = {"loss": ce.sum() / max(len(ce), 1), "n_frames": loss_mask.sum(dim=1)}
         if self.training:
             return outputs
-        pairs = list(zip(logits, frame_labels[loss_mask].unbind(dim=1)))
-        ce = [F.cross_entropy(x.float(), y, reduction="none") for x, y in pairs]
-        correct = [(x.argmax(dim=-1) == y).float() for x, y in pairs]
-        sums = {"ce": torch.stack(ce, dim=1), "correct": torch.stack(correct, dim=1)}
-        return outputs | {name: sum_by_utterance(x, loss_mask) for name, x in sums.items()}
+        correct = torch.stack([x.argmax(dim=-1) for x in logits], dim=1) == labels
+        outputs["ce"] = sum_by_utterance(ce.unsqueeze(1), loss_mask)
+        outputs["n_masked"] = mask.sum(dim=1)
+        return outputs | {"correct": sum_by_utterance(correct[mask[loss_mask]].float(), mask)}
 
 
 def stream_metrics(scales: Sequence[int], prediction: EvalPrediction) -> dict[str, float]:
-    """`masked_loss`, and `accuracy_<K>` of each stream."""
-    n_frames, ce, correct = prediction.predictions
-    accuracies = zip(scales, (correct.sum(axis=0) / n_frames.sum()).tolist())
-    metrics = {"masked_loss": float(ce.sum() / n_frames.sum())}
+    """`validation_loss` over the frames in the loss, and `accuracy_<K>` of each stream at masked frames."""
+    n_frames, ce, n_masked, correct = prediction.predictions
+    accuracies = zip(scales, (correct.sum(axis=0) / n_masked.sum()).tolist())
+    metrics = {"validation_loss": float(ce.sum() / n_frames.sum())}
     return metrics | {f"accuracy_{k}": accuracy for k, accuracy in accuracies}

@@ -97,7 +97,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
             "04 with it, or make run RECIPE=papt."
         )
     n_speakers = 0 if position == "none" else fold.similarity.shape[1]
-    settings = {"scales": scales, "stream_hidden_size": 256, "loss_on": "masked", "combine": "sum"}
+    settings = {"scales": scales, "stream_hidden_size": 256, "loss_on": "masked"}
     settings |= {"activation": "relu", "speaker_position": position, "n_speakers": n_speakers}
 
     def build(folder: Path) -> None:
@@ -112,7 +112,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
             targets = {"speaker": mixtures.loc[names].to_numpy()} if n_speakers else None
             sets.append(Utterances(inputs, names, targets, labels, masking, training.seed))
         metrics = partial(stream_metrics, scales)
-        scoring = {"compute_metrics": metrics, "selection_metric": "masked_loss"}
+        scoring = {"compute_metrics": metrics, "selection_metric": "validation_loss"}
         train(model, *sets, folder, training, **scoring, selection=protocol.selection)
         fold.corpus.write_training_recordings(folder / "model", task.fold, source)
 

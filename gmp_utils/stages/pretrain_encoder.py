@@ -40,7 +40,7 @@ LONGEST_SEGMENT = 20.0  # seconds that the encoder processes at once to make tar
 CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
 CONTRASTIVE_MASKING = Masking(0.65, 10)  # wav2vec 2.0's
 CLUSTERED_FRAMES = 1_000_000  # sampled for k-means if there are more
-LAST_STEP = {"selection_metric": "masked_loss", "selection": "last"}  # its model is kept
+LAST_STEP = {"selection_metric": "validation_loss", "selection": "last"}  # its model is kept
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ def pretrain_round(
     parameters |= {"crop_seconds": crop_seconds, "prosody_clusters": prosody_clusters}
     sizes = [*scales, prosody_clusters] if prosody_clusters else scales
     settings = {"scales": sizes, "loss_on": loss_on, "train_cnn": True}
-    settings |= {"stream_hidden_size": 256, "combine": "sum", "activation": "relu"}
+    settings |= {"stream_hidden_size": 256, "activation": "relu"}
 
     def build(folder: Path) -> None:
         set_seed(training.seed)

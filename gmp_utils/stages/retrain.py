@@ -24,6 +24,7 @@ CHOICES = {
     "retrain_from": ("encoder", "multitask"),
     "loss_on": ("masked", "all"),
     "activation": ("relu", "tanh"),
+    "retrain_selection": ("last", "validation"),
 }
 
 
@@ -40,6 +41,7 @@ def retrain(
     stream_hidden_size: int = 256,
     activation: str = "relu",
     train_cnn: bool = False,
+    retrain_selection: str = "last",
 ) -> Path:
     """Retrain on the training speakers of a fold: on pseudo-labels, or with the encoder's own objective.
 
@@ -59,6 +61,9 @@ def retrain(
         "masked" frames, or "all".
     activation : str
         Of the `stream_hidden_size` hidden units of each stream's head, "relu" or "tanh".
+    retrain_selection : str
+        "last" keeps the model of the last step, "validation" that of the evaluation that the protocol
+        selects, by the loss.
 
     Returns
     -------
@@ -69,11 +74,12 @@ def retrain(
     network = {"loss_on": loss_on, "activation": activation}
     network |= {"stream_hidden_size": stream_hidden_size, "train_cnn": train_cnn}
     settings = {"objective": objective, "retrain_from": retrain_from, **network}
+    settings["retrain_selection"] = retrain_selection
     for name, choices in CHOICES.items():
         if settings[name] not in choices:
             raise GmpError(f"{name} {settings[name]!r}: expected one of {', '.join(choices)}.")
-    if objective == "contrastive" and not masking.probability:
-        raise GmpError('objective "contrastive" needs masks: mask_probability above 0.')
+    if not masking.probability:
+        raise GmpError("masked prediction needs masks: mask_probability above 0.")
     if objective == "contrastive" and train_cnn:
         raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn false.')
     corpus, fold_dir = open_corpus(run_dir), fold_folder(run_dir, fold)
@@ -91,8 +97,9 @@ def retrain(
         utterances = sorted(unlabeled, key=inputs.lengths.get), parts[protocol.selection_part]
         options = {"frame_labels": labels, "masking": masking, "seed": training.seed}
         datasets = [Utterances(inputs, names, **options) for names in utterances]
-        selection = {"selection_metric": "masked_loss", "selection": protocol.selection}
-        train(model, *datasets, folder, training, compute_metrics=metrics, **selection)
+        selection = "last" if retrain_selection == "last" else protocol.selection
+        scoring = {"compute_metrics": metrics, "selection_metric": "validation_loss"}
+        train(model, *datasets, folder, training, **scoring, selection=selection)
         corpus.write_training_recordings(folder / "model", fold, source)
 
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(RETRAIN, settings)]
@@ -114,7 +121,7 @@ def _load(objective: str, source: str, gmps: Path, network: dict) -> tuple:
         model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
         return model, None, contrastive_metrics
     labels, scales = open_labels(gmps)
-    network = network | {"train_encoder": True, "scales": scales, "combine": "sum"}
+    network = network | {"train_encoder": True, "scales": scales}
     return MaskedPredictionModel.load(source, **network), labels, partial(stream_metrics, scales)
 
 
