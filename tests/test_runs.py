@@ -204,6 +204,7 @@ CHAIN = {"use_gmps": False, "loss": "ce-then-ams"}
         ("06_finetune", {"use_gmps": True}, ["fold{fold}/05_retrain"]),
         ("06_finetune", {"use_gmps": False, "loss": "ams"}, []),
         ("06_finetune", CHAIN, ["fold{fold}/06_finetune/no-gmps/ce"]),
+        ("06_finetune", CHAIN | {"loss": "ce-then-ce"}, ["fold{fold}/06_finetune/no-gmps/ce"]),
         ("08_personalize", {"representations": ["none", "papt"]}, [GMPS]),
         ("08_personalize", {"representations": ["none"]}, []),
     ],

@@ -4,13 +4,23 @@ import inspect
 import shutil
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MULTITASK, QUICK, multitask, run_series, seal_again, write_noise_corpus
+from conftest import (
+    MULTITASK,
+    ONCE,
+    QUICK,
+    classifier,
+    multitask,
+    run_series,
+    seal_again,
+    write_noise_corpus,
+)
 from safetensors.torch import load_file
 from transformers import HubertModel, set_seed
 
@@ -194,6 +204,61 @@ def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     seal_again(path.parent)
     with pytest.raises(GmpError, match="differ in head_layer of 06_finetune"):
         collect.collect(str(run))
+
+
+def test_gradients_of_both_losses_are_clipped_or_neither(tmp_path, tiny_encoder, monkeypatch):
+    """Norms at the optimizer. A norm of 1 clips those of AM-Softmax, with s = 30, and not those of CE."""
+    run, applied, logged = write_noise_corpus(tmp_path / "run"), {}, {}
+
+    def record(self, args, state, control, model=None, **kwargs):
+        gradients = [weights.grad for weights in model.parameters() if weights.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+
+    monkeypatch.setattr(trainer.PrintEvaluations, "on_pre_optimizer_step", record)
+    for key in product((0.0, 1.0), ("ce", "ams")):
+        norms = applied[key] = []
+        schedule = replace(ONCE, max_grad_norm=key[0])
+        history = pd.read_csv(classifier(run, tiny_encoder, key[1], schedule) / "history.csv")
+        logged[key] = history.grad_norm[0]  # before clipping, mean over the steps
+    assert len(applied[0.0, "ce"]) >= 3
+    for key in ((0.0, "ce"), (0.0, "ams"), (1.0, "ce")):
+        assert np.mean(applied[key]) == pytest.approx(logged[key], rel=1e-4)
+    assert applied[1.0, "ams"] == pytest.approx([1.0] * len(applied[1.0, "ams"]), rel=1e-4)
+    assert logged[0.0, "ams"] > 10 > 1 > logged[0.0, "ce"]
+
+
+def test_ce_then_ce_goes_on_from_the_ce_model(tmp_path, tiny_encoder):
+    """At a learning rate of almost zero: the CE model's scores, as it is loaded with its classifier."""
+    run = write_noise_corpus(tmp_path / "run")
+    schedules = {"ce": ONCE, "ce-then-ce": replace(ONCE, learning_rate=1e-12)}
+    stages = [classifier(run, tiny_encoder, *item) for item in schedules.items()]
+    first, second = (pd.read_parquet(stage / "predictions.parquet") for stage in stages)
+    emotions = open_corpus(str(run)).emotions
+    np.testing.assert_allclose(first[emotions], second[emotions], atol=1e-5)
+    assert set(collect.collect(str(run)).system) == {"CE", "CE then CE"}
+
+
+def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_path, capsys):
+    """The limit is 0.8 on the validation speakers. 04 says so and records it, as does the summary."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.parent, run)
+    stage = run / "fold1" / "02_train_multitask"
+    metrics = read_json(stage / "metrics.json")
+    for uar, augmented in ((0.8, True), (0.79, False)):
+        write_json(stage / "metrics.json", metrics | {"gender_uar": uar})
+        seal_again(stage)
+        shutil.rmtree(run / "fold1" / "04_generate_gmps")
+        made = generate_gmps.generate_gmps(str(run), 1, scales=(4, 8))
+        assert read_json(made / "metrics.json")["gender_augmented"] is augmented
+        word = "are gender-augmented" if augmented else "are not gender-augmented"
+        assert f"Pseudo-labels from this model {word}" in capsys.readouterr().out
+        text = tables.describe(str(run))
+        assert ("Not gender-augmented" in text) is not augmented
+        assert collect.gender_uar(run / "fold1" / "06_finetune" / "gmps" / "ce") == uar
+    assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
+    assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "no-gmps" / "ams"))
+    write_json(stage / "metrics.json", {"emotion_uar": 0.5})
+    assert "Gender was no task" in train_multitask.describe_gender(stage)
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):

@@ -17,6 +17,7 @@ SYSTEM_NAMES = {
     "ce": "CE",
     "ams": "AMS",
     "ce-then-ams": "CE then AMS",
+    "ce-then-ce": "CE then CE",
     "probe": "probe",
     "probe-multitask": "probe of 02",
     "probe-retrained": "probe of 05",

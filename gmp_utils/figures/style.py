@@ -39,6 +39,7 @@ COLORS = {
     "CE": "#0072B2",
     "AMS": "#D55E00",
     "CE then AMS": "#009E73",
+    "CE then CE": "#56B4E9",
 }
 SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 AXIS = {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"}

@@ -55,7 +55,7 @@ def upstream(stage: str, parameters: dict) -> list[str]:
                 for name in parameters.get("baselines", [])
                 if name.startswith("probe-")
             ]
-            if parameters.get("loss") == "ce-then-ams":
+            if parameters.get("loss", "").startswith("ce-then-"):
                 stages.append(f"{FOLD}{stage}/{paths.INITIALIZATIONS[parameters['use_gmps']]}/ce")
             elif parameters["use_gmps"]:
                 stages.append(FOLD + paths.RETRAIN)

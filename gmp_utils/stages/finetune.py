@@ -41,7 +41,8 @@ def finetune(
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub.
     loss : str
-        "ce", "ams", or "ce-then-ams": AM-Softmax from the CE model of the same fold.
+        "ce", "ams", or "ce-then-ams" and as its control "ce-then-ce": from the CE model of the same fold,
+        so with twice the updates and a second warm-up.
     use_gmps : bool
         Start from the model of stage 05, or else from the initial encoder.
     scale, margin : float
@@ -57,12 +58,12 @@ def finetune(
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
     corpus, start = open_corpus(run_dir), {"use_gmps": use_gmps, "loss": loss}
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(FINETUNE, start)]
-    if loss == "ce-then-ams" and not stages[-1].is_dir():
-        raise GmpError('loss "ce-then-ams" starts from the CE model: run loss "ce" first.')
+    if loss.startswith("ce-then-") and not stages[-1].is_dir():
+        raise GmpError(f'loss "{loss}" starts from the CE model: run loss "ce" first.')
     source = str(stages[-1] / "model") if len(stages) > 1 else weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
     parts, protocol = corpus.partition(fold), corpus.protocol
-    settings = {"loss": "ce" if loss == "ce" else "ams", "scale": scale, "margin": margin}
+    settings = {"loss": loss.split("-")[-1], "scale": scale, "margin": margin}
 
     def build(folder: Path) -> None:
         set_seed(training.seed)

@@ -40,7 +40,7 @@ from gmp_utils.training.batching import DurationBatchSampler, Utterances, collat
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Hyperparameters of a training by Adam. Gradients are clipped to a norm of 1."""
+    """Hyperparameters of a training by Adam."""
 
     learning_rate: float = 1e-4  # after a warm-up over 10 % of the steps, before a linear decay
     epochs: int = 0  # each followed by an evaluation; 0 if `max_steps` is given
@@ -52,6 +52,7 @@ class TrainingConfig:
     head_learning_rate: float = 0.0  # of what is on top of the encoder; 0 for `learning_rate`
     weight_decay: float = 0.0  # of AdamW, which equals Adam at 0
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam's moving averages
+    max_grad_norm: float = 1.0  # that gradients are clipped to; 0 for no clipping
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
@@ -384,6 +385,7 @@ def _arguments(
         learning_rate=config.learning_rate,
         adam_beta1=config.betas[0],
         adam_beta2=config.betas[1],
+        max_grad_norm=config.max_grad_norm,
         warmup_steps=0.1,
         **dict.fromkeys(("eval_strategy", "save_strategy"), strategy),
         **dict.fromkeys(("eval_steps", "save_steps"), every),
