@@ -233,7 +233,7 @@ def export_onnx(model: str, path: str) -> None:
         warnings.simplefilter("ignore")  # the exporter is deprecated; shapes are compared below
         outputs = list(recognizer(*batch(8000)).keys())
         torch.onnx.export(
-            _OnnxGraph(recognizer),
+            _OnnxGraph(recognizer).eval(),  # the exporter restores the mode that it finds
             batch(16000, 12000),
             str(partial),
             dynamo=False,  # the newer exporter fixes the number of an LSTM's steps
