@@ -97,11 +97,19 @@ def settings_of(stage: Path) -> dict:
     return settings
 
 
+def gender_uar(stage: Path) -> float:
+    """Validation UAR of gender, 0 to 1, of the multi-task model in a stage's lineage; NaN without one."""
+    models = [path for path in lineage(stage) if path.name == paths.TRAIN_MULTITASK]
+    metrics = read_json(models[0] / "metrics.json") if models else {}
+    return metrics.get("gender_uar", np.nan)
+
+
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
     Classifiers of a variant may differ in fold, system and seed only, and those of a fold must be tested on
-    the same utterances. Columns are those of `write_predictions`, and variant, system, fold and seed.
+    the same utterances. Columns are those of `write_predictions`, and variant, system, fold, seed and
+    `gender_uar`.
     """
     tables, seen = [], {}  # value and classifier of each setting
     variants = experiments.read_declaration(run_dir)["variants"]
@@ -119,7 +127,8 @@ def collect(run_dir: str) -> pd.DataFrame:
                 "cannot be compared. Run one of them again, or remove it."
             )
         seen |= {key: (value, name) for key, value in settings.items()}
-        tables.append(table.assign(**{key: getattr(row, key) for key in CLASSIFIER}))
+        classifier = {key: getattr(row, key) for key in CLASSIFIER}
+        tables.append(table.assign(**classifier, gender_uar=gender_uar(row.stage)))
     return pd.concat(tables, ignore_index=True)
 
 

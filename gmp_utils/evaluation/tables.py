@@ -10,7 +10,7 @@ from scipy.special import softmax
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
 from gmp_utils.evaluation.metrics import recalls, temperature, uar
-from gmp_utils.models.classifiers import LOSSES
+from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import ROOT
@@ -86,7 +86,8 @@ def results_table(
     """What was declared and what was run, as text, next to the paper's numbers where there are any.
 
     Columns are variant, system, UAR and WAR in percent with the intervals of `scores`, mean and standard
-    deviation of the UAR over folds and over seeds, and the paper's numbers.
+    deviation of the UAR over folds and over seeds and of the multi-task models' gender UAR, and the paper's
+    numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -97,6 +98,9 @@ def results_table(
         for by in ("fold", "seed"):
             values = comparison.group_scores(group.groupby(by), uar)
             row[f"UAR by {by}"] = _mean_and_spread(values) if len(values) > 1 else "only one"
+        gender = 100 * group.drop_duplicates(["fold", "seed"]).gender_uar.dropna()
+        if len(gender):
+            row["gender UAR, validation"] = _mean_and_spread(gender)
         rows[system] = row
     runs, paper = declaration["runs"], declaration["paper"]
     papers = {
@@ -159,6 +163,16 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     return text
 
 
+def _describe_gender(finished: pd.DataFrame) -> str:
+    """Variants whose pseudo-labels may not be called gender-augmented, and in how many trainings."""
+    trainings = finished.drop_duplicates(["variant", "fold", "seed"])
+    low = trainings.stage.map(collect.gender_uar) < GENDER_UAR
+    counts = low.groupby(trainings.variant, sort=False).agg(["sum", "size"]).query("sum > 0")
+    texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
+    measured = f"gender UAR below {GENDER_UAR} on the validation speakers"
+    return f" Not gender-augmented, with a {measured}: {', '.join(texts)}." if texts else ""
+
+
 def describe(run_dir: str) -> str:
     """Corpus, encoder, protocol, folds and variants of a run or an experiment, and what was not run."""
     corpus, finished = collect.first_corpus(run_dir), classifiers(run_dir)
@@ -168,6 +182,7 @@ def describe(run_dir: str) -> str:
         f"{', '.join(corpus.emotions)}. {_describe_encoders(finished, corpus.manifest)}"
         f"{_describe_protocols(finished)} "
         f"Folds run: {folds} of {len(corpus.protocol.folds)}; seeds: {seeds}."
+        f"{_describe_gender(finished)}"
     )
     changes = [
         f"{variant}: {', '.join(f'{name} {value}' for name, value in changed.items()) or 'nothing'}"

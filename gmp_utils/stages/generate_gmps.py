@@ -17,6 +17,7 @@ from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, fold_folder, stage_folder
 from gmp_utils.runs.stage import make_stage, upstream
+from gmp_utils.stages.train_multitask import describe_gender, gender_augmented
 from gmp_utils.training.features import layer_frames, layer_states_by_length, model_inputs
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
@@ -62,7 +63,7 @@ def generate_gmps(
     parameters |= {"scales": list(scales), "permuted": permuted}
     parameters |= {"kmeans_frames": kmeans_frames, "seed": seed}
     stages = upstream(GENERATE_GMPS, parameters)
-    return make_stage(
+    stage = make_stage(
         folder / GENERATE_GMPS,
         partial(_write_labels, corpus, source, parameters),
         parameters=parameters,
@@ -71,6 +72,9 @@ def generate_gmps(
         module=__name__,
         protocol=corpus.protocol.to_dict(),
     )
+    if clustered_model == "multitask":
+        print(describe_gender(folder / TRAIN_MULTITASK))
+    return stage
 
 
 def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -> None:
@@ -87,7 +91,9 @@ def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -
     needed, free = 6 * n_frames * frames.values.shape[1], psutil.virtual_memory().available
     hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
     sample = frames.sample(unlabeled, limit, seed)
-    metrics = {"kmeans_frames": len(sample)}
+    is_multitask = parameters["clustered_model"] == "multitask"
+    augmented = is_multitask and gender_augmented(Path(source).parent)
+    metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
     for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(sample, scales, seed))):
         np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
         labels.values[:, stream] = assign(frames.values, centroids)

@@ -8,9 +8,10 @@ from transformers import EvalPrediction, set_seed
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.metrics import task_metrics
-from gmp_utils.models.classifiers import MultitaskModel, load_classifier, tasks
+from gmp_utils.models.classifiers import GENDER_UAR, MultitaskModel, load_classifier, tasks
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
+from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import TRAIN_MULTITASK, fold_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training.features import labeled, model_inputs
@@ -86,3 +87,26 @@ def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict
         logits, labels = [logits], [labels]
     metrics = map(task_metrics, logits, labels, trained_tasks)
     return {name: value for task in metrics for name, value in task.items()}
+
+
+def gender_augmented(stage: Path) -> bool:
+    """Whether a finished stage's encoder learned gender. Only then are its clusters gender-augmented."""
+    learned = read_json(stage / "metrics.json").get("gender_uar", 0.0) >= GENDER_UAR
+    return learned and read_json(stage / "params.json")["train_encoder"]
+
+
+def describe_gender(stage: Path) -> str:
+    """State whether a finished stage learned gender, and what its pseudo-labels may be called."""
+    uar = read_json(stage / "metrics.json").get("gender_uar")
+    if uar is None or not read_json(stage / "params.json")["train_encoder"]:
+        reason = "Gender was no task" if uar is None else "The encoder was frozen"
+        return f"{reason}: pseudo-labels from this model are not gender-augmented."
+    measured = f"its UAR on the validation speakers is {uar:.2f}"
+    if gender_augmented(stage):
+        return (
+            f"Gender was learned: {measured}. Pseudo-labels from this model are gender-augmented."
+        )
+    return (
+        f"Gender was NOT learned: {measured}, below {GENDER_UAR}. Pseudo-labels from this model are not "
+        "gender-augmented. A lower alpha gives more weight to gender."
+    )
