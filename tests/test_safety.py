@@ -299,7 +299,7 @@ def test_what_is_published_holds_no_pickle(series):
     """By content: a pickle, or a zip of some as torch writes, begins with these bytes."""
     published = [path for path in series.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in published if not path.name.startswith(".")}
-    assert kinds == {".json", ".csv", ".safetensors", ".npy", ".parquet"}
+    assert kinds == {".json", ".csv", ".txt", ".safetensors", ".npy", ".parquet"}
     for path in published:
         assert not path.read_bytes().startswith((b"\x80", b"PK")), path
         if path.suffix == ".npy":

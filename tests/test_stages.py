@@ -85,6 +85,9 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
                 with pytest.raises(GmpError, match=f"trained or selected on {held_out}"):
                     strict_or_not.check_encoder(model, fold)
     multitask_model = str(finished / "02_train_multitask" / "model")
+    few = replace(corpus, protocol=replace(corpus.protocol, labeled_share=0.5))
+    with pytest.raises(GmpError, match="12 unlabeled recordings of fold 1"):
+        few.check_encoder(multitask_model, 1)
     for stage in (train_multitask.train_multitask, retrain.retrain):
         with pytest.raises(GmpError, match="test recordings of fold 3, such as 3f"):
             stage(run, 3, multitask_model, QUICK)

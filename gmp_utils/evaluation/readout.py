@@ -26,7 +26,7 @@ def read_out(
     Parameters
     ----------
     train, test : (n_utterances, layers, dim)
-    labels : (n_utterances,) int
+    labels : (n_utterances,)
 
     Returns
     -------
@@ -50,18 +50,24 @@ def read_out(
 
 
 def write_readout(
-    folder: Path, predicted: pd.DataFrame, test: pd.DataFrame, emotions: list[str]
+    folder: Path,
+    manifest: pd.DataFrame,
+    parts: dict[str, list[str]],
+    statistics: np.ndarray,
+    **draws: int,
 ) -> None:
     """Write readout.parquet: labels, draw, layer, utterance, predicted, speaker and true, by `read_out`.
 
-    `test` are the rows of the manifest in the order of the columns of `predicted`.
+    `statistics`, (n_utterances, layers, dim), are in the manifest's order.
     """
-    table = predicted.set_axis(test.index, axis=1).melt(
-        var_name="utterance", value_name="predicted", ignore_index=False
-    )
-    table["predicted"] = np.array(emotions)[table.predicted]
-    about = test[["speaker", "emotion"]].rename(columns={"emotion": "true"})
-    table.reset_index().join(about, on="utterance").to_parquet(folder / "readout.parquet")
+    rows = {part: manifest.index.get_indexer(parts[part]) for part in ("train", "test")}
+    train, test = (statistics[rows[part]] for part in ("train", "test"))
+    predicted = read_out(train, manifest.emotion.to_numpy()[rows["train"]], test, **draws)
+    predicted = predicted.set_axis(parts["test"], axis=1)
+    options = {"var_name": "utterance", "value_name": "predicted", "ignore_index": False}
+    table = predicted.melt(**options).reset_index()
+    about = manifest[["speaker", "emotion"]].rename(columns={"emotion": "true"})
+    table.join(about, on="utterance").to_parquet(folder / "readout.parquet", index=False)
 
 
 def readouts(run_dir: str) -> pd.DataFrame:
@@ -87,8 +93,8 @@ def label_efficiency(predictions: pd.DataFrame, variants: dict[str, dict]) -> pd
     """
     shares = {name: v["labeled_share"] for name, v in variants.items() if "labeled_share" in v}
     table = predictions[predictions.variant.isin(shares)]
-    names = table.variant.str.partition(", ")
-    columns = {"line": names[2] + ", " + table.system, "x": names[0]}
+    names = table.variant.str.extract("(.+?), (.+)")
+    columns = {"line": names[1] + ", " + table.system, "x": names[0]}
     return _curves(table.assign(**columns, share=table.variant.map(shares)), "share")
 
 

@@ -26,7 +26,7 @@ from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.evaluation.metrics import uar
 from gmp_utils.evaluation.predictions import write_predictions
-from gmp_utils.evaluation.readout import PROBE_C, read_out, write_readout
+from gmp_utils.evaluation.readout import PROBE_C, write_readout
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
@@ -134,14 +134,6 @@ def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
     return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
 
 
-def _write_readout(folder: Path, fold: Fold, statistics: np.ndarray, **draws: int) -> None:
-    """Write the `read_out` of the test speakers from the training speakers' labels."""
-    manifest, parts = fold.corpus.manifest, fold.parts
-    train, test = (statistics[manifest.index.get_indexer(parts[x])] for x in ("train", "test"))
-    predicted = read_out(train, fold.labels["train"], test, **draws)
-    write_readout(folder, predicted, manifest.loc[parts["test"]], fold.corpus.emotions)
-
-
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
     """Scores and metrics of a linear SVM on features that are indexed by utterance."""
     rows = {part: x.loc[names] for part, names in fold.parts.items()}
@@ -212,7 +204,8 @@ def classify(
             statistics = np.load(stages[-1] / "statistics.npy")
             results = fit_probe(data, statistics)
             if readout_draws:
-                _write_readout(folder, data, statistics, n_draws=readout_draws, seed=seed)
+                options = {"n_draws": readout_draws, "seed": seed}
+                write_readout(folder, corpus.manifest, data.parts, statistics, **options)
         else:
             results = _majority(data)
         data.write(folder, *results)
