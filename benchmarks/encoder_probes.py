@@ -182,7 +182,7 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
                 "UAR": uar(predictions.true, predictions.predicted),
             }
             row |= {"baseline": baseline, "speakers": len(gains), "difference": mean}
-            rows.append(row | {"low": low, "high": high, "p": comparison.sign_flip(gains)})
+            rows.append(row | {"low": low, "high": high, "p": stats.ttest_1samp(gains, 0).pvalue})
     return pd.DataFrame(rows).round(3)
 
 

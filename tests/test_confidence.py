@@ -22,7 +22,7 @@ def drawn(n, classes, scale, seed=0):
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
 def test_a_temperature_is_what_logits_are_too_large_by(scale):
     logits, labels = drawn(20000, 4, scale)
-    temperature = metrics.temperature(logits, labels)
+    temperature = metrics.fit_temperature(logits, labels)
     assert temperature == pytest.approx(scale, rel=0.05)  # its standard error here is about 0.01
     correct = logits.argmax(axis=1) == labels
     after = softmax(logits / temperature, axis=1).max(axis=1)
@@ -32,10 +32,21 @@ def test_a_temperature_is_what_logits_are_too_large_by(scale):
 def test_a_few_utterances_without_error_do_not_drive_confidence_to_one():
     labels = np.arange(8) % 4
     logits = 10 * np.eye(4)[labels]
-    scale = metrics.temperature(logits, labels)
+    scale = metrics.fit_temperature(logits, labels)
     confidence = softmax(logits / scale, axis=1).max(axis=1)
     # the smoothed target itself: 8/9 + 1/36
     assert confidence == pytest.approx(8 / 9 + 1 / 36, abs=1e-3)
+
+
+def test_a_temperature_that_does_not_help_left_out_speakers_is_not_used():
+    """Two speakers, each of whom would mislead about the other, and one who cannot be left out."""
+    (first, *few), (second, *many) = drawn(500, 4, 0.3), drawn(500, 4, 3.0, seed=1)
+    speakers = np.repeat(["a", "b"], 500)
+    unlike = np.concatenate([first, second]), np.concatenate([*few, *many])
+    assert metrics.temperature(*unlike, speakers) == 1
+    alike = drawn(1000, 4, 3.0)
+    assert metrics.temperature(*alike, speakers) == metrics.fit_temperature(*alike) > 2
+    assert metrics.temperature(*alike, np.repeat("a", 1000)) == 1
 
 
 def test_reliability_by_hand():
@@ -64,6 +75,10 @@ def test_the_reliability_diagram():
     figure = series.reliability_diagram(table)
     title = "Expected calibration error: 0.45 uncalibrated, 0.05 calibrated"
     assert figure.layout.title.text == title
+    worse = series.reliability_diagram(table.assign(calibrated=0.99)).layout.title.text
+    assert worse.startswith("Calibration helped on validation, not on test speakers")
+    unused = series.reliability_diagram(table.assign(calibrated=0.95)).layout.title.text
+    assert unused == "Not calibrated, as it did not help on validation; calibration error: 0.45"
 
 
 def test_networks_of_a_run(noise_corpus, tiny_encoder):
@@ -78,6 +93,7 @@ def test_networks_of_a_run(noise_corpus, tiny_encoder):
     emotions = ["angry", "happy", "neutral", "sad"]
     assert rows.correct.equals(test.true == test.predicted)
     labels = validation.true.map(emotions.index)
-    temperature = metrics.temperature(validation[emotions].to_numpy(), labels)
+    logits = validation[emotions].to_numpy()
+    temperature = metrics.temperature(logits, labels.to_numpy(), validation.speaker)
     expected = softmax(test[emotions] / temperature, axis=1).max(axis=1)
     assert rows.calibrated.to_numpy() == pytest.approx(np.asarray(expected))

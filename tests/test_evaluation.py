@@ -85,14 +85,16 @@ def test_folds_with_their_standard_deviation_over_seeds():
     half = second.index % 2 == 0
     second.loc[half, "predicted"] = "none"
     second = second[second.fold == first.fold.min()]
-    table = tables.by_fold(pd.concat([first, second]))
+    table = tables.by_fold(pd.concat([first, second])).xs("UAR", level="metric")
     seeds = [100 * metrics.uar(rows.true, rows.predicted) for rows in (first, second)]
     mean, spread = np.mean(seeds), np.std(seeds, ddof=1)
     low, high = sorted(first.fold.unique())
     assert spread > 10
     assert table[f"fold {low}"]["GMPs, CE"] == f"{mean:.1f} ± {spread:.1f}"
     assert table[f"fold {high}"]["GMPs, CE"] == "100.0"
-    assert table["UAR"]["GMPs, CE"] == f"{(mean + 100) / 2:.1f}"
+    # the standard deviation of two numbers is half their distance times the root of two
+    over_folds = f"{(mean + 100) / 2:.1f} ± {(100 - mean) / 2 * 2**0.5:.1f}"
+    assert table["over folds"]["GMPs, CE"] == over_folds
 
 
 def test_published_results_are_those_of_the_papers():
@@ -114,12 +116,13 @@ def test_recall_by_gender():
 def test_spread_over_folds_and_over_seeds():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
     table = table_of(both)
-    for name in ("fold", "seed"):
-        values = [100 * metrics.uar(rows.true, rows.predicted) for _, rows in both.groupby(name)]
+    for name, metric, by in (
+        ("UAR", metrics.uar, "fold"), ("WAR", metrics.war, "fold"), ("UAR", metrics.uar, "seed"),
+    ):  # fmt: skip
+        values = [100 * metric(rows.true, rows.predicted) for _, rows in both.groupby(by)]
         mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2
-        # the standard deviation of two numbers is half their distance times the root of two
-        assert table[f"UAR by {name}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
-        assert table[f"UAR by {name}"]["no GMPs", "CE"] == "not run"
+        assert table[f"{name} by {by}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
+        assert table[f"{name} by {by}"]["no GMPs", "CE"] == "not run"
     assert table["seeds"]["GMPs", "CE"] == 2
     alone = table_of(predictions(2))
     assert alone["UAR by fold"]["GMPs", "CE"] == "only one"
@@ -145,4 +148,4 @@ def test_speakers_are_drawn_once_per_system():
     figure = series.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text
-    assert title == "Speakers of one system differ by up to 40 points, means of systems by 5"
+    assert title == "Speakers of one system differ by up to 40 points, means over speakers by 5"

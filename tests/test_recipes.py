@@ -219,7 +219,7 @@ def test_p_tapt_runs_through_every_stage(tmp_path, tiny_encoder):
     baselines.classify(run, 1, baseline="majority")
     predictions = collect.collect(run)
     assert set(predictions.system) == {"CE", "majority"}
-    assert "no GMPs, majority" in tables.by_fold(predictions).index
+    assert ("no GMPs, majority", "WAR") in tables.by_fold(predictions).index
     frozen = HeadConfig(head="linear", mix_layers=True, train_encoder=False, projection_size=8)
     finetune.finetune(run, 1, encoder, "ce", QUICK, use_gmps=False, network=frozen)
     table = collect.training_costs(run).set_index(collect.SYSTEM)

@@ -217,7 +217,7 @@ def test_a_published_model_is_calibrated_and_has_a_card(classified, published):
         classified / "fold1" / "06_finetune" / "no-gmps" / "ams" / "predictions.parquet"
     ).query("part == 'validation'")
     labels = predictions.true.map(EMOTIONS.index).to_numpy()
-    expected = temperature(predictions[EMOTIONS].to_numpy(), labels)
+    expected = temperature(predictions[EMOTIONS].to_numpy(), labels, predictions.speaker)
     assert metrics["temperature"] == pytest.approx(expected, rel=1e-3)
     assert set(metrics) == {
         "temperature", "emotion_uar", "ece_uncalibrated", "ece", "gender_uar", "arousal_ccc",

@@ -8,6 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from sklearn.metrics import recall_score
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.model_selection import LeaveOneGroupOut
 
 BINS = 10
 
@@ -62,7 +63,7 @@ def purity(true: Sequence, clusters: Sequence) -> float:
     return float(contingency_matrix(true, clusters).max(axis=0).sum() / len(true))
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The number that logits are divided by to calibrate their softmax, from 0.01 to 100.
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017. Targets are smoothed by one utterance in n,
@@ -79,6 +80,20 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     bounds = np.log(0.01), np.log(100)
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray, speakers: np.ndarray) -> float:
+    """`fit_temperature` where it lowers the cross-entropy of left-out speakers, otherwise 1.
+
+    One speaker is left out at a time, so a single speaker has 1.
+    """
+    if len(np.unique(speakers)) < 2:
+        return 1.0
+    scaled = np.empty_like(logits)
+    for fitted, left_out in LeaveOneGroupOut().split(logits, groups=speakers):
+        scaled[left_out] = logits[left_out] / fit_temperature(logits[fitted], labels[fitted])
+    before, after = (task_metrics(values, labels, "")["_ce"] for values in (logits, scaled))
+    return fit_temperature(logits, labels) if after < before else 1.0
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:

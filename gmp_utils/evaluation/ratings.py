@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from sklearn.decomposition import PCA
 
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
-from gmp_utils.evaluation.comparison import MIN_SPEAKERS, bootstrap_interval, comparisons
+from gmp_utils.evaluation.comparison import comparisons, jackknife_interval
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models.regression import RatingModelConfig
 from gmp_utils.runs.files import read_json
@@ -123,35 +122,35 @@ def speaker_scores(table: pd.DataFrame) -> pd.DataFrame:
     return scores.rename("ccc").dropna().reset_index()
 
 
-def o_ccc_interval(table: pd.DataFrame, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of CCC over all utterances, from bootstrap samples of speakers."""
-
-    def ccc_of_totals(totals: np.ndarray) -> np.ndarray:
-        x, y, xx, yy, xy = np.moveaxis(totals[..., 1:], -1, 0) / totals[..., 0]
-        return 2 * (xy - x * y) / (xx - x**2 + yy - y**2 + (x - y) ** 2)
-
-    x, y = table.true, table.predicted
-    moments = pd.DataFrame({"n": 1.0, "x": x, "y": y, "xx": x * x, "yy": y * y, "xy": x * y})
-    sums = moments.groupby(table.speaker).sum().to_numpy()
-    return bootstrap_interval(sums, ccc_of_totals, seed)
+def moments(true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Sums over utterances (..., n) from which `ccc_of_sums` computes CCC, (..., 6)."""
+    x, y = true, predicted
+    return np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1).sum(axis=-2)
 
 
-def results_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def ccc_of_sums(sums: np.ndarray) -> np.ndarray:
+    """CCC of `moments`, (..., 6), summed over any speakers."""
+    x, y, xx, yy, xy = np.moveaxis(sums[..., 1:], -1, 0) / sums[..., 0]
+    return 2 * (xy - x * y) / (xx - x**2 + yy - y**2 + (x - y) ** 2)
+
+
+def results_table(table: pd.DataFrame) -> pd.DataFrame:
     """O-CCC over all test utterances, and A-CCC, the mean over test speakers.
 
-    There is a row per system, calibration and attribute: `O-CCC` with the interval `o_low` to `o_high` from
-    bootstrap samples of speakers, `A-CCC`, its `std` over speakers and the interval `a_low` to `a_high` by
-    Student's t, and `speakers`. Intervals are NaN for fewer than `MIN_SPEAKERS` speakers.
+    There is a row per system, calibration and attribute: `O-CCC` and `A-CCC` with the intervals of
+    `jackknife_interval` over speakers, `o_low` to `o_high` and `a_low` to `a_high`, the standard deviation of
+    A-CCC over speakers (`std`), and `speakers`.
     """
     rows, keys = [], ["system", "calibration", "attribute"]
     for key, predictions in table.groupby(keys, sort=False):
-        scores, interval = speaker_scores(predictions).ccc, (np.nan, np.nan)
-        if len(scores) >= MIN_SPEAKERS:
-            interval = stats.ttest_1samp(scores, 0).confidence_interval()
+        scores = speaker_scores(predictions).ccc
         row = dict(zip(keys, key)) | {"O-CCC": ccc(predictions.true, predictions.predicted)}
-        row["o_low"], row["o_high"] = o_ccc_interval(predictions, seed)
+        by_speaker = predictions.groupby("speaker")
+        sums = [moments(rows.true.to_numpy(), rows.predicted.to_numpy()) for _, rows in by_speaker]
+        row["o_low"], row["o_high"] = jackknife_interval(np.stack(sums), ccc_of_sums, lowest=-1)
         row |= {"A-CCC": scores.mean(), "std": scores.std(ddof=0)}
-        row["a_low"], row["a_high"] = interval
+        sums = scores.to_frame().assign(n=1).to_numpy()[..., None]
+        row["a_low"], row["a_high"] = jackknife_interval(sums, lowest=-1)
         rows.append(row | {"speakers": len(scores)})
     return pd.DataFrame(rows)
 
@@ -172,10 +171,10 @@ def display_table(results: pd.DataFrame) -> pd.DataFrame:
 def _differences(
     table: pd.DataFrame, column: str, pairs: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
-    """`comparisons` of CCC by attribute, in hundredths, between values of a column."""
-    scores = speaker_scores(table)
-    scores = scores.assign(system=scores[column], seed=0, score=100 * scores.ccc)
-    groups = scores.groupby("attribute", sort=False)
+    """`comparisons` of A-CCC by attribute, in hundredths, between values of a column."""
+    scores = speaker_scores(table).rename(columns={"ccc": "total"}).assign(n=1, seed=0, label="")
+    sums = scores.assign(system=scores[column]).set_index(["system", "speaker", "seed", "label"])
+    groups = sums.groupby("attribute", sort=False)[["total", "n"]]
     tables = {attribute: comparisons(rows, pairs) for attribute, rows in groups}
     return pd.concat(tables, names=["attribute"]).reset_index("attribute")
 

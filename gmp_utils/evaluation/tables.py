@@ -9,12 +9,13 @@ from scipy.special import softmax
 
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
-from gmp_utils.evaluation.metrics import recalls, temperature, uar
+from gmp_utils.evaluation.metrics import recalls, temperature, uar, war
 from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import ROOT
 
+BY = (("UAR", uar, "fold"), ("WAR", war, "fold"), ("UAR", uar, "seed"))
 PAPER = ("UAR, the paper's on IEMOCAP", "WAR, the paper's on IEMOCAP")
 COST_HEADERS = {
     "training_seconds": "training (s)",
@@ -25,7 +26,7 @@ COST_HEADERS = {
 }
 
 
-def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     """UAR and WAR of each system in percent, pooled over folds and seeds, with intervals by speaker.
 
     Columns are variant, system, `UAR`, `UAR low`, `UAR high`, and the same for WAR.
@@ -33,16 +34,18 @@ def scores(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = dict(zip(SYSTEM, system))
-        for name, values in comparison.with_intervals(group, seed).items():
+        for name, values in comparison.with_intervals(group).items():
             row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(values)))
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR of each fold and seed of each system, in percent: variant, system, fold, seed, `UAR`."""
-    scored = comparison.group_scores(predictions.groupby(CLASSIFIER, sort=False), uar)
-    return scored.rename("UAR").reset_index()
+    """UAR and WAR of each fold and seed of each system, in percent: variant, system, fold, seed, both."""
+    groups = predictions.groupby(CLASSIFIER, sort=False)
+    metrics = {"UAR": uar, "WAR": war}
+    scored = {name: comparison.group_scores(groups, metric) for name, metric in metrics.items()}
+    return pd.DataFrame(scored).reset_index()
 
 
 def comparable_pairs(
@@ -65,14 +68,11 @@ def comparable_pairs(
 
 
 def uar_comparisons(predictions: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
-    """`comparisons` of the UAR of all `comparable_pairs`."""
-    tables, systems = [], []
-    for system, group in predictions.groupby(SYSTEM, sort=False):
-        scored = comparison.speaker_scores(group, uar).rename("score").reset_index()
-        tables.append(scored.assign(system=", ".join(system)))
-        systems.append(system)
-    pairs = comparable_pairs(systems, against)
-    return comparison.comparisons(pd.concat(tables), pairs)
+    """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`."""
+    systems = list(predictions[SYSTEM].drop_duplicates().itertuples(index=False, name=None))
+    named = predictions.assign(system=predictions.variant + ", " + predictions.system)
+    sums = comparison.class_sums(named, ["system", "speaker", "seed"])
+    return comparison.comparisons(sums, comparable_pairs(systems, against))
 
 
 def _mean_and_spread(values: pd.Series) -> str:
@@ -85,9 +85,9 @@ def results_table(
 ) -> pd.DataFrame:
     """What was declared and what was run, as text, next to the paper's numbers where there are any.
 
-    Columns are variant, system, UAR and WAR in percent with the intervals of `scores`, mean and standard
-    deviation of the UAR over folds and over seeds and of the multi-task models' gender UAR, and the paper's
-    numbers.
+    Columns are variant, system, UAR and WAR in percent, pooled over folds and seeds, with the intervals of
+    `scores`, mean and standard deviation over folds of both (the paper's quantities), over seeds of UAR, and
+    of the multi-task models' gender UAR, and the paper's numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -95,9 +95,9 @@ def results_table(
         for name in ("UAR", "WAR"):
             value, low, high = percent.loc[system, [name, f"{name} low", f"{name} high"]]
             row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-        for by in ("fold", "seed"):
-            values = comparison.group_scores(group.groupby(by), uar)
-            row[f"UAR by {by}"] = _mean_and_spread(values) if len(values) > 1 else "only one"
+        for name, metric, by in BY:
+            values = comparison.group_scores(group.groupby(by), metric)
+            row[f"{name} by {by}"] = _mean_and_spread(values) if len(values) > 1 else "only one"
         gender = 100 * group.drop_duplicates(["fold", "seed"]).gender_uar.dropna()
         if len(gender):
             row["gender UAR, validation"] = _mean_and_spread(gender)
@@ -112,19 +112,21 @@ def results_table(
     impossible = [(name, "") for name in declaration["impossible"] if name not in paper]
     systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
     not_run = {"folds": 0, "seeds": 0, "speakers": 0}
-    not_run |= dict.fromkeys(["UAR", "WAR", "UAR by fold", "UAR by seed"], "not run")
+    not_run |= dict.fromkeys(["UAR", "WAR", *(f"{name} by {by}" for name, _, by in BY)], "not run")
     filled = [not_run | rows.get(system, {}) | papers.get(system, {}) for system in systems]
     return pd.DataFrame(list(systems), columns=SYSTEM).join(pd.DataFrame(filled).fillna(""))
 
 
 def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR of each system and fold in percent, mean ± standard deviation over seeds, and its mean."""
-    scored = points(predictions)
+    """UAR and WAR of each system and fold in percent, mean ± standard deviation over seeds and over folds."""
+    scored = points(predictions).melt(CLASSIFIER, var_name="metric")
     scored["system"] = scored.variant + ", " + scored.system
-    groups = scored.groupby(["system", "fold"], sort=False).UAR
+    keys = ["system", "metric"]
+    groups = scored.groupby([*keys, "fold"], sort=False).value
     table = groups.agg(_mean_and_spread).unstack("fold", fill_value="not run").add_prefix("fold ")
-    average = groups.mean().groupby("system", sort=False).mean().map("{:.1f}".format)
-    return table.assign(UAR=average).loc[scored.system.unique()].rename_axis(None, axis=1)
+    average = groups.mean().groupby(keys, sort=False).agg(_mean_and_spread)
+    table = table.assign(**{"over folds": average}).rename_axis(None, axis=1)
+    return table.loc[list(scored[keys].drop_duplicates().itertuples(index=False, name=None))]
 
 
 def published() -> pd.DataFrame:
@@ -197,8 +199,8 @@ def describe(run_dir: str) -> str:
 def confidences(run_dir: str) -> pd.DataFrame:
     """Confidence of each network in its test predictions, and whether they are correct.
 
-    Columns include `uncalibrated` and `calibrated`, by the fold's validation speakers. The table is empty
-    without networks or without validation speakers.
+    Columns include `uncalibrated` and `calibrated`, by the `temperature` of the fold's validation speakers.
+    The table is empty without networks or without validation speakers.
     """
     tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
     for row in classifiers(run_dir).itertuples(index=False):
@@ -208,7 +210,7 @@ def confidences(run_dir: str) -> pd.DataFrame:
             continue
         emotions = corpus_of(row.stage).emotions
         labels = validation.true.map(emotions.index).to_numpy()
-        scale = temperature(validation[emotions].to_numpy(dtype=float), labels)
+        scale = temperature(validation[emotions].to_numpy(float), labels, validation.speaker)
         logits = test[emotions].to_numpy(dtype=float)
         table = test[["utterance"]].assign(correct=test.true == test.predicted)
         table["uncalibrated"] = softmax(logits, axis=1).max(axis=1)

@@ -78,8 +78,9 @@ def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
     figure.update_xaxes(title="seconds of training", col=2)
     figure.update_yaxes(title="A-CCC, mean of attributes", col=1).update_layout(legend_title="")
     return figure.update_layout(
-        title=f"{best} is best with {table['A-CCC'][best]:.2f} in {table.seconds[best]:.0f} s; "
-        f"{cheapest} reaches {table['A-CCC'][cheapest]:.2f} in {table.seconds[cheapest]:.0f} s"
+        title="Highest A-CCC of these trainings: "
+        f"{best} {table['A-CCC'][best]:.2f} in {table.seconds[best]:.0f} s; "
+        f"{cheapest} has {table['A-CCC'][cheapest]:.2f} in {table.seconds[cheapest]:.0f} s"
     )
 
 

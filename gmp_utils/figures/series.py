@@ -15,11 +15,11 @@ from gmp_utils.models.encoder import frame_seconds
 
 def reliability_diagram(table: pd.DataFrame) -> go.Figure:
     """Accuracy against confidence, from `gmp_utils.evaluation.tables.confidences`."""
-    figure, errors, palette = go.Figure(), [], {"uncalibrated": "#999999", "calibrated": "#0072B2"}
+    figure, errors, palette = go.Figure(), {}, {"uncalibrated": "#999999", "calibrated": "#0072B2"}
     line = {"color": "#cccccc", "dash": "dash"}
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfectly calibrated")
     for name, color in palette.items():
-        errors.append(f"{expected_calibration_error(table[name], table.correct):.2f} {name}")
+        errors[name] = expected_calibration_error(table[name], table.correct)
         points = reliability(table[name], table.correct)
         sizes = 36 * np.sqrt(points.utterances / len(table))
         figure.add_scatter(
@@ -27,8 +27,14 @@ def reliability_diagram(table: pd.DataFrame) -> go.Figure:
             marker={"color": color, "size": sizes}, line={"color": color},
             hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}<extra></extra>",
         )  # fmt: skip
+    before, after = errors.values()
+    title = f"Expected calibration error: {before:.2f} uncalibrated, {after:.2f} calibrated"
+    if table.calibrated.equals(table.uncalibrated):
+        title = f"Not calibrated, as it did not help on validation; calibration error: {before:.2f}"
+    elif after >= before:
+        title = f"Calibration helped on validation, not on test speakers. {title}"
     return figure.update_layout(
-        title=f"Expected calibration error: {', '.join(errors)}",
+        title=title,
         xaxis={"title": "confidence", "range": [0, 1.02]},
         yaxis={"title": "accuracy", "range": [-0.05, 1.05]},
     )
@@ -231,6 +237,6 @@ def speakers(scores: dict[str, pd.Series]) -> go.Figure:
         x=means.index, y=means, name="mean", mode="markers",
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
-    title += f", means of systems by {means.max() - means.min():.0f}"
+    title += f", means over speakers by {means.max() - means.min():.0f}"
     axes = {"xaxis_title": "", "yaxis_title": "UAR of a speaker (%)"}
     return figure.update_layout(title=title, legend_title="", **axes)

@@ -66,7 +66,8 @@ def _fit(
     inputs, forward = features.model_inputs(model.network, corpus), model.forward_uncalibrated
     if validation:
         logits = features.outputs(forward, Utterances(inputs, validation))["logits"]
-        model.config.temperature = temperature(logits, corpus.labels(validation, "emotion"))
+        labels, speakers = corpus.labels(validation, "emotion"), manifest.speaker[validation]
+        model.config.temperature = temperature(logits, labels, speakers)
     outputs = features.outputs(forward, Utterances(inputs, train))
     if model.gender_head:
         labeled, female = gender.notna().to_numpy(), (gender == "female").to_numpy()

@@ -35,13 +35,11 @@ def inference_speed(run_dir: str) -> float | None:
     return float(corpus.manifest.duration[test].sum() / (time.monotonic() - start))
 
 
-def write_results(
-    run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame, seed: int = 0
-) -> Path:
+def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) -> Path:
     """Write predictions, table (csv, md, tex and html), comparisons, costs and a summary as a stage.
 
     `predictions` are those of `gmp_utils.evaluation.collect.collect`, and the table is that of
-    `gmp_utils.evaluation.tables.results_table`, whose bootstrap has the `seed`.
+    `gmp_utils.evaluation.tables.results_table`.
     """
     declaration = experiments.read_declaration(run_dir)
 
@@ -62,7 +60,7 @@ def write_results(
     return make_stage(
         run_folder(run_dir) / RESULTS,
         build,
-        parameters={"seed": seed, "declaration": declaration},
+        parameters={"declaration": declaration},
         stages=list(classifiers(run_dir).stage),
         module=__name__,
         protocol=first_corpus(run_dir).protocol.to_dict(),
