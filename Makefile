@@ -14,21 +14,21 @@ override TEST_CORPUS_DIR := $(value TEST_CORPUS_DIR)
 override ENCODER         := $(value ENCODER)
 override FOLDS           := $(value FOLDS)
 override SEEDS           := $(value SEEDS)
-override GMPS            := $(value GMPS)
+override FINETUNE_FROM   := $(value FINETUNE_FROM)
 override PRESET          := $(value PRESET)
 override RECIPE          := $(value RECIPE)
 override RUN             := $(value RUN)
 override REPORT_TO       := $(value REPORT_TO)
 override CORES           := $(value CORES)
 override GPUS            := $(value GPUS)
-export NAME CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS GMPS PRESET RECIPE RUN REPORT_TO CORES GPUS
+export NAME CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS FINETUNE_FROM PRESET RECIPE RUN REPORT_TO CORES GPUS
 
 GMP      := $(BIN)/python -m gmp_utils
 SETTINGS := $${CORPUS:+--corpus "$$CORPUS"} $${CORPUS_DIR:+--corpus-dir "$$CORPUS_DIR"} \
 	$${TEST_CORPUS:+--test-corpus "$$TEST_CORPUS"} $${TEST_CORPUS_DIR:+--test-corpus-dir "$$TEST_CORPUS_DIR"} \
 	$${ENCODER:+--encoder "$$ENCODER"} $${PRESET:+--preset "$$PRESET"} $${RUN:+--run-dir "$$RUN"} \
 	$${FOLDS:+--folds $$FOLDS}
-OF_RUN   := $${GMPS:+--gmps $$GMPS} $${RECIPE:+--recipe "$$RECIPE"}
+OF_RUN   := $${FINETUNE_FROM:+--finetune-from $$FINETUNE_FROM} $${RECIPE:+--recipe "$$RECIPE"}
 OF_EXPERIMENT := $${SEEDS:+--seeds $$SEEDS}
 EXECUTION := $${REPORT_TO:+--report-to "$$REPORT_TO"} $${CORES:+--cores "$$CORES"} $${GPUS:+--gpus "$$GPUS"}
 
@@ -37,8 +37,8 @@ EXECUTION := $${REPORT_TO:+--report-to "$$REPORT_TO"} $${CORES:+--cores "$$CORES
 
 help:
 	@sed -n '1,3p' Makefile
-	@echo "make run: CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS GMPS PRESET RECIPE RUN REPORT_TO CORES GPUS"
-	@echo "make experiment NAME=...: the same without GMPS and RECIPE, and SEEDS"
+	@echo "make run: CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS FINETUNE_FROM PRESET RECIPE RUN REPORT_TO CORES GPUS"
+	@echo "make experiment NAME=...: the same without FINETUNE_FROM and RECIPE, and SEEDS"
 	@echo "NAME: $(notdir $(basename $(wildcard workflow/config/*.yaml)))"
 	@echo "RECIPE: $(notdir $(basename $(wildcard presets/recipes/*.yaml)))"
 	@echo "What each means: .venv/bin/python -m gmp_utils run --help"

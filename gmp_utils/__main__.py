@@ -41,6 +41,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     """Add options of a run or an experiment, and of the workflow; plan and report take those of both."""
+    from gmp_utils.runs.paths import INITIAL_MODELS
+
     add = command.add_argument
     numbers = {"type": int, "nargs": "*", "default": [], "metavar": "N"}
     if name != "run":
@@ -55,8 +57,8 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--encoder", default="", help="a folder or a name on the hub (default: embedded)")
     add("--folds", **numbers, help="folds, from 1 on (default: 1, or those declared)")
     if name != "experiment":
-        text = "fine-tune the retrained model, the encoder, or both (default: yes)"
-        add("--gmps", nargs="*", choices=("yes", "no"), default=[], help=text)
+        text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"
+        add("--finetune-from", nargs="*", choices=INITIAL_MODELS, default=[], help=text)
         add("--recipe", default="", help="a system of presets/recipes (default: gmp-tl)")
     add("--preset", nargs="*", default=[], metavar="FILE", help="parameters; the last file wins")
     text = "folder of the results (default: in runs/, named after the other options)"

@@ -164,7 +164,7 @@ def classifier(
     run: Path, encoder: Path, loss="ce", schedule=ONCE, *, fold=1, network=SMALL
 ) -> Path:
     """A classifier that starts from the encoder."""
-    settings = {"use_gmps": False, "network": network}
+    settings = {"finetune_from": "encoder", "network": network}
     return finetune.finetune(str(run), fold, str(encoder), loss, schedule, **settings)
 
 
@@ -182,8 +182,8 @@ def run_series(run: Path, encoder: Path, schedule=QUICK, max_steps=4, scales=(4,
 
 
 VARIABLES = {
-    "NAME", "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS", "GMPS",
-    "PRESET", "RECIPE", "RUN", "REPORT_TO", "CORES", "GPUS", "ARGS",
+    "NAME", "CORPUS", "CORPUS_DIR", "TEST_CORPUS", "TEST_CORPUS_DIR", "ENCODER", "FOLDS", "SEEDS",
+    "FINETUNE_FROM", "PRESET", "RECIPE", "RUN", "REPORT_TO", "CORES", "GPUS", "ARGS",
 }  # fmt: skip
 CLEAN = {name: value for name, value in os.environ.items() if name not in VARIABLES}
 

@@ -69,10 +69,10 @@ def test_settings_override_variants_and_those_override_presets(tmp_path):
 
 
 def test_a_single_run_is_an_experiment_of_one(tmp_path):
-    plan = lay_out(Settings(gmps=["yes", "no"], run_dir=str(tmp_path / "run")))
+    plan = lay_out(Settings(finetune_from=["retrained", "encoder"], run_dir=str(tmp_path / "run")))
     (run,) = plan.runs
     assert (run.folder, run.folds) == (str(tmp_path / "run"), [1])
-    assert run.initializations == ["gmps", "no-gmps"]
+    assert run.finetune_from == ["retrained", "encoder"]
     assert plan.experiment is None
     assert lay_out(Settings()).folder == lay_out(Settings(corpus="emodb")).folder == "runs/demo"
     assert lay_out(Settings(corpus="emodb", corpus_dir="wav")).folder == "runs/emodb-embedded"
@@ -218,7 +218,7 @@ def test_a_killed_workflow_resumes_and_ends_as_if_undisturbed(killed, undisturbe
     tables = [(folder / "07_results" / "table.csv").read_text() for folder in (run, undisturbed)]
     assert tables[0] == tables[1]
     assert len(list(csv.reader(tables[0].splitlines()))) == 3
-    model = "gmps/seed0/fold1/06_finetune/gmps/ams/model/model.safetensors"
+    model = "gmps/seed0/fold1/06_finetune/retrained/ams/model/model.safetensors"
     assert file_digest(run / model) == file_digest(undisturbed / model)
     prepared = [run / variant / "seed0" / "01_prepare_data" for variant in ("gmps", "no-gmps")]
     for name in ("manifest.parquet", "provenance.json"):

@@ -83,7 +83,7 @@ def test_points_have_the_attributes_that_the_stages_wrote(run):
     energy = 10 * np.log10(np.mean(samples**2))
     assert points.energy[same].item() == pytest.approx(energy, abs=1e-3)
     predictions = pd.read_parquet(maps.classifier / "predictions.parquet")
-    assert maps.classifier == run / "fold1" / FINETUNE / "gmps" / "ams"
+    assert maps.classifier == run / "fold1" / FINETUNE / "retrained" / "ams"
     predicted = dict(zip(predictions.utterance, predictions.predicted))
     unseen = points[points.part != "train"]
     assert unseen.predicted.tolist() == [predicted[name] for name in unseen.utterance] != []
@@ -362,7 +362,7 @@ def test_look_click_listen(run, lab, page):
         assert sounds_loaded[0][2] == pytest.approx(seconds, abs=0.01)
         assert sounds_loaded[1][2] <= sounds_loaded[0][2] + 0.01
     assert "predicted" in titles[0]
-    assert "(gmps/ams)" in titles[0]
+    assert "(retrained/ams)" in titles[0]
     assert TRAINING in titles[1]
 
     before = page.locator("canvas").nth(0).screenshot()

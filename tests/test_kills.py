@@ -78,7 +78,7 @@ def test_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
     names = ("*.safetensors", "labels.npy", "history.csv")
     files = [path.relative_to(plain) for name in names for path in plain.rglob(name)]
     assert len(files) == 4 + 1 + 4
-    last = "fold1/06_finetune/gmps/ams/predictions.parquet"
+    last = "fold1/06_finetune/retrained/ams/predictions.parquet"
     for run in both:
         for name in ("07_results/table.csv", "07_results/summary.md"):
             assert (run / name).read_text() == (plain / name).read_text()

@@ -200,7 +200,8 @@ def test_readme_runs_are_planned(tmp_path, line):
     personal = "papt" in settings.get("RECIPE", "") or settings.get("NAME") == "personalize"
     assert ("personalize" if personal else "finetune") in plan
     if "FOLDS" in settings and "NAME" not in settings:
-        runs = len(settings["FOLDS"].split()) * len(settings.get("GMPS", "yes").split())
+        initial_models = settings.get("FINETUNE_FROM", "retrained").split()
+        runs = len(settings["FOLDS"].split()) * len(initial_models)
         assert f": {runs} runs, 0 done" in plan
 
 
@@ -260,8 +261,8 @@ def test_readme_recognizes(demo, tmp_path):
     assert (table.speech > 0.5).all() and table.error.isna().all()
     code = f"import numpy as np\nwaveform = np.zeros(16000, 'f4')\n{snippet}"
     code = code.replace("\nclassify(", "\nscores = classify(") + "\nprint(scores)"
-    made = sorted((ROOT / "runs/demo/fold1/09_recognize/gmps").glob("*/model"))
-    code = code.replace("gmps/ams/model", f"gmps/{made[0].parent.name}/model")
+    made = sorted((ROOT / "runs/demo/fold1/09_recognize/retrained").glob("*/model"))
+    code = code.replace("retrained/ams/model", f"retrained/{made[0].parent.name}/model")
     assert "'score': 0." in succeeded(python("-c", code, cwd=tmp_path))
     uploads = subprocess.run([ROOT / ".venv/bin/hf", "upload", "--help"], capture_output=True)
     assert uploads.returncode == 0

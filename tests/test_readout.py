@@ -50,7 +50,7 @@ def test_few_labels_are_drawn_per_class_and_nested(monkeypatch):
 def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     trained, corpus = multitask(run, tiny_encoder), open_corpus(str(run))
-    options = {"encoder": str(tiny_encoder), "use_gmps": False, "readout_draws": 2}
+    options = {"encoder": str(tiny_encoder), "finetune_from": "encoder", "readout_draws": 2}
     for baseline in ("probe", "probe-multitask"):
         stage = baselines.classify(str(run), 1, baseline=baseline, **options)
     statistics = np.load(run / "fold1" / "probe" / TRAIN_MULTITASK / "statistics.npy")
@@ -78,7 +78,7 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
 
 
 def test_the_stages_that_probes_need():
-    parameters = {"use_gmps": False, "baselines": ["majority", "probe-multitask"]}
+    parameters = {"finetune_from": "encoder", "baselines": ["majority", "probe-multitask"]}
     assert upstream("06_finetune", parameters) == [
         "01_prepare_data",
         "fold{fold}/02_train_multitask",

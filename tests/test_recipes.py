@@ -40,8 +40,7 @@ def test_every_recipe_has_parameters_that_notebooks_have(name, tmp_path, monkeyp
     planned = lay_out(Settings(recipe=name, run_dir=str(tmp_path / "run")))
     experiments.write(planned)
     (run,) = planned.runs
-    use_gmps = experiments.recipe(name).get("use_gmps", True)
-    assert run.initializations == ["gmps" if use_gmps else "no-gmps"]
+    assert run.finetune_from == [experiments.recipe(name).get("finetune_from", "retrained")]
     assert run.personal == (name == "papt")
 
 
@@ -221,7 +220,7 @@ def test_p_tapt_runs_through_every_stage(tmp_path, tiny_encoder):
     assert set(predictions.system) == {"CE", "majority"}
     assert ("no GMPs, majority", "WAR") in tables.by_fold(predictions).index
     frozen = HeadConfig(head="linear", mix_layers=True, train_encoder=False, projection_size=8)
-    finetune.finetune(run, 1, encoder, "ce", QUICK, use_gmps=False, network=frozen)
+    finetune.finetune(run, 1, encoder, "ce", QUICK, finetune_from="encoder", network=frozen)
     table = collect.training_costs(run).set_index(collect.SYSTEM)
     assert table.parameters["no GMPs", "majority"] == 0
     dim, n_layers = 32, 4

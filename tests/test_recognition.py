@@ -48,7 +48,7 @@ def classified(tmp_path_factory, tiny_encoder):
 @pytest.fixture(scope="module")
 def published(classified):
     """The folder of its published AM-Softmax classifier."""
-    return publish.publish(classified / "fold1" / "06_finetune" / "no-gmps" / "ams") / "model"
+    return publish.publish(classified / "fold1" / "06_finetune" / "encoder" / "ams") / "model"
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +214,7 @@ def test_an_hour_takes_less_than_a_gigabyte(published, tmp_path, speech):
 def test_a_published_model_is_calibrated_and_has_a_card(classified, published):
     metrics = json.loads((published.parent / "metrics.json").read_text())
     predictions = pd.read_parquet(
-        classified / "fold1" / "06_finetune" / "no-gmps" / "ams" / "predictions.parquet"
+        classified / "fold1" / "06_finetune" / "encoder" / "ams" / "predictions.parquet"
     ).query("part == 'validation'")
     labels = predictions.true.map(EMOTIONS.index).to_numpy()
     expected = temperature(predictions[EMOTIONS].to_numpy(), labels, predictions.speaker)
@@ -287,7 +287,7 @@ def test_a_run_stands_for_its_best_network(
     assert publish.find_or_publish("owner/model") == "owner/model"
     assert capsys.readouterr().out == ""
     monkeypatch.chdir(classified.parent)
-    model = classified / "fold1" / "09_recognize" / "no-gmps" / best.name / "model"
+    model = classified / "fold1" / "09_recognize" / "encoder" / best.name / "model"
     for name in (classified.name, str(best)):
         assert publish.find_or_publish(name) == str(model)
         assert capsys.readouterr().out.startswith("Publishing ")
@@ -320,7 +320,7 @@ def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, s
     classifier(run, save_encoder(tmp_path / "encoder", kind, norm), network=network)
     recognizer = load_recognizer(publish.find_or_publish(run))
     (row,) = recognize.recognize(speech[: 3 * SECOND], recognizer, SECOND).to_dict("records")
-    network = EmotionClassifier.load(f"{run}/fold1/06_finetune/no-gmps/ce/model").eval()
+    network = EmotionClassifier.load(f"{run}/fold1/06_finetune/encoder/ce/model").eval()
     samples = torch.from_numpy(audio.normalize(speech[: 3 * SECOND]))[None]
     with torch.inference_mode():
         feature = network.embed(samples, torch.tensor([3 * SECOND]))
@@ -329,7 +329,7 @@ def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, s
     assert [row[name] for name in EMOTIONS] == pytest.approx(expected, abs=1e-5)
     assert ("female" in row) == corpus.get("genders", True)
     assert recognizer.config.ratings == sorted(corpus.get("ratings", []), reverse=True)
-    card = Path(run, "fold1/09_recognize/no-gmps/ce/model/README.md").read_text()
+    card = Path(run, "fold1/09_recognize/encoder/ce/model/README.md").read_text()
     if corpus.get("validation") == "none":
         assert recognizer.config.temperature == 1
         assert "not calibrated (no validation set)" in " ".join(card.split())
@@ -340,7 +340,7 @@ def test_networks_with_other_settings_are_not_pooled(tmp_path, tiny_encoder):
     run = write_noise_corpus(tmp_path / "run")
     for fold, schedule in ((1, ONCE), (2, ONCE), (3, QUICK)):
         classifier(run, tiny_encoder, schedule=schedule, fold=fold)
-    stage = publish.publish(run / "fold1" / "06_finetune" / "no-gmps" / "ce")
+    stage = publish.publish(run / "fold1" / "06_finetune" / "encoder" / "ce")
     card = " ".join((stage / "model" / "README.md").read_text().split())
     assert "pooled over 2 of 3 folds with one network each, 4 test speakers" in card
 
@@ -392,7 +392,7 @@ def test_ratings_stay_within_those_of_training(recognizer, monkeypatch, speech):
 
 
 def test_the_example_has_an_utterance_of_each_emotion_and_noise(classified, tmp_path):
-    stage = classified / "fold1" / "06_finetune" / "no-gmps" / "ams"
+    stage = classified / "fold1" / "06_finetune" / "encoder" / "ams"
     parts = recognize.example(stage, tmp_path / "example.wav")
     assert [label for label, *_ in parts] == [*EMOTIONS, "noise"]
     samples, rate = soundfile.read(tmp_path / "example.wav")

@@ -68,7 +68,7 @@ def test_an_interrupted_stage_resumes_unless_something_changed(tmp_path, changes
 def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
     """01 is made again; 02, made from the old 01, and 06, made from that 02, are out of date."""
     first, second = tmp_path / "01_prepare_data", tmp_path / "fold1" / "02_train_multitask"
-    third = tmp_path / "fold1" / "06_finetune" / "gmps" / "ce"
+    third = tmp_path / "fold1" / "06_finetune" / "retrained" / "ce"
     make(first)
     make(second, stages=[first])
     make(third, stages=[second])
@@ -187,7 +187,7 @@ def test_recordings_count_their_writer_and_only_notebook_01_its_readers(copied_c
 
 GMPS, MULTITASK = "fold{fold}/04_generate_gmps", "fold{fold}/02_train_multitask"
 OWN = {"objective": "own", "encoder": "embedded", "retrain_from": "multitask"}
-CHAIN = {"use_gmps": False, "loss": "ce-then-ams"}
+CHAIN = {"finetune_from": "encoder", "loss": "ce-then-ams"}
 
 
 @pytest.mark.parametrize(
@@ -201,10 +201,11 @@ CHAIN = {"use_gmps": False, "loss": "ce-then-ams"}
         ("05_retrain", {"objective": "clusters", "retrain_from": "encoder"}, [GMPS]),
         ("05_retrain", {"objective": "contrastive", "retrain_from": "multitask"}, [MULTITASK]),
         ("05_retrain", OWN, [GMPS, MULTITASK]),
-        ("06_finetune", {"use_gmps": True}, ["fold{fold}/05_retrain"]),
-        ("06_finetune", {"use_gmps": False, "loss": "ams"}, []),
-        ("06_finetune", CHAIN, ["fold{fold}/06_finetune/no-gmps/ce"]),
-        ("06_finetune", CHAIN | {"loss": "ce-then-ce"}, ["fold{fold}/06_finetune/no-gmps/ce"]),
+        ("06_finetune", {"finetune_from": "retrained"}, ["fold{fold}/05_retrain"]),
+        ("06_finetune", {"finetune_from": "multitask"}, [MULTITASK]),
+        ("06_finetune", {"finetune_from": "encoder", "loss": "ams"}, []),
+        ("06_finetune", CHAIN, ["fold{fold}/06_finetune/encoder/ce"]),
+        ("06_finetune", CHAIN | {"loss": "ce-then-ce"}, ["fold{fold}/06_finetune/encoder/ce"]),
         ("08_personalize", {"representations": ["none", "papt"]}, [GMPS]),
         ("08_personalize", {"representations": ["none"]}, []),
     ],
@@ -215,7 +216,7 @@ def test_what_a_stage_reads_is_stated_once(stage, parameters, expected):
 
 def test_folders_of_runs_folds_and_stages(tmp_path):
     stage = stage_folder(str(tmp_path), stage_of("finetuned"), 12)
-    assert stage == tmp_path / "fold12" / "06_finetune" / "gmps" / "ams"
+    assert stage == tmp_path / "fold12" / "06_finetune" / "retrained" / "ams"
     assert run_and_fold(stage) == (str(tmp_path), 12)
     assert fold_folder(str(tmp_path), 12) == tmp_path / "fold12"
     with pytest.raises(GmpError, match="one of encoder, multitask"):

@@ -220,13 +220,13 @@ def test_what_is_damaged_is_rebuilt_and_nothing_else(series, tmp_path, tiny_enco
     run = tmp_path / "run"
     shutil.copytree(series, run)
     before = {path: path.read_bytes() for path in run.rglob("provenance.json")}
-    model = "06_finetune/gmps/ams/model/model.safetensors"
+    model = "06_finetune/retrained/ams/model/model.safetensors"
     flip(run / "fold1" / model)
     fold = run_series(run, tiny_encoder)
     output = capsys.readouterr().out
     assert re.search(r"model\.safetensors: its SHA-256 differs .* Rebuilding it\.", output)
     changed = {path for path, content in before.items() if path.read_bytes() != content}
-    assert changed == {fold / "06_finetune/gmps/ams/provenance.json"}
+    assert changed == {fold / "06_finetune/retrained/ams/provenance.json"}
     assert (fold / model).read_bytes() == (series / "fold1" / model).read_bytes()
 
 
@@ -321,7 +321,7 @@ def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
     run = tmp_path / "run"
     shutil.copytree(series, run)
     flip(run / "fold1" / "05_retrain" / "model" / "model.safetensors")
-    predictions = run / "fold1/06_finetune/gmps/ams/predictions.parquet"
+    predictions = run / "fold1/06_finetune/retrained/ams/predictions.parquet"
     before = predictions.read_bytes()
     with pytest.raises(GmpError, match=r"05_retrain/model/model\.safetensors: its SHA-256"):
         network = HeadConfig(head_layer=-2)

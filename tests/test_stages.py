@@ -15,6 +15,7 @@ from conftest import (
     MULTITASK,
     ONCE,
     QUICK,
+    SMALL,
     classifier,
     multitask,
     run_series,
@@ -97,14 +98,37 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
         corpus.check_encoder(str(copy), 1)
 
 
+def test_the_multi_task_model_is_finetuned_with_a_new_head(finished, tmp_path, tiny_encoder):
+    """With a learning rate of almost zero the encoder is still the multi-task model's."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.parent, run)
+    schedule = TrainingConfig(1e-12, epochs=1, batch_seconds=10)
+    stage = finetune.finetune(
+        str(run), 1, str(tiny_encoder), "ce", schedule, finetune_from="multitask", network=SMALL
+    )
+    assert stage == run / "fold1" / "06_finetune" / "multitask" / "ce"
+    before, after = (
+        load_file(path / "model" / "model.safetensors")
+        for path in (run / "fold1" / "02_train_multitask", stage)
+    )
+    compared = {"hubert": 0, "head": 0}
+    for name in before.keys() & after.keys():
+        part = name.split(".")[0]
+        assert torch.allclose(before[name], after[name], atol=1e-9) == (part == "hubert"), name
+        compared[part] += 1
+    assert compared["hubert"] > 50
+    assert compared["head"] == 2 * 4 + 2 * 2  # two LSTMs, two linear layers
+    assert "multi-task model" in set(collect.classifiers(str(run)).variant)
+
+
 def test_costs_are_those_of_all_stages_of_a_system(finished):
     def seconds(*stages):
         return sum(read_json(finished / s / "provenance.json")["wall_seconds"] for s in stages)
 
     table = collect.training_costs(str(finished.parent)).set_index(["variant", "system"])
     before = seconds("02_train_multitask", "04_generate_gmps", "05_retrain")
-    ce, plain = seconds("06_finetune/gmps/ce"), seconds("06_finetune/no-gmps/ams")
-    chain = before + ce + seconds("06_finetune/gmps/ce-then-ams")
+    ce, plain = seconds("06_finetune/retrained/ce"), seconds("06_finetune/encoder/ams")
+    chain = before + ce + seconds("06_finetune/retrained/ce-then-ams")
     assert table.training_seconds["no GMPs", "AMS"] == pytest.approx(plain)
     assert table.training_seconds["GMPs", "CE"] == pytest.approx(before + ce)
     assert table.training_seconds["GMPs", "CE then AMS"] == pytest.approx(chain)
@@ -202,7 +226,7 @@ def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
     assert len(collect.collect(str(run))) == 4 * 24
-    path = run / "fold1" / "06_finetune" / "gmps" / "ams" / "params.json"
+    path = run / "fold1" / "06_finetune" / "retrained" / "ams" / "params.json"
     write_json(path, read_json(path) | {"head_layer": -3})
     seal_again(path.parent)
     with pytest.raises(GmpError, match="differ in head_layer of 06_finetune"):
@@ -259,7 +283,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         assert ("Not gender-augmented" in text) is not augmented
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "gmps" / "ce") == uar
     assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
-    assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "no-gmps" / "ams"))
+    assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"emotion_uar": 0.5})
     assert "Gender was no task" in train_multitask.describe_gender(stage)
 
@@ -346,7 +370,7 @@ def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_en
             compared += 1
             np.testing.assert_allclose(np.load(path), np.load(again), atol=1e-4)
     assert compared == 6 + 2
-    table = "06_finetune/gmps/ams/predictions.parquet"
+    table = "06_finetune/retrained/ams/predictions.parquet"
     old, new = (pd.read_parquet(fold / table).set_index("utterance") for fold in (finished, other))
     changed = ((old[corpus.emotions] - new[corpus.emotions]).abs() > 1e-3).any(axis=1)
     assert set(changed[changed].index) <= set(test)
@@ -445,7 +469,7 @@ def experiment(tmp_path, finished):
         "variants": {"first": {}, "second": {"layer": -1}, "third": {"layer": -9}},
         "folds": [1, 2],
         "runs": [
-            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["gmps"],
+            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["retrained"],
              "losses": ["ams"]}
             for name, folder in folders.items()
         ],
@@ -458,9 +482,9 @@ def experiment(tmp_path, finished):
 def test_the_table_has_every_variant_and_names_the_missing_runs(experiment):
     declaration = read_json(experiment / experiments.FILE)
     run = Path(declaration["runs"][1]["run_dir"]) / "fold1" / "06_finetune"
-    assert (run / "no-gmps" / "ams").is_dir()  # another start, and no variant's
-    partial_stage = run / "gmps" / ".ams.partial"  # killed before its renaming
-    shutil.copytree(run / "gmps" / "ams", partial_stage)
+    assert (run / "encoder" / "ams").is_dir()  # another start, and no variant's
+    partial_stage = run / "retrained" / ".ams.partial"  # killed before its renaming
+    shutil.copytree(run / "retrained" / "ams", partial_stage)
     predictions = collect.collect(str(experiment))
     assert len(predictions) == 2 * 24
     assert predictions.groupby("variant").system.unique().map(list).to_dict() == {
@@ -483,7 +507,7 @@ def test_the_table_has_every_variant_and_names_the_missing_runs(experiment):
 
 def test_variants_that_were_tested_on_other_utterances_are_not_compared(experiment):
     runs = read_json(experiment / experiments.FILE)["runs"]
-    stage = Path(runs[1]["run_dir"]) / "fold1" / "06_finetune" / "gmps" / "ams"
+    stage = Path(runs[1]["run_dir"]) / "fold1" / "06_finetune" / "retrained" / "ams"
     predictions = pd.read_parquet(stage / "predictions.parquet")
     predictions[1:].to_parquet(stage / "predictions.parquet")
     seal_again(stage)
@@ -564,7 +588,8 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
         (train_multitask.train_multitask, {"fold": 9}, "this protocol has folds 1 to 3"),
         (train_multitask.train_multitask, {"alpha": 1.5}, "expected 0 to 1"),
         (finetune.finetune, {"loss": "arcface"}, "loss 'arcface'"),
-        (finetune.finetune, {"loss": "ce-then-ams", "use_gmps": False}, 'run loss "ce" first'),
+        (finetune.finetune, {"loss": "ce-then-ams"}, 'run loss "ce" first'),
+        (finetune.finetune, {"loss": "ce", "finetune_from": "gmps"}, "finetune_from 'gmps'"),
         (retrain.retrain, {"retrain_from": "scratch"}, "retrain_from 'scratch'"),
         (retrain.retrain, {"loss_on": "none"}, "loss_on 'none'"),
         (retrain.retrain, {"retrain_selection": "best"}, "retrain_selection 'best'"),

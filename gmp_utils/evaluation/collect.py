@@ -29,7 +29,8 @@ SYSTEM_NAMES = {
 }
 SYSTEM = ["variant", "system"]
 CLASSIFIER = [*SYSTEM, "fold", "seed"]
-DEFAULT_VARIANTS = {True: "GMPs", False: "no GMPs"}  # of a run without variants, by use_gmps
+# Of a run without variants, by the initial model of fine-tuning.
+DEFAULT_VARIANTS = {"retrained": "GMPs", "encoder": "no GMPs", "multitask": "multi-task model"}
 
 
 def classifiers(run_dir: str) -> pd.DataFrame:
@@ -43,10 +44,11 @@ def classifiers(run_dir: str) -> pd.DataFrame:
         pattern = f"fold*/{paths.FINETUNE}/*/[!.]*/provenance.json"
         for path in sorted(paths.run_folder(run["run_dir"]).glob(pattern)):
             parameters = read_json(path.with_name("params.json"))
-            fold, loss, use_gmps = (parameters[name] for name in ("fold", "loss", "use_gmps"))
-            declared = fold in declaration["folds"] and loss in run["losses"]
-            if paths.INITIALIZATIONS[use_gmps] in run["starts"] and (declared or is_single_run):
-                variant = run["variant"] or DEFAULT_VARIANTS[use_gmps]
+            fold, loss, start = (parameters[name] for name in ("fold", "loss", "finetune_from"))
+            if is_single_run or (
+                fold in declaration["folds"] and start in run["starts"] and loss in run["losses"]
+            ):
+                variant = run["variant"] or DEFAULT_VARIANTS[start]
                 seed = parameters.get("training", parameters)["seed"]
                 rows.append((variant, SYSTEM_NAMES[loss], fold, seed, path.parent))
     if not rows:
@@ -92,7 +94,7 @@ def settings_of(stage: Path) -> dict:
         for name, value in read_json(path / "params.json").items():
             if isinstance(value, dict):
                 value = {key: number for key, number in value.items() if key != "seed"}
-            if name not in ("fold", "use_gmps", "loss", "seed"):
+            if name not in ("fold", "finetune_from", "loss", "seed"):
                 settings[f"{name} of {paths.notebook_of(path)}"] = value
     return settings
 

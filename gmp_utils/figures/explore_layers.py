@@ -59,7 +59,7 @@ class FoldMaps:
         self.classifier = None  # stage of notebook 06 that the predictions come from
         predictions = sorted(self.folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
         if predictions:
-            path = max(predictions, key=lambda path: path.parts[-3:-1] == ("gmps", "ams"))
+            path = max(predictions, key=lambda path: path.parts[-3:-1] == ("retrained", "ams"))
             self.classifier = path.parent
             check_and_identify(self.classifier)
             predicted = pd.read_parquet(path).set_index("utterance").predicted

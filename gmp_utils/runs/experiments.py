@@ -20,7 +20,7 @@ import yaml
 from gmp_utils import GmpError
 from gmp_utils.runs import notebook, paths, weights
 from gmp_utils.runs.files import exclusive_lock, read_json, write_json
-from gmp_utils.runs.paths import INITIALIZATIONS, ROOT, display_path, run_folder
+from gmp_utils.runs.paths import ROOT, display_path, run_folder
 from gmp_utils.runs.stage import CACHE
 
 OPENSMILE = (
@@ -127,7 +127,7 @@ class Settings:
     encoder: str = ""
     folds: list[int] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)
-    gmps: list[str] = field(default_factory=list)
+    finetune_from: list[str] = field(default_factory=list)
     preset: list[str] = field(default_factory=list)
     recipe: str = ""
     run_dir: str = ""
@@ -145,14 +145,14 @@ class Run:
     folder: str
     parameters: dict
     folds: list[int]
-    initializations: list[str]  # of fine-tuning: gmps, no-gmps
+    finetune_from: list[str]  # initial models of fine-tuning
     variant: str = ""
     seed: int = 0
     personal: bool = False
 
     def outputs(self) -> list[tuple[int, str]]:
-        """Folds, with the last file of notebook 06 (one per initialization) or 08."""
-        stages = [f"{paths.FOLD}{paths.FINETUNE}/{name}" for name in self.initializations]
+        """Folds, with the last file of notebook 06 (one per initial model) or 08."""
+        stages = [f"{paths.FOLD}{paths.FINETUNE}/{name}" for name in self.finetune_from]
         stages = [f"{paths.PERSONALIZE}/results"] if self.personal else stages
         return [
             (fold, f"{self.folder}/{stage.format(fold=fold)}/headline.json")
@@ -188,11 +188,10 @@ def lay_out(settings: Settings) -> Plan:
     if _lacks_opensmile(parameters):
         raise GmpError(OPENSMILE)
     folder, folds = _folder(settings, parameters), settings.folds or [1]
-    words = settings.gmps or ["yes" if parameters.get("use_gmps", True) else "no"]
-    initializations = [INITIALIZATIONS[word == "yes"] for word in words]
+    initial_models = settings.finetune_from or [parameters.get("finetune_from", "retrained")]
     parameters |= {"run_dir": folder, "folds": folds}
     personal = settings.recipe == PERSONAL
-    run = Run(folder, parameters, folds, initializations, settings.recipe, personal=personal)
+    run = Run(folder, parameters, folds, initial_models, settings.recipe, personal=personal)
     return Plan(folder, [run])
 
 
@@ -208,13 +207,13 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         if reason := _why_impossible(parameters):
             impossible[variant] = reason
             continue
-        initializations = [INITIALIZATIONS[parameters.get("use_gmps", True)]]
+        initial_models = [parameters.get("finetune_from", "retrained")]
         personal = (declaration.parameters | changes).get("recipe") == PERSONAL
         for seed in seeds:
             run_dir = f"{folder}/{slug(variant)}/seed{seed}"
             values = {"label_draw": seed} | parameters
             values |= {"run_dir": run_dir, "folds": folds, "seed": seed}
-            runs.append(Run(run_dir, values, folds, initializations, variant, seed, personal))
+            runs.append(Run(run_dir, values, folds, initial_models, variant, seed, personal))
     if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} rates and the others classify"
         raise GmpError(f"{problem}; declare them in two experiments.")
@@ -268,7 +267,7 @@ def _member(run: Run, parameters: dict) -> dict:
     """A run and all its systems, for notebook 07."""
     systems = [*parameters["losses"], *parameters["baselines"], *parameters["text"]]
     member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
-    return member | {"starts": run.initializations, "losses": systems}
+    return member | {"starts": run.finetune_from, "losses": systems}
 
 
 @contextmanager
@@ -301,8 +300,8 @@ def read_declaration(run_dir: str) -> dict:
     """Read the experiment that `write` wrote, or describe a single run in the same form.
 
     Besides those of `Declaration`, the keys are `impossible` (reasons by variant) and `runs`, each with
-    `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has no variants, and its folds and
-    losses are read from its folder.
+    `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has no variants, and its folds, starts
+    and losses are read from its folder.
     """
     file = run_folder(run_dir) / FILE
     values = read_json(file) if file.is_file() else {"recipe": ""}
@@ -313,5 +312,4 @@ def read_declaration(run_dir: str) -> dict:
     declaration = {"question": f"How well does {system} do?", "against": None, "paper": {}}
     declaration = dataclasses.asdict(declared("table3")) if like_table3 else declaration
     run = {"variant": None if like_table3 else system, "run_dir": run_dir, "losses": []}
-    runs = [run | {"starts": list(INITIALIZATIONS.values())}]
-    return declaration | {"variants": {}, "folds": [], "impossible": {}, "runs": runs}
+    return declaration | {"variants": {}, "folds": [], "impossible": {}, "runs": [run]}

@@ -18,13 +18,13 @@ RESULTS = "07_results"
 PERSONALIZE = "08_personalize"
 RECOGNIZE = "09_recognize"
 FOLD = "fold{fold}/"
-INITIALIZATIONS = {True: "gmps", False: "no-gmps"}  # of fine-tuning: retrained model, or encoder
 MODELS = {  # that can be probed, with their stages
     "encoder": PREPARE_DATA,
     "multitask": FOLD + TRAIN_MULTITASK,
     "retrained": FOLD + RETRAIN,
-    "finetuned": f"{FOLD}{FINETUNE}/gmps/ams",
+    "finetuned": f"{FOLD}{FINETUNE}/retrained/ams",
 }
+INITIAL_MODELS = ("encoder", "multitask", "retrained")  # of `MODELS`, for fine-tuning
 
 
 def run_folder(run_dir: str) -> Path:

@@ -56,9 +56,9 @@ def upstream(stage: str, parameters: dict) -> list[str]:
                 if name.startswith("probe-")
             ]
             if parameters.get("loss", "").startswith("ce-then-"):
-                stages.append(f"{FOLD}{stage}/{paths.INITIALIZATIONS[parameters['use_gmps']]}/ce")
-            elif parameters["use_gmps"]:
-                stages.append(FOLD + paths.RETRAIN)
+                stages.append(f"{FOLD}{stage}/{parameters['finetune_from']}/ce")
+            else:
+                stages.append(paths.stage_of(parameters["finetune_from"]))
         case paths.PERSONALIZE:
             if "papt" in parameters["representations"]:
                 stages.append(FOLD + paths.GENERATE_GMPS)

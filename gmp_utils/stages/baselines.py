@@ -33,7 +33,7 @@ from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.experiments import OPENSMILE
 from gmp_utils.runs.files import read_json, text_digest, write_json
-from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder, stage_folder, stage_of
+from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
@@ -173,7 +173,7 @@ def classify(
     *,
     baseline: str,
     encoder: str = "embedded",
-    use_gmps: bool = False,
+    finetune_from: str = "encoder",
     seed: int = 0,
     readout_draws: int = 0,
 ) -> Path:
@@ -181,7 +181,7 @@ def classify(
 
     "probe" is of the `encoder` as it was before any training here, the other probes are of the models of 02
     and 05. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`, whose
-    draws depend on the `seed`. Otherwise `use_gmps` and `seed` only name the networks that the baseline is
+    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline is
     listed with.
     """
     check_baselines([baseline])
@@ -210,11 +210,11 @@ def classify(
             results = _majority(data)
         data.write(folder, *results)
 
-    parameters = {"fold": fold, "loss": baseline, "use_gmps": use_gmps, "seed": seed}
+    parameters = {"fold": fold, "loss": baseline, "finetune_from": finetune_from}
     return make_stage(
-        fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / baseline,
+        fold_folder(run_dir, fold) / FINETUNE / finetune_from / baseline,
         build,
-        parameters=parameters | {"readout_draws": readout_draws},
+        parameters=parameters | {"seed": seed, "readout_draws": readout_draws},
         stages=stages,
         module=__name__,
         protocol=corpus.protocol.to_dict(),
@@ -380,7 +380,8 @@ def fuse(
     network, parameters = read_json(speech / "params.json"), {"fold": fold, "loss": kind}
     if kind != "text":
         parameters["speech"] = network["loss"]
-    parameters |= {"use_gmps": network["use_gmps"], "text_encoder": text_encoder, "seed": seed}
+    parameters |= {"finetune_from": network["finetune_from"], "text_encoder": text_encoder}
+    parameters["seed"] = seed
     return make_stage(
         speech.with_name(kind),
         build,

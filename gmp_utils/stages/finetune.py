@@ -14,7 +14,7 @@ from gmp_utils.models.classifiers import LOSSES, EmotionClassifier, load_classif
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
-from gmp_utils.runs.paths import FINETUNE, INITIALIZATIONS, fold_folder, stage_folder
+from gmp_utils.runs.paths import FINETUNE, INITIAL_MODELS, fold_folder, stage_folder
 from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
 from gmp_utils.training.trainer import TrainingConfig, train
@@ -27,7 +27,7 @@ def finetune(
     loss: str,
     training: TrainingConfig,
     *,
-    use_gmps: bool = True,
+    finetune_from: str = "retrained",
     scale: float = 30.0,
     margin: float = 0.2,
     network: HeadConfig = HeadConfig(),
@@ -43,8 +43,8 @@ def finetune(
     loss : str
         "ce", "ams", or "ce-then-ams" and as its control "ce-then-ce": from the CE model of the same fold,
         so with twice the updates and a second warm-up.
-    use_gmps : bool
-        Start from the model of stage 05, or else from the initial encoder.
+    finetune_from : str
+        Initial model: "retrained" (of stage 05), "multitask" (of stage 02, with a new head) or "encoder".
     scale, margin : float
         Of AM-Softmax, which has no class weights.
 
@@ -56,7 +56,10 @@ def finetune(
     """
     if loss not in LOSSES:
         raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
-    corpus, start = open_corpus(run_dir), {"use_gmps": use_gmps, "loss": loss}
+    if finetune_from not in INITIAL_MODELS:
+        expected = f"expected one of {', '.join(INITIAL_MODELS)}"
+        raise GmpError(f"finetune_from {finetune_from!r}: {expected}.")
+    corpus, start = open_corpus(run_dir), {"finetune_from": finetune_from, "loss": loss}
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(FINETUNE, start)]
     if loss.startswith("ce-then-") and not stages[-1].is_dir():
         raise GmpError(f'loss "{loss}" starts from the CE model: run loss "ce" first.')
@@ -69,6 +72,8 @@ def finetune(
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
         model = load_classifier(EmotionClassifier, source, **data, **settings)
+        if finetune_from == "multitask" and loss != "ce-then-ams":
+            model.head.apply(model._init_weights)  # new, as with the other initial models
         inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
         dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
         hidden_size = model.config.hidden_size if network.spec_augment else 0
@@ -89,7 +94,7 @@ def finetune(
 
     parameters = vars(network) | settings | start | {"training": vars(training)}
     return make_stage(
-        fold_folder(run_dir, fold) / FINETUNE / INITIALIZATIONS[use_gmps] / loss,
+        fold_folder(run_dir, fold) / FINETUNE / finetune_from / loss,
         build,
         parameters={"fold": fold, "encoder": encoder, **parameters},
         stages=stages,
