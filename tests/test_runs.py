@@ -198,6 +198,7 @@ CHAIN = {"finetune_from": "encoder", "loss": "ce-then-ams"}
         ("03_probe_layers", {"model": "retrained"}, ["fold{fold}/05_retrain"]),
         ("04_generate_gmps", {"clustered_model": "multitask"}, [MULTITASK]),
         ("04_generate_gmps", {"clustered_model": "encoder"}, []),
+        ("04_generate_gmps", {"clustered_model": "random"}, []),
         ("05_retrain", {"objective": "clusters", "retrain_from": "encoder"}, [GMPS]),
         ("05_retrain", {"objective": "contrastive", "retrain_from": "multitask"}, [MULTITASK]),
         ("05_retrain", OWN, [GMPS, MULTITASK]),

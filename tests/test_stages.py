@@ -23,6 +23,7 @@ from conftest import (
     write_noise_corpus,
 )
 from safetensors.torch import load_file
+from sklearn.metrics import adjusted_mutual_info_score
 from transformers import HubertModel, set_seed
 
 from gmp_utils import GmpError
@@ -554,6 +555,21 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
     for name in names:
         assert sorted(after[name].tolist()) == sorted(before[name])  # rows, so scales stay together
     assert sum(after[name].tolist() != before[name] for name in names) > 60
+
+
+def test_a_control_clusters_random_weights_with_the_same_architecture(tmp_path, tiny_encoder):
+    """A recording gets the clusters that it has in the corpus, so the weights are drawn again alike."""
+    run = str(write_noise_corpus(tmp_path / "run"))
+    clusters = {}
+    for model in ("encoder", "random"):
+        stage = cluster_encoder(run, tiny_encoder, scales=[8], clustered_model=model, seed=3)
+        labels, _ = features.open_labels(stage)
+        clusters[model] = labels.values[:, 0].copy()
+        corpus = open_corpus(run)
+        name = corpus.manifest.index[7]
+        (again,) = generate_gmps.streams(stage, str(tiny_encoder), corpus.waveforms[name]).values()
+        assert np.mean(again == labels[name][:, 0]) > 0.9  # frames are 16-bit, between two clusters
+    assert adjusted_mutual_info_score(*clusters.values()) < 0.9
 
 
 def test_frames_that_carry_the_emotion_are_known():

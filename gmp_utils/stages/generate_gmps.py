@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import psutil
 from sklearn.metrics import normalized_mutual_info_score
+from transformers import set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus, open_corpus
@@ -42,21 +43,23 @@ def generate_gmps(
     Parameters
     ----------
     clustered_model : str
-        "multitask", the model of stage 02; or as a control "encoder", the initial one.
+        "multitask", the model of stage 02; or as a control "encoder", the initial one, or "random", the same
+        architecture with random weights.
     permuted : bool
         As a control: shuffle the labels over each utterance's frames.
     kmeans_frames : int
         Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
     """
-    if clustered_model not in ("multitask", "encoder"):
-        raise GmpError(f"clustered_model {clustered_model!r}: expected multitask or encoder.")
+    if clustered_model not in ("multitask", "encoder", "random"):
+        expected = "expected multitask, encoder or random"
+        raise GmpError(f"clustered_model {clustered_model!r}: {expected}.")
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     if kmeans_frames < 0:
         raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
     corpus, folder = open_corpus(run_dir), fold_folder(run_dir, fold)
     source, inputs = str(folder / TRAIN_MULTITASK / "model"), []
-    if clustered_model == "encoder":
+    if clustered_model != "multitask":
         corpus.check_encoder(encoder, fold)
         source, inputs = weights.resolve(encoder), [weights.fingerprint(encoder)]
     parameters = {"fold": fold, "clustered_model": clustered_model, "layer": layer}
@@ -80,7 +83,7 @@ def generate_gmps(
 def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -> None:
     """Fit k-means to the frames of the unsupervised parts, and write the labels of all utterances."""
     scales, seed, limit = (parameters[name] for name in ("scales", "seed", "kmeans_frames"))
-    model, names = SpeechModel.load(source), list(corpus.manifest.index)
+    model, names = _clustered_model(source, parameters), list(corpus.manifest.index)
     inputs, parts = model_inputs(model, corpus), corpus.partition(parameters["fold"])
     unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     frames = layer_frames(model, inputs, names, parameters["layer"], folder / "frames")
@@ -107,16 +110,26 @@ def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -
     write_json(folder / "metrics.json", metrics)
 
 
+def _clustered_model(source: str, parameters: dict) -> SpeechModel:
+    """The model of `source`, with random weights if `clustered_model` is "random"."""
+    model = SpeechModel.load(source)
+    if parameters["clustered_model"] == "random":
+        set_seed(parameters["seed"])
+        model = SpeechModel(model.config)
+    return model
+
+
 def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
     """Pseudo-labels, (frames,) int32 by "K = 64" and so on, of a recording that is not in the corpus.
 
-    `waveform` is (n_samples,) float32 or int16 at 16 kHz; `encoder` is used only if `stage` clustered it.
+    `waveform` is (n_samples,) float32 or int16 at 16 kHz; `encoder` is used unless `stage` clustered the
+    multi-task model.
     """
     parameters = read_json(stage / "params.json")
     source = str(stage.with_name(TRAIN_MULTITASK) / "model")
-    if parameters["clustered_model"] == "encoder":
+    if parameters["clustered_model"] != "multitask":
         source = weights.resolve(encoder)
-    model, layers = SpeechModel.load(source), [parameters["layer"]]
+    model, layers = _clustered_model(source, parameters), [parameters["layer"]]
     recording = Ragged(waveform, ["recording"], [len(waveform)], kind="waveform")
     (frames,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
     centroids = {k: np.load(stage / f"centroids-{k}.npy") for k in parameters["scales"]}
