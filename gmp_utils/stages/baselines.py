@@ -181,8 +181,8 @@ def classify(
 
     "probe" is of the `encoder` as it was before any training here, the other probes are of the models of 02
     and 05. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`, whose
-    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline is
-    listed with.
+    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline
+    is listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
