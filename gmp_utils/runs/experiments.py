@@ -285,8 +285,11 @@ def write(plan: Plan) -> None:
         notebook.write_parameters(run.folder, run.parameters)
     folder = run_folder(plan.folder)
     if plan.experiment:
-        show_speakers = any(run.parameters.get("show_speakers") for run in plan.runs)
-        parameters = {"run_dir": plan.folder, "show_speakers": show_speakers}
+        parameters = {
+            name: any(run.parameters.get(name) for run in plan.runs)
+            for name in ("show_speakers", "robustness")
+        }
+        parameters["run_dir"] = plan.folder
         notebook.write_parameters(plan.folder, parameters)
         experiments = run_folder("runs/experiments")
         sharing = experiments if folder.parent == experiments else folder

@@ -15,7 +15,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm import tqdm
@@ -120,15 +120,23 @@ def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) 
     return make_stage(folder, build, stages=[corpus.stage], **settings)
 
 
+def train_probe(fold: Fold, statistics: np.ndarray) -> Pipeline:
+    """Logistic regression on one layer of `layer_statistics`, (n_utterances, dim), of the training part."""
+    rows = fold.corpus.manifest.index.get_indexer(fold.parts["train"])
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=5000))
+    return probe.fit(statistics[rows], fold.labels["train"])
+
+
 def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
     """Scores and metrics of logistic regression on `layer_statistics` of the layer selected on validation."""
     index = fold.corpus.manifest.index
-    rows = {part: statistics[index.get_indexer(names)] for part, names in fold.parts.items()}
 
     def fit(layer: int) -> Scores:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=5000))
-        probe.fit(rows["train"][:, layer], fold.labels["train"])
-        return {part: probe.predict_log_proba(rows[part][:, layer]) for part in fold.scored_parts}
+        probe = train_probe(fold, statistics[:, layer])
+        return {
+            part: probe.predict_log_proba(statistics[index.get_indexer(fold.parts[part]), layer])
+            for part in fold.scored_parts
+        }
 
     layer, scores = fold.select(fit, range(statistics.shape[1]))
     return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
