@@ -92,9 +92,8 @@ def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
     corpus = corpus_of(stage)
     if (stage / "model").is_dir():
         network = EmotionClassifier.load(str(stage / "model"))
-        return lambda waves: features.embed_and_classify(network, corpus, waves, waves.utterances)[
-            1
-        ]
+        classify = partial(features.embed_and_classify, network, corpus)
+        return lambda waves: classify(waves, waves.utterances)[1]
     if stage.name != "probe":
         return None
     statistics, layer = lineage(stage)[0], read_json(stage / "metrics.json")["layer"]
@@ -105,7 +104,7 @@ def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
     )
 
 
-def classify_altered(run_dir: str, seed: int = 0) -> Path:
+def classify_altered(run_dir: str) -> Path:
     """Classify the test utterances of a run's or an experiment's networks and probes under `CONDITIONS`.
 
     Returns the stage with predictions.parquet, in which `variant` is the condition and `system` names both
@@ -124,7 +123,7 @@ def classify_altered(run_dir: str, seed: int = 0) -> Path:
             labels = {key: getattr(row, key) for key in CLASSIFIER}
             labels["system"] = f"{row.variant}, {row.system}"
             for condition in CONDITIONS:
-                waves = altered(corpus.waveforms, table.utterance.tolist(), condition, seed)
+                waves = altered(corpus.waveforms, table.utterance.tolist(), condition)
                 predicted = np.array(corpus.emotions)[scorer(waves).argmax(axis=1)]
                 named = labels | {"variant": condition, "predicted": predicted}
                 tables.append(table.assign(**named))
@@ -133,7 +132,7 @@ def classify_altered(run_dir: str, seed: int = 0) -> Path:
     return make_stage(
         run_folder(run_dir) / "robustness",
         build,
-        parameters={"seed": seed},
+        parameters={},
         stages=list(finished.stage),
         module=__name__,
         protocol=first_corpus(run_dir).protocol.to_dict(),
