@@ -4,11 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import ortho_group
+from sklearn.metrics import adjusted_mutual_info_score
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import geometry, metrics
 from gmp_utils.figures import layers
 from gmp_utils.stages import probe_layers
+from gmp_utils.training.kmeans import fit_kmeans
 
 EMOTIONS = ("angry", "happy", "neutral", "sad")
 
@@ -33,8 +35,9 @@ def one_hot(column):
 def test_a_layer_that_encodes_the_labels_scores_one_and_noise_scores_chance():
     points = points_of(each=200)
     noise = np.random.default_rng(1).normal(size=(len(points), 8))
+    tasks = ["emotion", "gender", "speaker"]
     holding = np.hstack(
-        [*(5 * one_hot(points[task]) for task in probe_layers.CLASSES), points[["arousal"]], noise]
+        [*(5 * one_hot(points[task]) for task in tasks), points[["arousal"]], noise]
     )
     scores = {
         name: pd.DataFrame(probe_layers.probe_layer(x, points, "validation")).set_index("task")
@@ -85,6 +88,53 @@ def test_purity_by_hand():
     assert metrics.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
 
 
+def test_information_of_utterances_that_are_frames_is_that_of_scikit_learn():
+    """Dealt among single frames, chance is the closed form's; means of ten deals differ by 0.002 from it."""
+    rng = np.random.default_rng(0)
+    labels, frames = rng.integers(4, size=2000), np.arange(2000)
+    clusters = np.where(rng.random(2000) < 0.3, labels, rng.integers(16, size=2000))
+    expected = adjusted_mutual_info_score(labels, clusters, average_method="min")
+    found = metrics.adjusted_information(labels, clusters, frames, 0 * frames)
+    assert found == pytest.approx(expected, abs=0.005)
+    assert metrics.adjusted_information(labels, labels + 4 * (frames % 3), frames, 0 * frames) == 1
+
+
+def test_frames_of_an_utterance_being_alike_is_no_information():
+    """An utterance's frames lie in one cluster; speakers prefer some clusters and some emotions."""
+    rng, plain, found, genders = np.random.default_rng(0), [], [], []
+    utterance, speaker = np.repeat(np.arange(60), 20), np.repeat([0, 1], 600)
+    for _ in range(20):
+        emotion = np.repeat(rng.random(60) < np.repeat([0.2, 0.8], 30), 20)
+        cluster = np.repeat(rng.integers(8, size=60), 20) + 4 * speaker
+        plain.append(adjusted_mutual_info_score(emotion, cluster, average_method="min"))
+        found.append(metrics.adjusted_information(emotion, cluster, utterance, speaker))
+        # a gender is constant within speakers: it is dealt among all utterances
+        determined = cluster + 12 * speaker
+        genders.append(metrics.adjusted_information(speaker, determined, utterance, speaker))
+    assert np.mean(plain) > 0.2
+    assert np.mean(found) == pytest.approx(0, abs=3 * np.std(found) / 20**0.5)
+    assert np.std(found) < 0.1
+    assert genders == pytest.approx([1] * 20)
+
+
+def test_sentences_that_at_least_half_of_the_training_speakers_say():
+    parts = pd.Series(["train"] * 6 + ["validation"] * 2)
+    texts, speakers = ["a", "b", "a", "b", "a", "c", "a", "c"], list("11223345")
+    manifest = pd.DataFrame({"text": texts, "speaker": speakers})
+    found = probe_layers._sentences(manifest, parts)
+    assert found.fillna("-").tolist() == ["a", "b", "a", "b", "a", "-", "a", "-"]
+    assert probe_layers._sentences(manifest[["speaker"]], parts).isna().all()
+
+
+def test_bags_of_clusters_by_hand():
+    """Shares tell the emotions apart, whatever the length of an utterance; ratings alone give no UAR."""
+    points = points_of(each=8)
+    counts = 9 * one_hot(points.emotion) + 1
+    counts *= np.arange(1, len(points) + 1)[:, None]
+    assert probe_layers.bag_uar(counts, points, "validation") == 1
+    assert np.isnan(probe_layers.bag_uar(counts, points.assign(emotion=None), "validation"))
+
+
 def test_cka_is_one_for_a_rotation_and_zero_for_noise():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(300, 6))
@@ -117,19 +167,20 @@ def test_clusters_that_are_the_emotions():
     points["is_emotional"] = np.arange(len(points)) // 4 % 2 == 0
     x = 10 * one_hot(points.emotion) * points.is_emotional.to_numpy()[:, None]
     x = (x + np.random.default_rng(0).normal(0, 0.01, x.shape)).astype(np.float32)
-    rows = pd.DataFrame(probe_layers.cluster_layer(x, points, "validation", [5], 0))
+    centroids = fit_kmeans(x[points.part == "train"], [5])
+    rows = pd.DataFrame(probe_layers.cluster_layer(x, points, "validation", centroids))
     rows = rows.set_index("attribute")
     emotional = "emotion (emotional frames)"
-    assert list(rows.index) == ["emotion", "gender", "speaker", emotional]
-    assert rows.nmi[emotional] == pytest.approx(1)
+    assert list(rows.index) == ["emotion", "gender", emotional]  # a woman and a man: no speaker
+    assert rows.ami[emotional] == pytest.approx(1)
     assert rows.purity[emotional] == 1
-    assert 0 < rows.nmi["emotion"] < 0.9
+    assert 0 < rows.ami["emotion"] < 0.9
     one_speaker = points[points.speaker != "5"]
     x_of_one = x[: len(one_speaker)]
-    rows_of_one = probe_layers.cluster_layer(x_of_one, one_speaker, "validation", [5], 0)
+    rows_of_one = probe_layers.cluster_layer(x_of_one, one_speaker, "validation", centroids)
     assert [row["attribute"] for row in rows_of_one] == ["emotion", emotional]
     # half of the frames in one cluster, an eighth in each of four: exp(entropy) = 2^(1/2 + 4 · 3/8)
-    assert rows.cluster_usage.tolist() == pytest.approx([2**2 / 5] * 4)
+    assert rows.cluster_usage.tolist() == pytest.approx([2**2 / 5] * 3)
 
 
 def test_maps_are_rotated_onto_each_other(monkeypatch):

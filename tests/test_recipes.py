@@ -111,7 +111,7 @@ def test_majority_by_hand(tmp_path):
     assert set(predictions.predicted) == {"angry"}  # all are as frequent: the first
     assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
-    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-multitask"):
+    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-z, probe-m"):
         baselines.classify(str(run), 1, baseline="svm")
 
 
@@ -134,6 +134,13 @@ def test_the_probe_takes_the_layer_that_is_best_on_validation(tmp_path, tiny_enc
     for layer, (state,) in enumerate(states):
         expected = torch.cat([state.mean(dim=0), state.std(dim=0, correction=0)])
         np.testing.assert_allclose(statistics[3, layer], expected, atol=2e-3)  # of 16 bit
+
+
+def test_statistics_are_normalized_by_speaker():
+    """Speaker b's -2, 0 and 2 have deviation (8/3)^(1/2); a speaker's only utterance becomes 0."""
+    statistics = np.array([[[-2.0]], [[7.0]], [[0.0]], [[2.0]]])
+    z = baselines.z_by_speaker(statistics, pd.Series(list("babb"), ["u1", "u2", "u3", "u4"]))
+    assert z.ravel() == pytest.approx([-(1.5**0.5), 0, 0, 1.5**0.5])
 
 
 def test_the_svm_is_trained_and_selected_without_the_test_speakers(tmp_path):

@@ -573,6 +573,32 @@ def test_a_control_clusters_random_weights_with_the_same_architecture(tmp_path, 
     assert adjusted_mutual_info_score(*clusters.values()) < 0.9
 
 
+def test_frames_are_normalized_by_speaker_or_utterance(tmp_path):
+    """Speaker 1's frames 1, 3, 5 and 7 have mean 4 and variance 5; the second dimension is constant."""
+    speakers = pd.Series({"a": "1", "b": "2", "c": "1"})
+    values = {"none": [1, 3, 8, 9, 5, 7], "utterance": [-1, 1, -0.5, 0.5, -1, 1]}
+    z = 5**-0.5
+    values["speaker"] = [-3 * z, -z, -1, 1, z, 3 * z]
+    for how, expected in values.items():
+        frames = Ragged.create(
+            tmp_path / how, list("abc"), [2, 2, 2], np.float16, kind="hidden", shape=(2,)
+        )
+        frames.values[:] = np.stack([values["none"], [3] * 6], axis=1)
+        generate_gmps.normalize(frames, speakers, how)
+        np.testing.assert_allclose(frames.values[:, 0], expected, atol=1e-3)  # 16 bits
+        assert (frames.values[:, 1] == (3 if how == "none" else 0)).all()
+
+
+def test_a_recording_by_itself_is_normalized_by_its_own_frames(tmp_path, tiny_encoder):
+    run = write_noise_corpus(tmp_path / "run")
+    stage = cluster_encoder(str(run), tiny_encoder, normalize_frames="utterance")
+    labels, _ = features.open_labels(stage)
+    waveforms = open_corpus(str(run)).waveforms
+    name = labels.utterances[0]
+    (found,) = generate_gmps.streams(stage, str(tiny_encoder), waveforms[name]).values()
+    assert (found == labels[name][:, 0]).mean() > 0.9  # batches differ in the last bits
+
+
 def test_frames_that_carry_the_emotion_are_known():
     columns = ["utterance", "speaker", "gender", "emotion", "emotion_start", "emotion_end"]
     manifest = pd.DataFrame([("a", "s", "male", "sad", 0.05, 0.09)], ["a"], columns)
@@ -614,6 +640,7 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
         (generate_gmps.generate_gmps, {"scales": []}, "scales: found none"),
         (generate_gmps.generate_gmps, {"kmeans_frames": -1}, "kmeans_frames: found -1"),
         (generate_gmps.generate_gmps, {"clustered_model": "best"}, "clustered_model 'best'"),
+        (generate_gmps.generate_gmps, {"normalize_frames": "z"}, "normalize_frames 'z'"),
         (probe_layers.probe_layers, {"model": "best", "scales": [4]}, "model: found 'best'"),
     ],
 )

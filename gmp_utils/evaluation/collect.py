@@ -19,6 +19,7 @@ SYSTEM_NAMES = {
     "ce-then-ams": "CE then AMS",
     "ce-then-ce": "CE then CE",
     "probe": "probe",
+    "probe-z": "probe, z per speaker (transductive)",
     "probe-multitask": "probe of 02",
     "probe-retrained": "probe of 05",
     "egemaps": "SVM on eGeMAPS",

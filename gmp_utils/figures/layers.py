@@ -27,20 +27,24 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     emotion = probes.query("unit == 'utterances' and task == 'emotion'")
     best = emotion.loc[emotion.score.idxmax()]
     title = f"Layer {best.layer:.0f} probes best for emotion: UAR {best.score:.2f}"
+    sentence = probes.query("unit == 'utterances' and task == 'sentence'")
+    if len(sentence):
+        best = sentence.loc[sentence.score.idxmax()]
+        title += f"; layer {best.layer:.0f} for the sentence: {best.score:.2f}"
     figure.update_layout(title=title, margin_t=80, legend_title="")
     figure.update_yaxes(title="", range=[min(0, probes.score.min()) - 0.02, 1.02])
     return figure.update_xaxes(title="layer (0: input of the first)")
 
 
-def cluster_nmi(clusters: pd.DataFrame) -> go.Figure:
-    """Normalized mutual information of clusters with each attribute, per layer and K."""
+def cluster_information(clusters: pd.DataFrame) -> go.Figure:
+    """Adjusted mutual information of clusters with each attribute, per layer and K."""
     table = clusters.assign(K="K = " + clusters.K.astype(str))
-    figure = panels(px.line, table, x="layer", y="nmi", color="K", markers=True)
+    figure = panels(px.line, table, x="layer", y="ami", color="K", markers=True)
     k = clusters.K.min()
-    top = clusters[clusters.K == k].groupby("attribute").nmi.max().sort_values()
+    top = clusters[clusters.K == k].groupby("attribute").ami.max().sort_values()
     return figure.update_layout(
         title=f"K = {k} clusters share most information with {top.index[-1]}, least with {top.index[0]}",
-        yaxis_title="normalized mutual information",
+        yaxis_title="adjusted mutual information",
     )
 
 

@@ -33,6 +33,7 @@ COLORS = {
     "emotion": "#D55E00",
     "gender": "#009E73",
     "speaker": "#0072B2",
+    "sentence": "#56B4E9",
     "valence": "#E69F00",
     "arousal": "#CC79A7",
     "dominance": "#999999",

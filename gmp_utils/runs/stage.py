@@ -51,9 +51,9 @@ def upstream(stage: str, parameters: dict) -> list[str]:
                 stages.append(FOLD + paths.TRAIN_MULTITASK)
         case paths.FINETUNE:
             stages += [
-                paths.stage_of(name.removeprefix("probe-"))
-                for name in parameters.get("baselines", [])
-                if name.startswith("probe-")
+                paths.stage_of(model)
+                for model in ("multitask", "retrained")
+                if f"probe-{model}" in parameters.get("baselines", [])
             ]
             if parameters.get("loss", "").startswith("ce-then-"):
                 stages.append(f"{FOLD}{stage}/{parameters['finetune_from']}/ce")

@@ -37,7 +37,12 @@ from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
-PROBES = {"probe": "encoder", "probe-multitask": "multitask", "probe-retrained": "retrained"}
+PROBES = {  # the models that are probed
+    "probe": "encoder",
+    "probe-z": "encoder",
+    "probe-multitask": "multitask",
+    "probe-retrained": "retrained",
+}
 BASELINES = (*PROBES, "egemaps", "majority")
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
@@ -142,6 +147,15 @@ def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
     return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
 
 
+def z_by_speaker(statistics: np.ndarray, speakers: pd.Series) -> np.ndarray:
+    """Statistics with mean 0 and deviation 1 over each speaker's utterances, test speakers' among them."""
+    z = np.empty_like(statistics)
+    for rows in speakers.reset_index(drop=True).groupby(speakers.to_numpy()).groups.values():
+        mean, deviation = statistics[rows].mean(axis=0), statistics[rows].std(axis=0)
+        z[rows] = (statistics[rows] - mean) / np.maximum(deviation, 1e-6)
+    return z
+
+
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
     """Scores and metrics of a linear SVM on features that are indexed by utterance."""
     rows = {part: x.loc[names] for part, names in fold.parts.items()}
@@ -188,16 +202,17 @@ def classify(
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
     "probe" is of the `encoder` as it was before any training here, the other probes are of the models of 02
-    and 05. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`, whose
-    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline
-    is listed with.
+    and 05. That of z-scores by speaker, "probe-z", is transductive: it uses the audio of all utterances of a
+    test speaker. With `readout_draws`, a probe has a readout.parquet too, see
+    `gmp_utils.evaluation.readout`, whose draws depend on the `seed`. Otherwise `finetune_from` and `seed`
+    only name the networks that the baseline is listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
     stages = [corpus.stage]
     if baseline == "egemaps":
         stages.append(functionals(corpus))
-    elif baseline == "probe":
+    elif PROBES.get(baseline) == "encoder":
         corpus.check_encoder(encoder, fold)
         stages.append(layer_statistics(corpus, encoder))
     elif baseline in PROBES:
@@ -210,6 +225,8 @@ def classify(
             results = fit_svm(data, pd.read_parquet(stages[-1] / "functionals.parquet"))
         elif baseline in PROBES:
             statistics = np.load(stages[-1] / "statistics.npy")
+            if baseline == "probe-z":
+                statistics = z_by_speaker(statistics, corpus.manifest.speaker)
             results = fit_probe(data, statistics)
             if readout_draws:
                 options = {"n_draws": readout_draws, "seed": seed}

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import psutil
-from sklearn.metrics import normalized_mutual_info_score
 from transformers import set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
+from gmp_utils.evaluation.metrics import adjusted_information, attributes
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, write_json
@@ -21,6 +21,8 @@ from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.stages.train_multitask import describe_gender, gender_augmented
 from gmp_utils.training.features import layer_frames, layer_states_by_length, model_inputs
 from gmp_utils.training.kmeans import assign, fit_kmeans
+
+NORMALIZATIONS = ("none", "speaker", "utterance")
 
 
 def generate_gmps(
@@ -31,6 +33,7 @@ def generate_gmps(
     scales: Sequence[int] = (64, 512, 4096),
     clustered_model: str = "multitask",
     permuted: bool = False,
+    normalize_frames: str = "none",
     encoder: str = "embedded",
     kmeans_frames: int = 0,
     seed: int = 0,
@@ -47,12 +50,19 @@ def generate_gmps(
         architecture with random weights.
     permuted : bool
         As a control: shuffle the labels over each utterance's frames.
+    normalize_frames : str
+        Before clustering: "none"; "speaker", to mean 0 and deviation 1 over a speaker's frames; or
+        "utterance", to mean 0 over an utterance's. No labels are used, but held-out speakers are normalized
+        by their own audio, which is transductive. Only measures on them use their pseudo-labels.
     kmeans_frames : int
         Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
     """
     if clustered_model not in ("multitask", "encoder", "random"):
         expected = "expected multitask, encoder or random"
         raise GmpError(f"clustered_model {clustered_model!r}: {expected}.")
+    if normalize_frames not in NORMALIZATIONS:
+        expected = ", ".join(NORMALIZATIONS)
+        raise GmpError(f"normalize_frames {normalize_frames!r}: expected one of {expected}.")
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     if kmeans_frames < 0:
@@ -64,6 +74,7 @@ def generate_gmps(
         source, inputs = weights.resolve(encoder), [weights.fingerprint(encoder)]
     parameters = {"fold": fold, "clustered_model": clustered_model, "layer": layer}
     parameters |= {"scales": list(scales), "permuted": permuted}
+    parameters |= {"normalize_frames": normalize_frames}
     parameters |= {"kmeans_frames": kmeans_frames, "seed": seed}
     stages = upstream(GENERATE_GMPS, parameters)
     stage = make_stage(
@@ -87,6 +98,7 @@ def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -
     inputs, parts = model_inputs(model, corpus), corpus.partition(parameters["fold"])
     unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     frames = layer_frames(model, inputs, names, parameters["layer"], folder / "frames")
+    normalize(frames, corpus.manifest.speaker, parameters["normalize_frames"])
     lengths, shape = [frames.lengths[name] for name in names], (len(scales),)
     labels = Ragged.create(folder / "labels", names, lengths, np.int32, kind="labels", shape=shape)
     n_frames = sum(frames.lengths[name] for name in unlabeled)
@@ -119,11 +131,28 @@ def _clustered_model(source: str, parameters: dict) -> SpeechModel:
     return model
 
 
+def normalize(frames: Ragged, speakers: pd.Series, how: str) -> None:
+    """Normalize frames in place, by one of `NORMALIZATIONS`; `speakers` are indexed by utterance."""
+    if how == "none":
+        return
+    groups = speakers if how == "speaker" else speakers.index.to_series()
+    for names in groups.groupby(groups).groups.values():
+        n, total, squares = sum(frames.lengths[name] for name in names), 0.0, 0.0
+        for name in names:  # a speaker's frames may be larger than the memory
+            values = frames[name].astype(np.float64)
+            total, squares = total + values.sum(axis=0), squares + np.square(values).sum(axis=0)
+        mean, deviation = total / n, 1.0
+        if how == "speaker":
+            deviation = np.sqrt(np.maximum(squares / n - mean**2, 1e-12))
+        for name in names:
+            frames[name][:] = (frames[name] - mean) / deviation
+
+
 def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
     """Pseudo-labels, (frames,) int32 by "K = 64" and so on, of a recording that is not in the corpus.
 
     `waveform` is (n_samples,) float32 or int16 at 16 kHz; `encoder` is used unless `stage` clustered the
-    multi-task model.
+    multi-task model. Normalization by speaker is by the recording's own mean and deviation.
     """
     parameters = read_json(stage / "params.json")
     source = str(stage.with_name(TRAIN_MULTITASK) / "model")
@@ -131,9 +160,11 @@ def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.nda
         source = weights.resolve(encoder)
     model, layers = _clustered_model(source, parameters), [parameters["layer"]]
     recording = Ragged(waveform, ["recording"], [len(waveform)], kind="waveform")
-    (frames,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
+    (states,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
+    frames = Ragged(states, ["recording"], [len(states)], kind="hidden")
+    normalize(frames, pd.Series({"recording": "unknown"}), parameters["normalize_frames"])
     centroids = {k: np.load(stage / f"centroids-{k}.npy") for k in parameters["scales"]}
-    return {f"K = {k}": assign(frames, array) for k, array in centroids.items()}
+    return {f"K = {k}": assign(frames.values, array) for k, array in centroids.items()}
 
 
 def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.DataFrame:
@@ -155,14 +186,16 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
 
 
 def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
-    """Normalized mutual information of a `frame_table`: streams × (streams, emotion, gender, speaker).
-
-    Labels that some frames lack are omitted.
-    """
+    """`adjusted_information` of a `frame_table`: streams × (streams, and its `attributes`)."""
     streams = {f"K = {k}": table[f"stream{stream}"] for stream, k in enumerate(scales)}
-    labels = table[["emotion", "gender", "speaker"]].dropna(axis=1)
-    nmi = {
-        name: [normalized_mutual_info_score(column, clusters) for clusters in streams.values()]
-        for name, column in {**streams, **labels}.items()
+    frames, nothing = np.arange(len(table)), np.zeros(len(table))
+    ami = {
+        name: [adjusted_information(column, x, frames, nothing) for x in streams.values()]
+        for name, column in streams.items()
     }
-    return pd.DataFrame(nmi, index=list(streams))
+    for name in attributes(table):
+        dealt = table[name], table.utterance, table.speaker
+        ami[name] = [
+            adjusted_information(dealt[0], clusters, *dealt[1:]) for clusters in streams.values()
+        ]
+    return pd.DataFrame(ami, index=list(streams))

@@ -1,4 +1,4 @@
-"""Stage 03: what each layer encodes of emotion, gender, speaker and ratings."""
+"""Stage 03: what each layer encodes of emotion, gender, speaker, sentence and ratings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,14 +7,20 @@ import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import normalized_mutual_info_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gmp_utils.data.audio import to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
-from gmp_utils.evaluation.metrics import ccc, purity, uar
+from gmp_utils.evaluation.metrics import (
+    ATTRIBUTES,
+    adjusted_information,
+    attributes,
+    ccc,
+    purity,
+    uar,
+)
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PROBE_LAYERS, fold_folder, stage_folder, stage_of
@@ -22,8 +28,8 @@ from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
-CLASSES = ("emotion", "gender", "speaker")
-COLUMNS = ("utterance", *CLASSES, *RATINGS, "emotion_start", "emotion_end")
+COLUMNS = ("utterance", *ATTRIBUTES, *RATINGS, "emotion_start", "emotion_end")
+SENTENCES = 50  # at most, the most frequent
 FRAMES_PER_UTTERANCE = 12  # at most, for probes, maps and few clusters
 FRAMES_PER_CLUSTER = 10  # at least, where the corpus has as many
 PROBED_FRAMES = 3000  # at most, of each part of a fold
@@ -36,8 +42,8 @@ Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each
 def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     """Probe one layer for every class and rating, and score one part.
 
-    Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. Emotion, gender
-    and ratings are trained on the training part. Speakers are classified by half of the utterances of each
+    Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. All but speakers
+    are trained on the training part. Speakers are classified by half of the utterances of each
     validation and test speaker, and scored on the other half. A task with fewer than two values to train on
     is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes
     and ratings of each.
@@ -47,7 +53,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     half = dict(zip(utterances.utterance, utterances.groupby("speaker").cumcount() % 2))
     half = points.utterance.map(half)
     rows = []
-    for task in points.columns.intersection([*CLASSES, *RATINGS]):
+    for task in points.columns.intersection([*ATTRIBUTES, *RATINGS]):
         train, test = points.part == "train", points.part == part
         if task == "speaker":
             train, test = unseen & (half == 0), unseen & (half == 1)
@@ -56,7 +62,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         n_values = points[task][train].nunique()
         if n_values > 1 and test.any():
             metric, chance, model = "CCC", 0.0, Ridge(alpha=100.0)
-            if task in CLASSES:
+            if task in ATTRIBUTES:
                 metric, chance = "UAR", 1 / n_values
                 model = LogisticRegression(C=0.1, max_iter=2000)
             model = make_pipeline(StandardScaler(), model).fit(x[train], labels[train])
@@ -66,31 +72,39 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
 
 
 def cluster_layer(
-    x: np.ndarray, points: pd.DataFrame, part: str, scales: Sequence[int], seed: int
+    x: np.ndarray, points: pd.DataFrame, part: str, centroids: list[np.ndarray]
 ) -> list[dict]:
-    """Cluster one layer's training frames, and compare the clusters of another part with its attributes.
+    """Compare the clusters of one layer's frames of a part with its attributes.
 
-    Rows have the NMI and purity of each number of clusters K and attribute, and `cluster_usage`, the
-    exponential of the entropy over K. See `probe_layer` for `x` and `points`, which also has `is_emotional`
-    where the emotional segment is annotated.
+    Rows have the `adjusted_information` (`ami`) and purity of each number of clusters K and attribute, and
+    `cluster_usage`, the exponential of the entropy over K. See `probe_layer` for `x` and `points`, which also
+    has `is_emotional` where the emotional segment is annotated.
     """
-    scored = points.part == part
-    attributes = {
-        name: (name, scored)
-        for name in CLASSES
-        if points[name].notna().all() and points[name][scored].nunique() > 1
-    }
-    if "is_emotional" in points and (scored & points.is_emotional).any():
-        attributes["emotion (emotional frames)"] = ("emotion", scored & points.is_emotional)
+    x, points = x[points.part == part], points[points.part == part]
+    compared = {name: (name, np.full(len(points), True)) for name in attributes(points)}
+    if "is_emotional" in points and points.is_emotional.any():
+        compared["emotion (emotional frames)"] = ("emotion", points.is_emotional.to_numpy())
     rows = []
-    for k, centroids in zip(scales, fit_kmeans(x[points.part == "train"], scales, seed)):
-        clusters = assign(x, centroids)
-        usage = np.exp(entropy(np.bincount(clusters[scored], minlength=k))) / k
-        for attribute, (column, chosen) in attributes.items():
-            pair = points[column][chosen], clusters[chosen]
-            scores = {"nmi": normalized_mutual_info_score(*pair), "purity": purity(*pair)}
-            rows.append({"K": k, "attribute": attribute, **scores, "cluster_usage": usage})
+    for centers in centroids:
+        clusters, k = assign(x, centers), len(centers)
+        usage = np.exp(entropy(np.bincount(clusters, minlength=k))) / k
+        for attribute, (column, chosen) in compared.items():
+            pair = points[column].to_numpy()[chosen], clusters[chosen]
+            ami = adjusted_information(*pair, points.utterance[chosen], points.speaker[chosen])
+            scores = {"ami": ami, "purity": purity(*pair), "cluster_usage": usage}
+            rows.append({"K": k, "attribute": attribute, **scores})
     return rows
+
+
+def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str) -> float:
+    """UAR of emotion by `probe_layer` of bags of clusters, their shares of each utterance's frames.
+
+    NaN without emotions. `counts`, (n_utterances, k), are numbers of frames. Probed are roots of the shares.
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    tasks = points[["utterance", "speaker", "part", "emotion"]]
+    scores = {row["task"]: row["score"] for row in probe_layer(np.sqrt(shares), tasks, part)}
+    return scores.get("emotion", np.nan)
 
 
 def _decibels(samples: np.ndarray) -> float:
@@ -98,10 +112,20 @@ def _decibels(samples: np.ndarray) -> float:
     return 10 * np.log10(np.mean(to_float(samples) ** 2) + 1e-10)
 
 
+def _sentences(manifest: pd.DataFrame, parts: pd.Series) -> pd.Series:
+    """Texts that at least half of the training speakers, and two, say; other texts are missing."""
+    texts = manifest.get("text", pd.Series(None, manifest.index, dtype=object))
+    training = manifest.speaker[parts == "train"]
+    speakers = training.groupby(texts).nunique()
+    repeated = speakers[speakers >= max(2, training.nunique() / 2)]
+    return texts.where(texts.isin(repeated.nlargest(SENTENCES).index))
+
+
 def _choose_utterances(corpus: Corpus, fold: int, scales: Sequence[int], seed: int) -> pd.DataFrame:
     """Utterances of a fold with their attributes, sampled where all of them have too many frames."""
-    points = corpus.manifest[corpus.manifest.columns.intersection(COLUMNS)]
-    points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
+    parts = corpus.protocol.parts(corpus.manifest, fold)
+    manifest = corpus.manifest.assign(sentence=_sentences(corpus.manifest, parts))
+    points = manifest[manifest.columns.intersection(COLUMNS)].assign(part=parts)
     n_frames = max(DRAWN_FRAMES, FRAMES_PER_CLUSTER * max(scales))
     if len(points) * FRAMES_PER_UTTERANCE > n_frames:
         return points.sample(n_frames // FRAMES_PER_UTTERANCE, random_state=seed).sort_index()
@@ -140,6 +164,31 @@ def _draw(
     }
 
 
+def _cluster_layers(
+    network: SpeechModel, corpus: Corpus, points: pd.DataFrame, frames: Points, part: str, **kmeans
+) -> list[dict]:
+    """`cluster_layer` of every layer, clustered on the training part's frames, and `bag_uar` of each K.
+
+    The bags are of all frames of the utterances, which are encoded again for them.
+    """
+    (x, table), inputs = frames, features.model_inputs(network, corpus)
+    centroids = [fit_kmeans(states[table.part == "train"], **kmeans) for states in x]
+    sizes = [len(centers) for centers in centroids[0]]
+    bags = {(i, k): np.zeros((len(points), k), np.uint16) for i in range(len(x)) for k in sizes}
+    order, layers = {name: number for number, name in enumerate(points.index)}, range(len(x))
+    for name, states in features.layer_states_by_length(network, inputs, list(order), layers):
+        for layer, of_layer in enumerate(centroids):
+            for k, centers in zip(sizes, of_layer):
+                counts = np.bincount(assign(states[layer], centers), minlength=k)
+                bags[layer, k][order[name]] = counts
+    uars = {key: bag_uar(counts, points, part) for key, counts in bags.items()}
+    return [
+        {"layer": layer, **row, "bag_uar": uars[layer, row["K"]]}
+        for layer, states in enumerate(x)
+        for row in cluster_layer(states, table, part, centroids[layer])
+    ]
+
+
 def _frames(source: str, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.ndarray:
     """Hidden states (layers, n, dim) of some frames, the same ones for every model."""
     n = min(len(points), COMPARED_FRAMES // FRAMES_PER_UTTERANCE)
@@ -164,9 +213,9 @@ def probe_layers(
     maps have at most `map_points` frames or utterances.
 
     The stage has probes.parquet (layer, unit, task, metric, score, chance, for "utterances" and "frames"),
-    clusters.parquet (layer, and see `cluster_layer`), similarity.parquet (layer, reference_layer, reference,
-    cka, for this "model" and the original "encoder") and maps.parquet (unit, and see
-    `gmp_utils.evaluation.geometry.map_layers`).
+    clusters.parquet (layer, and see `cluster_layer` and `bag_uar`), similarity.parquet (layer,
+    reference_layer, reference, cka, for this "model" and the original "encoder") and maps.parquet (unit, and
+    see `gmp_utils.evaluation.geometry.map_layers`).
     """
     corpus, stage = open_corpus(run_dir), stage_folder(run_dir, stage_of(model), fold)
     original, part = weights.resolve(encoder), corpus.protocol.selection_part
@@ -180,7 +229,8 @@ def probe_layers(
         n_training = int((points.part == "train").sum())
         n_frames = max(FRAMES_PER_UTTERANCE, -(-FRAMES_PER_CLUSTER * max(scales) // n_training))
         n_drawn = max(n_frames, -(-map_points // len(points)))
-        drawn = _draw(SpeechModel.load(sources["model"]), corpus, points, n_drawn, seed)
+        network = SpeechModel.load(sources["model"])
+        drawn = _draw(network, corpus, points, n_drawn, seed)
         frames, table = drawn["frames"]
         kept = table.draw < n_frames
         frames, table = frames[:, kept], table[kept].reset_index(drop=True)
@@ -193,11 +243,8 @@ def probe_layers(
             for layer, states in enumerate(x)
             for row in probe_layer(states, rows, part)
         ]
-        clusters = [
-            {"layer": layer, **row}
-            for layer, states in enumerate(frames)
-            for row in cluster_layer(states, table, part, scales, seed)
-        ]
+        kmeans = {"scales": scales, "seed": seed}
+        clusters = _cluster_layers(network, corpus, points, (frames, table), part, **kmeans)
         scored = points[points.part == part]
         references = {name: _frames(path, corpus, scored, seed) for name, path in sources.items()}
         similarity = [
