@@ -89,7 +89,7 @@ def test_purity_by_hand():
 
 
 def test_information_of_utterances_that_are_frames_is_that_of_scikit_learn():
-    """Dealt among single frames, chance is the closed form's; means of ten deals differ by 0.002 from it."""
+    """Permuted among single frames, chance is the closed form's; means of ten permutations differ by 0.002."""
     rng = np.random.default_rng(0)
     labels, frames = rng.integers(4, size=2000), np.arange(2000)
     clusters = np.where(rng.random(2000) < 0.3, labels, rng.integers(16, size=2000))
@@ -108,7 +108,7 @@ def test_frames_of_an_utterance_being_alike_is_no_information():
         cluster = np.repeat(rng.integers(8, size=60), 20) + 4 * speaker
         plain.append(adjusted_mutual_info_score(emotion, cluster, average_method="min"))
         found.append(metrics.adjusted_information(emotion, cluster, utterance, speaker))
-        # a gender is constant within speakers: it is dealt among all utterances
+        # a gender is constant within speakers: it is permuted among all utterances
         determined = cluster + 12 * speaker
         genders.append(metrics.adjusted_information(speaker, determined, utterance, speaker))
     assert np.mean(plain) > 0.2

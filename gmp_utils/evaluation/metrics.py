@@ -14,7 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 BINS = 10
 ATTRIBUTES = ("emotion", "gender", "speaker", "sentence")
-DEALS = 10  # of labels, for their information by chance
+PERMUTATIONS = 10  # of labels, for their information by chance
 
 
 def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:
@@ -73,11 +73,12 @@ def adjusted_information(
     """Adjusted mutual information (AMI) of labels and clusters of frames, normalized by the smaller entropy.
 
     As Vinh et al., "Information Theoretic Measures for Clusterings Comparison", 2010, except that chance is
-    the mean over random deals of the labels among the units (utterances) of each group (speaker). The closed
-    form deals them among frames. As frames of an utterance are alike, it finds information in any clusters,
-    and it takes minutes for a million frames and thousands of clusters. Labels that are constant within each
-    group, such as gender, are dealt among all units. The value is 0 on average for unrelated labels, and 1
-    for clusters that determine them. Arrays are (n_frames,); the frames of a unit share label and group.
+    the mean over random permutations of the labels among the units (utterances) of each group (speaker). The
+    closed form permutes them among frames. As frames of an utterance are alike, it finds information in any
+    clusters, and it takes minutes for a million frames and thousands of clusters. Labels that are constant
+    within each group, such as gender, are permuted among all units. The value is 0 on average for unrelated
+    labels, and 1 for clusters that determine them. Arrays are (n_frames,); the frames of a unit share label
+    and group.
     """
     units = pd.factorize(units)[0]
     counts, first = contingency_matrix(units, clusters, sparse=True), np.unique(units, True)[1]
@@ -91,12 +92,12 @@ def adjusted_information(
         entropies = entropy(table.sum(axis=0)), entropy(table.sum(axis=1))
         return sum(entropies) - entropy(table, axis=None), min(entropies)
 
-    rng, order, dealt = np.random.default_rng(0), np.argsort(groups, kind="stable"), []
-    for _ in range(DEALS):
+    rng, order, by_chance = np.random.default_rng(0), np.argsort(groups, kind="stable"), []
+    for _ in range(PERMUTATIONS):
         permuted = np.empty_like(labels)
         permuted[order] = labels[np.lexsort((rng.random(len(labels)), groups))]
-        dealt.append(information(permuted)[0])
-    (found, highest), chance = information(labels), np.mean(dealt)
+        by_chance.append(information(permuted)[0])
+    (found, highest), chance = information(labels), np.mean(by_chance)
     return float((found - chance) / max(highest - chance, 1e-9))
 
 

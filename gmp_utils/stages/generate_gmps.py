@@ -194,8 +194,6 @@ def agreement(table: pd.DataFrame, scales: list[int]) -> pd.DataFrame:
         for name, column in streams.items()
     }
     for name in attributes(table):
-        dealt = table[name], table.utterance, table.speaker
-        ami[name] = [
-            adjusted_information(dealt[0], clusters, *dealt[1:]) for clusters in streams.values()
-        ]
+        groups = table.utterance, table.speaker
+        ami[name] = [adjusted_information(table[name], x, *groups) for x in streams.values()]
     return pd.DataFrame(ami, index=list(streams))

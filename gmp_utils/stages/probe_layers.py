@@ -61,11 +61,11 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         train, test = train & labeled, test & labeled
         n_values = points[task][train].nunique()
         if n_values > 1 and test.any():
-            metric, chance, model = "CCC", 0.0, Ridge(alpha=100.0)
-            if task in ATTRIBUTES:
-                metric, chance = "UAR", 1 / n_values
-                model = LogisticRegression(C=0.1, max_iter=2000)
-            model = make_pipeline(StandardScaler(), model).fit(x[train], labels[train])
+            metric, chance = ("UAR", 1 / n_values) if task in ATTRIBUTES else ("CCC", 0.0)
+            probe = (
+                LogisticRegression(C=0.1, max_iter=2000) if metric == "UAR" else Ridge(alpha=100.0)
+            )
+            model = make_pipeline(StandardScaler(), probe).fit(x[train], labels[train])
             score = (uar if metric == "UAR" else ccc)(labels[test], model.predict(x[test]))
             rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
     return rows
@@ -97,14 +97,18 @@ def cluster_layer(
 
 
 def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str) -> float:
-    """UAR of emotion by `probe_layer` of bags of clusters, their shares of each utterance's frames.
+    """UAR of emotion, probed from bags of clusters: the roots of their shares of each utterance's frames.
 
-    NaN without emotions. `counts`, (n_utterances, k), are numbers of frames. Probed are roots of the shares.
+    NaN without emotions. `counts`, (n_utterances, k), are numbers of frames.
     """
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    tasks = points[["utterance", "speaker", "part", "emotion"]]
-    scores = {row["task"]: row["score"] for row in probe_layer(np.sqrt(shares), tasks, part)}
-    return scores.get("emotion", np.nan)
+    shares = np.sqrt(counts / counts.sum(axis=1, keepdims=True))
+    labeled, labels = points.emotion.notna(), points.emotion.to_numpy()
+    train, scored = (labeled & (points.part == name) for name in ("train", part))
+    if points.emotion[train].nunique() < 2 or not scored.any():
+        return np.nan
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
+    model.fit(shares[train], labels[train])
+    return uar(labels[scored], model.predict(shares[scored]))
 
 
 def _decibels(samples: np.ndarray) -> float:
