@@ -89,7 +89,7 @@ def test_purity_by_hand():
 
 
 def test_information_of_utterances_that_are_frames_is_that_of_scikit_learn():
-    """Permuted among single frames, chance is the closed form's; means of ten permutations differ by 0.002."""
+    """Permuted among single frames, chance is the closed form's; means of ten differ by 0.002 from it."""
     rng = np.random.default_rng(0)
     labels, frames = rng.integers(4, size=2000), np.arange(2000)
     clusters = np.where(rng.random(2000) < 0.3, labels, rng.integers(16, size=2000))
