@@ -283,7 +283,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         assert f"Pseudo-labels from this model {word}" in capsys.readouterr().out
         text = tables.describe(str(run))
         assert ("Not gender-augmented" in text) is not augmented
-        assert collect.gender_uar(run / "fold1" / "06_finetune" / "gmps" / "ce") == uar
+        assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
     assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"emotion_uar": 0.5})
