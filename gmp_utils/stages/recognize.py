@@ -48,18 +48,25 @@ def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.n
 
 @cache
 def _speech_detector() -> Callable[[torch.Tensor], list[dict[str, int]]]:
-    """Silero's detector, without its limit on the number of threads."""
-    n_threads = torch.get_num_threads()
     import silero_vad
 
-    torch.set_num_threads(n_threads)
     model = silero_vad.load_silero_vad()
     return partial(silero_vad.get_speech_timestamps, model=model, sampling_rate=SAMPLE_RATE)
 
 
 def detect_speech(waveform: np.ndarray) -> np.ndarray:
-    """Segments of speech, (n_segments, 2) starts and ends in samples, by Silero VAD."""
-    segments = _speech_detector()(torch.from_numpy(waveform))
+    """Segments of speech, (n_segments, 2) starts and ends in samples, by Silero VAD.
+
+    It runs in one thread, to which its import limits the whole process: on its small matrices, several
+    threads take up to 20 times as long.
+    """
+    n_threads = torch.get_num_threads()
+    try:
+        detect = _speech_detector()
+        torch.set_num_threads(1)
+        segments = detect(torch.from_numpy(waveform))
+    finally:
+        torch.set_num_threads(n_threads)
     return pd.DataFrame(segments, columns=["start", "end"]).to_numpy(np.int64)
 
 
