@@ -1,5 +1,6 @@
 """Stage 06: fine-tune on the utterances' emotions with AM-Softmax or cross-entropy (stage 3)."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def finetune(
     finetune_from : str
         Initial model: "retrained" (of stage 05), "multitask" (of stage 02, with a new head) or "encoder".
     scale, margin : float
-        Of AM-Softmax, which has no class weights.
+        Of AM-Softmax, which has no class weights. Its gradients are clipped to `scale` times CE's norm.
 
     Returns
     -------
@@ -82,7 +83,9 @@ def finetune(
         classify = partial(embed_and_classify, model, corpus, inputs)
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
-        train(model, *datasets, folder, training, compute_metrics=_metrics, **selection)
+        factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger
+        schedule = replace(training, max_grad_norm=factor * training.max_grad_norm)
+        train(model, *datasets, folder, schedule, compute_metrics=_metrics, **selection)
         corpus.write_training_recordings(folder / "model", fold, source)
         outputs = {part: classify(parts[part]) for part in ("validation", "test") if parts[part]}
         vectors["after"] = outputs[protocol.selection_part][0]
