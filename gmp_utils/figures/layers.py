@@ -43,7 +43,7 @@ def cluster_information(clusters: pd.DataFrame) -> go.Figure:
     k = clusters.K.min()
     top = clusters[clusters.K == k].groupby("attribute").ami.max().sort_values()
     return figure.update_layout(
-        title=f"K = {k} clusters share most information with {top.index[-1]}, least with {top.index[0]}",
+        title=f"K = {k} clusters share the most information with {top.index[-1]}, the least with {top.index[0]}",
         yaxis_title="adjusted mutual information",
     )
 

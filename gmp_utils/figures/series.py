@@ -222,7 +222,7 @@ def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
         )
     best = means.loc[(slice(None), order[0]), "UAR"].idxmax()[0]
     figure.update_xaxes(type="category", categoryarray=order, title=x_title)
-    title = f"With the fewest labels, {best} has the highest UAR"
+    title = f"With the fewest labels, {best} has the highest UAR here"
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 

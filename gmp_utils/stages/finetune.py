@@ -73,7 +73,7 @@ def finetune(
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
         model = load_classifier(EmotionClassifier, source, **data, **settings)
-        if finetune_from == "multitask" and loss != "ce-then-ams":
+        if finetune_from == "multitask" and not loss.startswith("ce-then-"):
             model.head.apply(model._init_weights)  # new, as with the other initial models
         inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
         dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
