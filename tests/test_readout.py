@@ -58,12 +58,18 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
     inputs = features.model_inputs(model, corpus)
     np.testing.assert_array_equal(statistics, features.pooled_layers(model, inputs, names))
     table = readout.readouts(str(run))
-    assert set(table.system) == {"probe", "probe of 02"} and set(table.layer) == {2, 3, 4}
+    assert set(table.system) == {"probe", "probe of the multi-task model"} and set(table.layer) == {
+        2,
+        3,
+        4,
+    }
     n_conditions = 3 * (1 + 2 * len(readout.N_LABELS))
     assert len(table) == 2 * 24 * n_conditions
     assert table.true.tolist() == corpus.manifest.emotion[table.utterance].tolist()
     everything = table[
-        (table.system == "probe of 02") & np.isinf(table.labels) & (table.layer == 4)
+        (table.system == "probe of the multi-task model")
+        & np.isinf(table.labels)
+        & (table.layer == 4)
     ]
     rows = corpus.manifest.index.get_indexer(corpus.partition(1)["train"])
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=5000))

@@ -63,8 +63,8 @@ class Corpus:
         """Reject an encoder that was trained or selected on recordings that a fold holds out.
 
         Recordings are matched by a hash of their samples, so re-cut or re-encoded copies are missed.
-        Transductive protocols allow training without labels, as every fold does for its part "unlabeled". A
-        model may have been selected on the recordings on which the fold selects.
+        Transductive protocols allow training without labels on all parts, and others only on the part
+        "unlabeled". A model may have been selected on the recordings on which the fold selects.
         """
         recordings = weights.training_recordings(weights.resolve(encoder))
         used = pd.DataFrame(sorted(recordings), columns=["digest", "labeled_in"])

@@ -74,11 +74,11 @@ def adjusted_information(
 
     As Vinh et al., "Information Theoretic Measures for Clusterings Comparison", 2010, except that chance is
     the mean over random permutations of the labels among the units (utterances) of each group (speaker). The
-    closed form permutes them among frames. As frames of an utterance are alike, it finds information in any
-    clusters, and it takes minutes for a million frames and thousands of clusters. Labels that are constant
-    within each group, such as gender, are permuted among all units. The value is 0 on average for unrelated
-    labels, and 1 for clusters that determine them. Arrays are (n_frames,); the frames of a unit share label
-    and group.
+    closed form permutes them among frames. As frames of an utterance are alike, it is above 0 even for
+    unrelated labels, and it takes minutes for a million frames and thousands of clusters. Labels that are
+    constant within each group, such as gender, are permuted among all units. The value is 0 on average for
+    unrelated labels, and 1 for clusters that determine them. Arrays are (n_frames,); the frames of a unit
+    share label and group.
     """
     units = pd.factorize(units)[0]
     counts, first = contingency_matrix(units, clusters, sparse=True), np.unique(units, True)[1]
@@ -102,7 +102,10 @@ def adjusted_information(
 
 
 def attributes(frames: pd.DataFrame) -> list[str]:
-    """Those of `ATTRIBUTES` that all frames have and that vary, without a speaker that is only a gender."""
+    """Those of `ATTRIBUTES` that all frames have and that vary.
+
+    The speaker is left out if each gender has only one speaker.
+    """
     found = [name for name in ATTRIBUTES if name in frames and frames[name].notna().all()]
     found = [name for name in found if frames[name].nunique() > 1]
     if "gender" in found and frames.groupby("gender").speaker.nunique().max() == 1:
@@ -132,7 +135,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 def temperature(logits: np.ndarray, labels: np.ndarray, speakers: np.ndarray) -> float:
     """`fit_temperature` where it lowers the cross-entropy of left-out speakers, otherwise 1.
 
-    One speaker is left out at a time, so a single speaker has 1.
+    One speaker is left out at a time. The value is 1 for a single speaker.
     """
     if len(np.unique(speakers)) < 2:
         return 1.0

@@ -201,11 +201,11 @@ def classify(
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    "probe" is of the `encoder` as it was before any training here, the other probes are of the models of 02
-    and 05. That of z-scores by speaker, "probe-z", is transductive: it uses the audio of all utterances of a
-    test speaker. With `readout_draws`, a probe has a readout.parquet too, see
-    `gmp_utils.evaluation.readout`, whose draws depend on the `seed`. Otherwise `finetune_from` and `seed`
-    only name the networks that the baseline is listed with.
+    "probe" and "probe-z" are probes of the untouched `encoder`, the others of the models of 02 and 05.
+    "probe-z" uses z-scores by speaker. It is transductive: it uses the audio of all utterances of a test
+    speaker. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`. Its
+    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline
+    is listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)

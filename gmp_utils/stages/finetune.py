@@ -42,8 +42,8 @@ def finetune(
     encoder : str
         "embedded", a folder, or a name on the Hugging Face hub.
     loss : str
-        "ce", "ams", or "ce-then-ams" and as its control "ce-then-ce": from the CE model of the same fold,
-        so with twice the updates and a second warm-up.
+        "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE model of
+        the same fold, so they have twice the updates and a second warm-up.
     finetune_from : str
         Initial model: "retrained" (of stage 05), "multitask" (of stage 02, with a new head) or "encoder".
     scale, margin : float

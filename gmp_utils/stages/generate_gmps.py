@@ -53,7 +53,7 @@ def generate_gmps(
     normalize_frames : str
         Before clustering: "none"; "speaker", to mean 0 and deviation 1 over a speaker's frames; or
         "utterance", to mean 0 over an utterance's. No labels are used, but held-out speakers are normalized
-        by their own audio, which is transductive. Only measures on them use their pseudo-labels.
+        by their own audio, which is transductive. Their pseudo-labels are used only to evaluate.
     kmeans_frames : int
         Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
     """
