@@ -291,7 +291,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
     assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"emotion_uar": 0.5})
-    assert "Gender was not a task" in train_multitask.describe_gender(stage)
+    assert "Gender was no task" in train_multitask.describe_gender(stage)
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):

@@ -42,8 +42,9 @@ def cluster_information(clusters: pd.DataFrame) -> go.Figure:
     figure = panels(px.line, table, x="layer", y="ami", color="K", markers=True)
     k = clusters.K.min()
     top = clusters[clusters.K == k].groupby("attribute").ami.max().sort_values()
+    extremes = f"the most information with {top.index[-1]}, the least with {top.index[0]}"
     return figure.update_layout(
-        title=f"K = {k} clusters share the most information with {top.index[-1]}, the least with {top.index[0]}",
+        title=f"K = {k} clusters share {extremes}",
         yaxis_title="adjusted mutual information",
     )
 

@@ -99,7 +99,7 @@ def describe_gender(stage: Path) -> str:
     """State whether a finished stage learned gender, and what its pseudo-labels may be called."""
     uar = read_json(stage / "metrics.json").get("gender_uar")
     if uar is None or not read_json(stage / "params.json")["train_encoder"]:
-        reason = "Gender was not a task" if uar is None else "The encoder was frozen"
+        reason = "Gender was no task" if uar is None else "The encoder was frozen"
         return f"{reason}: pseudo-labels from this model are not gender-augmented."
     measured = f"its UAR on the validation speakers is {uar:.2f}"
     if gender_augmented(stage):
