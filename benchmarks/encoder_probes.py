@@ -45,6 +45,7 @@ from gmp_utils.figures import style
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import ROOT
+from gmp_utils.stages.baselines import z_by_speaker
 from gmp_utils.training import features
 
 BY_SPEAKER = ", z by speaker"
@@ -84,18 +85,6 @@ def layers(source: str, waveforms: Ragged) -> np.ndarray:
     return features.pooled_layers(model, waveforms, waveforms.utterances).swapaxes(0, 1)
 
 
-def z_by_speaker(values: np.ndarray, speakers: np.ndarray) -> np.ndarray:
-    """Standardize features (layers, utterances, dim) by speaker."""
-    scaled = np.empty_like(values, dtype=np.float64)
-    for speaker in np.unique(speakers):
-        rows = values[:, speakers == speaker]
-        std = rows.std(axis=1, keepdims=True)
-        scaled[:, speakers == speaker] = (rows - rows.mean(axis=1, keepdims=True)) / np.where(
-            std > 0, std, 1
-        )
-    return scaled
-
-
 def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.ndarray]:
     """Features by name of the system: (layers, utterances, dim)."""
     waveforms, report = waveform_store.write_store(manifest, folder / "waveforms")
@@ -121,8 +110,8 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
         "encoder": layers(weights.resolve(encoder), waveforms),
     }
     for system in ("eGeMAPS", "encoder"):
-        scaled = z_by_speaker(by_system[system], manifest.speaker.to_numpy())
-        by_system[f"{system}{BY_SPEAKER}"] = scaled
+        values = by_system[system].swapaxes(0, 1).astype(np.float64)
+        by_system[f"{system}{BY_SPEAKER}"] = z_by_speaker(values, manifest.speaker).swapaxes(0, 1)
     return by_system
 
 

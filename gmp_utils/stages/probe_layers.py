@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gmp_utils.data.audio import to_float
@@ -39,6 +39,12 @@ DRAWN_FRAMES = 100_000  # in memory at every layer, unless the clusters need mor
 Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each of the n
 
 
+def _probe(metric: str) -> Pipeline:
+    """A linear probe that is scored by "UAR" or "CCC"."""
+    model = LogisticRegression(C=0.1, max_iter=2000) if metric == "UAR" else Ridge(alpha=100.0)
+    return make_pipeline(StandardScaler(), model)
+
+
 def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     """Probe one layer for every class and rating, and score one part.
 
@@ -62,10 +68,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         n_values = points[task][train].nunique()
         if n_values > 1 and test.any():
             metric, chance = ("UAR", 1 / n_values) if task in ATTRIBUTES else ("CCC", 0.0)
-            probe = (
-                LogisticRegression(C=0.1, max_iter=2000) if metric == "UAR" else Ridge(alpha=100.0)
-            )
-            model = make_pipeline(StandardScaler(), probe).fit(x[train], labels[train])
+            model = _probe(metric).fit(x[train], labels[train])
             score = (uar if metric == "UAR" else ccc)(labels[test], model.predict(x[test]))
             rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
     return rows
@@ -106,8 +109,7 @@ def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str) -> float:
     train, scored = (labeled & (points.part == name) for name in ("train", part))
     if points.emotion[train].nunique() < 2 or not scored.any():
         return np.nan
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-    model.fit(shares[train], labels[train])
+    model = _probe("UAR").fit(shares[train], labels[train])
     return uar(labels[scored], model.predict(shares[scored]))
 
 

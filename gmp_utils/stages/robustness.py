@@ -77,10 +77,10 @@ CONDITIONS = {
 }
 
 
-def altered(waveforms: Ragged, names: list[str], condition: str, seed: int = 0) -> Ragged:
+def altered(waveforms: Ragged, names: list[str], condition: str) -> Ragged:
     """Utterances under one of `CONDITIONS`, as float32 waveforms of the same lengths."""
     arrays = [
-        CONDITIONS[condition](to_float(waveforms[name]), np.random.default_rng([seed, index]))
+        CONDITIONS[condition](to_float(waveforms[name]), np.random.default_rng([0, index]))
         for index, name in enumerate(names)
     ]
     values = np.concatenate(arrays).astype(np.float32)
