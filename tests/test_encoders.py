@@ -14,7 +14,7 @@ from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2ForPreTra
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
-from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.models.encoder import SpeechModel, fft_convolution, position_convolution
 from gmp_utils.runs import hardware
 from gmp_utils.runs.weights import resolve
 from gmp_utils.training import features
@@ -56,6 +56,40 @@ def test_padding_changes_nothing(tmp_path, norm, kind):
             outputs = model(*single, labels[:1], labels[:1])
             for name in ("emotion_logits", "gender_logits"):
                 close(together[name][row], outputs[name][0])
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kernel", [128, 64, 31])
+@pytest.mark.parametrize("frames", [40, 231])
+def test_position_embeddings_by_fft_equal_transformers(kind, kernel, frames):
+    """Forward and gradients, on the CPU in float32, for even and odd lengths: 1e-5 is its rounding."""
+    torch.manual_seed(0)
+    config = CONFIGS[kind](**TINY | {"num_conv_pos_embeddings": kernel})
+    embedding = SpeechModel(config).base_model.encoder.pos_conv_embed
+    x = torch.randn(2, frames, config.hidden_size, requires_grad=True)
+    results = []
+    for convolution in (position_convolution, fft_convolution):
+        embedding.conv._conv_forward = convolution
+        y = embedding(x)
+        inputs = [x, *embedding.parameters()]
+        results.append([y, *torch.autograd.grad(y.square().mean(), inputs)])
+    reference = type(embedding)(config)  # the convolution of transformers
+    reference.load_state_dict(embedding.state_dict())
+    assert torch.equal(reference(x), results[0][0])
+    for plain, by_fft in zip(*results):
+        torch.testing.assert_close(by_fft, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_gpu_computes_what_the_cpu_does(tiny_encoder):
+    """The fast position embedding and the norm without a loop, in float32 up to TF32's rounding."""
+    model = SpeechModel.load(str(tiny_encoder)).eval()
+    batch = padded_batch([16000, 9000, 801])
+    with torch.no_grad(), hardware.float32():
+        expected, mask = model.hidden_states(*batch, layers=(0, -1))
+        states, _ = model.cuda().hidden_states(*(x.cuda() for x in batch), layers=(0, -1))
+    for state, reference in zip(states, expected):
+        torch.testing.assert_close(state.cpu()[mask], reference[mask], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.slow
