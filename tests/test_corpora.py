@@ -231,6 +231,48 @@ def test_a_table_that_lacks_something_is_rejected(tmp_path, text, message):
     assert corpora.load("table", file).gender.isna().all()
 
 
+@pytest.mark.parametrize("ending", ["csv", "PARQUET"])
+def test_a_table_is_read_as_it_is_meant(tmp_path, ending):
+    """White space, Unicode forms, words that pandas takes for missing, digits as labels, more columns."""
+    touch(tmp_path, "1.wav", "NA.wav")
+    table = pd.DataFrame(
+        {"path": ["1.wav", "NA.wav", "1.wav", "1.wav"], "utterance": list("abcd"),
+         "speaker": ["Andr\u00e9", "Andre\u0301 ", "NA", "\u00a0None"], "age": [1, 2, 3, 4],
+         "emotion": ["0", " 1", "None", ""], "gender": ["male", "male ", None, None]}
+    )  # fmt: skip
+    file = tmp_path / f"mine.{ending}"
+    table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
+    manifest = corpora.load("table", file, label_map={0: "calm"}, emotions=["calm", 1, "None"])
+    assert manifest.speaker.tolist() == ["Andr\u00e9", "Andr\u00e9", "NA", "None"]
+    assert manifest.emotion.tolist()[:3] == ["calm", "1", "None"] and pd.isna(manifest.emotion[3])
+    assert "age" not in manifest and manifest.path[1].endswith("NA.wav")
+
+
+def test_copies_of_corpora_have_other_suffixes(tmp_path, iemocap):
+    """Upper case, flac and mp3, and two known misspellings in official copies."""
+    names = ["03a01Fa.WAV", "03a01Wa.flac", "08a01Na.Mp3"]
+    touch(tmp_path, *(f"emodb/{name}" for name in names))
+    assert corpora.load("emodb", tmp_path / "emodb").emotion.notna().tolist() == [True] * 3
+    touch(tmp_path, "crema_d/1040_ITH_SAD_X.wav", "tess/OA_bite_neutral.wav")
+    assert corpora.load("crema_d", tmp_path / "crema_d").emotion.tolist() == ["sad"]
+    assert corpora.load("tess", tmp_path / "tess").speaker.tolist() == ["OAF"]
+    before = corpora.load("iemocap", iemocap).emotion.tolist()
+    for path in iemocap.glob("Session*/sentences/wav/*/*.wav"):
+        path.rename(path.with_suffix(".FLAC"))
+    assert corpora.load("iemocap", iemocap).emotion.tolist() == before
+
+
+@pytest.mark.parametrize("change", [("\t", "  "), ("[2", " [-2"), ("[", "ï»¿[")])
+def test_lines_that_are_nearly_turns_are_rejected(iemocap, change):
+    path = iemocap / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
+    lines = path.read_text("latin-1").splitlines()
+    number = next(index for index, line in enumerate(lines) if line.startswith("["))
+    lines[number] = lines[number].replace(*change)
+    path.write_text("\n".join(lines), "latin-1")
+    with pytest.raises(GmpError, match=r"impro01\.txt: found .*F000.*expected a turn"):
+        corpora.load("iemocap", iemocap)
+
+
 @pytest.fixture
 def linked(tmp_path):
     """A folder with a recording in it and ways out of it, and a link to the folder."""
@@ -388,6 +430,9 @@ def manifest_of(**columns):
         ({"gender": ["female", "f"]}, "row 2, column gender: found f"),
         ({"valence": [2.0, 70.0]}, "column valence: found 70.0"),
         ({"mood": ["up", "down"]}, "column mood"),
+        ({"speaker": ["Ann", "ann"]}, "speaker: found 'Ann', 'ann', expected one spelling"),
+        ({"emotion": ["sad", "Sad"]}, "emotion: found 'sad', 'Sad', expected one"),
+        ({"speaker": "1"}, "speaker '1': found two genders"),
     ],
 )
 def test_schema_names_row_and_value(columns, message):

@@ -3,7 +3,9 @@
 import io
 import os
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
+import av
 import numpy as np
 import pandas as pd
 import soundfile
@@ -14,6 +16,8 @@ from gmp_utils import GmpError
 SAMPLE_RATE = 16000  # Hz
 MIN_SECONDS = 0.025  # one frame of the encoder
 FULL_SCALE = 0.999  # samples beyond it are clipped
+LARGEST = 4.0  # sample of a recording in floating point, 12 dB above full scale
+CANCELED = 1e-4  # power of the channels' mean relative to theirs, -40 dB
 BLOCK = 2**20  # samples of all channels that are decoded at a time
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
@@ -23,7 +27,7 @@ def decode(path: str) -> np.ndarray:
     """Decode a recording to 16 kHz mono, (n_samples,) float32 in [-1, 1].
 
     Channels are averaged, and soxr resamples with its quality "HQ". A recording that cannot be decoded, is
-    shorter than 25 ms or has NaN or infinite samples raises a GmpError.
+    shorter than 25 ms, has NaN or infinite samples or channels that cancel out raises a GmpError.
     """
     return read(path)[0]
 
@@ -31,51 +35,111 @@ def decode(path: str) -> np.ndarray:
 def read(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.ndarray, dict]:
     """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
-    Returns also a dict of `sample_rate` (Hz), `channels`, `peak` and the share of `clipped` samples.
+    Returns also a dict of `sample_rate` (Hz), `channels`, `peak` of their mean and the share of `clipped`
+    samples.
     """
     if not os.path.isfile(path):
         raise GmpError(f"{path}: not there, or not a file.")
-    levels = []  # by block: samples, peak and clipped samples of the loudest channel
-
-    def mono(file: soundfile.SoundFile, n_samples: int) -> Iterator[np.ndarray]:
-        size = BLOCK // file.channels
-        for block in file.blocks(size, frames=n_samples, dtype="float32", always_2d=True):
-            level = np.abs(block).max(axis=1)
-            levels.append((len(level), level.max(initial=0), (level >= FULL_SCALE).sum()))
-            yield block.mean(axis=1)
-
+    levels = _Levels()
     try:
-        with soundfile.SoundFile(path) as file:
-            description = {"sample_rate": file.samplerate, "channels": file.channels}
-            first, n_samples = _sample_range(file, path, start, end)
-            file.seek(first)
-            waveform = _resample(path, mono(file, n_samples), file.samplerate)
-    except (OSError, RuntimeError, TypeError) as error:  # the last for headerless .raw
-        reason = getattr(error, "error_string", str(error)) or "damaged"
-        raise GmpError(f"{path}: cannot be decoded ({reason}).") from error
-    (n_decoded, _, n_clipped), peak = np.sum(levels, axis=0), np.max(levels, axis=0)[1]
-    if n_decoded < n_samples:
-        raise GmpError(f"{path}: truncated, found {n_decoded:.0f} of {n_samples} samples.")
-    description |= {"peak": float(peak), "clipped": float(n_clipped / n_samples)}
-    return waveform, description
+        rate, channels, blocks = _open(path, start, end)
+        waveform = _resample(path, map(levels.mean, blocks), rate)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: headerless .raw
+        with open(path, "rb") as file:
+            if file.read(20).startswith(b"version https://git-"):
+                raise GmpError(f"{path}: a pointer of git-lfs; run `git lfs pull`.") from error
+        reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
+        raise GmpError(
+            f"{path}: cannot be decoded ({reason or str(error) or 'damaged'})."
+        ) from error
+    levels.check(path, rate)
+    if pd.notna(end) and levels.n < round(end * rate) - round(start * rate):
+        seconds = start + levels.n / rate
+        raise GmpError(f"{path}: {start} to {end} s is not in {seconds:.3f} s of audio.")
+    description = {"sample_rate": rate, "channels": channels, "peak": float(levels.peak)}
+    return waveform, description | {"clipped": float(levels.clipped / levels.n)}
 
 
-def _sample_range(file, path: str, start: float, end: float | None) -> tuple[int, int]:
-    """First sample and number of samples of a part of a recording."""
-    rate, n_samples = file.samplerate, file.frames
-    if n_samples == NO_LENGTH:
-        raise GmpError(f"{path}: its header has no length; encode it again, to a file.")
-    first, last = round(start * rate), n_samples if pd.isna(end) else round(end * rate)
-    if not 0 <= first <= last <= n_samples:
-        raise GmpError(f"{path}: {start} to {end} s is not in {n_samples / rate:.3f} s of audio.")
-    return first, _check_length(path, last - first, rate)
+class _Levels:
+    """Counts, powers and peaks of all samples of a recording, as they are averaged over channels."""
+
+    n = clipped = power = power_of_mean = loudest = peak = 0
+
+    def mean(self, block: np.ndarray) -> np.ndarray:
+        """Mean over the channels of (n_samples, channels) float32."""
+        mean, level = block.mean(axis=1, dtype=np.float32), np.abs(block).max(axis=1)
+        self.n += len(block)
+        self.clipped += (level >= FULL_SCALE).sum()  # of the loudest channel
+        self.power += np.square(block).mean(axis=1).sum()
+        self.power_of_mean += mean @ mean
+        self.loudest = max(self.loudest, level.max(initial=0))
+        self.peak = max(self.peak, np.abs(mean).max(initial=0))
+        return mean
+
+    def check(self, what: str, rate: int) -> None:
+        """Reject what is too short, out of range, or canceled out by averaging."""
+        if self.n < MIN_SECONDS * rate:
+            seconds = self.n / rate
+            raise GmpError(f"{what}: {seconds:.4f} s of audio, expected at least {MIN_SECONDS} s.")
+        if self.loudest > LARGEST:
+            raise GmpError(f"{what}: has a sample of {self.loudest:g}, expected -1 to 1; scale it.")
+        if self.power_of_mean < CANCELED * self.power:
+            raise GmpError(f"{what}: its channels cancel out in their mean; keep one of them.")
 
 
-def _check_length(what: str, n_samples: int, rate: int) -> int:
-    if n_samples < MIN_SECONDS * rate:
-        seconds = n_samples / rate
-        raise GmpError(f"{what}: {seconds:.4f} s of audio, expected at least {MIN_SECONDS} s.")
-    return n_samples
+def _open(path: str, start: float, end: float | None) -> tuple[int, int, Iterator[np.ndarray]]:
+    """Sample rate, channels and blocks, (n_samples, channels) float32, of a part of a recording.
+
+    FFmpeg decodes what libsndfile cannot, and what it decodes no further than its header claims.
+    """
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return _open_with_ffmpeg(path, start, end)
+    if file.format == "MP3" or file.frames == NO_LENGTH:
+        file.close()
+        return _open_with_ffmpeg(path, start, end)
+    rate, first = file.samplerate, round(start * file.samplerate)
+    n_samples = (file.frames if pd.isna(end) else round(end * rate)) - first
+
+    def blocks() -> Iterator[np.ndarray]:
+        with file:
+            if first:  # some formats can only be read in order
+                file.seek(min(first, file.frames))
+            options = {"frames": n_samples, "dtype": "float32", "always_2d": True}
+            n_decoded = 0
+            for block in file.blocks(BLOCK // file.channels, **options):
+                yield block
+                n_decoded += len(block)
+            n_expected = min(n_samples, file.frames - first)
+            if n_decoded < n_expected:
+                raise GmpError(f"{path}: truncated, found {n_decoded} of {n_expected} samples.")
+
+    return rate, file.channels, blocks()
+
+
+def _open_with_ffmpeg(
+    path: str, start: float, end: float | None
+) -> tuple[int, int, Iterator[np.ndarray]]:
+    """`_open` of the first audio stream of any file that FFmpeg reads, to its end."""
+    container = av.open(path)
+    if not container.streams.audio:
+        raise GmpError(f"{path}: has no audio.")
+    stream = container.streams.audio[0]
+    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    first, last = round(start * rate), None if pd.isna(end) else round(end * rate)
+
+    def blocks() -> Iterator[np.ndarray]:
+        resampler, position = av.AudioResampler("fltp", stream.codec_context.layout, rate), 0
+        with container:
+            for frame in chain(container.decode(stream), [None]):
+                for part in resampler.resample(frame):
+                    block = part.to_ndarray().T
+                    stop = None if last is None else max(last - position, 0)
+                    yield block[max(first - position, 0) : stop]
+                    position += len(block)
+
+    return rate, channels, blocks()
 
 
 def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
@@ -88,12 +152,13 @@ def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
             f"audio: an array of {samples.dtype} and shape {samples.shape}, expected integers or "
             "floats, (samples,) or (samples, channels)."
         )
-    _check_length("audio", len(samples), sample_rate)
     if samples.dtype.kind in "iu":
         limits = np.iinfo(samples.dtype)
         half = (limits.max - limits.min + 1) / 2
         samples = (samples - (limits.max + 1 - half)) / half
-    mono = samples.reshape(len(samples), -1).mean(axis=1, dtype=np.float32)
+    levels = _Levels()
+    mono = levels.mean(samples.reshape(len(samples), -1).astype(np.float32))
+    levels.check("audio", sample_rate)
     return _resample("audio", [mono], sample_rate)
 
 

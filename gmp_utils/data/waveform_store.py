@@ -63,8 +63,8 @@ def check_readable(report: pd.DataFrame) -> None:
     reasons = report.unreadable.dropna()
     if len(reasons):
         raise GmpError(
-            f"{reasons.iloc[0]} Expected a recording that libsndfile reads (wav, flac, ogg, mp3); "
-            f"repair it or remove it ({len(reasons)} such)."
+            f"{reasons.iloc[0]} Expected a recording (wav, flac, mp3, m4a, …); repair it or remove it "
+            f"({len(reasons)} such)."
         )
 
 

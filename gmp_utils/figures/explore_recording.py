@@ -21,7 +21,9 @@ from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.stages.recognize import recognize
 
 MAX_DRAWN = 60.0  # seconds selected at first
-HINT = "Upload a recording (wav, flac, ogg, mp3), or record one. It stays in the notebook's memory."
+HINT = (
+    "Upload a recording (wav, flac, mp3, m4a, …), or record one. It stays in the notebook's memory."
+)
 
 
 class Microphone(anywidget.AnyWidget):

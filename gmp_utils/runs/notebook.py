@@ -60,7 +60,10 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
 def _is_like(value, default) -> bool:
     """Whether a value has the type of a default; integers count as floats."""
     if isinstance(default, list) and default and isinstance(value, list):
-        return all(type(item) is type(default[0]) for item in value)
+        kinds = (
+            (str, int) if isinstance(default[0], str) else (type(default[0]),)
+        )  # labels may be digits
+        return all(type(item) in kinds for item in value)
     return type(value) in ((int, float) if isinstance(default, float) else (type(default),))
 
 

@@ -177,7 +177,11 @@ def _find_problems(
             f'such utterances: add "{first.problem}" to the parameter exclude.'
         )
     if len(excluded) == len(manifest):
-        raise GmpError(f"exclude {exclude}: excludes all {len(manifest)} utterances.")
+        first = problems[problems.excluded].iloc[0]
+        reason = first.detail if pd.notna(first.detail) else f"{first.utterance}, {first.problem}"
+        raise GmpError(
+            f"exclude {exclude}: excludes all {len(manifest)} utterances, the first: {reason}"
+        )
     return problems
 
 

@@ -33,7 +33,7 @@ from gmp_utils.training.crops import Crops, crop_rows
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig, train
 
-FORMATS = (".flac", ".mp3", ".ogg", ".wav")
+FORMATS = (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
 LONGEST_SEGMENT = 20.0  # seconds that the encoder processes at once to make targets, at most

@@ -30,8 +30,9 @@ from gmp_utils.training.batching import Utterances
 
 MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
 BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
-ALIASES = ("aif", "oga", "opus", "sph")  # suffixes that are not names of libsndfile's formats
-SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALIASES)}
+ALIASES = "aif oga opus sph".split()  # suffixes that are not names of libsndfile's formats
+OF_FFMPEG = "aac amr m4a mkv mov mp4 webm wma".split()
+SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALIASES, *OF_FFMPEG)}
 
 
 def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +86,7 @@ def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
         if folder.is_dir():
             files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
             if not files:
-                raise GmpError(f"{folder}: no recordings below it (wav, flac, ogg, mp3).")
+                raise GmpError(f"{folder}: no recordings below it (wav, flac, mp3, m4a, …).")
         recordings += map(str, files)
     return list(dict.fromkeys(recordings))
 
@@ -162,7 +163,7 @@ def recognize(
     Parameters
     ----------
     audio : path, sequence of paths, or (samples,) or (samples, channels) ndarray
-        Recordings of any length, rate and number of channels that libsndfile reads, or folders of them.
+        Recordings of any length, rate and number of channels that FFmpeg reads, or folders of them.
     model : str, path or Recognizer
         A published model's folder or hub name, or a run; see `gmp_utils.stages.publish.find_or_publish`.
     sample_rate : int, optional

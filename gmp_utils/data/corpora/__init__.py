@@ -53,7 +53,18 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         **optional("valence arousal dominance", float, on_scale),
         **optional("start end emotion_start emotion_end", float, in_seconds),
     }
-    return validate(pa.DataFrameSchema(columns, strict=True), manifest, "manifest")
+    manifest = validate(pa.DataFrameSchema(columns, strict=True), manifest, "manifest")
+    for column in ("speaker", "emotion"):
+        names = pd.Series(manifest[column].dropna().unique(), dtype=str)
+        same = names[names.str.casefold().duplicated(keep=False)]
+        if len(same):
+            raise GmpError(f"{column}: found {', '.join(map(repr, same))}, expected one spelling.")
+    genders = manifest.groupby("speaker").gender.nunique()
+    if genders.max() > 1:
+        raise GmpError(
+            f"speaker {genders.idxmax()!r}: found two genders, expected the same in all rows."
+        )
+    return manifest
 
 
 def load(
@@ -80,7 +91,7 @@ def load(
         Whether a `table` may name recordings outside its folder.
     """
     rows, names = _read(corpus, folder, outside)
-    return check(_keep(_to_emotions(rows, names, label_map or {}), emotions))
+    return check(_keep(_to_emotions(rows, names, _texts(label_map)), emotions))
 
 
 def cross_corpus(
@@ -99,7 +110,7 @@ def cross_corpus(
     if train[0] == test[0]:
         raise GmpError(f"corpus and test_corpus are both {train[0]}; use one corpus, and fold it.")
     corpora = {"train": _read(*train, outside), "test": _read(*test, outside)}
-    loaded, label_map = {}, label_map or {}
+    loaded, label_map = {}, _texts(label_map)
     for part, (rows, names) in corpora.items():
         foreign = set(corpora["test" if part == "train" else "train"][1]) - set(names)
         changes = {label: label_map[label] for label in label_map if label not in foreign}
@@ -134,6 +145,11 @@ def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame,
     return rows.assign(corpus=corpus).reset_index(drop=True), emotions
 
 
+def _texts(label_map: dict | None) -> dict[str, str]:
+    """A map of labels, which YAML reads as numbers if they are digits, as texts."""
+    return {str(label): str(emotion) for label, emotion in (label_map or {}).items()}
+
+
 def _to_emotions(
     rows: pd.DataFrame, names: dict[str, str], label_map: dict[str, str]
 ) -> pd.DataFrame:
@@ -154,7 +170,8 @@ def _to_emotions(
 def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
     """Select the utterances of some emotions and those without one; print what is excluded."""
     counts, corpus = manifest.emotion.value_counts(), manifest.corpus.iloc[0]
-    absent = sorted(set(emotions or []) - set(counts.index))
+    emotions = list(map(str, emotions or []))
+    absent = sorted(set(emotions) - set(counts.index))
     if absent:
         present = ", ".join(sorted(counts.index)) or "none"
         raise GmpError(f"emotions {absent}: {corpus} has {present}.")

@@ -1,6 +1,7 @@
 """Helpers for readers of corpora: tables of labels, and paths of recordings."""
 
 import os
+import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 
 from gmp_utils import GmpError
 
+SUFFIXES = {".wav", ".flac", ".mp3"}  # in upper case too
 GENDERS = {"F": "female", "M": "male"}
 EXPECTED = {  # names of pandera's checks, as messages
     "field_uniqueness": "unique values",
@@ -45,10 +47,14 @@ def read_table(
     import pandera.pandas as pa
 
     try:
-        if path.suffix == ".parquet":
+        if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path).reset_index(drop=True)
-        else:
-            table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), index_col=False)
+        else:  # in a text, only an empty cell is a missing value
+            missing = dict.fromkeys(texts, "") | {
+                name: ["", "nan", "NaN", "NA"] for name in numbers
+            }
+            options = {"keep_default_na": False, "na_values": missing, "index_col": False}
+            table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **options)
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         problem = f"{path}: cannot be read as a table ({error})"
         raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
@@ -59,7 +65,16 @@ def read_table(
         name: pa.Column(kind, nullable=True, required=name in required, coerce=kind is float)
         for name, kind in kinds.items()
     }
-    return validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
+    table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
+    names = table.columns.intersection(texts).difference(["path", "FileName"])
+    for name in names:
+        table[name] = table[name].map(_clean, na_action="ignore").astype(table[name].dtype)
+    return table
+
+
+def _clean(text: str) -> str | None:
+    """One spelling of the same letters, without white space around them."""
+    return unicodedata.normalize("NFC", text).strip() or None
 
 
 def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> list[str]:
@@ -79,11 +94,16 @@ def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> li
     return [str(folder / name) for name in names]
 
 
+def find_recordings(paths: Iterable[Path]) -> list[Path]:
+    """The recordings among some files, sorted, without macOS's `._` files."""
+    audio = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    return sorted(path for path in audio if not path.name.startswith("._"))
+
+
 def with_unlabelled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
-    """Append the recordings that a manifest lacks, named by their paths, without macOS's `._` files."""
+    """Append the recordings that a manifest lacks, named by their paths."""
     if manifest.empty:  # the folder of another corpus
         return manifest
     labelled = set(manifest.path)
-    paths = [str(path) for path in sorted(recordings) if not path.name.startswith("._")]
-    rest = [path for path in paths if path not in labelled]
+    rest = [str(path) for path in find_recordings(recordings) if str(path) not in labelled]
     return pd.concat([manifest, pd.DataFrame({"utterance": rest, "path": rest})], ignore_index=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmp_utils.data.corpora._labels import with_unlabelled
+from gmp_utils.data.corpora._labels import find_recordings, with_unlabelled
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ActedCorpus:
     Attributes
     ----------
     pattern : str
-        Regular expression of the end of a path, from the start of a file or folder name to the suffix, with
+        Regular expression of the end of a path without suffix, from the start of a file or folder name, with
         the groups `speaker`, `label` and, if the sentence is known, `text`.
     emotions : dict of str to str
         From labels to emotions.
@@ -34,12 +34,12 @@ class ActedCorpus:
 
     def load(self, folder: Path) -> pd.DataFrame:
         """Read the manifest; recordings that do not match come last, unlabelled."""
-        pattern = re.compile(rf"(?s:.*/)?{self.pattern}\.(?:wav|flac)")
-        paths = sorted([*folder.rglob("*.wav"), *folder.rglob("*.flac")])
+        pattern = re.compile(rf"(?s:.*/)?{self.pattern}")
+        paths = find_recordings(folder.rglob("*"))
         rows = [
             {"utterance": path.stem, "path": str(path)} | match.groupdict() | self.fields(match)
             for path in paths
-            if (match := pattern.fullmatch(str(path)))
+            if (match := pattern.fullmatch(str(path.with_suffix(""))))
         ]
         manifest = pd.DataFrame(rows, columns=None if rows else ["path", "speaker"])
         is_female = manifest.speaker.isin(self.female.split())
@@ -59,7 +59,7 @@ ACTED = {
     # CREMA-D: 91 actors, 7,442 recordings, <actor>_<sentence>_<emotion>_<level>.wav
     "crema_d": ActedCorpus(
         r"(?P<speaker>\d{4})_(?P<text>IEO|TIE|IOM|IWW|TAI|MTI|IWL|ITH|DFA|ITS|TSI|WSI)"
-        r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX)",
+        r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)",  # one file has a single X
         {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral",
          "SAD": "sad"},
         # VideoDemographics.csv; the other 48 of 1001 to 1091 are male
@@ -91,10 +91,12 @@ ACTED = {
     ),
     # TESS: 2 women, 2,800 recordings, <speaker>_<word>_<emotion>.wav; ps is a pleasant surprise
     "tess": ActedCorpus(
-        r"(?P<speaker>OAF|YAF)_(?P<text>[a-z]+)_(?P<label>angry|disgust|fear|happy|neutral|ps|sad)",
+        # one file lacks the F
+        r"(?P<speaker>OAF?|YAF)_(?P<text>[a-z]+)_(?P<label>angry|disgust|fear|happy|neutral|ps|sad)",
         {"angry": "angry", "disgust": "disgusted", "fear": "fearful", "happy": "happy",
          "neutral": "neutral", "ps": "surprised", "sad": "sad"},
         "OAF YAF",
+        lambda match: {"speaker": {"OA": "OAF"}.get(match["speaker"], match["speaker"])},
     ),
     # ESD: 20 speakers of Mandarin or English, 35,000 recordings, <speaker>_<number>.wav
     "esd": ActedCorpus(

@@ -4,14 +4,14 @@ The last field of a turn's name, as of `Ses03M_impro05a_F012`, begins with the t
 after the session is that of the actor who wore the markers.
 """
 
-import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import GENDERS, with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, find_recordings, with_unlabelled
 
 RATING = r"\d+(?:\.\d+)?"
 TURN = re.compile(
@@ -27,25 +27,34 @@ EMOTIONS = {
 }  # fmt: skip
 
 
-def _lines(files: list[Path]) -> list[str]:
+def _lines(files: Iterable[Path]) -> list[tuple[Path, str]]:
     kept = [path for path in sorted(files) if not path.name.startswith("._")]  # of macOS
-    return [line for path in kept for line in path.read_text("latin-1").splitlines()]
+    return [(path, line) for path in kept for line in path.read_text("latin-1").splitlines()]
+
+
+def _turns(files: Iterable[Path]) -> Iterator[re.Match]:
+    for path, line in _lines(files):
+        if match := TURN.match(line):
+            yield match
+        elif line.strip("ï»¿ \t").startswith("["):
+            raise GmpError(f"{path}: found {line!r}, expected a turn as in IEMOCAP's release.")
 
 
 def load(folder: Path) -> pd.DataFrame:
     """Read the manifest."""
-    evaluations = _lines(list(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")))
-    texts = _lines(list(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt")))
-    transcripts = dict(match.groups() for match in map(TRANSCRIPT.match, texts) if match)
-    rows = []
-    for match in filter(None, map(TURN.match, evaluations)):
+    texts = _lines(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt"))
+    matches = [TRANSCRIPT.match(line) for _, line in texts]
+    transcripts = dict(match.groups() for match in matches if match)
+    recordings = find_recordings(folder.glob("Session[1-5]/sentences/wav/*/*"))
+    paths, rows = {path.stem: path for path in recordings}, []
+    for match in _turns(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
         row = match.groupdict()
         turn, talker, session = row["utterance"], row.pop("talker"), row["session"]
-        dialog = turn.rpartition("_")[0]
-        path = folder / f"Session{session}" / "sentences" / "wav" / dialog / f"{turn}.wav"
-        if not os.path.isfile(path):
-            raise GmpError(f"{path}: not there, but {dialog}.txt labels it; add it to the corpus.")
-        row |= {"path": str(path), "text": transcripts.get(turn)}
+        if turn not in paths:
+            dialog = turn.rpartition("_")[0]
+            raise GmpError(
+                f"{turn}.wav: not there, but {dialog}.txt labels it; add it to the corpus."
+            )
+        row |= {"path": str(paths[turn]), "text": transcripts.get(turn)}
         rows.append(row | {"speaker": f"Ses0{session}{talker}", "gender": GENDERS[talker]})
-    recordings = folder.glob("Session[1-5]/sentences/wav/*/*.wav")
     return with_unlabelled(pd.DataFrame(rows), recordings)

@@ -6,7 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import GENDERS, locate, read_table, with_unlabelled
+from gmp_utils.data.corpora._labels import (
+    GENDERS,
+    find_recordings,
+    locate,
+    read_table,
+    with_unlabelled,
+)
 
 PODCAST_EMOTIONS = {
     "A": "angry", "S": "sad", "H": "happy", "U": "surprised", "F": "fearful", "D": "disgusted",
@@ -40,10 +46,12 @@ def load_podcast(folder: Path) -> pd.DataFrame:
     advice = f"expected the name of a file in {audio.name}/"
     manifest["path"] = locate(manifest.path, audio, labels, advice)
     manifest["utterance"] = manifest.path.map(lambda path: Path(path).stem)
-    manifest = manifest.replace({"speaker": {"Unknown": None}, "gender": {"Unknown": None}})
     manifest["gender"] = manifest.gender.str.lower()
+    for name in ("speaker", "gender"):
+        unknown = manifest[name].str.lower() == "unknown"
+        manifest[name] = manifest[name].astype(object).mask(unknown, None)
     manifest["split"] = manifest.split.replace("Development", "Validation").str.lower()
-    return with_unlabelled(manifest, audio.glob("*.wav"))
+    return with_unlabelled(manifest, audio.glob("*"))
 
 
 def load_improv(folder: Path) -> pd.DataFrame:
@@ -53,7 +61,7 @@ def load_improv(folder: Path) -> pd.DataFrame:
     """
     labels = _first(folder, "Evalution.txt", "Evaluation.txt")
     recordings: dict[str, Path] = {}
-    for path in sorted(folder.rglob("MSP-IMPROV-*.wav")):
+    for path in find_recordings(folder.rglob("MSP-IMPROV-*")):
         if recordings.setdefault(path.stem, path) != path:
             raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []

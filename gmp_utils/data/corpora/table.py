@@ -22,6 +22,7 @@ def load(path: Path, outside: bool = False) -> pd.DataFrame:
     table = read_table(path, required=("path", "speaker"), texts=TEXTS, numbers=NUMBERS)
     if "label" in table:
         raise GmpError(f"{path}: column 'label', expected 'emotion'; rename it.")
+    table = table[table.columns.intersection([*TEXTS, *NUMBERS])]  # others are passed over
     recordings = locate(table.path, path.parent, path, None if outside else ADVICE)
     if "utterance" not in table:
         table["utterance"] = table.path.str.replace(r"\.\w+$", "", regex=True)
