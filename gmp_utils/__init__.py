@@ -14,6 +14,12 @@ class GmpError(ValueError):
     """An input that cannot be used: the message names what was found, what was expected, what to do."""
 
 
+def check_choice(name: str, value, choices) -> None:
+    """Raise a GmpError unless a value is one of the choices."""
+    if value not in choices:
+        raise GmpError(f"{name} {value!r}: expected one of {', '.join(choices)}.")
+
+
 def __getattr__(name: str):
     """Import `recognize` on first use: it needs torch, which the workflow does not."""
     if name == "recognize":

@@ -126,13 +126,15 @@ def write_noise_corpus(
         store.values[:] = np.concatenate(waves)
         store.flush()
 
+    protocol = make_protocol(manifest, **rules).to_dict()
+
     def prepare(folder: Path) -> None:
         manifest.to_parquet(folder / "manifest.parquet", index=False)
-        write_json(folder / "protocol.json", make_protocol(manifest, **rules).to_dict())
+        write_json(folder / "protocol.json", protocol)
 
     made = {"parameters": {}, "module": "gmp_utils.runs.paths"}
     recordings = make_stage(run / "recordings", record, **made)
-    make_stage(run / "01_prepare_data", prepare, stages=[recordings], **made)
+    make_stage(run / "01_prepare_data", prepare, stages=[recordings], protocol=protocol, **made)
     return run
 
 

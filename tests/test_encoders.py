@@ -20,6 +20,7 @@ from gmp_utils.runs.weights import resolve
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances, collate
 
+PROJECTION = "feature_projection.projection.weight"
 LARGE = dict(
     hidden_size=1024, num_hidden_layers=4, num_attention_heads=16, intermediate_size=4096,
     feat_extract_norm="layer", do_stable_layer_norm=True, conv_bias=True,
@@ -238,24 +239,32 @@ def test_loaded_weights_are_aligned(tiny_encoder):
     assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
 
 
-def test_missing_weights_are_rejected(tiny_encoder, tmp_path):
-    tensors = load_file(tiny_encoder / "model.safetensors")
-    tensors.pop("feature_projection.projection.weight")
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    shutil.copy(tiny_encoder / "config.json", tmp_path)
-    with pytest.raises(GmpError, match="feature_projection"):
-        SpeechModel.load(str(tmp_path))
+def half(path):
+    os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("name", ["nothing", "pytorch_model.bin", "model.safetensors"])
-def test_unreadable_weights_are_named(tiny_encoder, tmp_path, name):
-    """No weights, and weights that were cut short."""
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        (None, None, "no model could be read"),
+        ("pytorch_model.bin", half, "no model could be read"),
+        ("model.safetensors", half, "no model could be read"),
+        ("model.safetensors", lambda tensors: tensors.pop(PROJECTION), f"missing.*{PROJECTION}"),
+        ("model.safetensors", lambda tensors: tensors[PROJECTION].fill_(np.nan), f"{PROJECTION}.*NaN"),
+    ],
+)  # fmt: skip
+def test_unusable_weights_are_named(tiny_encoder, tmp_path, file, damage, message):
+    """None at all, cut short, incomplete, or no numbers."""
     shutil.copy(tiny_encoder / "config.json", tmp_path)
     tensors = load_file(tiny_encoder / "model.safetensors")
-    if name != "nothing":
-        (torch.save if name.endswith("bin") else save_file)(tensors, tmp_path / name)
-        os.truncate(tmp_path / name, (tmp_path / name).stat().st_size // 2)
-    with pytest.raises(GmpError, match=f"{tmp_path}.*no model could be read"):
+    if damage not in (None, half):
+        damage(tensors)
+    if file:
+        save = partial(save_file, metadata={"format": "pt"})
+        (torch.save if file.endswith("bin") else save)(tensors, tmp_path / file)
+    if damage is half:
+        half(tmp_path / file)
+    with pytest.raises(GmpError, match=f"{tmp_path}.*{message}"):
         SpeechModel.load(str(tmp_path))
 
 
@@ -268,7 +277,7 @@ def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     with pytest.raises(GmpError, match="nobody/nothing"):
         SpeechModel.load("nobody/nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(GmpError, match="a bert model, expected one of hubert, wav2vec2, wavlm"):
+    with pytest.raises(GmpError, match="a bert, expected one of hubert, wav2vec2, wavlm"):
         SpeechModel.load(str(tmp_path))
 
 

@@ -98,37 +98,27 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("settings", "changes", "message"),
     [
-        ({"seeds": None}, "seeds: found None, expected a list of numbers"),
-        ({"seed": 1}, "mine.yaml: .* unexpected keyword argument 'seed'"),
-        ({"variants": {"a": {}, "A": {}}}, "expected different folder names"),
-        ({"variants": {}}, r"variants: found \[\], expected"),
-        ({"against": "b"}, "against 'b' is none"),
-        ({"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
+        ({}, {"seeds": None}, "seeds: found None, expected a list of numbers"),
+        ({}, {"seed": 1}, "mine.yaml: .* unexpected keyword argument 'seed'"),
+        ({}, {"variants": {"a": {}, "A": {}}}, "expected different folder names"),
+        ({}, {"variants": {}}, r"variants: found \[\], expected"),
+        ({}, {"against": "b"}, "against 'b' is none"),
+        ({}, {"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
+        ({"experiment": "table9"}, {}, "experiment 'table9': expected one of controls, cross_c"),
+        ({"preset": ["none.yaml"]}, {}, "none.yaml: not a YAML file"),
+        ({"preset": ["wrong.yaml"]}, {}, "parameter encoder: found 5"),
+        ({"preset": ["text.yaml"]}, {}, "text.yaml: found 'text'"),
     ],
 )
-def test_wrong_declarations_stop_before_any_work(tmp_path, changes, message):
+def test_what_is_wrong_is_named_before_any_work(tmp_path, monkeypatch, settings, changes, message):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("wrong", "encoder: 5\n"), ("text", "text")):
+        (tmp_path / f"{name}.yaml").write_text(text)
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(COMPLETE | changes))
     with pytest.raises(GmpError, match=message):
-        lay_out(Settings(experiment=str(tmp_path / "mine.yaml")))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"experiment": "table9"}, "experiment 'table9': expected one of controls, cross_corpus"),
-        ({"preset": ["none.yaml"]}, "none.yaml: not a YAML file"),
-        ({"preset": ["wrong.yaml"]}, "parameter encoder: found 5"),
-        ({"preset": ["text.yaml"]}, "text.yaml: found 'text'"),
-    ],
-)
-def test_wrong_settings_are_named(tmp_path, monkeypatch, settings, message):
-    (tmp_path / "wrong.yaml").write_text("encoder: 5\n")
-    (tmp_path / "text.yaml").write_text("text")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(GmpError, match=message):
-        lay_out(Settings(**settings))
+        lay_out(Settings(**{"experiment": "mine.yaml"} | settings))
 
 
 def test_of_presets_the_last_counts_most_and_names_may_have_spaces(tmp_path):

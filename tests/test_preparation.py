@@ -116,28 +116,26 @@ def test_rows_may_be_parts_of_one_recording(tmp_path):
     assert "1.5 to 2.5 s is not in 2.000 s" in report.unreadable[1]
 
 
-def damaged_recording(path, damage):
-    samples = np.full(16000, 0.1, dtype=np.float32)
-    if damage == "text":
-        path.write_text("not audio")
-    elif damage == "empty":
-        path.touch()
-    elif damage == "folder":
-        path.mkdir()
-    elif damage == "short":
-        soundfile.write(path, samples[:100], 16000)
-    elif damage == "nan":
-        samples[5] = np.nan
-        soundfile.write(path, samples, 16000, subtype="FLOAT")
-    elif damage == "cut":
-        soundfile.write(path, samples, 16000, format="FLAC")
-        os.truncate(path, 60)
+def cut_flac(path):
+    soundfile.write(path, noise(16000), 16000, format="FLAC")
+    os.truncate(path, 60)
 
 
-@pytest.mark.parametrize("damage", ["text", "empty", "missing", "folder", "short", "nan", "cut"])
+DAMAGES = {
+    "text": lambda path: path.write_text("not audio"),
+    "empty": Path.touch,
+    "missing": lambda path: None,
+    "folder": Path.mkdir,
+    "short": lambda path: soundfile.write(path, noise(100), 16000),
+    "nan": lambda path: soundfile.write(path, [np.nan] * 16000, 16000, subtype="FLOAT"),
+    "cut": cut_flac,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_unusable_recordings_are_reported(tmp_path, damage):
     path = tmp_path / "bad one.wav"
-    damaged_recording(path, damage)
+    DAMAGES[damage](path)
     rows = [
         pd.DataFrame({"utterance": ["x"], "path": [str(path)]}),
         recordings(tmp_path, good=noise(16000)),
@@ -146,7 +144,7 @@ def test_unusable_recordings_are_reported(tmp_path, damage):
     assert "bad one" in report.unreadable[0]
     assert report.unreadable.isna().tolist() == [False, True]
     assert store.lengths["good"] == 16000
-    with pytest.raises(GmpError, match=r"bad one.*repair it or remove it \(1 such\)"):
+    with pytest.raises(GmpError, match=r"bad one.*Repair it or remove it \(1 such\)"):
         waveform_store.check_readable(report)
 
 
@@ -214,7 +212,7 @@ def write_table(folder, speakers, waves):
 def test_problems_are_listed_and_excluded_by_rule_only(tmp_path):
     """Each problem is listed once; only those that `exclude` names are excluded."""
     table = faulty_corpus(tmp_path / "corpus")
-    with pytest.raises(GmpError, match=r'bad\.wav.*add "unreadable" to the parameter'):
+    with pytest.raises(GmpError, match=r'bad\.wav.*add "unreadable" to exclude'):
         prepared(tmp_path / "run", corpus_dir=table)
     corpus = prepared(tmp_path / "run", corpus_dir=table, exclude=["unreadable"])
     assert len(corpus.manifest) == 7
@@ -284,7 +282,7 @@ def test_recordings_deleted_after_they_were_listed_are_unreadable(tmp_path):
 def test_a_corpus_without_labels_is_rejected(tmp_path):
     recordings(tmp_path / "corpus", a=noise(16000))
     (tmp_path / "mine.csv").write_text("path,speaker\ncorpus/a.wav,a\n")
-    with pytest.raises(GmpError, match=r'no label: corpus/a.*add "no label" to the parameter'):
+    with pytest.raises(GmpError, match=r'no label: corpus/a.*add "no label" to exclude'):
         prepared(tmp_path / "run", corpus_dir=tmp_path / "mine.csv")
     with pytest.raises(GmpError, match="excludes all 1 utterances"):
         prepared(tmp_path / "run", corpus_dir=tmp_path / "mine.csv", exclude=["no label"])
@@ -395,7 +393,7 @@ def test_the_default_is_emodbs_four_emotions_in_five_folds_of_a_woman_and_a_man(
 
 @pytest.mark.parametrize(("corpus", "folder"), [("crema_d", ""), ("synthetic", "wav")])
 def test_a_folder_too_few_or_too_many_is_rejected(tmp_path, corpus, folder):
-    with pytest.raises(GmpError, match=r"recordings need their folder, .* emodb can do without"):
+    with pytest.raises(GmpError, match=f"corpus '{corpus}', corpus_dir '{folder}': expected "):
         prepare_data.read_manifest(str(tmp_path), corpus, corpus_dir=folder)
 
 

@@ -26,7 +26,7 @@ from gmp_utils.runs.files import file_digest
 from gmp_utils.stages import pretrain_encoder
 from gmp_utils.stages.pretrain_encoder import Architecture, pretrain_round, read_recordings, split
 from gmp_utils.training import features
-from gmp_utils.training.crops import Crops
+from gmp_utils.training.batching import crops
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig
 
@@ -86,21 +86,21 @@ def test_crops_change_with_the_epoch_and_carry_their_labels():
     labels = np.concatenate([np.arange(n) for n in frames])[:, None]
     labels = Ragged(labels, ["a", "b"], frames, kind="labels")
     settings = {"frame_labels": labels, "masking": pretrain_encoder.CLUSTERS_MASKING}
-    crops = Crops.of(waveforms, ["a", "b"], 1.0, **settings)
-    assert crops.utterances == ["a", "a", "b", "b", "b"] and set(crops.seconds) == {1.0}
+    drawn = crops(waveforms, ["a", "b"], 1.0, **settings)
+    assert drawn.utterances == ["a", "a", "b", "b", "b"] and set(drawn.seconds) == {1.0}
     firsts = []
-    for index in range(400 * len(crops)):
-        item = crops[index]
+    for index in range(400 * len(drawn)):
+        item = drawn[index]
         first = item["frame_labels"][0, 0]
-        samples = waveforms[crops.utterances[index % 5]][first * 320 :][: 49 * 320 + 400]
+        samples = waveforms[drawn.utterances[index % 5]][first * 320 :][: 49 * 320 + 400]
         np.testing.assert_array_equal(item["inputs"], audio.normalize(samples))
         np.testing.assert_array_equal(item["frame_labels"][:, 0], first + np.arange(50))
         assert item["mask"].shape == (50,)
         firsts.append(first)
     assert {*firsts[0::5], *firsts[1::5]} == set(range(76))  # all there are of "a"
-    assert firsts[0] == crops[0]["frame_labels"][0, 0]
+    assert firsts[0] == drawn[0]["frame_labels"][0, 0]
     cnn = Ragged(labels.values.astype(np.float32), ["a", "b"], frames, kind="cnn")
-    item = Crops.of(cnn, ["b"], 2.0, **settings)[0]
+    item = crops(cnn, ["b"], 2.0, **settings)[0]
     np.testing.assert_array_equal(item["inputs"], item["frame_labels"])
 
 

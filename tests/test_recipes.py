@@ -176,11 +176,10 @@ def test_functionals_are_those_of_opensmile(tmp_path):
 
 
 def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
-    for module in (baselines, experiments):
-        monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
+    monkeypatch.setattr(experiments, "find_spec", lambda name: None)
+    with pytest.raises(GmpError, match="eGeMAPS needs openSMILE: run"):
         baselines.check_baselines(["majority", "egemaps"])
-    with pytest.raises(GmpError, match="eGeMAPS needs openSMILE, whose licence"):
+    with pytest.raises(GmpError, match="eGeMAPS needs openSMILE: run"):
         lay_out(Settings(recipe="egemaps"))
     planned = lay_out(Settings(experiment="family"))
     assert planned.experiment["impossible"] == {"eGeMAPS": "openSMILE is not installed"}

@@ -645,7 +645,7 @@ def test_missing_predecessors_are_named(tmp_path, tiny_encoder):
         (generate_gmps.generate_gmps, {"kmeans_frames": -1}, "kmeans_frames: found -1"),
         (generate_gmps.generate_gmps, {"clustered_model": "best"}, "clustered_model 'best'"),
         (generate_gmps.generate_gmps, {"normalize_frames": "z"}, "normalize_frames 'z'"),
-        (probe_layers.probe_layers, {"model": "best", "scales": [4]}, "model: found 'best'"),
+        (probe_layers.probe_layers, {"model": "best", "scales": [4]}, "model 'best'"),
     ],
 )
 def test_wrong_choices_are_named(noise_corpus, tiny_encoder, stage, settings, message):

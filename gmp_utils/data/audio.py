@@ -148,10 +148,8 @@ def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
     They are floats from -1 to 1, or integers with full scale at the limits of their type.
     """
     if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2):
-        raise GmpError(
-            f"audio: an array of {samples.dtype} and shape {samples.shape}, expected integers or "
-            "floats, (samples,) or (samples, channels)."
-        )
+        found = f"audio: an array of {samples.dtype} and shape {samples.shape}"
+        raise GmpError(f"{found}, expected numbers, (samples,) or (samples, channels).")
     if samples.dtype.kind in "iu":
         limits = np.iinfo(samples.dtype)
         half = (limits.max - limits.min + 1) / 2

@@ -46,10 +46,8 @@ class Corpus:
         """Indices of the utterances' values of a column among its sorted values in the corpus."""
         unknown = self.manifest.utterance[self.manifest[column].isna()]
         if len(unknown):
-            raise GmpError(
-                f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such); "
-                f'complete the corpus, or exclude "{MISSING[column]}" in notebook 01.'
-            )
+            found = f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such)"
+            raise GmpError(f'{found}; complete the corpus, or exclude "{MISSING[column]}" in 01.')
         values = sorted(self.manifest[column].unique())
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
@@ -74,11 +72,10 @@ class Corpus:
         unsupervised = used.labeled_in.eq("") & used.part.isin(self.protocol.unsupervised_parts)
         leaked = used[~(used.part.isin(["train", UNUSED]) | selected | unsupervised)]
         if len(leaked):
+            parts = " or ".join(sorted(set(leaked.part)))
             raise GmpError(
-                f"encoder {encoder!r} was trained or selected on {leaked.utterance.nunique()} "
-                f"{' or '.join(sorted(set(leaked.part)))} recordings of fold {fold}, such as "
-                f"{leaked.utterance.iloc[0]}. Use another one, or the fold of its training. If it used no "
-                "labels, transductive: true allows it."
+                f"encoder {encoder!r} was trained or selected on {leaked.utterance.nunique()} {parts} "
+                f"recordings of fold {fold}, such as {leaked.utterance.iloc[0]}; use another encoder or fold."
             )
 
     def write_training_recordings(self, folder: Path, fold: int, source: str) -> None:

@@ -62,10 +62,7 @@ def check_readable(report: pd.DataFrame) -> None:
     """Raise a GmpError that names the first unreadable recording of a report."""
     reasons = report.unreadable.dropna()
     if len(reasons):
-        raise GmpError(
-            f"{reasons.iloc[0]} Expected a recording (wav, flac, mp3, m4a, …); repair it or remove it "
-            f"({len(reasons)} such)."
-        )
+        raise GmpError(f"{reasons.iloc[0]} Repair it or remove it ({len(reasons)} such).")
 
 
 def find_problems(report: pd.DataFrame, min_seconds: float, max_seconds: float) -> pd.DataFrame:

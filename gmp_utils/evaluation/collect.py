@@ -125,10 +125,9 @@ def collect(run_dir: str) -> pd.DataFrame:
         settings["", f"test utterances of fold {row.fold}"] = set(table.utterance)
         differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
         if differing:
-            raise GmpError(
-                f"{name} and {seen[differing[0]][1]} differ in {', '.join(key for _, key in differing)} and "
-                "cannot be compared. Run one of them again, or remove it."
-            )
+            found = f"{name} and {seen[differing[0]][1]} differ in "
+            found += ", ".join(key for _, key in differing)
+            raise GmpError(f"{found}, and cannot be compared; run one again, or remove it.")
         seen |= {key: (value, name) for key, value in settings.items()}
         classifier = {key: getattr(row, key) for key in CLASSIFIER}
         tables.append(table.assign(**classifier, gender_uar=gender_uar(row.stage)))

@@ -50,10 +50,8 @@ class ContrastiveModel(SpeechModel):
 
     def _build_heads(self, config) -> None:
         if config.model_type != "wav2vec2":
-            raise GmpError(
-                f'objective "contrastive" with a {config.model_type} encoder: expected wav2vec 2.0. '
-                'Use objective "clusters" with clustered_model "encoder".'
-            )
+            found = f'objective "contrastive" with a {config.model_type} encoder'
+            raise GmpError(f'{found}: expected wav2vec 2.0, or objective "clusters".')
         self.quantizer = Quantizer(config)
         self.project_hid = nn.Linear(config.hidden_size, config.proj_codevector_dim)
         self.project_q = nn.Linear(config.codevector_dim, config.proj_codevector_dim)

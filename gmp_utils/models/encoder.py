@@ -9,10 +9,10 @@ an utterance's output does not depend on its batch.
 """
 
 import hashlib
-import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -72,10 +72,7 @@ class SpeechModel(PreTrainedModel):
         """Initialize heads as torch does, and the encoder as transformers does."""
         heads = (child for child in self.children() if child is not self.base_model)
         if any(module is part for head in heads for part in head.modules()):
-            for name in (
-                "reset_parameters",
-                "_reset_parameters",
-            ):  # torch's attention has the second
+            for name in ("reset_parameters", "_reset_parameters"):  # the second is attention's
                 getattr(module, name, lambda: None)()
         else:
             super()._init_weights(module)
@@ -92,8 +89,9 @@ class SpeechModel(PreTrainedModel):
         except (OSError, ValueError) as error:
             raise _not_a_model(source, error) from error
         if config.model_type not in ENCODERS:
+            expected = ", ".join(ENCODERS)
             raise GmpError(
-                f"encoder {source!r}: a {config.model_type} model, expected one of {', '.join(ENCODERS)}."
+                f"encoder {source!r}: a {config.model_type}, expected one of {expected}."
             )
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
         config.mask_time_prob = max(config.mask_time_prob, 0.01)  # 0: there is no mask vector
@@ -102,12 +100,7 @@ class SpeechModel(PreTrainedModel):
             model, report = cls.from_pretrained(
                 source, config=config, dtype=torch.float32, output_loading_info=True
             )
-        except pickle.UnpicklingError as error:
-            raise GmpError(
-                f"encoder {source!r}: pytorch_model.bin holds more than tensors, and is not loaded, because "
-                "it could run any code. Expected weights as safetensors."
-            ) from error
-        except (OSError, RuntimeError, EOFError, SafetensorError) as error:
+        except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
             raise _not_a_model(source, error) from error
         missing = [key for key in report["missing_keys"] if key.startswith(f"{config.model_type}.")]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
@@ -132,10 +125,8 @@ class SpeechModel(PreTrainedModel):
     def layer_index(self, layer: int) -> int:
         """Index of a hidden state counted from the encoder's input, 0."""
         if not -self.n_layers - 1 <= layer <= self.n_layers:
-            raise GmpError(
-                f"layer {layer}: this encoder has hidden states 0 to {self.n_layers}, or "
-                f"{-self.n_layers - 1} to -1."
-            )
+            allowed = f"{-self.n_layers - 1} to {self.n_layers}"
+            raise GmpError(f"layer {layer}: this encoder has hidden states {allowed}.")
         return layer % (self.n_layers + 1)
 
     def frame_lengths(self, n_samples: Tensor | int) -> Tensor | int:
@@ -283,10 +274,8 @@ def fft_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def _not_a_model(source: str, error: Exception) -> GmpError:
     cause = (str(error).splitlines() or [type(error).__name__])[0]
-    return GmpError(
-        f'encoder {source!r}: no model could be read there ({cause}). Expected "embedded", a folder with '
-        "config.json and weights, or a name on the Hugging Face hub and a network to reach it."
-    )
+    expected = 'expected "embedded", a folder with config.json and weights, or a name on the hub'
+    return GmpError(f"encoder {source!r}: no model could be read there ({cause}); {expected}.")
 
 
 def _norm_each(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:

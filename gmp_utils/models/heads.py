@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 
 HEADS = ("bilstm", "mean", "linear")
 POOLINGS = ("mean", "mean+std", "attentive")
@@ -34,12 +34,9 @@ class HeadConfig:
 
     def __post_init__(self):
         for name, choices in (("head", HEADS), ("pooling", POOLINGS)):
-            if (value := getattr(self, name)) not in choices:
-                raise GmpError(f"{name} {value!r}: expected one of {', '.join(choices)}.")
+            check_choice(name, getattr(self, name), choices)
         if self.train_cnn and not self.train_encoder:
-            raise GmpError(
-                "train_cnn true with train_encoder false: the CNN is part of the encoder."
-            )
+            raise GmpError("train_cnn without train_encoder: the CNN is part of the encoder.")
 
 
 def mean_over_time(frames: Tensor, weights: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn import functional as F
 
-from gmp_utils import GmpError
+from gmp_utils import check_choice
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.models.losses import concordance_loss
@@ -115,11 +115,10 @@ class RatingModelConfig:
     adaptation: str | None = None
 
     def __post_init__(self):
-        choices = REPRESENTATIONS, INTERPRETERS, SPEAKER_POSITIONS, (None, *ADAPTATIONS)
+        choices = REPRESENTATIONS, INTERPRETERS, SPEAKER_POSITIONS, ADAPTATIONS
         for (field, value), allowed in zip(vars(self).items(), choices):
-            if value not in allowed:
-                expected = ", ".join(filter(None, allowed))
-                raise GmpError(f"{field} {value!r}: expected one of {expected}.")
+            if value is not None:
+                check_choice(field, value, allowed)
 
     @property
     def name(self) -> str:

@@ -17,16 +17,12 @@ from pathlib import Path
 
 import yaml
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.runs import notebook, paths, weights
 from gmp_utils.runs.files import exclusive_lock, read_json, write_json
 from gmp_utils.runs.paths import ROOT, display_path, run_folder
 from gmp_utils.runs.stage import CACHE
 
-OPENSMILE = (
-    "eGeMAPS needs openSMILE, whose licence allows research and private use only: run "
-    "`.venv/bin/python -m pip install opensmile`, or leave egemaps out of baselines."
-)
 CONFIG = ROOT / "workflow" / "config"
 RECIPES = ROOT / "presets" / "recipes"
 FILE = "experiment.json"
@@ -81,8 +77,7 @@ def recipe(name: str) -> dict:
 
 def _find(kind: str, name: str, folder: Path) -> Path:
     names = sorted(file.stem for file in folder.glob("*.yaml"))
-    if name not in names:
-        raise GmpError(f"{kind} {name!r}: expected one of {', '.join(names)}.")
+    check_choice(kind, name, names)
     return folder / f"{name}.yaml"
 
 
@@ -185,8 +180,7 @@ def lay_out(settings: Settings) -> Plan:
     if settings.experiment is not None:
         return _lay_out_experiment(settings, declared(settings.experiment))
     parameters = _parameters(settings, {}, {"recipe": settings.recipe})
-    if _lacks_opensmile(parameters):
-        raise GmpError(OPENSMILE)
+    check_opensmile(parameters.get("baselines", []))
     folder, folds = _folder(settings, parameters), settings.folds or [1]
     initial_models = settings.finetune_from or [parameters.get("finetune_from", "retrained")]
     parameters |= {"run_dir": folder, "folds": folds}
@@ -217,8 +211,12 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
     if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} rates and the others classify"
         raise GmpError(f"{problem}; declare them in two experiments.")
-    defaults = notebook.series_parameters()["06_finetune"]
-    members = [_member(run, defaults | run.parameters) for run in runs]
+    defaults, members = notebook.series_parameters()["06_finetune"], []
+    for run in runs:
+        lists = defaults | run.parameters
+        systems = [*lists["losses"], *lists["baselines"], *lists["text"]]
+        member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
+        members.append(member | {"starts": run.finetune_from, "losses": systems})
     experiment = dataclasses.asdict(declaration) | {"folds": folds, "seeds": seeds}
     return Plan(folder, runs, experiment | {"runs": members, "impossible": impossible})
 
@@ -252,22 +250,21 @@ def _folder(settings: Settings, parameters: dict) -> str:
     return os.path.normpath(os.path.expanduser(settings.run_dir) or default)
 
 
-def _lacks_opensmile(parameters: dict) -> bool:
-    return "egemaps" in parameters.get("baselines", []) and find_spec("opensmile") is None
-
-
 def _why_impossible(parameters: dict) -> str | None:
     deepest = -1 - weights.n_layers(parameters.get("encoder", "embedded"))
     if parameters.get("layer", -1) < deepest:
         return f"the encoder's layers end with {deepest}"
-    return "openSMILE is not installed" if _lacks_opensmile(parameters) else None
+    try:
+        check_opensmile(parameters.get("baselines", []))
+    except GmpError:
+        return "openSMILE is not installed"
 
 
-def _member(run: Run, parameters: dict) -> dict:
-    """A run and all its systems, for notebook 07."""
-    systems = [*parameters["losses"], *parameters["baselines"], *parameters["text"]]
-    member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
-    return member | {"starts": run.finetune_from, "losses": systems}
+def check_opensmile(baselines: list[str]) -> None:
+    """Raise a GmpError if eGeMAPS are among the baselines and openSMILE is not installed."""
+    if "egemaps" in baselines and find_spec("opensmile") is None:
+        install = "`.venv/bin/python -m pip install opensmile` (for research and private use only)"
+        raise GmpError(f"eGeMAPS needs openSMILE: run {install}, or leave out egemaps.")
 
 
 @contextmanager

@@ -50,10 +50,9 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
             valid = ", ".join(series[notebook])
             raise GmpError(f"unknown parameter {name!r}; {notebook} has: {valid}.")
         if not _is_like(value, defaults[name]):
-            raise GmpError(
-                f"parameter {name}: found {value!r} ({type(value).__name__}), expected "
-                f"{type(defaults[name]).__name__}, such as {defaults[name]!r}."
-            )
+            found, expected = type(value).__name__, type(defaults[name]).__name__
+            expected += f", such as {defaults[name]!r}"
+            raise GmpError(f"parameter {name}: found {value!r} ({found}), expected {expected}.")
     return {name: value for name, value in parameters.items() if name in series[notebook]}
 
 

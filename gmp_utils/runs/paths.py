@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
@@ -57,8 +57,7 @@ def figures_folder(run_dir: str) -> Path:
 
 def stage_of(model: str) -> str:
     """Stage of a model of `MODELS`, with ``{fold}`` in it."""
-    if model not in MODELS:
-        raise GmpError(f"model: found {model!r}, expected one of {', '.join(MODELS)}.")
+    check_choice("model", model, MODELS)
     return MODELS[model]
 
 

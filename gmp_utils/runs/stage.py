@@ -129,20 +129,24 @@ def make_stage(
     build: Callable[[Path], None],
     *,
     parameters: dict,
-    module: str,
     stages: Sequence[Path] = (),
     inputs: Sequence[str] = (),
+    module: str = "",
     protocol: dict | None = None,
 ) -> Path:
     """Make a stage completely or not at all, unless it is up to date.
 
     `build` fills a temporary folder. After an interruption it still contains what was written before, unless
-    the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (see
-    `gmp_utils.runs.code`) have changed. Runs next to a folder named `CACHE` share stages by hard links.
+    the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (by
+    default that of `build`, see `gmp_utils.runs.code`) have changed. The protocol is that of the stages that
+    are read, unless it is given. Runs next to a folder named `CACHE` share stages by hard links.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
-    described = [parameters, list(made_from.values()), list(inputs), code_digest(module)]
+    described = [parameters, list(made_from.values()), list(inputs)]
+    described.append(code_digest(module or build.__module__))
     identity = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
+    read = [read_json(stage / "provenance.json")["protocol"] for stage in stages]
+    protocol = protocol or next(filter(None, read), None)
     record = dict(identity=identity, stages=made_from, inputs=list(inputs), protocol=protocol)
     cache = next((above / CACHE for above in folder.parents if (above / CACHE).is_dir()), None)
     name = display_path(folder)

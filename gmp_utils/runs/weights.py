@@ -57,10 +57,8 @@ def training_recordings(source: str | Path) -> set[tuple[str, str]]:
         lines = (folder / TRAINING_RECORDINGS).read_text(encoding="utf-8").splitlines()
         return {(digest, part) for digest, _, part in (line.partition(" ") for line in lines)}
     if (folder / "config.json").is_file() and "train_cnn" in read_json(folder / "config.json"):
-        raise GmpError(
-            f"{source} was trained by this package, but its {TRAINING_RECORDINGS} is missing, so that it "
-            "could have been trained on test speakers. Copy the whole folder, or train the model again."
-        )
+        expected = "without it, test speakers cannot be excluded; copy the whole folder"
+        raise GmpError(f"{source}: {TRAINING_RECORDINGS} is missing; {expected}.")
     return set()
 
 

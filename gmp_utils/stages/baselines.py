@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.evaluation.metrics import uar
@@ -31,7 +30,7 @@ from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
-from gmp_utils.runs.experiments import OPENSMILE
+from gmp_utils.runs.experiments import check_opensmile
 from gmp_utils.runs.files import read_json, text_digest, write_json
 from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
@@ -102,7 +101,7 @@ def functionals(corpus: Corpus) -> Path:
         table.to_parquet(folder / "functionals.parquet")
 
     folder = corpus.stage.parent / "egemaps"
-    return make_stage(folder, build, parameters={}, stages=[corpus.stage], module=__name__)
+    return make_stage(folder, build, parameters={}, stages=[corpus.stage])
 
 
 def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) -> Path:
@@ -118,11 +117,11 @@ def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) 
 
     if trained:
         folder, stages = trained.parent / "probe" / trained.name, [corpus.stage, trained]
-        return make_stage(folder, build, parameters={}, stages=stages, module=__name__)
-    fingerprint = weights.fingerprint(encoder)
-    settings = {"parameters": {"encoder": encoder}, "inputs": [fingerprint], "module": __name__}
+        return make_stage(folder, build, parameters={}, stages=stages)
+    fingerprint, parameters = weights.fingerprint(encoder), {"encoder": encoder}
     folder = corpus.stage.parent / "probe" / text_digest(fingerprint)[:12]
-    return make_stage(folder, build, stages=[corpus.stage], **settings)
+    stages, inputs = [corpus.stage], [fingerprint]
+    return make_stage(folder, build, parameters=parameters, stages=stages, inputs=inputs)
 
 
 def train_probe(fold: Fold, statistics: np.ndarray) -> Pipeline:
@@ -183,10 +182,8 @@ def _majority(fold: Fold) -> tuple[Scores, dict]:
 def check_baselines(baselines: list[str]) -> None:
     """Raise a GmpError for unknown baselines, and for eGeMAPS without openSMILE."""
     for name in baselines:
-        if name not in BASELINES:
-            raise GmpError(f"baseline {name!r}: expected one of {', '.join(BASELINES)}.")
-    if "egemaps" in baselines and find_spec("opensmile") is None:
-        raise GmpError(OPENSMILE)
+        check_choice("baseline", name, BASELINES)
+    check_opensmile(baselines)
 
 
 def classify(
@@ -241,22 +238,16 @@ def classify(
         build,
         parameters=parameters | {"seed": seed, "readout_draws": readout_draws},
         stages=stages,
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
 
 
-def _tfidf(texts: list[str], train: list[int]) -> csr_matrix:
+def tfidf(texts: list[str], train: list[int]) -> csr_matrix:
     """TF-IDF of words and word pairs, fitted on the training texts."""
-    tfidf = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    try:
-        return tfidf.fit([texts[index] for index in train]).transform(texts)
-    except ValueError as error:
-        message = f"text: no words in the training speakers' transcripts ({error})."
-        raise GmpError(message) from error
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    return vectorizer.fit([texts[index] for index in train]).transform(texts)
 
 
-def _topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
+def topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
     """The first `TOPICS` dimensions of latent semantic analysis, fitted on the training texts."""
     svd = TruncatedSVD(min(TOPICS, words.shape[1], len(train)), random_state=seed)
     return svd.fit(words[train]).transform(words)
@@ -264,8 +255,9 @@ def _topics(words: csr_matrix, train: list[int], seed: int) -> np.ndarray:
 
 def embed(texts: list[str], encoder: str) -> np.ndarray:
     """Mean over tokens of a text encoder's last layer, (n_texts, dim) float32."""
-    tokenizer, vectors = _tokenizer(encoder), []
-    model = AutoModel.from_pretrained(weights.resolve(encoder), trust_remote_code=False)
+    source, vectors = weights.resolve(encoder), []
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model = AutoModel.from_pretrained(source, trust_remote_code=False)
     model.eval().to(hardware.device())
     with torch.inference_mode():
         for start in tqdm(range(0, len(texts), 32), "text", disable=None):
@@ -277,25 +269,13 @@ def embed(texts: list[str], encoder: str) -> np.ndarray:
     return torch.cat(vectors).cpu().numpy()
 
 
-def _tokenizer(encoder: str) -> PreTrainedTokenizerBase:
-    try:
-        return AutoTokenizer.from_pretrained(weights.resolve(encoder), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise GmpError(
-            f"text_encoder {encoder!r}: no tokenizer could be read there ({str(error).splitlines()[0]}). "
-            'Expected "tf-idf", a folder, or a name on the hub and a network to reach it.'
-        ) from error
-
-
 def _transcripts(corpus: Corpus) -> list[str]:
     """The text of every utterance, or a GmpError if any has none."""
     texts = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
     missing = texts.index[texts.isna()]
     if len(missing):
-        raise GmpError(
-            f"{missing[0]} has no text ({len(missing)} such of {len(texts)}): fusion needs a transcript of "
-            "every utterance. Complete the corpus, or leave text out of notebook 06."
-        )
+        found = f"{missing[0]} has no text ({len(missing)} such of {len(texts)})"
+        raise GmpError(f"{found}; complete the corpus, or leave text out of notebook 06.")
     return texts.tolist()
 
 
@@ -304,20 +284,12 @@ def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[s
     if not kinds:
         return
     for kind in kinds:
-        if kind not in TEXT_KINDS:
-            raise GmpError(f"text: found {kind!r}, expected some of {', '.join(TEXT_KINDS)}.")
+        check_choice("text", kind, TEXT_KINDS)
     if not losses:
         raise GmpError("text with losses []: there is no network to fuse it with. Name a loss.")
     _transcripts(open_corpus(run_dir))
     if text_encoder != "tf-idf":
-        _tokenizer(text_encoder)
-
-
-def _probabilities(model, x: np.ndarray, n_classes: int) -> np.ndarray:
-    """Probabilities (n, n_classes); zero for classes that the classifier was not trained on."""
-    probabilities = np.zeros((x.shape[0], n_classes))
-    probabilities[:, model.classes_] = model.predict_proba(x)
-    return probabilities
+        AutoTokenizer.from_pretrained(weights.resolve(text_encoder), trust_remote_code=False)
 
 
 def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
@@ -333,7 +305,7 @@ def _classify_text(fold: Fold, text: Features) -> tuple[Scores, dict]:
     if isinstance(text["train"], np.ndarray):
         model = make_pipeline(StandardScaler(), model)
     model.fit(text["train"], fold.labels["train"])
-    scores = {part: _probabilities(model, text[part], fold.n_classes) for part in fold.scored_parts}
+    scores = {part: model.predict_proba(text[part]) for part in fold.scored_parts}
     return scores, {"parameters": fold.n_classes * (text["train"].shape[1] + 1)}
 
 
@@ -356,7 +328,7 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
     inputs = features.model_inputs(network, fold.corpus)
     x = {}
     for part, names in fold.parts.items():
-        embeddings, _ = features.embed_and_classify(network, fold.corpus, inputs, names)
+        embeddings, _ = features.embed_and_classify(network, inputs, names)
         x[part] = np.hstack([embeddings, text[part]])
 
     def fit(alpha: float) -> Scores:
@@ -364,7 +336,7 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # MLP_EPOCHS is deliberate
             model = make_pipeline(StandardScaler(), mlp).fit(x["train"], fold.labels["train"])
-        return {part: _probabilities(model, x[part], fold.n_classes) for part in fold.scored_parts}
+        return {part: model.predict_proba(x[part]) for part in fold.scored_parts}
 
     alpha, scores = fold.select(fit, MLP_ALPHAS)
     n_parameters = (x["train"].shape[1] + 1) * MLP_SIZE + (MLP_SIZE + 1) * fold.n_classes
@@ -388,9 +360,9 @@ def fuse(
         data = Fold(corpus, fold)
         rows = {part: index.get_indexer(names) for part, names in data.parts.items()}
         if text_encoder == "tf-idf":
-            words = _tfidf(transcripts, rows["train"])
+            words = tfidf(transcripts, rows["train"])
             if kind == "embedding-fusion":
-                words = _topics(words, rows["train"], seed)
+                words = topics(words, rows["train"], seed)
         else:
             words = embed(transcripts, text_encoder)
         text = {part: words[numbers] for part, numbers in rows.items()}
@@ -402,17 +374,13 @@ def fuse(
             results = _classify_text(data, text)
         data.write(folder, *results)
 
-    network, parameters = read_json(speech / "params.json"), {"fold": fold, "loss": kind}
-    if kind != "text":
-        parameters["speech"] = network["loss"]
+    network, fused = read_json(speech / "params.json"), kind != "text"
+    parameters = {"fold": fold, "loss": kind} | ({"speech": network["loss"]} if fused else {})
     parameters |= {"finetune_from": network["finetune_from"], "text_encoder": text_encoder}
-    parameters["seed"] = seed
     return make_stage(
         speech.with_name(kind),
         build,
-        parameters=parameters,
-        stages=[corpus.stage] if kind == "text" else [corpus.stage, speech],
+        parameters=parameters | {"seed": seed},
+        stages=[corpus.stage, *[speech] * fused],
         inputs=[] if text_encoder == "tf-idf" else [weights.fingerprint(text_encoder)],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import EvalPrediction, set_seed
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.metrics import class_separation, task_metrics, uar, war
 from gmp_utils.evaluation.predictions import write_predictions
@@ -35,31 +35,17 @@ def finetune(
 ) -> Path:
     """Fine-tune on the training speakers of a fold, and classify its validation and test speakers.
 
-    Parameters
-    ----------
-    fold : int
-        From 1.
-    encoder : str
-        "embedded", a folder, or a name on the Hugging Face hub.
-    loss : str
-        "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE model of
-        the same fold, so they have twice the updates and a second warm-up.
-    finetune_from : str
-        Initial model: "retrained" (of stage 05), "multitask" (of stage 02, with a new head) or "encoder".
-    scale, margin : float
-        Of AM-Softmax, which has no class weights. Its gradients are clipped to `scale` times CE's norm.
+    Returns the stage with history.csv, metrics.json, model/, predictions.parquet (validation and test) and
+    separation.json (of the classes, before and after training).
 
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json, model/, predictions.parquet (validation and test) and separation.json
-        (of the classes, before and after training).
+    The loss is "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE
+    model of the same fold, so they have twice the updates and a second warm-up. The others start from the
+    "retrained" model (of stage 05), "multitask" (of stage 02, with a new head) or the "encoder". `scale` and
+    `margin` are AM-Softmax's, which has no class weights. Its gradients are clipped to `scale` times CE's
+    norm.
     """
-    if loss not in LOSSES:
-        raise GmpError(f"loss {loss!r}: expected one of {', '.join(LOSSES)}.")
-    if finetune_from not in INITIAL_MODELS:
-        expected = f"expected one of {', '.join(INITIAL_MODELS)}"
-        raise GmpError(f"finetune_from {finetune_from!r}: {expected}.")
+    check_choice("loss", loss, LOSSES)
+    check_choice("finetune_from", finetune_from, INITIAL_MODELS)
     corpus, start = open_corpus(run_dir), {"finetune_from": finetune_from, "loss": loss}
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(FINETUNE, start)]
     if loss.startswith("ce-then-") and not stages[-1].is_dir():
@@ -80,7 +66,7 @@ def finetune(
         hidden_size = model.config.hidden_size if network.spec_augment else 0
         training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
         datasets = training_set, dataset(validation)
-        classify = partial(embed_and_classify, model, corpus, inputs)
+        classify = partial(embed_and_classify, model, inputs)
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger
@@ -102,8 +88,6 @@ def finetune(
         parameters={"fold": fold, "encoder": encoder, **parameters},
         stages=stages,
         inputs=[weights.fingerprint(encoder)],
-        module=__name__,
-        protocol=protocol.to_dict(),
     )
 
 

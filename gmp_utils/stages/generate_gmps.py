@@ -84,7 +84,6 @@ def generate_gmps(
         stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=inputs,
         module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
     if clustered_model == "multitask":
         print(describe_gender(folder / TRAIN_MULTITASK))

@@ -61,8 +61,6 @@ def summarize_utterances(task: RatingTask) -> Path:
         parameters={"encoder": task.encoder, "keep_frames": keep_frames},
         stages=[corpus.stage],
         inputs=[weights.fingerprint(task.encoder)],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
 
 
@@ -77,8 +75,6 @@ def _make_fold_stage(
         parameters={field: getattr(task, field) for field in shared} | parameters,
         stages=[corpus.stage, task.feature_stage, *stages],
         inputs=[weights.fingerprint(task.encoder)],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
 
 
@@ -338,5 +334,4 @@ def write_results(
         stages=[task.folder / system.name for task in tasks for system in systems],
         inputs=[text_digest(results.to_csv())],
         module="gmp_utils.evaluation.ratings",
-        protocol=protocol.to_dict(),
     )

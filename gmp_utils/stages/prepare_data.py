@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data import corpora, waveform_store
 from gmp_utils.data.corpora import synthetic, synthetic_speakers
 from gmp_utils.data.corpus import MISSING, RATINGS, RECORDINGS, Corpus, open_corpus
@@ -32,23 +32,12 @@ def read_manifest(
 ) -> pd.DataFrame:
     """Read the manifest of a corpus, or of two: one to train on and one to test on.
 
-    Parameters
-    ----------
-    run_dir : str
-        Run that synthetic corpora are synthesized into.
-    corpus, test_corpus : str
-        Of `gmp_utils.data.corpora.CORPORA`; no `test_corpus` if "".
-    corpus_dir, test_corpus_dir : str
-        Folder of the recordings, or the file of a table; "" for synthetic and embedded corpora.
-    seed, shifts
-        Of synthetic corpora, see `gmp_utils.data.corpora.synthetic_speakers.make`.
-    **options
-        `emotions`, `label_map` and `outside`, see `gmp_utils.data.corpora.load`.
+    The folder is that of the recordings, or the file of a table; "" for embedded corpora, and for synthetic
+    ones, which are synthesized into the run (`seed` and `shifts`, see `synthetic_speakers.make`). The
+    `options` are those of `gmp_utils.data.corpora.load`.
     """
     if test_corpus_dir and not test_corpus:
-        raise GmpError(
-            f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set both or none."
-        )
+        raise GmpError(f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set it too.")
     folder = _corpus_folder(run_dir, corpus, corpus_dir, seed, shifts)
     if not test_corpus:
         return corpora.load(corpus, folder, **options)
@@ -61,11 +50,8 @@ def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts
     if corpus in corpora.EMBEDDED and not corpus_dir:
         return corpora.EMBEDDED[corpus]
     if (corpus in SYNTHETIC) == bool(corpus_dir):
-        raise GmpError(
-            f"corpus_dir {corpus_dir!r} with corpus {corpus!r}: recordings need their folder, "
-            f"{' and '.join(SYNTHETIC)} are synthesized and take none, "
-            f"{' and '.join(corpora.EMBEDDED)} can do without."
-        )
+        expected = "no folder, it is synthesized" if corpus_dir else "the folder of its recordings"
+        raise GmpError(f"corpus {corpus!r}, corpus_dir {corpus_dir!r}: expected {expected}.")
     if corpus_dir:
         return ROOT / Path(corpus_dir).expanduser()
     options = {"seed": seed} | ({} if corpus == "synthetic" else {"shifts": shifts})
@@ -88,14 +74,9 @@ def prepare(
 ) -> Corpus:
     """Decode the recordings of a manifest, exclude those with problems, and assign the rest to folds.
 
-    Parameters
-    ----------
-    exclude : list of str
-        Some of `PROBLEMS`: utterances that have one of them are excluded.
-    min_seconds, max_seconds : float
-        A shorter recording is "short", a longer one "long".
-    **rules
-        Of the protocol, see `gmp_utils.data.protocol.make_protocol`.
+    Utterances with one of the `PROBLEMS` in `exclude` are excluded. A recording of less than `min_seconds` is
+    "short", one of more than `max_seconds` "long". The `rules` are those of
+    `gmp_utils.data.protocol.make_protocol`.
     """
     run = run_folder(run_dir)
     # Synthetic and embedded corpora are the same wherever the run or the checkout is.
@@ -126,7 +107,6 @@ def prepare(
         parameters={"exclude": exclude, **limits, "protocol": protocol.to_dict()},
         stages=[recordings],
         inputs=[text_digest(relative.to_csv())],
-        module=__name__,
         protocol=protocol.to_dict(),
     )
     return open_corpus(run_dir)
@@ -156,9 +136,8 @@ def _find_problems(
     manifest: pd.DataFrame, of_recordings: pd.DataFrame, exclude: list[str]
 ) -> pd.DataFrame:
     """Problems of labels and recordings: `utterance`, `problem`, `detail`, and whether it is `excluded`."""
-    unknown = sorted(set(exclude) - set(PROBLEMS))
-    if unknown:
-        raise GmpError(f"exclude {unknown}: expected some of {', '.join(PROBLEMS)}.")
+    for problem in exclude:
+        check_choice("exclude", problem, PROBLEMS)
     missing = [
         pd.DataFrame({"utterance": manifest.utterance[manifest[column].isna()], "problem": problem})
         for column, problem in MISSING.items()
@@ -172,10 +151,8 @@ def _find_problems(
     if len(fatal):
         first = fatal.iloc[0]
         detail = first.detail if pd.notna(first.detail) else first.utterance
-        raise GmpError(
-            f"{first.problem}: {detail} ({fatal.utterance.nunique()} such). Correct the corpus, or exclude "
-            f'such utterances: add "{first.problem}" to the parameter exclude.'
-        )
+        found = f"{first.problem}: {detail} ({fatal.utterance.nunique()} such)"
+        raise GmpError(f'{found}; correct the corpus, or add "{first.problem}" to exclude.')
     if len(excluded) == len(manifest):
         first = problems[problems.excluded].iloc[0]
         reason = first.detail if pd.notna(first.detail) else f"{first.utterance}, {first.problem}"

@@ -28,8 +28,7 @@ from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PRETRAIN_ENCODER, ROOT, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
-from gmp_utils.training.batching import Masking
-from gmp_utils.training.crops import Crops, crop_rows
+from gmp_utils.training.batching import Masking, crop_rows, crops
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig, train
 
@@ -80,25 +79,20 @@ def read_recordings(
     files = source.rglob("*") if recordings else ()
     paths = sorted(path for path in files if path.suffix.lower() in FORMATS)
     if not paths and (recordings or not synthetic_utterances):
-        raise GmpError(
-            f"recordings {recordings!r}: no {', '.join(FORMATS)} files there; expected "
-            "recordings of speech, or synthetic_utterances above 0."
-        )
-
-    parameters = {
-        "recordings": recordings,
-        "synthetic_utterances": synthetic_utterances,
-        "crop_seconds": crop_seconds,
-    }
+        found = f"recordings {recordings!r}: no {', '.join(FORMATS)} files there"
+        raise GmpError(f"{found}; expected some, or synthetic_utterances above 0.")
+    parameters = {"recordings": recordings, "synthetic_utterances": synthetic_utterances}
+    parameters["crop_seconds"] = crop_seconds
 
     def build(folder: Path) -> None:
         names = [str(path.relative_to(source)) for path in paths]
         manifest = pd.DataFrame({"utterance": names, "path": list(map(str, paths))})
         if synthetic_utterances:
-            speech, voices = folder / "synthetic", synthetic.PRETRAINING_VOICES
-            size = {"utterances_per_speaker": synthetic_utterances, "voices": voices}
-            synthetic.make(speech, SYNTHETIC_SEED, **size)
-            manifest = pd.concat([manifest, synthetic.load(speech)[["utterance", "path"]]])
+            size = {"utterances_per_speaker": synthetic_utterances}
+            size["voices"] = synthetic.PRETRAINING_VOICES
+            synthetic.make(folder / "synthetic", SYNTHETIC_SEED, **size)
+            spoken = synthetic.load(folder / "synthetic")
+            manifest = pd.concat([manifest, spoken[["utterance", "path"]]])
         waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
         waveform_store.check_readable(report)
         weights.write_training_recordings(folder, {(digest, "") for digest in report.digest})
@@ -110,7 +104,7 @@ def read_recordings(
 
     folder = run_folder(run_dir) / PRETRAIN_ENCODER / "recordings"
     inputs = [f"{path} {path.stat().st_size}" for path in paths]
-    return make_stage(folder, build, parameters=parameters, inputs=inputs, module=__name__)
+    return make_stage(folder, build, parameters=parameters, inputs=inputs)
 
 
 def _segments(waveforms: Ragged, crop: int) -> dict[str, np.ndarray]:
@@ -133,10 +127,8 @@ def _segments(waveforms: Ragged, crop: int) -> dict[str, np.ndarray]:
         starts = np.cumsum([0, *map(len, parts)]).tolist()
         segments |= {f"{name}@{start}": part for start, part in zip(starts, parts)}
     if not segments:
-        raise GmpError(
-            f"recordings: no folder has {crop / SAMPLE_RATE:g} s of them, the length of a crop; add more, or "
-            "lower crop_seconds."
-        )
+        found = f"recordings: no folder has {crop / SAMPLE_RATE:g} s of them, the length of a crop"
+        raise GmpError(f"{found}; add more, or lower crop_seconds.")
     return segments
 
 
@@ -203,10 +195,8 @@ def pretrain_round(
             frames.remove()
             model = MaskedPredictionModel.load(str(previous / "encoder"), **settings)
         masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": training.seed}
-        sets = [
-            Crops.of(segments, part, crop_seconds, **masking)
-            for part in (train_names, validation_names)
-        ]
+        parts = train_names, validation_names
+        sets = [crops(segments, part, crop_seconds, **masking) for part in parts]
         streams = stream_names(scales, prosody_clusters)
         evaluation = {"compute_metrics": partial(stream_metrics, streams)} | LAST_STEP
         train(model, *sets, folder, training, **evaluation)
@@ -216,7 +206,7 @@ def pretrain_round(
 
     stages = [recordings] if number == 1 else [recordings, previous]
     folder = run / f"round{number}"
-    return make_stage(folder, build, parameters=parameters, stages=stages, module=__name__)
+    return make_stage(folder, build, parameters=parameters, stages=stages)
 
 
 def stream_names(scales: Sequence[int], prosody_clusters: int) -> list[str]:
@@ -276,9 +266,8 @@ def pretrain_contrastive(
         features.write_cnn_output(model, segments, names, folder / "cnn")
         inputs = Ragged.open(folder / "cnn")
         masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
-        sets = [
-            Crops.of(inputs, part, crop_seconds, **masking) for part in split(names, training.seed)
-        ]
+        parts = split(names, training.seed)
+        sets = [crops(inputs, part, crop_seconds, **masking) for part in parts]
         train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **LAST_STEP)
         inputs.remove()
         sources = recordings, weights.resolve(encoder)
@@ -291,7 +280,6 @@ def pretrain_contrastive(
         parameters={"encoder": encoder, "training": vars(training), "crop_seconds": crop_seconds},
         stages=[recordings],
         inputs=[weights.fingerprint(encoder)],
-        module=__name__,
     )
 
 

@@ -273,8 +273,6 @@ def probe_layers(
         parameters=parameters,
         stages=[stage_folder(run_dir, name, fold) for name in upstream(PROBE_LAYERS, parameters)],
         inputs=[weights.fingerprint(encoder)],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
 
 

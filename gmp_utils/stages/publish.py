@@ -178,8 +178,6 @@ def publish(stage: Path) -> Path:
         build,
         parameters={"fold": fold, "classifier": classifier},
         stages=[corpus.stage, *same_system(stage).stage],
-        module=__name__,
-        protocol=corpus.protocol.to_dict(),
     )
 
 
@@ -193,9 +191,7 @@ def find_or_publish(model: str) -> str:
     if not folder.is_dir():
         if not model.startswith(("/", ".", "~", "runs/")):
             return model
-        raise GmpError(
-            f"model {model!r}: no such folder; train one (make run makes runs/demo), or name a model's."
-        )
+        raise GmpError(f"model {model!r}: no such folder; train one (make run makes runs/demo).")
     if (folder / "config.json").is_file():
         return str(folder)
     if notebook_of(folder) != RECOGNIZE:

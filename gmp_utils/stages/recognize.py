@@ -173,9 +173,8 @@ def recognize(
         a window is one window, as training utterances are.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
-        raise GmpError(
-            f"hop {hop} and window {window}: expected {MIN_SECONDS} <= hop <= window, in seconds."
-        )
+        expected = f"{MIN_SECONDS} <= hop <= window, in seconds"
+        raise GmpError(f"hop {hop} and window {window}: expected {expected}.")
     in_memory = isinstance(audio, np.ndarray)
     if in_memory != (sample_rate is not None):
         raise GmpError("sample_rate: expected with a NumPy array, in Hz, and with one only.")

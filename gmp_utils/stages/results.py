@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmp_utils.evaluation.collect import classifiers, corpus_of, first_corpus, training_costs
+from gmp_utils.evaluation.collect import classifiers, corpus_of, training_costs
 from gmp_utils.evaluation.tables import describe, uar_comparisons
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.runs import experiments
@@ -29,9 +29,9 @@ def inference_speed(run_dir: str) -> float | None:
     check_and_identify(stage)
     model = EmotionClassifier.load(str(stage / "model"))
     test = corpus.partition(fold)["test"]
-    features.embed_and_classify(model, corpus, corpus.waveforms, test[:2])
+    features.embed_and_classify(model, corpus.waveforms, test[:2])
     start = time.monotonic()
-    features.embed_and_classify(model, corpus, corpus.waveforms, test)
+    features.embed_and_classify(model, corpus.waveforms, test)
     return float(corpus.manifest.duration[test].sum() / (time.monotonic() - start))
 
 
@@ -62,6 +62,4 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         build,
         parameters={"declaration": declaration},
         stages=list(classifiers(run_dir).stage),
-        module=__name__,
-        protocol=first_corpus(run_dir).protocol.to_dict(),
     )

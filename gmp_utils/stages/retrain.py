@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from transformers import set_seed
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
@@ -45,30 +45,14 @@ def retrain(
 ) -> Path:
     """Retrain on the training speakers of a fold: on pseudo-labels, or with the encoder's own objective.
 
-    Parameters
-    ----------
-    fold : int
-        From 1.
-    encoder : str
-        "embedded", a folder, or a name on the Hugging Face hub.
-    retrain_from : str
-        "encoder" starts from the initial encoder, "multitask" from the model of stage 02.
-    objective : str
-        "clusters" predicts the pseudo-labels of stage 04; "contrastive" is wav2vec 2.0's objective and
-        needs no stage 04; "own" is the one that the encoder was pre-trained with. Several processes
-        count the contrastive objective's codes separately, so results differ slightly from one process.
-    loss_on : str
-        "masked" frames, or "all".
-    activation : str
-        Of the `stream_hidden_size` hidden units of each stream's head, "relu" or "tanh".
-    retrain_selection : str
-        "last" keeps the model of the last step, "validation" that of the evaluation that the protocol
-        selects, by the loss.
+    Returns the stage with history.csv, metrics.json and model/.
 
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json and model/.
+    Training starts from the initial "encoder", or from "multitask", the model of stage 02. The objective
+    "clusters" predicts the pseudo-labels of stage 04; "contrastive" is wav2vec 2.0's and needs no stage 04;
+    "own" is the one that the encoder was pre-trained with. Several processes count the contrastive
+    objective's codes separately, so results differ slightly from one process. Each stream's head has
+    `stream_hidden_size` hidden units. The `retrain_selection` "last" keeps the model of the last step,
+    "validation" that of the evaluation that the protocol selects, by the loss.
     """
     objective = weights.pretraining_objective(encoder) if objective == "own" else objective
     network = {"loss_on": loss_on, "activation": activation}
@@ -76,8 +60,7 @@ def retrain(
     settings = {"objective": objective, "retrain_from": retrain_from, **network}
     settings["retrain_selection"] = retrain_selection
     for name, choices in CHOICES.items():
-        if settings[name] not in choices:
-            raise GmpError(f"{name} {settings[name]!r}: expected one of {', '.join(choices)}.")
+        check_choice(name, settings[name], choices)
     if not masking.probability:
         raise GmpError("masked prediction needs masks: mask_probability above 0.")
     if objective == "contrastive" and train_cnn:
@@ -110,8 +93,6 @@ def retrain(
         parameters={"fold": fold, "encoder": encoder, **settings},
         stages=stages,
         inputs=[weights.fingerprint(encoder)],
-        module=__name__,
-        protocol=protocol.to_dict(),
     )
 
 

@@ -12,7 +12,7 @@ from scipy import signal
 
 from gmp_utils.data.audio import SAMPLE_RATE, to_float, to_int16
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.evaluation.collect import CLASSIFIER, classifiers, corpus_of, first_corpus, lineage
+from gmp_utils.evaluation.collect import CLASSIFIER, classifiers, corpus_of, lineage
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
@@ -92,8 +92,7 @@ def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
     corpus = corpus_of(stage)
     if (stage / "model").is_dir():
         network = EmotionClassifier.load(str(stage / "model"))
-        classify = partial(features.embed_and_classify, network, corpus)
-        return lambda waves: classify(waves, waves.utterances)[1]
+        return lambda waves: features.embed_and_classify(network, waves, waves.utterances)[1]
     if stage.name != "probe":
         return None
     statistics, layer = lineage(stage)[0], read_json(stage / "metrics.json")["layer"]
@@ -134,6 +133,4 @@ def classify_altered(run_dir: str) -> Path:
         build,
         parameters={},
         stages=list(finished.stage),
-        module=__name__,
-        protocol=first_corpus(run_dir).protocol.to_dict(),
     )

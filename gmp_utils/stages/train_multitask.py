@@ -28,23 +28,10 @@ def train_multitask(
     frame_weight: float = 0.0,
     network: HeadConfig = HeadConfig(),
 ) -> Path:
-    """Train on the training speakers of a fold.
+    """Train on the training speakers of a fold; returns the stage with history.csv, metrics.json and model/.
 
-    Parameters
-    ----------
-    fold : int
-        From 1.
-    encoder : str
-        "embedded", a folder, or a name on the Hugging Face hub.
-    alpha : float
-        Weight of the emotion loss, 0 to 1; 1 needs no gender labels.
-    frame_weight : float
-        Weight of a cross-entropy of frames, added to the utterances'; see `MultitaskModel.forward`.
-
-    Returns
-    -------
-    stage : Path
-        With history.csv, metrics.json and model/.
+    `alpha` is the weight of the emotion loss, 0 to 1; 1 needs no gender labels. `frame_weight` is that of a
+    cross-entropy of frames, see `MultitaskModel.forward`.
     """
     if not 0 <= alpha <= 1:
         raise GmpError(f"alpha: found {alpha}, expected 0 to 1.")
@@ -75,8 +62,6 @@ def train_multitask(
         parameters={"fold": fold, "encoder": encoder, **settings},
         stages=[corpus.stage],
         inputs=[weights.fingerprint(encoder)],
-        module=__name__,
-        protocol=protocol.to_dict(),
     )
 
 
@@ -98,15 +83,12 @@ def gender_augmented(stage: Path) -> bool:
 def describe_gender(stage: Path) -> str:
     """State whether a finished stage learned gender, and what its pseudo-labels may be called."""
     uar = read_json(stage / "metrics.json").get("gender_uar")
-    if uar is None or not read_json(stage / "params.json")["train_encoder"]:
-        reason = "Gender was no task" if uar is None else "The encoder was frozen"
-        return f"{reason}: pseudo-labels from this model are not gender-augmented."
-    measured = f"its UAR on the validation speakers is {uar:.2f}"
-    if gender_augmented(stage):
-        return (
-            f"Gender was learned: {measured}. Pseudo-labels from this model are gender-augmented."
-        )
-    return (
-        f"Gender was NOT learned: {measured}, below {GENDER_UAR}. Pseudo-labels from this model are not "
-        "gender-augmented. A lower alpha gives more weight to gender."
-    )
+    are = "are" if gender_augmented(stage) else "are not"
+    if uar is None:
+        reason = "Gender was no task"
+    elif uar >= GENDER_UAR and are == "are not":
+        reason = "The encoder was frozen"
+    else:
+        learned = "learned" if uar >= GENDER_UAR else f"NOT learned (below {GENDER_UAR})"
+        reason = f"Gender was {learned}: its UAR on the validation speakers is {uar:.2f}"
+    return f"{reason}. Pseudo-labels from this model {are} gender-augmented."

@@ -49,10 +49,10 @@ SPEC_AUGMENT = Masking(0.08, 15, 2), Masking(0.05, 64, 1)
 
 @dataclass(eq=False)
 class Utterances(Dataset):
-    """A dataset of utterances, for training or inference.
+    """A dataset of utterances, or of random crops of them, for training or inference.
 
-    Indices continue from epoch to epoch: ``epoch * len(dataset) + index``. The epoch changes only the masks,
-    which are drawn from seed, epoch and utterance.
+    Indices continue from epoch to epoch: ``epoch * len(dataset) + index``. The epoch changes only the crops
+    and masks, which are drawn from seed, epoch and index.
     """
 
     inputs: Ragged  # waveforms, normalized on the fly, or outputs of the CNN
@@ -60,33 +60,61 @@ class Utterances(Dataset):
     targets: dict[str, np.ndarray] | None = None  # labels by task, a row per utterance
     frame_labels: Ragged | None = None  # pseudo-labels, (frames, streams)
     masking: Masking | None = None  # of frames
-    seed: int = 0  # of the masks
+    seed: int = 0  # of crops and masks
     hidden_size: int = 0  # of the model if features are masked too
+    crop_seconds: float = 0.0  # 0 for whole utterances
 
     def __post_init__(self):
         self.utterances, self.targets = list(self.utterances), self.targets or {}
         rate = SAMPLE_RATE if self.inputs.kind == "waveform" else FRAMES_PER_SECOND
-        self.seconds = np.array([self.inputs.lengths[name] / rate for name in self.utterances])
+        seconds = [
+            self.crop_seconds or self.inputs.lengths[name] / rate for name in self.utterances
+        ]
+        self.seconds = np.array(seconds)
 
     def __len__(self) -> int:
         return len(self.utterances)
 
     def __getitem__(self, index: int) -> dict:
         epoch, index = divmod(index, len(self))
-        name = self.utterances[index]
-        values, n_frames = self.inputs[name], self.inputs.lengths[name]
+        name, rng = self.utterances[index], np.random.default_rng([self.seed, epoch, index])
+        values, labels = self.inputs[name], self.frame_labels and self.frame_labels[name]
+        if self.crop_seconds:
+            values, labels = self._crop(values, labels, rng)
+        n_frames = len(values)
         if self.inputs.kind == "waveform":
             values, n_frames = normalize(values), (n_frames - FRAME_WINDOW) // FRAME_HOP + 1
         item = {"inputs": values if torch.is_tensor(values) else np.array(values)}
         item.update({task: labels[index] for task, labels in self.targets.items()})
-        if self.frame_labels is not None:
-            item["frame_labels"] = np.array(self.frame_labels[name], dtype=np.int64)
+        if labels is not None:
+            item["frame_labels"] = np.array(labels, dtype=np.int64)
         if self.masking is not None:
-            rng = np.random.default_rng([self.seed, epoch, index])
             item["mask"] = self.masking.draw(n_frames, rng)
             if self.hidden_size:
                 item["feature_mask"] = SPEC_AUGMENT[1].draw(self.hidden_size, rng)
         return item
+
+    def _crop(self, values, labels, rng: np.random.Generator) -> tuple:
+        rows, hop = crop_rows(self.crop_seconds, self.inputs.kind), 1
+        if self.inputs.kind == "waveform":
+            hop = FRAME_HOP
+        first = int(rng.integers((len(values) - rows) // hop + 1))  # frame
+        if labels is not None:
+            labels = labels[first : first + crop_rows(self.crop_seconds, "cnn")]
+        return values[first * hop : first * hop + rows], labels
+
+
+def crop_rows(crop_seconds: float, kind: str) -> int:
+    """Frames of a crop, or samples that yield this many, if the kind of `Ragged` is "waveform"."""
+    n_frames = round(crop_seconds * FRAMES_PER_SECOND)
+    return (n_frames - 1) * FRAME_HOP + FRAME_WINDOW if kind == "waveform" else n_frames
+
+
+def crops(inputs: Ragged, names: Sequence[str], crop_seconds: float, **settings) -> Utterances:
+    """A dataset of as many crops of each utterance per epoch as fit into it."""
+    rows = crop_rows(crop_seconds, inputs.kind)
+    repeated = [name for name in names for _ in range(inputs.lengths[name] // rows)]
+    return Utterances(inputs, repeated, crop_seconds=crop_seconds, **settings)
 
 
 def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:

@@ -39,11 +39,9 @@ def batches(
         try:
             result = function(**batch)
         except torch.OutOfMemoryError:
-            longest = max(indices, key=lambda index: dataset.seconds[index])
-            raise GmpError(
-                f"the GPU's memory does not suffice for {dataset.utterances[longest]} "
-                f"({dataset.seconds[longest]:.1f} s); lower max_seconds in notebook 01."
-            ) from None
+            longest = dataset.utterances[max(indices, key=lambda index: dataset.seconds[index])]
+            found = f"the GPU's memory does not suffice for {longest}"
+            raise GmpError(f"{found}; lower max_seconds in notebook 01.") from None
         yield [dataset.utterances[index] for index in indices], result
 
 
@@ -71,7 +69,6 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
         parameters={},
         stages=[corpus.stage],
         inputs=[name],
-        module=__name__,
     )
     return Ragged.open(stage / "frames")
 
@@ -120,10 +117,8 @@ def layer_states_by_length(
             stacked = torch.stack(states, dim=1).half().cpu().numpy()
             for name, values, length in zip(names, stacked, valid.sum(dim=1).tolist()):
                 if not np.isfinite(values[:, :length]).all():
-                    raise GmpError(
-                        f"{name}: NaN, or values too large for 16 bits, in layers {list(layers)} of the "
-                        "model; its weights are damaged, or its training diverged."
-                    )
+                    found = f"{name}: NaN, or values too large for 16 bits, in a layer of the model"
+                    raise GmpError(f"{found}; its training diverged, or its weights are damaged.")
                 yield name, values[:, :length]
 
 
@@ -172,15 +167,17 @@ def labeled(
 
 
 def embed_and_classify(
-    model: EmotionClassifier, corpus: Corpus, inputs: Ragged, utterances: list[str]
+    model: EmotionClassifier, inputs: Ragged, utterances: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (n_utterances, head.size) and logits (n_utterances, emotions) of utterances, float32."""
-    dataset = labeled(corpus, inputs, utterances, ())
+
+    def forward(**batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        embedded = model.embed(**batch)
+        return {"features": embedded, "logits": model.logits(embedded)}
+
     model.eval().to(hardware.device())
-    with torch.inference_mode():
-        vectors = [batch.float() for _, batch in batches(dataset, "classify", model.embed)]
-        logits = [model.logits(batch).float() for batch in vectors]
-    return torch.cat(vectors).cpu().numpy(), torch.cat(logits).cpu().numpy()
+    results = outputs(forward, Utterances(inputs, utterances), "classify")
+    return results["features"], results["logits"]
 
 
 def open_labels(stage: Path) -> tuple[Ragged, list[int]]:

@@ -18,9 +18,7 @@ def fit_kmeans(
 ) -> list[np.ndarray]:
     """Centroids, (k, dim) float32 for each scale k, of all frames, (n_frames, dim), by k-means."""
     if max(scales) > len(frames):
-        raise GmpError(
-            f"scale {max(scales)}: more clusters than the {len(frames)} frames to be clustered."
-        )
+        raise GmpError(f"scale {max(scales)}: more clusters than the {len(frames)} frames.")
     if hardware.device() == "cuda":
         centroids = lloyd(torch.from_numpy(frames), scales, seed, iterations, "cuda")
         return [array.cpu().numpy() for array in centroids]

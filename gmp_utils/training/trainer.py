@@ -5,7 +5,6 @@ The environment variable REPORT_TO names Trainer's loggers, such as "tensorboard
 
 import math
 import os
-import pickle
 import shutil
 import signal
 import uuid
@@ -56,9 +55,8 @@ class TrainingConfig:
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
-            raise GmpError(
-                f"{self.epochs} epochs and {self.max_steps} max_steps: expected one of them above 0."
-            )
+            found = f"{self.epochs} epochs and {self.max_steps} max_steps"
+            raise GmpError(f"{found}: expected one of them above 0.")
         for name in ("learning_rate", "batch_seconds", "batch_size", "processes"):
             if not getattr(self, name) > 0:
                 raise GmpError(f"{name}: found {getattr(self, name)}, expected more than 0.")
@@ -83,10 +81,8 @@ def training_bytes(model: SpeechModel, seconds: float) -> int:
 
 
 def _out_of_memory(config: TrainingConfig) -> GmpError:
-    return GmpError(
-        f"the GPU's memory does not suffice for batches of {config.batch_seconds} s; lower "
-        "batch_seconds, or max_seconds of notebook 01."
-    )
+    found = f"the GPU's memory does not suffice for batches of {config.batch_seconds} s"
+    return GmpError(f"{found}; lower batch_seconds, or max_seconds of notebook 01.")
 
 
 def remove_incomplete_checkpoints(checkpoints: Path, processes: int) -> None:
@@ -157,17 +153,13 @@ class DurationTrainer(Trainer):
     def create_optimizer(self, model=None):
         """AdamW, with a learning rate for the encoder and one for what is on top of it."""
         if self.optimizer is None:
-            encoder, rates = set(self.model.base_model.parameters()), self.config
-            trained = [
-                parameter for parameter in self.model.parameters() if parameter.requires_grad
-            ]
-            groups = [
-                {"params": [parameter for parameter in trained if (parameter in encoder) == inside]}
-                for inside in (True, False)
-            ]
-            groups[1]["lr"] = rates.head_learning_rate or rates.learning_rate
+            encoder, config = set(self.model.base_model.parameters()), self.config
+            trained = [p for p in self.model.parameters() if p.requires_grad]
+            head = {"params": [p for p in trained if p not in encoder]}
+            head["lr"] = config.head_learning_rate or config.learning_rate
+            groups = [{"params": [p for p in trained if p in encoder]}, head]
             optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args)
-            settings["weight_decay"] = rates.weight_decay
+            settings["weight_decay"] = config.weight_decay
             self.optimizer = optimizer([group for group in groups if group["params"]], **settings)
         return self.optimizer
 
@@ -210,10 +202,8 @@ class DurationTrainer(Trainer):
         names = ", ".join(dataset.utterances[i % len(dataset)] for batch in batches for i in batch)
         last = get_last_checkpoint(self.args.output_dir)
         kept = f"{Path(last).name} is good" if last else "there is no checkpoint yet"
-        return GmpError(
-            f"{problem} at step {step}, for the utterances {names}; {kept}. Listen to them, or lower the "
-            "learning rate."
-        )
+        found = f"{problem} at step {step}, for the utterances {names}; {kept}"
+        return GmpError(f"{found}. Listen to them, or lower the learning rate.")
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Predict this process's batches, and compute the metrics of all."""
@@ -293,20 +283,13 @@ def train(
     """Train a model, and write model/, history.csv and metrics.json.
 
     Training resumes from the last complete one of checkpoints/, which is removed at the end. Then the model
-    has the weights of the selected epoch. Returned are the selected row of history.csv, the number of trained
-    `parameters`, and the `accumulation_steps` of gradients.
+    has the weights of the selected epoch: that with the highest `selection_metric`, or the lowest if its name
+    ends in "loss", or the last epoch if `selection` is "last". Returned are the selected row of history.csv,
+    the number of trained `parameters`, and the `accumulation_steps` of gradients.
 
-    Parameters
-    ----------
-    model : SpeechModel
-        Its forward returns a dict of `loss`, parts of it named `<part>_loss` while training, and the
-        predictions for `compute_metrics`. Losses are means over utterances, or over `n_frames` frames.
-    compute_metrics : callable
-        Of predictions and labels of the validation set, in any order.
-    selection_metric : str
-        Selects the epoch with the highest value, or the lowest if the name ends in "loss".
-    selection : str
-        See `gmp_utils.data.protocol`; "last" selects the last epoch.
+    The model's forward returns a dict of `loss`, parts of it named `<part>_loss` while training, and the
+    predictions for `compute_metrics`, which gets the validation set in any order. Losses are means over
+    utterances, or over `n_frames` frames.
     """
     if not len(training_set):
         raise GmpError("the training set is empty.")
@@ -349,9 +332,7 @@ def launch(function: Callable, *arguments, processes: int, folder: Path) -> None
     except ChildFailedError as error:
         if message.is_file():
             raise GmpError(message.read_text(encoding="utf-8")) from None
-        raise GmpError(
-            f"one of {processes} processes failed, see its output above; processes=1 trains in one."
-        ) from error
+        raise GmpError(f"one of {processes} processes failed, see its output above.") from error
     finally:
         signal.signal(signal.SIGTERM, handler)
 
@@ -435,11 +416,6 @@ def _fit(
         trainer.train(resume_from_checkpoint=get_last_checkpoint(arguments.output_dir))
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None
-    except pickle.UnpicklingError as error:
-        raise GmpError(
-            f"{folder / 'checkpoints'}: a checkpoint contains more than numbers and is not loaded. This "
-            "program did not write it: remove the folder, and find out who did."
-        ) from error
     if trainer.is_world_process_zero():
         _write_results(trainer, folder, selection_metric, selection)
 

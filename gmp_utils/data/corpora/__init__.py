@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpora import iemocap, msp, synthetic, synthetic_speakers, table
 from gmp_utils.data.corpora._labels import validate
 from gmp_utils.data.corpora.acted import ACTED
@@ -75,20 +75,11 @@ def load(
     label_map: dict[str, str] | None = None,
     outside: bool = False,
 ) -> pd.DataFrame:
-    """Read the manifest of a corpus; see `check`.
+    """Read the manifest (see `check`) of one of `CORPORA` from its folder, or from the file of a table.
 
-    Parameters
-    ----------
-    corpus : str
-        One of `CORPORA`.
-    folder : str or Path
-        Folder of its recordings; the file of a `table`.
-    emotions : list of str, optional
-        Utterances of other emotions are excluded, and counted in the output; default: all.
-    label_map : dict of str to str, optional
-        Changes to the emotions of labels, such as ``{"exc": "excited"}``.
-    outside : bool
-        Whether a `table` may name recordings outside its folder.
+    Utterances of other `emotions` (default: all) are excluded, and counted in the output. `label_map` has
+    changes to the emotions of labels, such as ``{"exc": "excited"}``. With `outside` a table may name
+    recordings outside its folder.
     """
     rows, names = _read(corpus, folder, outside)
     return check(_keep(_to_emotions(rows, names, _texts(label_map)), emotions))
@@ -128,8 +119,7 @@ def cross_corpus(
 
 def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame, dict[str, str]]:
     """Manifest of a corpus with its own labels, and the emotions of these labels."""
-    if corpus not in CORPORA:
-        raise GmpError(f"corpus {corpus!r}: expected one of {', '.join(CORPORA)}.")
+    check_choice("corpus", corpus, CORPORA)
     folder, is_table = Path(folder).expanduser(), corpus == "table"
     if not (os.path.isfile(folder) if is_table else os.path.isdir(folder)):
         kind = "file" if is_table else "folder"
@@ -156,8 +146,7 @@ def _to_emotions(
     """Replace labels by emotions."""
     labels = set(names) | set(rows.label.dropna())
     for label in label_map:
-        if label not in labels:
-            raise GmpError(f"label_map: {label!r}, expected some of {', '.join(sorted(labels))}.")
+        check_choice("label_map", label, sorted(labels))
     names = names | label_map
     unnamed = rows[rows.label.notna() & ~rows.label.isin(names)]
     if len(unnamed):

@@ -40,14 +40,8 @@ def _library() -> ctypes.CDLL:
 def speak(text: str, voice: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
     """Synthesize a phrase without the silence around it: float32 samples in [-1, 1] at `SAMPLE_RATE`.
 
-    Parameters
-    ----------
-    voice : str
-        Language and variant, such as ``"en-us+f2"``.
-    rate : float
-        Words per minute, clipped to 80 to 450.
-    pitch, pitch_range : float
-        Clipped to 0 to 99, 50 is the voice's default.
+    `voice` is a language and a variant, such as "en-us+f2", `rate` is in words per minute (clipped to 80 to
+    450). `pitch` and `pitch_range` are clipped to 0 to 99, and 50 is the voice's default.
     """
     library = _library()
     if library.espeak_SetVoiceByName(voice.encode()) != 0:

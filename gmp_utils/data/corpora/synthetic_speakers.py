@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from gmp_utils import GmpError
+from gmp_utils import check_choice
 from gmp_utils.data.corpora import espeak, synthetic
 
 EMOTIONS = synthetic.EMOTIONS
@@ -56,8 +56,7 @@ def rate(latent: np.ndarray, height: np.ndarray) -> np.ndarray:
 
 def make(folder: Path, seed: int = 0, *, shifts: str = "voice") -> None:
     """Synthesize the corpus into a folder, `wav/` and `labels.csv`, with one of `SHIFTS`."""
-    if shifts not in SHIFTS:
-        raise GmpError(f"shifts {shifts!r}: expected one of {', '.join(SHIFTS)}.")
+    check_choice("shifts", shifts, SHIFTS)
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     firsts = range(0, N_SPEAKERS, SPEAKERS_PER_PROCESS)
     espeak.in_fresh_processes(_speak, [(str(folder), seed, first) for first in firsts])
