@@ -325,8 +325,8 @@ def test_a_corpus_across_itself_or_without_common_emotions_is_rejected(synthetic
 
 def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
     """Notebook 00 keeps the digests of its recordings with the weights; strict protocols compare them."""
-    waves = {f"u{number}": noise(8000, number) for number in range(6)}
-    file = write_table(tmp_path, "112233", waves)
+    waves = {f"u{number:02d}": noise(8000, number) for number in range(18)}
+    file = write_table(tmp_path, "111111222222333333", waves)
     corpus = prepared(tmp_path / "run", corpus_dir=file)
     tested = corpus.manifest.loc[corpus.partition(1)["test"][0]]
     encoder = tmp_path / "encoder"
@@ -340,6 +340,17 @@ def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
     corpus.check_encoder(str(encoder), trained)
     loose = replace(corpus, protocol=replace(corpus.protocol, transductive=True))
     loose.check_encoder(str(encoder), 1)
+    rules = replace(corpus.protocol, disjoint_sentences=True)
+    disjoint = replace(
+        corpus, manifest=corpus.manifest.assign(text=[*"001122"] * 3), protocol=rules
+    )
+    left_out = set(corpus.partition(1)["train"]) - set(disjoint.partition(1)["train"])
+    assert len(left_out) == 2  # a sad and a happy one
+    digest = corpus.manifest.digest[left_out.pop()]
+    (encoder / weights.TRAINING_RECORDINGS).write_text(f"{digest}\n")
+    corpus.check_encoder(str(encoder), 1)
+    with pytest.raises(GmpError, match="selected on 1 left out recordings of fold 1"):
+        disjoint.check_encoder(str(encoder), 1)
 
 
 @pytest.fixture(scope="module")

@@ -54,7 +54,7 @@ def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, 
 
 def test_a_protocol_is_described():
     """Strict is the default. Each departure is stated, in capitals where it flatters."""
-    manifest = speakers_manifest(5, 5)
+    manifest = speakers_manifest(5, 5).assign(text="one")
     strict = make_protocol(manifest)
     assert strict.unsupervised_parts == ("train", "unlabeled")
     assert strict.selection_part == "validation"
@@ -68,6 +68,7 @@ def test_a_protocol_is_described():
         ({"selection": "last"}, "The last epoch is reported"),
         ({"validation": "share"}, "VALIDATION SHARES SPEAKERS"),
         ({"transductive": True}, "TRANSDUCTIVE"),
+        ({"disjoint_sentences": True}, "No test sentence is in training or validation"),
         ({"female_share": 0.8}, "Women have 80% of the training utterances"),
         (
             {"labeled_share": 0.1, "label_draw": 3},
@@ -239,3 +240,40 @@ def test_shared_sentences_are_counted():
     manifest.loc[tested[:3], "text"] = ["One. ", "two", None]
     manifest.loc[trained[:2], "text"] = ["one.", "TWO"]
     assert check_leakage(manifest, protocol).sentences[1] == 2 / len(tested)
+
+
+def test_test_sentences_are_in_no_other_part():
+    """Three sentences in three folds, all but two of all speakers: in fold 2, only 01 and 04 say "b"."""
+    spoken = [speakers_manifest(3, 3).assign(text=text) for text in "abc"]
+    manifest = pd.concat(spoken, ignore_index=True)
+    manifest["utterance"] = manifest["digest"] = [f"u{index:02d}" for index in manifest.index]
+    first = {name: manifest.index[manifest.speaker == name][0] for name in ("00", "01", "04")}
+    manifest.loc[first.values(), "text"] = ["only in training", "only in test", " B"]
+    protocol = make_protocol(manifest, n_folds=3, disjoint_sentences=True)
+    assert protocol.folds == [["00", "03"], ["01", "04"], ["02", "05"]]
+    parts = protocol.parts(manifest, 2)
+    said = pd.crosstab([parts, manifest.speaker], manifest.text.str.strip().str.lower())
+    said = said.stack()
+    assert said[said > 0].to_dict() == {
+        ("train", "00", "a"): 3, ("train", "00", "c"): 4, ("train", "00", "only in training"): 1,
+        ("train", "03", "a"): 4, ("train", "03", "c"): 4,
+        ("validation", "02", "a"): 4, ("validation", "02", "c"): 4,
+        ("validation", "05", "a"): 4, ("validation", "05", "c"): 4,
+        ("test", "01", "b"): 4, ("test", "01", "only in test"): 1, ("test", "04", "b"): 5,
+        ("left out", "00", "b"): 4, ("left out", "03", "b"): 4,
+        ("left out", "02", "b"): 4, ("left out", "05", "b"): 4,
+        ("left out", "01", "a"): 3, ("left out", "01", "c"): 4,
+        ("left out", "04", "a"): 3, ("left out", "04", "c"): 4,
+    }  # fmt: skip
+    assert (check_leakage(manifest, protocol).sentences == 0).all()
+    assert (check_leakage(manifest, make_protocol(manifest, n_folds=3)).sentences > 0.8).all()
+
+
+def test_sentences_that_are_unknown_or_too_few_cannot_be_disjoint():
+    manifest = leaky_manifest()
+    with pytest.raises(GmpError, match="24 of 24 utterances have no text"):
+        make_protocol(manifest, n_folds=3, disjoint_sentences=True)
+    manifest["text"] = ["one", "two"] * 12
+    protocol = make_protocol(manifest, n_folds=3, disjoint_sentences=True)
+    with pytest.raises(GmpError, match="fold 3: disjoint_sentences leaves no test utterance"):
+        protocol.parts(manifest, 3)

@@ -69,7 +69,8 @@ class Corpus:
         parts = self.protocol.parts(self.manifest, fold)
         used = self.manifest[["utterance", "digest"]].assign(part=parts).merge(used, on="digest")
         selected = (used.part == self.protocol.selection_part) & (used.part == used.labeled_in)
-        unsupervised = used.labeled_in.eq("") & used.part.isin(self.protocol.unsupervised_parts)
+        permitted = used.part.isin(self.protocol.unsupervised_parts) | self.protocol.transductive
+        unsupervised = used.labeled_in.eq("") & permitted
         leaked = used[~(used.part.isin(["train", UNUSED]) | selected | unsupervised)]
         if len(leaked):
             parts = " or ".join(sorted(set(leaked.part)))

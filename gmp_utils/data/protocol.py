@@ -27,6 +27,7 @@ SELECTIONS = {
 RULES = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
 PARTS = ("train", "unlabeled", "validation", "test")
 UNUSED = "unused"  # in no part of a fold
+LEFT_OUT = "left out"  # in no part either, and an encoder must not be trained on it
 SHARE = 0.1  # of the training utterances, where validation is a share of them
 
 
@@ -39,7 +40,8 @@ class Protocol:
     which need no labels, may use the validation and test speakers. `female_share` is the share of women among
     the training utterances, of which as many are drawn, for any share, as the smaller gender has. None takes
     all training utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep
-    their labels. The others are the part "unlabeled", which only clustering and retraining use.
+    their labels. The others are the part "unlabeled", which only clustering and retraining use. If
+    `disjoint_sentences`, each fold tests on some sentences, which its other speakers lose.
     """
 
     fold_by: str
@@ -51,6 +53,7 @@ class Protocol:
     female_share: float | None
     labeled_share: float
     label_draw: int
+    disjoint_sentences: bool = False
 
     def to_dict(self) -> dict:
         """Convert to plain values, for JSON."""
@@ -77,6 +80,11 @@ class Protocol:
             else "Clustering and retraining use training speakers only.",
             SELECTIONS[self.selection],
         ]
+        if self.disjoint_sentences:
+            sentences.append(
+                "No test sentence is in training or validation: test speakers' other sentences and other "
+                "speakers' test sentences are left out."
+            )
         if self.female_share is not None:
             share = f"{self.female_share:.0%}"
             sentences.append(f"Women have {share} of the training utterances; the rest is unused.")
@@ -95,6 +103,12 @@ class Protocol:
         parts = pd.Series("train", index=manifest.index)
         parts[manifest.speaker.isin(self.validation_folds[fold - 1])] = "validation"
         parts[manifest.speaker.isin(self.folds[fold - 1])] = "test"
+        if self.disjoint_sentences:
+            parts[self._conflicting(manifest, parts == "test", fold)] = LEFT_OUT
+            if not (parts == "test").any():
+                raise GmpError(
+                    f"fold {fold}: disjoint_sentences leaves no test utterance; use fewer folds (n_folds)."
+                )
         if self.validation == "share":
             training = parts.index[parts == "train"]
             drawn = np.random.default_rng(fold).permutation(len(training))
@@ -113,6 +127,21 @@ class Protocol:
                 "emotions, fold_by or n_folds."
             )
         return parts
+
+    def _conflicting(self, manifest: pd.DataFrame, tested: pd.Series, fold: int) -> pd.Series:
+        """Whether to leave each utterance out, so that test and other speakers share no sentence.
+
+        The n-th sentence in alphabetical order is tested in fold n, modulo the number of folds.
+        """
+        text = _sentences(manifest)
+        shared = text.isin(text[tested]) & text.isin(text[~tested])
+        in_turn = pd.factorize(text, sort=True)[0] % len(self.folds) == fold - 1
+        return shared & (tested != in_turn)
+
+
+def _sentences(manifest: pd.DataFrame) -> pd.Series:
+    """Text or code of each utterance's sentence in lower case, NaN if unknown."""
+    return manifest.reindex(columns=["text"]).text.astype("object").str.lower().str.strip()
 
 
 def _draw_by_gender(training: pd.DataFrame, female_share: float, seed: int) -> pd.Index:
@@ -141,11 +170,10 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     By fold, it counts the `speakers` and `recordings` (by `digest`) that the test part shares with others.
     `sentences` is the share of test utterances whose `text` occurs in training, NaN without texts.
     """
-    text = manifest.reindex(columns=["text"]).text.astype("object").str.lower().str.strip()
-    rows = {}
+    text, rows = _sentences(manifest), {}
     for fold in range(1, len(protocol.folds) + 1):
         parts = protocol.parts(manifest, fold).replace("unlabeled", "train")
-        used = manifest[parts != UNUSED].assign(part=parts)
+        used = manifest[parts.isin(PARTS)].assign(part=parts)
         pairs = used.merge(used, on="digest", suffixes=("", "_other")).query("part < part_other")
         if len(pairs):
             pair = pairs.iloc[0]
@@ -176,6 +204,7 @@ def make_protocol(
     female_share: float | None = None,
     labeled_share: float = 1.0,
     label_draw: int = 0,
+    disjoint_sentences: bool = False,
 ) -> Protocol:
     """Divide a corpus into folds.
 
@@ -198,6 +227,9 @@ def make_protocol(
         raise GmpError(f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.")
     if not 0 < labeled_share <= 1:
         raise GmpError(f"labeled_share {labeled_share}: expected more than 0, up to 1.")
+    if disjoint_sentences and _sentences(manifest).isna().any():
+        count = f"{_sentences(manifest).isna().sum()} of {len(manifest)} utterances have no text"
+        raise GmpError(f"disjoint_sentences: {count}; it needs the sentence of every utterance.")
     if (fold_by == "cross-corpus") != (n_corpora > 1):
         count = f"{n_corpora} corpora"
         raise GmpError(f'fold_by {fold_by!r} with {count}: "cross-corpus" and "auto" are for two.')
@@ -223,7 +255,8 @@ def make_protocol(
         validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
     shares = female_share, labeled_share, label_draw if labeled_share < 1 else 0
-    return Protocol(fold_by, folds, validation, validating, selection, transductive, *shares)
+    rest = transductive, *shares, disjoint_sentences
+    return Protocol(fold_by, folds, validation, validating, selection, *rest)
 
 
 def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
