@@ -177,7 +177,8 @@ def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     `sums` are `total` and `n` by system, speaker, seed and label. There is a row per pair: `compared`, the
     `speakers` and `seeds` that both systems have, the mean `difference` over seeds, its standard deviation
     over seeds (`seed_deviation`), its 95 % interval `low` to `high`, `p` after Holm's correction, the
-    `minimum_detectable` difference at the corrected level, and the `finding` as text.
+    `minimum_detectable` difference, and the `finding` as text. The interval is not corrected. The minimum is
+    at the strictest of Holm's levels, so that whatever the other pairs' p, its power is at least 80 %.
 
     Interval and test are of jackknife pseudo-values, over speakers and seeds. From fewer than `MIN_SEEDS`
     seeds the interval is over speakers only, and there is no test. A system without a random seed has the
@@ -188,7 +189,7 @@ def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     shared = [_shared([wide.loc[name] for name in pair]) for pair in pairs]
     sizes = np.array([first.shape[:2] for first, _ in shared]).reshape(-1, 2)
     tested = np.flatnonzero((sizes >= [MIN_SPEAKERS, MIN_SEEDS]).all(axis=1))
-    level = LEVEL / max(len(tested), 1)  # of the smallest p, as Holm corrects
+    level = LEVEL / max(len(tested), 1)  # Holm's strictest, of the smallest p
     columns = ["compared", "speakers", "seeds", "difference", "seed_deviation", "low", "high"]
     rows = [_compare(*systems, level) for systems in shared]
     table = pd.DataFrame(rows, columns=[*columns, "p", "minimum_detectable"])

@@ -85,6 +85,8 @@ def generate_gmps(
         inputs=inputs,
         module=__name__,
     )
+    if normalize_frames == "speaker":
+        print("TRANSDUCTIVE: frames of held-out speakers are normalized by all of their audio.")
     if clustered_model == "multitask":
         print(describe_gender(folder / TRAIN_MULTITASK))
     return stage
