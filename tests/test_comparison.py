@@ -249,3 +249,45 @@ def test_the_difference_is_that_of_the_table():
     assert row.compared == "no GMPs, CE → GMPs, CE"
     assert row.difference == pytest.approx(np.diff(tables.scores(predictions).UAR).item())
     assert row.finding == f"{row.difference:.1f} points higher"
+
+
+def test_shares_of_labels_are_compared_within_themselves():
+    """Each with the line of the variant that the others are compared with."""
+    variants = {f"{x} %, {line}": {"labeled_share": x / 100} for x in (5, 100) for line in "ab"}
+    table = pd.DataFrame(
+        [
+            (variant, "AMS", speaker, 0, true, "sad" if variant == "5 %, b" else true)
+            for variant in [*variants, "other"]
+            for speaker in "stuv"
+            for true in ("angry", "sad")
+        ],
+        columns=["variant", "system", "speaker", "seed", "true", "predicted"],
+    )
+    compared = tables.uar_comparisons(table, "100 %, a", variants | {"other": {}})
+    assert compared.set_index("compared").difference.to_dict() == {
+        "5 %, a, AMS → 5 %, b, AMS": -50,
+        "100 %, a, AMS → 100 %, b, AMS": 0,
+    }
+    assert len(tables.uar_comparisons(table, variants=variants | {"other": {}})) == 2
+    assert len(tables.uar_comparisons(table)) == 10
+
+
+def test_readouts_are_compared_by_their_mean_uar():
+    """Without the probes of all labels. One of two draws is right with 16 labels, for some speakers both."""
+    rows = [
+        (name, "probe", speaker, seed, labels, draw, true, true if right else "sad")
+        for name in ("a", "b")
+        for speaker in range(6)
+        for seed in range(3)
+        for labels in (1, 16, np.inf)
+        for draw in (0, 1)
+        for right in [name == "b" and labels == 16 and draw <= speaker % 2]
+        for true in ("angry", "sad")
+    ]
+    columns = ["variant", "system", "speaker", "seed", "labels", "draw", "true", "predicted"]
+    row = tables.readout_comparisons(pd.DataFrame(rows, columns=columns), "a").iloc[0]
+    # 100 instead of 50 in a quarter of the conditions, or in half of them: gains 12.5 and 25
+    half = stats.t.ppf(0.975, 5) * 6.25 * (6 / 5) ** 0.5 / 6**0.5
+    assert [row.difference, row.low, row.high] == pytest.approx([18.75, 18.75 - half, 18.75 + half])
+    assert row.p == pytest.approx(2 * stats.t.sf(18.75 / (half / stats.t.ppf(0.975, 5)), 5))
+    assert (row.speakers, row.seeds, row.finding) == (6, 3, "18.8 points higher")

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import classifier
+from scipy import stats
 from scipy.special import softmax
 from sklearn.calibration import calibration_curve
 
@@ -70,15 +71,30 @@ def test_reliability_is_scikit_learns():
     assert table.confidence.to_numpy() == pytest.approx(mean)
 
 
-def test_the_reliability_diagram():
-    table = pd.DataFrame({"correct": [True, False] * 5, "uncalibrated": 0.95, "calibrated": 0.55})
-    figure = series.reliability_diagram(table)
-    title = "Expected calibration error: 0.45 uncalibrated, 0.05 calibrated"
-    assert figure.layout.title.text == title
-    worse = series.reliability_diagram(table.assign(calibrated=0.99)).layout.title.text
-    assert worse.startswith("Calibration helped on validation, not on test speakers")
-    unused = series.reliability_diagram(table.assign(calibrated=0.95)).layout.title.text
-    assert unused == "Not calibrated, as it did not help on validation; calibration error: 0.45"
+def test_a_reliability_diagram_per_network():
+    """Calibrated, or not, with one or two validation speakers."""
+    rows = {"correct": [True, False] * 5, "uncalibrated": 0.95, "calibrated": 0.55, "speaker": "s"}
+    table = pd.DataFrame(rows).assign(variant="GMPs", system="CE", validation_speakers=2)
+    unused = table.assign(system="AMS", calibrated=0.95)
+    alone = unused.assign(variant="no GMPs", validation_speakers=1)
+    figure = series.reliability_diagrams(pd.concat([table, unused, alone]))
+    assert [note.text.replace("<br>", ": ") for note in figure.layout.annotations[:3]] == [
+        "GMPs, CE: ECE 0.45 → 0.05",
+        "GMPs, AMS: ECE 0.45, not calibrated (no gain on validation)",
+        "no GMPs, AMS: ECE 0.45, not calibrated (one validation speaker)",
+    ]
+    assert len(figure.data) == 3 * 3 and list(figure.data[2].y) == [0.5]
+
+
+def test_the_accuracy_of_a_bin_has_an_interval_over_speakers():
+    """Speakers with accuracies 0, ½, ½ and 1 in one bin, and a single speaker in the other."""
+    correct = [False, False, True, False, False, True, True, True, True]
+    table = pd.DataFrame({"speaker": list("aabbccdda"), "correct": correct})
+    points = tables.calibration(table.assign(p=[0.55] * 8 + [0.95]), "p")
+    half = stats.t.ppf(0.975, 3) * np.std([0, 0.5, 0.5, 1], ddof=1) / 2
+    assert (points.accuracy[0], points.utterances[0]) == (0.5, 8)
+    assert half > 0.5 and points.loc[0, ["low", "high"]].tolist() == [0, 1]  # clipped
+    assert points.loc[1, ["low", "high"]].isna().all()
 
 
 def test_networks_of_a_run(noise_corpus, tiny_encoder):

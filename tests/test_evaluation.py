@@ -3,8 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from gmp_utils.evaluation import metrics, tables
+from gmp_utils.evaluation import comparison, metrics, tables
 from gmp_utils.figures import series
 from gmp_utils.runs import experiments
 
@@ -107,10 +108,34 @@ def test_published_results_are_those_of_the_papers():
 
 
 def test_recall_by_gender():
-    table = tables.recall_table(predictions(4), "gender", ["angry", "happy", "sad"])
-    assert table.index.tolist() == ["female", "male"]
-    women = predictions(4).query("gender == 'female'")
-    assert table.loc["female", "UAR"] == pytest.approx(metrics.uar(women.true, women.predicted))
+    """Recalls of each speaker are averaged, as all have 20 utterances of each emotion."""
+    emotions, rows = ["angry", "happy", "sad"], predictions(8)
+    table = tables.recall_table(rows, emotions).set_index(["gender", "emotion"])
+    assert table.index.tolist() == [
+        (gender, name) for gender in ("female", "male") for name in [*emotions, "UAR"]
+    ]
+    women = rows.query("gender == 'female'")
+    uar = metrics.uar(women.true, women.predicted)
+    assert table.recall["female", "UAR"] == pytest.approx(uar)
+    hits = (women.true == women.predicted)[women.true == "angry"].groupby(women.speaker).mean()
+    half = stats.t.ppf(0.975, 3) * hits.std() / 2
+    expected = [hits.mean(), hits.mean() - half, min(1, hits.mean() + half)]
+    assert table.loc[("female", "angry")].tolist() == pytest.approx(expected)
+    figure = series.recalls_by_gender({"a": tables.recall_table(rows, emotions)}, "")
+    assert figure.data[0].error_y.arrayminus[0] == pytest.approx(half)
+
+
+def test_confusions_have_the_recalls_with_their_intervals():
+    """Angry is predicted as itself or as sad, and sad as itself; two speakers have no interval."""
+    emotions, rows = ["angry", "happy", "sad"], predictions(4)
+    (panel,) = series.confusions({"a": rows}, emotions).data
+    recall, low, high = 100 * np.array(comparison.with_intervals(rows)["angry"])
+    assert panel.text[0].tolist() == [
+        f"{recall:.0f}<br>[{low:.0f}, {high:.0f}]", "0", f"{100 - recall:.0f}"
+    ]  # fmt: skip
+    assert panel.text[2].tolist() == ["0", "0", "100<br>[100, 100]"]
+    (panel,) = series.confusions({"a": predictions(2)}, emotions).data
+    assert panel.text[2].tolist() == ["0", "0", "100"]
 
 
 def test_spread_over_folds_and_over_seeds():
@@ -149,3 +174,17 @@ def test_speakers_are_drawn_once_per_system():
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text
     assert title == "Speakers of one system differ by up to 40 points, means over speakers by 5"
+    scores = {"a": pd.Series({"s": 50.0, "t": 90.0, "u": 50.0, "v": 90.0})}
+    # the standard deviation is 20 times the root of 4 / 3
+    half = stats.t.ppf(0.975, 3) * 20 * (4 / 3) ** 0.5 / 2
+    assert series.speakers(scores).data[-1].error_y.array[0] == pytest.approx(half)
+
+
+def test_the_selected_epoch_is_a_star():
+    columns = {"CE loss": [2, 1], "CE selected": [False, True], "AMS loss": [3, 2]}
+    history = pd.DataFrame({"epoch": [1, 2], "selected": [True, False]} | columns)
+    panels = {"loss": {"CE": "CE loss", "AMS": "AMS loss"}}
+    figure = series.curves(history, panels, x="epoch", title="")
+    symbols = [list(trace.marker.symbol) for trace in figure.data]
+    assert symbols == [["circle", "star"], ["star", "circle"]]
+    assert figure.layout.yaxis.title.text == "loss"

@@ -59,12 +59,17 @@ def jackknife_interval(
 
 
 def with_intervals(predictions: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
-    """UAR and WAR, each with the ends of its 95 % interval by `jackknife_interval`, 0 to 1."""
+    """UAR, WAR and the recall of each class, with the ends of their `jackknife_interval`, 0 to 1."""
     counts = class_sums(predictions, ["speaker"]).unstack(fill_value=0)
     sums = counts.to_numpy().reshape(len(counts), 2, -1)  # of each speaker and class
     metrics = {"UAR": sums, "WAR": sums.sum(axis=-1, keepdims=True)}
+    classes = counts.columns.unique("label")
+    metrics |= {name: sums[..., [place]] for place, name in enumerate(classes)}
     return {
-        name: (float(mean_of_ratios(values.sum(axis=0))), *jackknife_interval(values))
+        name: (
+            float(mean_of_ratios(values.sum(axis=0))),
+            *jackknife_interval(values[values[:, 1].any(axis=-1)]),  # speakers that have the class
+        )
         for name, values in metrics.items()
     }
 

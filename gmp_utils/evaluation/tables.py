@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
-from gmp_utils.evaluation.metrics import recalls, temperature, uar, war
+from gmp_utils.evaluation.metrics import BINS, reliability, temperature, uar, war
 from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
@@ -34,8 +34,10 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for system, group in predictions.groupby(SYSTEM, sort=False):
         row = dict(zip(SYSTEM, system))
-        for name, values in comparison.with_intervals(group).items():
-            row |= dict(zip((name, f"{name} low", f"{name} high"), 100 * np.array(values)))
+        intervals = comparison.with_intervals(group)
+        for name in ("UAR", "WAR"):
+            columns = name, f"{name} low", f"{name} high"
+            row |= dict(zip(columns, 100 * np.array(intervals[name])))
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -67,12 +69,34 @@ def comparable_pairs(
     return pairs
 
 
-def uar_comparisons(predictions: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
-    """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`."""
+def uar_comparisons(
+    predictions: pd.DataFrame, against: str | None = None, variants: dict[str, dict] | None = None
+) -> pd.DataFrame:
+    """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`.
+
+    `variants`, as an experiment declares them, that have a `labeled_share` are named "<share>, <line>". They
+    are compared within their share, with the line of `against`.
+    """
     systems = list(predictions[SYSTEM].drop_duplicates().itertuples(index=False, name=None))
+    variants, pairs, shares = variants or {}, [], {}
+    for system in systems:
+        share = system[0].split(", ")[0] if "labeled_share" in variants.get(system[0], {}) else ""
+        shares.setdefault(share, []).append(system)
+    for share, members in shares.items():
+        line = (against or "").partition(", ")[2]
+        pairs += comparable_pairs(members, f"{share}, {line}" if share and against else against)
     named = predictions.assign(system=predictions.variant + ", " + predictions.system)
     sums = comparison.class_sums(named, ["system", "speaker", "seed"])
-    return comparison.comparisons(sums, comparable_pairs(systems, against))
+    return comparison.comparisons(sums, pairs)
+
+
+def readout_comparisons(readouts: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
+    """`comparisons` of the mean UAR over draws, layers and 1 to 16 labels per emotion.
+
+    This is the primary outcome of workflow/config/readout.yaml. Each draw, layer and number of labels has the
+    same test utterances, so the mean of their UAR is the UAR of all predictions.
+    """
+    return uar_comparisons(readouts[np.isfinite(readouts.labels)], against)
 
 
 def _mean_and_spread(values: pd.Series) -> str:
@@ -135,12 +159,16 @@ def published() -> pd.DataFrame:
     return table.astype(object).fillna("")
 
 
-def recall_table(predictions: pd.DataFrame, by: str, emotions: list[str]) -> pd.DataFrame:
-    """Recall of each emotion and their mean, 0 to 1, a row per value of a column such as "gender"."""
-    groups = predictions.groupby(by)
-    rows = {value: recalls(group.true, group.predicted, emotions) for value, group in groups}
-    table = pd.DataFrame(rows, index=emotions).T
-    return table.assign(UAR=table.mean(axis=1))
+def recall_table(predictions: pd.DataFrame, emotions: list[str]) -> pd.DataFrame:
+    """Recall of each gender and emotion, and UAR, 0 to 1, with their intervals `low` to `high`."""
+    rows = [
+        (gender, name, *intervals[name])
+        for gender, group in predictions.groupby("gender")
+        for intervals in [comparison.with_intervals(group)]
+        for name in [*emotions, "UAR"]
+        if name in intervals
+    ]
+    return pd.DataFrame(rows, columns=["gender", "emotion", "recall", "low", "high"])
 
 
 def _describe_protocols(finished: pd.DataFrame) -> str:
@@ -199,8 +227,8 @@ def describe(run_dir: str) -> str:
 def confidences(run_dir: str) -> pd.DataFrame:
     """Confidence of each network in its test predictions, and whether they are correct.
 
-    Columns include `uncalibrated` and `calibrated`, by the `temperature` of the fold's validation speakers.
-    The table is empty without networks or without validation speakers.
+    Columns include `uncalibrated` and `calibrated`, by the `temperature` of the fold's validation speakers,
+    and their number `validation_speakers`. The table is empty without networks or validation speakers.
     """
     tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
     for row in classifiers(run_dir).itertuples(index=False):
@@ -212,8 +240,21 @@ def confidences(run_dir: str) -> pd.DataFrame:
         labels = validation.true.map(emotions.index).to_numpy()
         scale = temperature(validation[emotions].to_numpy(float), labels, validation.speaker)
         logits = test[emotions].to_numpy(dtype=float)
-        table = test[["utterance"]].assign(correct=test.true == test.predicted)
+        table = test[["utterance", "speaker"]].assign(correct=test.true == test.predicted)
+        table["validation_speakers"] = validation.speaker.nunique()
         table["uncalibrated"] = softmax(logits, axis=1).max(axis=1)
         table["calibrated"] = softmax(logits / scale, axis=1).max(axis=1)
         tables.append(table.assign(**{key: getattr(row, key) for key in CLASSIFIER}))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def calibration(table: pd.DataFrame, column: str) -> pd.DataFrame:
+    """`reliability` of a column of `confidences`, with accuracy's interval `low` to `high` over speakers."""
+    bins = np.minimum((table[column] * BINS).astype(int), BINS - 1)
+    sums = table.assign(bin=bins, n=1).groupby(["bin", "speaker"])[["correct", "n"]].sum()
+    ends = [
+        comparison.jackknife_interval(rows.to_numpy()[..., None]) for _, rows in sums.groupby("bin")
+    ]
+    return reliability(table[column], table.correct).join(
+        pd.DataFrame(ends, columns=["low", "high"])
+    )

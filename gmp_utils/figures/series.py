@@ -4,40 +4,61 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from pandas.api.typing import SeriesGroupBy
 from plotly.subplots import make_subplots
 from scipy import stats
 
-from gmp_utils.evaluation.comparison import MIN_SPEAKERS
-from gmp_utils.evaluation.metrics import expected_calibration_error, reliability
+from gmp_utils.evaluation.collect import SYSTEM
+from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
+from gmp_utils.evaluation.metrics import expected_calibration_error
+from gmp_utils.evaluation.tables import calibration
 from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
 from gmp_utils.models.encoder import frame_seconds
 
 
-def reliability_diagram(table: pd.DataFrame) -> go.Figure:
-    """Accuracy against confidence, from `gmp_utils.evaluation.tables.confidences`."""
-    figure, errors, palette = go.Figure(), {}, {"uncalibrated": "#999999", "calibrated": "#0072B2"}
-    line = {"color": "#cccccc", "dash": "dash"}
-    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, name="perfectly calibrated")
-    for name, color in palette.items():
-        errors[name] = expected_calibration_error(table[name], table.correct)
-        points = reliability(table[name], table.correct)
-        sizes = 36 * np.sqrt(points.utterances / len(table))
-        figure.add_scatter(
-            x=points.confidence, y=points.accuracy, text=points.utterances, mode="markers+lines", name=name,
-            marker={"color": color, "size": sizes}, line={"color": color},
-            hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}<extra></extra>",
-        )  # fmt: skip
-    before, after = errors.values()
-    title = f"Expected calibration error: {before:.2f} uncalibrated, {after:.2f} calibrated"
-    if table.calibrated.equals(table.uncalibrated):
-        title = f"Not calibrated, as it did not help on validation; calibration error: {before:.2f}"
-    elif after >= before:
-        title = f"Calibration helped on validation, not on test speakers. {title}"
-    return figure.update_layout(
-        title=title,
-        xaxis={"title": "confidence", "range": [0, 1.02]},
-        yaxis={"title": "accuracy", "range": [-0.05, 1.05]},
-    )
+def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
+    """Panels in rows of three, and the row and column of each."""
+    n_rows, places = -(-len(titles) // 3), [divmod(place, 3) for place in range(len(titles))]
+    figure = make_subplots(
+        n_rows, min(len(titles), 3), subplot_titles=titles, x_title=x_title, y_title=y_title,
+        shared_xaxes="all", shared_yaxes="all", vertical_spacing=0.3 / n_rows,
+    )  # fmt: skip
+    figure.update_layout(height=130 + 290 * n_rows, margin={"t": 100, "b": 70})
+    return figure, [{"row": row + 1, "col": column + 1} for row, column in places]
+
+
+def _calibration_title(name: str, rows: pd.DataFrame) -> str:
+    """A network and its expected calibration error (ECE) before and after calibration."""
+    names = ("uncalibrated", "calibrated")
+    before, after = (expected_calibration_error(rows[name], rows.correct) for name in names)
+    if not rows.calibrated.equals(rows.uncalibrated):
+        return f"{name}<br>ECE {before:.2f} → {after:.2f}"
+    alone = rows.validation_speakers.max() < 2
+    reason = "one validation speaker" if alone else "no gain on validation"
+    return f"{name}<br>ECE {before:.2f}, not calibrated ({reason})"
+
+
+def reliability_diagrams(table: pd.DataFrame) -> go.Figure:
+    """Accuracy against confidence of each network, from `gmp_utils.evaluation.tables.confidences`."""
+    networks = {", ".join(name): rows for name, rows in table.groupby(SYSTEM, sort=False)}
+    titles = [_calibration_title(*network) for network in networks.items()]
+    figure, places = _grid(titles, "confidence", "accuracy")
+    for rows, place in zip(networks.values(), places):
+        shared, ideal = {"showlegend": place == places[0], **place}, {"dash": "dash", "width": 1}
+        ideal = {"mode": "lines", "line": ideal | {"color": "#999999"}}
+        figure.add_scatter(x=[0, 1], y=[0, 1], name="perfect calibration", **ideal, **shared)
+        for name, color in (("uncalibrated", "#999999"), ("calibrated", "#444444")):
+            points = calibration(rows, name)
+            high, low = points.high - points.accuracy, points.accuracy - points.low
+            figure.add_scatter(
+                x=points.confidence, y=points.accuracy, mode="markers+lines", name=name,
+                marker={"color": color, "size": 36 * np.sqrt(points.utterances / len(rows))},
+                line={"color": color}, error_y={"array": high, "arrayminus": low},
+                text=points.utterances, **shared,
+                hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}",
+            )  # fmt: skip
+    title = "Is confidence the probability of being right?"
+    return figure.update_layout(title=title, xaxis_range=[0, 1.02], yaxis_range=[-0.05, 1.05])
 
 
 def counts(manifest: pd.DataFrame) -> go.Figure:
@@ -92,20 +113,29 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
 def curves(
     history: pd.DataFrame, panels: dict[str, dict[str, str]], *, x: str, title: str
 ) -> go.Figure:
-    """Training curves of a history.csv over `x`, "epoch" or "step".
+    """Training curves of a history.csv over `x`, "epoch" or "step", with the selected one as a star.
 
-    `panels` are the lines of each panel, by its title: their names, and the columns that they show.
+    `panels` are the lines of each panel, by its title: their names, and the columns that they show. The
+    column "selected", or "<line> selected", marks the epoch whose model is kept.
     """
-    figure = make_subplots(1, len(panels), subplot_titles=list(panels))
-    for column, lines in enumerate(panels.values(), start=1):
+    figure = make_subplots(1, len(panels), horizontal_spacing=0.3 / len(panels))
+    drawn = set()
+    for column, (panel, lines) in enumerate(panels.items(), start=1):
+        figure.update_yaxes(title=panel, col=column)
         for number, (line, values) in enumerate(lines.items()):
             color = COLORS.get(line.split(",")[0], SEQUENCE[number])
             style = {"color": color, "dash": "dot" if "training" in line else "solid"}
+            mode = "lines+markers"
+            if "chance" in line:
+                style, mode = {"color": color, "dash": "dash", "width": 1}, "lines"
+            name = f"{line} selected" if f"{line} selected" in history else "selected"
+            selected = history.get(name, np.zeros(len(history)))
+            marker = {"symbol": np.where(selected, "star", "circle"), "size": 6 + 6 * selected}
             figure.add_scatter(
-                x=history[x], y=history[values], name=line, mode="lines+markers", line=style,
-                legendgroup=line, showlegend=not any(trace.name == line for trace in figure.data),
-                row=1, col=column,
+                x=history[x], y=history[values], name=line, mode=mode, line=style, marker=marker,
+                legendgroup=line, showlegend=line not in drawn, row=1, col=column,
             )  # fmt: skip
+            drawn.add(line)
     return figure.update_xaxes(title=x).update_layout(title=title)
 
 
@@ -145,21 +175,53 @@ def separations(by_system: dict[str, dict]) -> go.Figure:
     )
 
 
-def confusion(predictions: pd.DataFrame, emotions: list[str], title: str) -> go.Figure:
-    """Confusion matrix, rows normalized: recall on the diagonal."""
-    table = pd.crosstab(predictions.true, predictions.predicted, normalize="index")
-    table = table.reindex(index=emotions, columns=emotions, fill_value=0)
-    figure = heatmap(table, title, "share")
-    return figure.update_layout(xaxis_title="predicted", yaxis_title="true")
+def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Figure:
+    """Confusion matrices in percent of the true emotion, a panel per system, with intervals of recalls."""
+    figure, places = _grid(list(by_system), "predicted", "true")
+    for rows, place in zip(by_system.values(), places):
+        table = pd.crosstab(rows.true, rows.predicted)
+        table = table.reindex(index=emotions, columns=emotions, fill_value=0)
+        shares = 100 * table.div(table.sum(axis=1), axis=0)
+        text = shares.map("{:.0f}".format)
+        for emotion, (_, low, high) in with_intervals(rows).items():
+            if emotion in emotions and not np.isnan(low):
+                text.loc[emotion, emotion] += f"<br>[{100 * low:.0f}, {100 * high:.0f}]"
+        figure.add_heatmap(
+            x=emotions, y=emotions, z=shares, text=text, texttemplate="%{text}",
+            coloraxis="coloraxis", **place,
+        )  # fmt: skip
+    colors = {"cmin": 0, "cmax": 100, "colorscale": "Blues", "colorbar": {"title": "%"}}
+    n, n_speakers = len(rows), rows.speaker.nunique()
+    title = f"Confusion matrices (% of the true emotion), {n} predictions for {n_speakers} speakers"
+    return figure.update_layout(title=title, coloraxis=colors, yaxis_autorange="reversed")
 
 
-def recall_bars(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
-    """Recall per emotion and gender, a panel per system."""
-    recalls = pd.concat(tables, names=["system", "gender"]).reset_index()
-    long = recalls.melt(["system", "gender"], var_name="emotion", value_name="recall")
-    axes = {"x": "emotion", "y": "recall", "color": "gender", "range_y": [0, 1]}
-    figure = panels(px.bar, long, "system", **axes, barmode="group", color_discrete_map=COLORS)
-    return figure.update_xaxes(title="").update_layout(title=title, legend_title="")
+def recalls_by_gender(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
+    """Recall per emotion and gender with intervals over speakers, a panel per system.
+
+    The tables are those of `gmp_utils.evaluation.tables.recall_table`.
+    """
+    table = pd.concat(tables, names=["system", None]).reset_index("system")
+    table["above"], table["below"] = table.high - table.recall, table.recall - table.low
+    figure = panels(
+        px.scatter, table, "system", x="emotion", y="recall", color="gender", range_y=[-0.05, 1.05],
+        error_y="above", error_y_minus="below", facet_col_wrap=3, color_discrete_map=COLORS,
+    )  # fmt: skip
+    figure.for_each_trace(lambda trace: trace.update(offsetgroup=trace.name, marker_size=9))
+    figure.update_layout(scattermode="group", scattergap=0.6, legend_title="")
+    return figure.update_xaxes(title="").update_layout(title=title)
+
+
+def _add_band(
+    figure: go.Figure, name: str, color: str, x: list, rows: pd.DataFrame, **style
+) -> None:
+    """A line of `rows.UAR`, above a band from `low` to `high`."""
+    figure.add_scatter(
+        x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
+        fillcolor=color, opacity=0.15, showlegend=False,
+    )  # fmt: skip
+    line = {"name": name, "mode": "lines+markers", "line": {"color": color}}
+    figure.add_scatter(x=x, y=rows.UAR, **line, **style)
 
 
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
@@ -170,6 +232,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     """
     figure, palette = go.Figure(), colors(means.system.unique())
     places = {variant: place for place, variant in enumerate(means.variant.unique())}
+    means = means.rename(columns={"UAR low": "low", "UAR high": "high"})
     for number, (system, rows) in enumerate(means.groupby("system", sort=False)):
         shift, style = 0.12 * (number - (len(palette) - 1) / 2), {"color": palette[system]}
         single = points[points.system == system]
@@ -177,18 +240,14 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
             x=single.variant.map(places) + shift + 0.04, y=single.UAR, mode="markers",
             name=f"{system}, a fold and seed", marker={**style, "opacity": 0.35, "size": 6},
         )  # fmt: skip
-        place = rows.variant.map(places) + shift
-        bars = {"array": rows["UAR high"] - rows.UAR, "arrayminus": rows.UAR - rows["UAR low"]}
+        place, diamond = [*rows.variant.map(places) + shift], {"size": 11, "symbol": "diamond"}
         if joined:
-            figure.add_scatter(
-                x=[*place, *place[::-1]], y=[*rows["UAR high"], *rows["UAR low"][::-1]], fill="toself",
-                mode="none", fillcolor=palette[system], opacity=0.15, showlegend=False,
-            )  # fmt: skip
+            _add_band(figure, system, palette[system], place, rows, marker=diamond)
+            continue
+        bars = {"array": rows.high - rows.UAR, "arrayminus": rows.UAR - rows.low}
         figure.add_scatter(
-            x=place, y=rows.UAR, name=system, mode="lines+markers" if joined else "markers",
-            marker={**style, "size": 11, "symbol": "diamond"}, line=style,
-            error_y=None if joined else bars,
-        )  # fmt: skip
+            x=place, y=rows.UAR, name=system, mode="markers", marker=style | diamond, error_y=bars
+        )
     figure.update_xaxes(tickvals=[*places.values()], ticktext=[*places], zeroline=False)
     figure.update_xaxes(range=[-0.5, len(places) - 0.5])
     title = f"Means of systems differ by up to {means.UAR.max() - means.UAR.min():.1f} points"
@@ -198,45 +257,46 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 
+def _speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
+    """`UAR`, the mean of each group's speakers, and its 95 % interval `low` to `high` (Student's t)."""
+    n, mean = groups.size(), groups.mean()
+    half = (stats.t.ppf(0.975, n - 1) * groups.sem()).where(n >= MIN_SPEAKERS)
+    return pd.DataFrame({"low": mean - half, "UAR": mean, "high": mean + half})
+
+
 def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
     """UAR over the number or share of labels, with 95 % intervals over speakers (Student's t).
 
     `scores` has line, x, speaker and UAR, see `gmp_utils.evaluation.readout`.
     """
     figure, palette, order = go.Figure(), colors(scores.line.unique()), list(scores.x.unique())
-    groups = scores.groupby(["line", "x"]).UAR
-    half = (stats.t.ppf(0.975, groups.size() - 1) * groups.sem()).where(
-        groups.size() >= MIN_SPEAKERS
-    )
-    means = pd.DataFrame(
-        {"low": groups.mean() - half, "UAR": groups.mean(), "high": groups.mean() + half}
-    )
+    means = _speaker_means(scores.groupby(["line", "x"]).UAR)
     for line, color in palette.items():
-        rows = means.loc[line].reindex(order)
-        figure.add_scatter(
-            x=[*order, *order[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
-            fillcolor=color, opacity=0.15, showlegend=False,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=order, y=rows.UAR, name=line, line={"color": color}, mode="lines+markers"
-        )
-    best = means.loc[(slice(None), order[0]), "UAR"].idxmax()[0]
+        _add_band(figure, line, color, order, means.loc[line].reindex(order))
+    (first, *_, last), wide = order, means.UAR.unstack()
+    gains = wide[last] - wide[first]
+    title = f"{first} → {last} labels: UAR {gains.min():+.1f} to {gains.max():+.1f} points"
     figure.update_xaxes(type="category", categoryarray=order, title=x_title)
-    title = f"With the fewest labels, {best} has the highest UAR here"
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:
-    """UAR (%) of each test speaker, a line per speaker, from scores by speaker of each system."""
+    """UAR (%) of each test speaker, a line per speaker, and the systems' means with their intervals.
+
+    `scores` are those of the speakers by system.
+    """
     table = pd.DataFrame(scores)
     figure = px.line(table.T, markers=True, color_discrete_sequence=[COLORS["unknown"]])
     figure.update_traces(marker_color=COLORS["neutral"], showlegend=False)
-    means, gap = table.mean(), (table.max() - table.min()).max()
-    title = f"Speakers of one system differ by up to {gap:.0f} points"
+    gap = (table.max() - table.min()).max()
+    long = table.melt(var_name="system", value_name="UAR").dropna()
+    means = _speaker_means(long.groupby("system", sort=False).UAR)
     figure.add_scatter(
-        x=means.index, y=means, name="mean", mode="markers",
+        x=means.index, y=means.UAR, name="mean", mode="markers",
+        error_y={"array": means.high - means.UAR, "color": COLORS["CE"]},
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
-    title += f", means over speakers by {means.max() - means.min():.0f}"
+    title = f"Speakers of one system differ by up to {gap:.0f} points"
+    title += f", means over speakers by {means.UAR.max() - means.UAR.min():.0f}"
     axes = {"xaxis_title": "", "yaxis_title": "UAR of a speaker (%)"}
     return figure.update_layout(title=title, legend_title="", **axes)
