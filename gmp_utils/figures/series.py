@@ -1,5 +1,7 @@
 """Plotly figures of notebooks 00 to 07."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import plotly.express as px
@@ -7,13 +9,21 @@ import plotly.graph_objects as go
 from pandas.api.typing import SeriesGroupBy
 from plotly.subplots import make_subplots
 from scipy import stats
+from sklearn.decomposition import PCA
+from transformers import set_seed
 
-from gmp_utils.evaluation.collect import SYSTEM
+from gmp_utils.evaluation.collect import SYSTEM, corpus_of, lineage
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
-from gmp_utils.evaluation.metrics import expected_calibration_error
+from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
 from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
+from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_seconds
+from gmp_utils.models.heads import HeadConfig
+from gmp_utils.runs import weights
+from gmp_utils.runs.files import read_json
+from gmp_utils.runs.paths import FINETUNE, notebook_of
+from gmp_utils.training import features
 
 
 def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
@@ -57,8 +67,8 @@ def reliability_diagrams(table: pd.DataFrame) -> go.Figure:
                 text=points.utterances, **shared,
                 hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}",
             )  # fmt: skip
-    title = "Is confidence the probability of being right?"
-    return figure.update_layout(title=title, xaxis_range=[0, 1.02], yaxis_range=[-0.05, 1.05])
+    title = "Accuracy of predictions by their confidence"
+    return figure.update_layout(title=title, xaxis_range=[0, 1.08], yaxis_range=[-0.05, 1.1])
 
 
 def counts(manifest: pd.DataFrame) -> go.Figure:
@@ -160,19 +170,53 @@ def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
     return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
 
 
-def separations(by_system: dict[str, dict]) -> go.Figure:
-    """Inter- and intra-class distances of separation.json before and after training, a panel per system."""
-    tables = {system: pd.DataFrame(values).T for system, values in by_system.items()}
-    table = pd.concat(tables, names=["system", "when"]).reset_index()
-    table.columns = table.columns.str.replace("_", "-")
-    distances = ["inter-class", "intra-class"]
-    figure = panels(px.bar, table, "system", x="when", y=distances, barmode="group")
-    ratios = [f"{name} {values['after']['ratio']:.1f}" for name, values in by_system.items()]
-    return figure.update_layout(
-        legend_title="distance",
-        title=f"Inter-class over intra-class distance after training: {', '.join(ratios)}",
-        yaxis_title="cosine distance",
-    )
+def validation_features(stage: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features, (n_utterances, head.size), before and after a training of notebook 06, and emotions.
+
+    The utterances are those that the epoch is selected on. The head is new before the training, unless the
+    loss is "ce-then-…".
+    """
+    corpus, parameters = corpus_of(stage), read_json(stage / "params.json")
+    names = corpus.partition(parameters["fold"])[corpus.protocol.selection_part]
+    after, earlier = EmotionClassifier.load(str(stage / "model")), lineage(stage)[:-1]
+    source = str(earlier[-1] / "model") if earlier else weights.resolve(parameters["encoder"])
+    settings = [*vars(HeadConfig()), "emotions", "emotion_weights", "loss", "scale", "margin"]
+    set_seed(parameters["training"]["seed"])
+    before = EmotionClassifier.load(source, **{x: getattr(after.config, x) for x in settings})
+    if parameters["finetune_from"] == "multitask" and notebook_of(earlier[-1]) != FINETUNE:
+        before.head.apply(before._init_weights)  # as in the stage
+    inputs = features.model_inputs(before, corpus)
+    vectors = [
+        features.embed_and_classify(model, corpus, inputs, names)[0] for model in (before, after)
+    ]
+    return *vectors, corpus.manifest.emotion[names].to_numpy()
+
+
+def feature_planes(networks: dict[str, Path]) -> go.Figure:
+    """`validation_features` before and after training: a PCA of the unit vectors of each model.
+
+    Inter- and intra-class distances are cosine distances in all dimensions. The axes differ between panels.
+    """
+    vectors, tables = {}, []
+    for name, stage in networks.items():
+        before, vectors[f"after, {name}"], emotions = validation_features(stage)
+        vectors = {"before": before} | vectors
+    for name, values in vectors.items():
+        distances, pca = class_separation(values, emotions), PCA(2)
+        x, y = pca.fit_transform(values / np.linalg.norm(values, axis=1, keepdims=True)).T
+        panel = (
+            f"{name} ({pca.explained_variance_ratio_.sum():.0%} of the variance)<br>"
+            f"inter-class {distances['inter_class']:.2f}, intra-class {distances['intra_class']:.2f}"
+        )
+        tables.append(pd.DataFrame({"panel": panel, "x": x, "y": y, "emotion": emotions}))
+    axes = {"x": "x", "y": "y", "color": "emotion", "color_discrete_map": COLORS}
+    spacing = {"facet_col_wrap": 3, "facet_col_spacing": 0.07, "facet_row_spacing": 0.2}
+    figure = panels(px.scatter, pd.concat(tables), "panel", **axes, **spacing)
+    figure.update_xaxes(matches=None, showticklabels=True, title="component 1")
+    figure.update_yaxes(matches=None, showticklabels=True).update_yaxes(title="component 2", col=1)
+    title = f"{len(emotions)} validation utterances, features projected by PCA"
+    height = 120 + 300 * -(-len(vectors) // 3)
+    return figure.update_layout(title=title, margin_t=100, height=height)
 
 
 def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Figure:

@@ -86,10 +86,11 @@ def draw_timeline(
         figure.update_yaxes(title="score", range=[-0.05, 1.05], **last)
     shades = colors([name for name, *_ in labels]) | PARTS
     for name, start, end in labels:
-        figure.add_vrect(
-            start, end, fillcolor=shades[name], opacity=0.15, line_width=0, row=1, col=1,
-            annotation_text=name, annotation_position="top left",
-        )  # fmt: skip
+        shade = {"fillcolor": shades[name], "opacity": 0.15, "line_width": 0, "col": 1}
+        note = {"annotation_text": name, "annotation_position": "top left"}
+        figure.add_vrect(start, end, row=1, **note, **shade)
+        if scores:
+            figure.add_vrect(start, end, row=n_rows, **shade)
     figure.update_xaxes(title="time (s)", row=n_rows, col=1)
     return figure.update_layout(title=title, template=TEMPLATE, height=120 + 110 * n_rows)
 
