@@ -25,6 +25,8 @@ from gmp_utils.data import audio
 from gmp_utils.data.corpora import espeak
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.metrics import temperature
+from gmp_utils.figures import timeline
+from gmp_utils.figures.style import COLORS
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import load_recognizer
 from gmp_utils.runs import hardware
@@ -390,3 +392,14 @@ def test_the_example_has_an_utterance_of_each_emotion_and_noise(classified, tmp_
     assert len(samples) / rate == pytest.approx(parts[-1][2])
     assert parts[-1][2] - parts[-1][1] == 5
     assert parts[1][1] == pytest.approx(parts[0][2] + 1)
+
+
+def test_the_truth_is_shaded_behind_waveform_and_scores():
+    scores = np.array([0.5]), np.array([[0.1, 0.9]]), ["angry", "sad"]
+    waveform, labels = np.zeros(SECOND, np.int16), [("sad", 0.2, 0.6)]
+    for options, axes in (({"scores": scores}, ["y", "y2"]), ({}, ["y"])):
+        shapes = timeline.draw_timeline(waveform, "", labels=labels, **options).layout.shapes
+        parts = [shape for shape in shapes if shape.type == "rect"]
+        assert [shape.yref.split()[0] for shape in parts] == axes
+        found = {(shape.x0, shape.x1, shape.fillcolor) for shape in parts}
+        assert found == {(0.2, 0.6, COLORS["sad"])}
