@@ -101,6 +101,13 @@ def test_compositions_are_counted_by_hand():
     assert table.ratio["emotion", "a"] == pytest.approx(4 / 3)
 
 
+def test_colors_of_emotions_and_genders_are_used_for_nothing_else():
+    others = {color for name, color in style.COLORS.items() if name not in style.LABELS}
+    assert len(set(style.LABELS.values())) == len(style.LABELS)
+    assert not (others | set(style.SEQUENCE)) & set(style.LABELS.values())
+    assert style.colors(["CE", "GMPs"])["GMPs"] in style.SEQUENCE[1:]
+
+
 def test_every_category_has_a_color():
     assert explore_layers.palette(["angry", TRAINING]) == [
         style.COLORS["angry"],

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 from scipy.stats import ortho_group
 from sklearn.metrics import adjusted_mutual_info_score
 
@@ -54,6 +55,39 @@ def test_a_layer_that_encodes_the_labels_scores_one_and_noise_scores_chance():
     assert scores["noise"].score["emotion"] == pytest.approx(1 / 4, abs=0.12)
     assert scores["noise"].score["speaker"] == pytest.approx(1 / 2, abs=0.14)
     assert scores["noise"].score["arousal"] == pytest.approx(0, abs=0.1)
+
+
+def test_intervals_of_probes_are_over_speakers_or_utterances():
+    """Recall is the mean of correct predictions, with the t-interval of a mean."""
+    correct = np.array([1, 1, 0, 1, 0, 1, 1, 1] * 5)
+    scored = pd.DataFrame({"true": "sad", "predicted": np.where(correct, "sad", "angry")})
+    scored["utterance"], by_speaker = np.arange(40), [0.9, 0.6, 0.8, 0.7]
+    few = probe_layers._interval(scored.assign(speaker=np.arange(40) % 3), "UAR")
+    half = stats.t.ppf(0.975, 39) * stats.sem(correct)
+    assert few == {
+        "low": pytest.approx(0.75 - half), "high": pytest.approx(0.75 + half), "over": "utterances"
+    }  # fmt: skip
+    right = np.concatenate([np.arange(10) < 10 * share for share in by_speaker])
+    scored = scored.assign(speaker=np.repeat(np.arange(4), 10))
+    scored["predicted"] = np.where(right, "sad", "angry")
+    many = probe_layers._interval(scored, "UAR")
+    half = stats.t.ppf(0.975, 3) * stats.sem(by_speaker)
+    assert (many["low"], many["over"]) == (pytest.approx(0.75 - half), "speakers")
+    # the CCC of a perfect prediction is 1 without any of the speakers, too
+    rated = scored.assign(true=np.arange(40.0), predicted=np.arange(40.0))
+    assert probe_layers._interval(rated, "CCC")["low"] == pytest.approx(1)
+
+
+def test_agreement_of_neighbors_by_hand():
+    """Two speakers say two emotions at two places: neighbors of the other speaker share the emotion."""
+    points = pd.DataFrame({"speaker": list("aaaabbbb"), "emotion": list("ssttsstt")})
+    points = points.assign(utterance=np.arange(8), part="validation", y=0.0)
+    points["x"] = np.where(points.emotion == "s", 0.0, 9.0)
+    points = pd.concat([points] * 6, ignore_index=True).assign(utterance=np.arange(48))
+    assert layers.agreement(points, "emotion") == (1, 0.5)
+    shared, chance = layers.agreement(points, "speaker")
+    assert chance == pytest.approx(23 / 47)
+    assert shared < 1
 
 
 def test_a_task_with_nothing_to_learn_is_skipped():

@@ -8,31 +8,47 @@ from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import GmpError
-from gmp_utils.figures.style import COLORS, panels
+from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
 
 MAX_POINTS = 2000  # drawn on a map
 
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
-    """Probe scores over layers, with chance level: UAR of utterances and of frames, CCC of ratings."""
-    rows = probes.sort_values(["metric", "unit", "task"], ascending=[False, False, True])
-    panel = rows.unit.replace("frames", "single frames") + ", " + rows.metric
-    lines = rows.assign(panel=panel).melt(["panel", "task", "layer"], ["score", "chance"])
-    figure = panels(
-        px.line, lines, "panel", x="layer", y="value", color="task", line_dash="variable",
-        color_discrete_map=COLORS, markers=True, facet_col_spacing=0.07,
+    """Probe scores over layers with 95 % intervals: UAR of utterances and of frames, CCC of ratings."""
+    groups = dict(list(probes.groupby(["metric", "unit"]))[::-1])
+    titles = [unit.replace("frames", "single frames") for _, unit in groups]
+    figure = make_subplots(1, len(groups), subplot_titles=titles, horizontal_spacing=0.09)
+    for column, ((metric, _), panel) in enumerate(groups.items(), start=1):
+        place = {"row": 1, "col": column}
+        for task, rows in panel.groupby("task"):
+            x, color = rows.layer, COLORS[task]
+            figure.add_scatter(
+                x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
+                fillcolor=color, opacity=0.15, showlegend=False, hoverinfo="skip", **place,
+            )  # fmt: skip
+            named = all(trace.name != task for trace in figure.data)
+            figure.add_scatter(
+                x=x, y=rows.score, name=task, legendgroup=task, showlegend=named,
+                mode="lines+markers", line_color=color, **place,
+            )  # fmt: skip
+        for chance, rows in panel.groupby("chance"):
+            text = f"chance: {', '.join(rows.task.unique())}"
+            style = {"dash": "dot", "width": 1, "color": "#555555"}
+            figure.add_hline(
+                chance, line=style, annotation_text=text, annotation_font_size=10, **place
+            )
+        figure.update_yaxes(title=metric, range=[min(0, panel.low.min()) - 0.02, 1.02], **place)
+    paper = {"dash": "dash", "width": 1, "color": "#555555"}
+    figure.add_vline(
+        probes.layer.max() - 2, line=paper, annotation_text="layer -3",
+        annotation_font_size=10, annotation_position="bottom right",
     )  # fmt: skip
-    figure.update_traces(line_width=1, showlegend=False, selector={"line_dash": "dot"})
-    figure.for_each_trace(lambda trace: trace.update(name=trace.name.removesuffix(", score")))
     emotion = probes.query("unit == 'utterances' and task == 'emotion'")
     best = emotion.loc[emotion.score.idxmax()]
-    title = f"Layer {best.layer:.0f} probes best for emotion: UAR {best.score:.2f}"
-    sentence = probes.query("unit == 'utterances' and task == 'sentence'")
-    if len(sentence):
-        best = sentence.loc[sentence.score.idxmax()]
-        title += f"; layer {best.layer:.0f} for the sentence: {best.score:.2f}"
-    figure.update_layout(title=title, margin_t=80, legend_title="")
-    figure.update_yaxes(title="", range=[min(0, probes.score.min()) - 0.02, 1.02])
+    as_good = (emotion.score >= best.low).sum()
+    title = f"Emotion, utterances: UAR {emotion.score.min():.2f} to {best.score:.2f}; "
+    title += f"{as_good} of {len(emotion)} layers are within the 95 % interval of the best"
+    figure.update_layout(title=title, margin_t=80)
     return figure.update_xaxes(title="layer (0: input of the first)")
 
 
@@ -40,24 +56,25 @@ def cluster_information(clusters: pd.DataFrame) -> go.Figure:
     """Adjusted mutual information of clusters with each attribute, per layer and K."""
     table = clusters.assign(K="K = " + clusters.K.astype(str))
     figure = panels(px.line, table, x="layer", y="ami", color="K", markers=True)
+    line = {"dash": "dot", "width": 1, "color": "#555555"}
+    figure.add_hline(0, line=line, annotation_text="chance", annotation_font_size=10)
     k = clusters.K.min()
-    top = clusters[clusters.K == k].groupby("attribute").ami.max().sort_values()
-    extremes = f"the most information with {top.index[-1]}, the least with {top.index[0]}"
-    return figure.update_layout(
-        title=f"K = {k} clusters share {extremes}",
-        yaxis_title="adjusted mutual information",
-    )
+    highest = clusters[clusters.K == k].groupby("attribute").ami.max().sort_values()[::-1]
+    peaks = ", ".join(f"{name} {ami:.2f}" for name, ami in highest.items())
+    figure.update_yaxes(title="adjusted mutual information", col=1)
+    return figure.update_layout(title=f"Highest AMI of K = {k} clusters: {peaks}", legend_title="")
 
 
 def similarity(table: pd.DataFrame) -> go.Figure:
     """CKA between the layers of a model, and between its layers and the original encoder's."""
     titles = ["layers of this model", "layers of the original encoder"][: table.reference.nunique()]
-    figure = make_subplots(1, len(titles), subplot_titles=titles, shared_yaxes=True)
+    figure = make_subplots(1, len(titles), shared_yaxes=True)
+    text = {"texttemplate": "%{z:.2f}", "textfont_size": 9} if table.layer.max() < 13 else {}
     for column, (_, rows) in enumerate(table.groupby("reference", sort=False), start=1):
         square = rows.pivot(index="layer", columns="reference_layer", values="cka")
-        figure.add_heatmap(
-            x=square.columns, y=square.index, z=square, coloraxis="coloraxis", row=1, col=column
-        )
+        cells = {"x": square.columns, "y": square.index, "z": square, **text}
+        figure.add_heatmap(**cells, coloraxis="coloraxis", row=1, col=column)
+        figure.update_xaxes(title=titles[column - 1], dtick=1, col=column)
     title = "Similarity of the layers (linear CKA)"
     same = table.query("reference == 'encoder' and layer == reference_layer")
     if len(same):
@@ -66,73 +83,111 @@ def similarity(table: pd.DataFrame) -> go.Figure:
             f"Layer {change.idxmin()} changed most (CKA {change.min():.2f} with the original encoder), "
             f"layer {change.idxmax()} least ({change.max():.2f})"
         )
-    scale = {"cmin": 0, "cmax": 1, "colorscale": "Blues", "colorbar": {"title": "CKA"}}
-    figure.update_yaxes(title="layer of this model", col=1)
-    return figure.update_layout(title=title, margin_t=80, coloraxis=scale)
+    scale = {"cmin": np.floor(10 * table.cka.min()) / 10, "cmax": 1, "colorscale": "Teal"}
+    figure.update_yaxes(title="layer of this model", dtick=1, col=1)
+    return figure.update_layout(title=title, coloraxis=scale | {"colorbar": {"title": "CKA"}})
 
 
 def layer_change(table: pd.DataFrame) -> go.Figure:
     """CKA of each layer with the original encoder's, a line per trained model."""
     axes = {"x": "layer", "y": "cka", "range_y": [-0.02, 1.02], "color": "model"}
-    figure = px.line(table, **axes, markers=True, color_discrete_map=COLORS)
+    figure = px.line(table, **axes, markers=True, color_discrete_sequence=SEQUENCE)
     most = table.sort_values("cka").iloc[0]
     title = f"Layer {most.layer} of {most.model} changed most: CKA {most.cka:.2f}"
     return figure.update_layout(title=title, yaxis_title="CKA with the original encoder")
 
 
-def shared_emotion(table: pd.DataFrame) -> tuple[float, float]:
-    """How often the ten nearest points of other speakers share the emotion of a validation or test point.
+def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
+    """How often the ten nearest points share an attribute of a validation or test point, and by chance.
 
-    The chance level, returned second, is the share of the emotion among the points of other speakers. The
-    table has x, y, part, speaker and emotion of one map.
+    They are of other speakers, or, for the attribute "speaker", of other utterances. The chance level is the
+    share of the attribute among these. The table has x, y, part, utterance and attributes of one map.
     """
-    shared, expected = [], []
-    for speaker, points in table[table.part.isin(["validation", "test"])].groupby("speaker"):
-        others = table[table.speaker != speaker]
+    shared, expected, excluded = [], [], "utterance" if attribute == "speaker" else "speaker"
+    for name, points in table[table.part.isin(["validation", "test"])].groupby(excluded):
+        others = table[table[excluded] != name]
         nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
         neighbors = nearest.kneighbors(points[["x", "y"]], return_distance=False)
-        same = others.emotion.to_numpy()[neighbors] == points.emotion.to_numpy()[:, None]
+        same = others[attribute].to_numpy()[neighbors] == points[attribute].to_numpy()[:, None]
         shared.extend(same.mean(axis=1))
-        expected.extend(points.emotion.map(others.emotion.value_counts(normalize=True)).fillna(0))
+        frequencies = others[attribute].value_counts(normalize=True)
+        expected.extend(points[attribute].map(frequencies).fillna(0))
     return float(np.mean(shared)), float(np.mean(expected))
 
 
-def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
-    """UMAP (maps.parquet of stage 03) of "utterances" or "frames" by emotion, a panel per layer.
+def _add_map(figure: go.Figure, points: pd.DataFrame, color: str, **trace) -> None:
+    """Draw points of a map: training speakers are dots, validation or test speakers diamonds."""
+    unseen = points.part != "train"
+    figure.add_scatter(
+        x=points.x, y=points.y, mode="markers", text=points.utterance, hoverinfo="text",
+        marker={"color": color, "size": np.where(unseen, 7, 3), "opacity": 0.8,
+                "symbol": np.where(unseen, "diamond", "circle"), "line_width": 0},
+        **trace,
+    )  # fmt: skip
 
-    Training speakers are small dots, because the model may have been trained on their emotions. A sample of
-    `MAX_POINTS` points is drawn. Layer -1 is the last.
-    """
+
+def _drawn(table: pd.DataFrame, unit: str, layers: list[int]) -> dict[int, pd.DataFrame]:
+    """At most `MAX_POINTS` points of the maps of some layers, the same ones, by layer; -1 is the last."""
     n_states = table.layer.max() + 1
     for layer in layers:
         if not -n_states <= layer < n_states:
             raise GmpError(f"layer {layer}: this model has layers 0 to {n_states - 1}.")
-    drawn = table[(table.unit == unit) & table.layer.isin([layer % n_states for layer in layers])]
-    number = drawn.groupby("layer").cumcount()  # the same points come in the same order
-    kept = np.random.default_rng(0).permutation(number.max() + 1)[:MAX_POINTS]
-    drawn = drawn[number.isin(kept)]
-    figure = px.scatter(
-        drawn.sample(frac=1, random_state=0),
-        x="x", y="y", color="emotion", facet_col="layer", symbol="part",
-        color_discrete_map=COLORS,
-        category_orders={name: sorted(drawn[name].unique()) for name in ("layer", "emotion")},
-        symbol_map={"train": "circle", "validation": "diamond", "test": "diamond"},
-        hover_data={"speaker": True, "x": False, "y": False},
-        render_mode="svg",
-    )  # fmt: skip
-    figure.for_each_annotation(lambda note: note.update(text=note.text.replace("=", " ")))
-    unseen = {"size": 7, "opacity": 1, "line": {"width": 0.5, "color": "black"}}
-    figure.update_traces(marker={"size": 4, "opacity": 0.6})
-    figure.update_traces(marker=unseen, selector={"marker_symbol": "diamond"})
-    figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    parts = " and ".join(sorted(set(drawn.part) - {"train"})).capitalize()
-    names = ", ".join(f"{layer - n_states}" for layer in sorted(drawn.layer.unique()))
-    results = [shared_emotion(points) for _, points in drawn.groupby("layer")]
-    shares = ", ".join(f"{shared:.0%}" for shared, _ in results)
+    table, drawn = table[table.unit == unit], {}
+    for layer in sorted({layer % n_states for layer in layers}):
+        points = table[table.layer == layer].reset_index(drop=True)
+        drawn[layer] = points.sample(min(len(points), MAX_POINTS), random_state=0)
+    return drawn
+
+
+def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
+    """UMAP (maps.parquet of stage 03) of "utterances" or "frames": a row per attribute, a column per layer.
+
+    The training speakers' points are small, because the model may have been trained on their emotions. Each
+    panel has the share of its `agreement`.
+    """
+    drawn = _drawn(table, unit, layers)
+    rows = [name for name in ("emotion", "gender", "speaker") if table[name].nunique() > 1]
+    titles = [f"layer {layer}" for layer in drawn]
+    grid = {"column_titles": titles, "row_titles": rows, "vertical_spacing": 0.05}
+    figure = make_subplots(len(rows), len(drawn), horizontal_spacing=0.01, **grid)
+    found = {}
+    for row, name in enumerate(rows, start=1):
+        legend = "legend" if row == 1 else f"legend{row}"
+        style = {"y": 1 - (row - 1) / len(rows), "x": 1.03, "itemsizing": "constant"}
+        figure.update_layout({legend: style})
+        for column, (layer, points) in enumerate(drawn.items(), start=1):
+            place = {"row": row, "col": column}
+            for value, color in colors(sorted(points[name].dropna().unique())).items():
+                named = column == 1 and name != "speaker"
+                trace = {"name": value, "legendgroup": value, "legend": legend, "showlegend": named}
+                _add_map(figure, points[points[name] == value], color, **trace, **place)
+            found[name, layer] = share, chance = agreement(points, name)
+            text = f"{share:.0%} (chance {chance:.0%})"
+            figure.update_xaxes(title={"text": text, "standoff": 2}, **place)
+    first, last = min(drawn), max(drawn)
+    (before, chance), after = found[rows[0], first], found[rows[0], last][0]
+    title = f"Nearest {unit} that share the {rows[0]}: {before:.0%} in layer {first}"
+    title += f", {after:.0%} in layer {last} (chance {chance:.0%})"
+    figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False, title_font_size=11)
+    figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
     return figure.update_layout(
-        title=f"{parts} {unit}, layer {names}: {shares} of other speakers' neighbors share the emotion "
-        f"(chance level {results[0][1]:.0%})"
+        title=title, height=130 + 190 * len(rows), margin={"t": 80, "r": 120}
     )
+
+
+def emotion_maps(table: pd.DataFrame, unit: str, layer: int) -> go.Figure:
+    """UMAP of one layer as in `maps`, a panel per emotion, whose points are drawn over all others."""
+    (layer, points), *_ = _drawn(table, unit, [layer]).items()
+    emotions = colors(sorted(points.emotion.dropna().unique()))
+    figure = make_subplots(1, len(emotions), subplot_titles=[*emotions], horizontal_spacing=0.01)
+    for column, (emotion, color) in enumerate(emotions.items(), start=1):
+        place = {"row": 1, "col": column, "showlegend": False}
+        _add_map(figure, points[points.emotion != emotion].assign(part="train"), "#E4E4E4", **place)
+        _add_map(figure, points[points.emotion == emotion], color, **place)
+    share, chance = agreement(points, "emotion")
+    figure.update_xaxes(visible=False).update_yaxes(visible=False)
+    title = f"Layer {layer}: {share:.0%} of the nearest {unit} of other speakers share the emotion "
+    return figure.update_layout(title=f"{title}(chance {chance:.0%})", height=330, margin_t=80)
 
 
 def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:

@@ -1,4 +1,4 @@
-"""The look of all figures: colors of emotions, genders and tasks, a template, and display."""
+"""The look of all figures: colors, a template, and display."""
 
 import os
 import shutil
@@ -11,8 +11,9 @@ import plotly.graph_objects as go
 
 from gmp_utils.runs.paths import display_path, figures_folder
 
-# Okabe and Ito's palette and some of Paul Tol's, which color-blind readers can distinguish.
-COLORS = {
+# Of emotions and genders, and of nothing else: Okabe and Ito's palette and some of Paul Tol's, which
+# color-blind readers can distinguish.
+LABELS = {
     "angry": "#D55E00",
     "happy": "#E69F00",
     "neutral": "#999999",
@@ -26,30 +27,30 @@ COLORS = {
     "frustrated": "#661100",
     "contemptuous": "#882255",
     "other": "#000000",
+    "female": "#AA4499",
+    "male": "#117733",
+}
+# Of everything else: violets, teals and dark greys, which differ in lightness too.
+SEQUENCE = [
+    *("#4B3F72", "#1F9E9E", "#B79FE0", "#2B2B2B", "#8FD6CD", "#8C7A4F", "#68737D"),
+    *("#8E5BB5", "#1B5E66", "#D9C8A9"),
+]
+TASKS = ("emotion", "gender", "speaker", "sentence", "valence", "arousal", "dominance")
+LOSSES = ("CE", "AMS", "CE then AMS", "CE then CE")
+COLORS = {
+    **LABELS,
     "unknown": "#DDDDDD",
     "trained on": "#DDDDDD",
-    "female": "#CC79A7",
-    "male": "#009E73",
-    "emotion": "#D55E00",
-    "gender": "#009E73",
-    "speaker": "#0072B2",
-    "sentence": "#56B4E9",
-    "valence": "#E69F00",
-    "arousal": "#CC79A7",
-    "dominance": "#999999",
-    "CE": "#0072B2",
-    "AMS": "#D55E00",
-    "CE then AMS": "#009E73",
-    "CE then CE": "#56B4E9",
+    **dict(zip(TASKS, SEQUENCE)),
+    **dict(zip(LOSSES, SEQUENCE)),
 }
-SEQUENCE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999"]
 AXIS = {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"}
 TEMPLATE = go.layout.Template(
     layout={
         "colorway": SEQUENCE,
         "font": {"size": 13},
         "title": {"font": {"size": 16}, "x": 0, "xref": "paper"},
-        "margin": {"l": 60, "r": 20, "t": 60, "b": 50},
+        "margin": {"l": 60, "r": 20, "t": 60, "b": 60},
         "paper_bgcolor": "white",
         "plot_bgcolor": "white",
         "xaxis": AXIS,
@@ -60,10 +61,10 @@ TEMPLATE = go.layout.Template(
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """A color for each name: that of `COLORS`, or else one that no other name has."""
+    """A color for each name: that of `COLORS`, or else one of `SEQUENCE` that no other name has."""
     names = list(names)
     fixed = {name: COLORS[name] for name in names if name in COLORS}
-    spare = cycle(sorted(set(COLORS.values()) - set(fixed.values()) - {COLORS["unknown"]}))
+    spare = cycle([color for color in SEQUENCE if color not in fixed.values()])
     return {name: fixed.get(name) or next(spare) for name in names}
 
 

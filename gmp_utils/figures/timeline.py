@@ -10,7 +10,7 @@ import torch
 from plotly.subplots import make_subplots
 
 from gmp_utils.data.audio import SAMPLE_RATE, normalize, to_float, to_int16
-from gmp_utils.figures.style import TEMPLATE, colors
+from gmp_utils.figures.style import SEQUENCE, TEMPLATE, colors
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_seconds
 
@@ -18,7 +18,7 @@ WINDOW = 50  # frames of a second
 HOP = 5  # frames from one window to the next
 POINTS = 2000  # of a drawn waveform, minimum and maximum in turn
 GOLDEN = 0.618034  # its multiples give neighboring clusters different colors
-PARTS = {"played": "#0072B2", "emotional part": "#E69F00"}  # colors of other parts than labels
+PARTS = {"played": SEQUENCE[0], "emotional part": SEQUENCE[1]}  # colors of other parts than labels
 
 
 def scores_over_time(

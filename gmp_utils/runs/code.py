@@ -67,7 +67,8 @@ def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) ->
 def code_digest(module: str) -> str:
     """SHA-256 of the code that can change what a module computes for a stage."""
     name = module.removeprefix("gmp_utils.")
-    makes_tables = name in ("stages.publish", "stages.results") or name.startswith("evaluation.")
+    tables = "stages.probe_layers", "stages.publish", "stages.results"
+    makes_tables = name in tables or name.startswith("evaluation.")
     code = counted_modules([name], [READERS, *(() if makes_tables else TABLES)])
     return text_digest(repr(sorted(code.items())))
 

@@ -13,6 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from gmp_utils.data.audio import to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
+from gmp_utils.evaluation.comparison import MIN_SPEAKERS, class_sums, jackknife_interval
 from gmp_utils.evaluation.metrics import (
     ATTRIBUTES,
     adjusted_information,
@@ -21,6 +22,7 @@ from gmp_utils.evaluation.metrics import (
     purity,
     uar,
 )
+from gmp_utils.evaluation.ratings import ccc_of_sums, moments
 from gmp_utils.models.encoder import SpeechModel, frame_seconds
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PROBE_LAYERS, fold_folder, stage_folder, stage_of
@@ -52,7 +54,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     are trained on the training part. Speakers are classified by half of the utterances of each
     validation and test speaker, and scored on the other half. A task with fewer than two values to train on
     is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes
-    and ratings of each.
+    and ratings of each. Rows have the score, its 95 % interval and the chance level, see `_interval`.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
@@ -69,9 +71,24 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         if n_values > 1 and test.any():
             metric, chance = ("UAR", 1 / n_values) if task in ATTRIBUTES else ("CCC", 0.0)
             model = _probe(metric).fit(x[train], labels[train])
-            score = (uar if metric == "UAR" else ccc)(labels[test], model.predict(x[test]))
-            rows.append({"task": task, "metric": metric, "score": score, "chance": chance})
+            scored = points[test].assign(true=labels[test], predicted=model.predict(x[test]))
+            score = (uar if metric == "UAR" else ccc)(scored.true, scored.predicted)
+            row = {"task": task, "metric": metric, "score": score, "chance": chance}
+            rows.append(row | _interval(scored, metric))
     return rows
+
+
+def _interval(scored: pd.DataFrame, metric: str) -> dict:
+    """`low` and `high` of a score by jackknife `over` speakers, or over utterances if they are too few."""
+    over = "speaker" if scored.speaker.nunique() >= MIN_SPEAKERS else "utterance"
+    if metric == "UAR":
+        counts = class_sums(scored, [over]).unstack(fill_value=0)
+        low, high = jackknife_interval(counts.to_numpy().reshape(len(counts), 2, -1))
+    else:
+        pairs = (rows[["true", "predicted"]].to_numpy(float).T for _, rows in scored.groupby(over))
+        sums = np.stack([moments(*pair) for pair in pairs])
+        low, high = jackknife_interval(sums, ccc_of_sums, lowest=-1)
+    return {"low": low, "high": high, "over": f"{over}s"}
 
 
 def cluster_layer(
@@ -218,7 +235,7 @@ def probe_layers(
     selects on, so that a layer may be chosen by them. Larger corpora are sampled (see `DRAWN_FRAMES`), and
     maps have at most `map_points` frames or utterances.
 
-    The stage has probes.parquet (layer, unit, task, metric, score, chance, for "utterances" and "frames"),
+    The stage has probes.parquet (layer, unit, for "utterances" and "frames", and see `probe_layer`),
     clusters.parquet (layer, and see `cluster_layer` and `bag_uar`), similarity.parquet (layer,
     reference_layer, reference, cka, for this "model" and the original "encoder") and maps.parquet (unit, and
     see `gmp_utils.evaluation.geometry.map_layers`).
