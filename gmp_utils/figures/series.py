@@ -99,6 +99,25 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
     return figure.update_layout(title=title, xaxis_title="duration (s)", yaxis_title="utterances")
 
 
+def folds(parts: pd.DataFrame) -> go.Figure:
+    """The part, such as "train" or "test", of each speaker (row) in each fold (column), as tiles."""
+    shades = {"train": "#E4E6E9", "validation": "#B79FE0", "test": "#8FD6CD"}
+    names = [*shades, *sorted(set(parts.to_numpy().ravel()) - set(shades))]
+    palette = [shades.get(name, "#FFFFFF") for name in names]
+    scale = [[number / (len(names) - 1), color] for number, color in enumerate(palette)]
+    codes = parts.map(names.index)
+    figure = go.Figure(
+        go.Heatmap(
+            x=parts.columns, y=parts.index, z=codes, zmin=0, zmax=len(names) - 1, colorscale=scale,
+            text=parts, texttemplate="%{text}", showscale=False, xgap=2, ygap=2,
+        )
+    )  # fmt: skip
+    once = ((parts == "test").sum(axis=1) == 1).sum()
+    title = f"{once} of {len(parts)} speakers are test speakers in exactly one fold"
+    figure.update_yaxes(type="category", autorange="reversed", title="speaker", showgrid=False)
+    return figure.update_layout(title=title, height=120 + 26 * len(parts), xaxis_showgrid=False)
+
+
 def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     """Valence and arousal of the utterances, and their mean per emotion. None without ratings."""
     attributes = manifest.columns.intersection(["valence", "arousal"])

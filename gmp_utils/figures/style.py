@@ -1,14 +1,19 @@
 """The look of all figures: colors, a template, and display."""
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterable
 from itertools import cycle
 
 import kaleido
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import soundfile
+from IPython.display import Audio, display
 
+from gmp_utils.data.audio import SAMPLE_RATE
 from gmp_utils.runs.paths import display_path, figures_folder
 
 # Of emotions and genders, and of nothing else: Okabe and Ito's palette and some of Paul Tol's, which
@@ -86,8 +91,6 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
 
     The files are `<name>.html`, and `.png` and `.svg` where a Chromium is found.
     """
-    from IPython.display import display
-
     figure.update_layout(template=TEMPLATE)
     folder = figures_folder(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,3 +108,12 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     else:
         print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)
+
+
+def player(waveform: np.ndarray) -> Audio:
+    """A player of a waveform, (samples,), compressed to 4 kB per second because notebooks keep it."""
+    file = io.BytesIO()
+    soundfile.write(file, waveform, SAMPLE_RATE, format="OGG", subtype="OPUS")
+    audio = Audio(file.getvalue())
+    audio.mimetype = "audio/ogg"
+    return audio
