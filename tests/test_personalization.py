@@ -22,7 +22,7 @@ from gmp_utils.models import losses, regression
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.models.regression import SPEAKER_POSITIONS, RatingModelConfig
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import GENERATE_GMPS
+from gmp_utils.runs.paths import GENERATE_GMPS, PERSONALIZE
 from gmp_utils.stages import generate_gmps, personalize
 from gmp_utils.training.batching import Masking
 from gmp_utils.training.trainer import TrainingConfig
@@ -324,10 +324,52 @@ def test_every_system_predicts(rated):
     differences = ratings.compare_systems(table, systems)
     assert differences.compared.tolist() == ["none-mlp → learned-mlp"] * 2
     assert ratings.compare_calibrations(table[table.system == "none-mlp"]).shape[0] == 3 * 2
-    stage = personalize.write_results([rated], systems, table=table, results=results)
+    stage = personalize.write_results([rated], systems, table)
     summary = (stage / "summary.md").read_text()
     assert "no statement from 2 speakers" in summary
     assert "use all utterances of a test speaker, without labels" in summary
+
+
+def test_systems_are_compared_over_seeds_and_speakers():
+    """CCC of y + c and y is 2 var / (2 var + c²)."""
+    y, speakers = np.arange(5.0), ["a", "b", "c", "d"]
+    offsets = {
+        (seed, name): 1 + seed / 10 + i / 20 for seed in range(3) for i, name in enumerate(speakers)
+    }
+    tables = []
+    for (seed, name), c in offsets.items():
+        for system, predicted in (("none-mlp", y), ("mean-mlp", y + c)):
+            rows = pd.DataFrame({"speaker": name, "true": y, "predicted": predicted})
+            tables.append(
+                rows.assign(system=system, seed=seed, attribute="valence", calibration="none")
+            )
+    table, systems = pd.concat(tables), [RatingModelConfig(), RatingModelConfig("mean")]
+    (row,) = ratings.compare_systems(table, systems).itertuples()
+    losses = pd.Series({key: 100 - 400 / (4 + c**2) for key, c in offsets.items()})
+    assert (row.speakers, row.seeds) == (4, 3)
+    assert row.difference == pytest.approx(-losses.mean())
+    assert row.seed_deviation == pytest.approx(losses.groupby(level=0).mean().std())
+    assert row.finding == f"{losses.mean():.1f} points lower"
+    results = ratings.results_table(table).set_index("system")
+    assert results.seeds.tolist() == [3, 3]
+    assert results["A-CCC"]["mean-mlp"] == pytest.approx(1 - losses.mean() / 100)
+    (row,) = ratings.compare_systems(table[table.seed == 0], systems).itertuples()
+    assert row.finding.startswith(f"these trainings differ by {losses[0].mean():.1f} points;")
+
+
+def test_results_of_seeds_are_combined(rated, tmp_path):
+    stages = []
+    for seed in range(2):
+        run = shutil.copytree(rated.run_dir, tmp_path / f"seed{seed}")
+        task, system = replace(rated, run_dir=str(run)), RatingModelConfig()
+        personalize.train_and_predict(task, system, training=replace(QUICK, seed=seed))
+        table = ratings.calibrated(task, system.name)
+        stages.append(personalize.write_results([task], [system], table))
+    combined = personalize.combine_seeds(stages)
+    assert combined == tmp_path / PERSONALIZE / "results"
+    table = pd.read_parquet(combined / "ratings.parquet")
+    assert table.groupby("seed").predicted.mean().nunique() == 2
+    assert "seeds 0, 1." in (combined / "summary.md").read_text()
 
 
 def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
@@ -376,7 +418,10 @@ def test_seen_speakers_are_compared_on_unused_utterances(rated):
     used, unused = (set(parts[part].utterance) for part in ("train", "seen"))
     assert len(used) == len(unused) == 6 and not used & unused  # halves of twelve
     gaps = ratings.personalization_gap(rated, {1: stage.name})
-    np.testing.assert_allclose(gaps.gap, gaps.seen - gaps.unseen)
+    seen = parts["seen"].query("attribute == 'valence'")
+    row = gaps.query("attribute == 'valence' and `test on` == 'seen speakers'")
+    assert row["A-CCC"].item() == pytest.approx(ccc(seen.true, seen.predicted))
+    assert gaps.half_width.notna().tolist() == [False, False, True, True]  # one seen, two unseen
     shifts = ratings.shifts(rated, stage.name)
     assert (shifts[["feature", "label"]] > 0).all(axis=None)
 
@@ -410,7 +455,7 @@ def test_few_utterances_have_no_score():
         pd.DataFrame({"speaker": name, "true": np.arange(n), "predicted": np.arange(n) + 1.0})
         for name, n in (("a", 5), ("b", 4))
     ]
-    table = pd.concat(tables).assign(system="s", calibration="none", attribute="valence")
+    table = pd.concat(tables).assign(system="s", calibration="none", attribute="valence", seed=0)
     scores = ratings.speaker_scores(table)
     assert scores.speaker.tolist() == ["a"]
     assert scores.ccc.item() == pytest.approx(2 * 2 / (2 + 2 + 1))

@@ -90,7 +90,7 @@ def test_papt_ends_with_notebook_08(tmp_path):
     (run,) = lay_out(Settings(**settings, folds=[2, 3])).runs
     assert run.parameters["folds"] == [2, 3]
     planned = lay_out(Settings(experiment="personalize"))
-    assert [run.personal for run in planned.runs] == [True, True]
+    assert [run.personal for run in planned.runs] == [True] * 2 * 3  # variants, seeds
     assert {run.parameters["corpus"] for run in planned.runs} == {"synthetic_speakers"}
     (run,) = lay_out(Settings(**settings, preset=["presets/papt.yaml"])).runs
     assert (run.parameters["layer"], run.parameters["scales"]) == (-16, [500])

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 from sklearn.decomposition import PCA
 
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
-from gmp_utils.evaluation.comparison import comparisons, jackknife_interval
+from gmp_utils.evaluation.comparison import LEVEL, comparisons, jackknife_interval
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models.regression import RatingModelConfig
 from gmp_utils.runs.files import read_json
@@ -69,13 +70,15 @@ def pldc(
 def read_predictions(task: RatingTask, system: str, part: str = "test") -> pd.DataFrame:
     """Predictions of a finished system for a part of its fold, uncalibrated.
 
-    Columns are utterance, speaker, gender, part, attribute, true, predicted, system, fold and calibration.
+    Columns are utterance, speaker, gender, part, attribute, true, predicted, system, fold, seed and
+    calibration.
     """
     stage = task.folder / system
-    check_and_identify(stage, "predictions.parquet", "speakers.parquet")
+    check_and_identify(stage, "params.json", "predictions.parquet", "speakers.parquet")
     table = pd.read_parquet(stage / "predictions.parquet")
     table = table[table.part == part].reset_index(drop=True)
-    return table.assign(system=system, fold=task.fold, calibration=UNCALIBRATED)
+    seed = read_json(stage / "params.json")["training"]["seed"]
+    return table.assign(system=system, fold=task.fold, seed=seed, calibration=UNCALIBRATED)
 
 
 def calibrated(task: RatingTask, system: str, neighbors: int | None = None) -> pd.DataFrame:
@@ -114,8 +117,8 @@ def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def speaker_scores(table: pd.DataFrame) -> pd.DataFrame:
-    """`ccc` by system, calibration, attribute and speaker with at least `MIN_UTTERANCES` utterances."""
-    groups = table.groupby(["system", "calibration", "attribute", "speaker"], sort=False)
+    """`ccc` by system, calibration, attribute, seed, and speaker of at least `MIN_UTTERANCES` utterances."""
+    groups = table.groupby(["system", "calibration", "attribute", "seed", "speaker"], sort=False)
     scores = groups[["true", "predicted"]].apply(
         lambda rows: ccc(rows.true, rows.predicted) if len(rows) >= MIN_UTTERANCES else np.nan
     )
@@ -135,15 +138,15 @@ def ccc_of_sums(sums: np.ndarray) -> np.ndarray:
 
 
 def results_table(table: pd.DataFrame) -> pd.DataFrame:
-    """O-CCC over all test utterances, and A-CCC, the mean over test speakers.
+    """O-CCC over all test utterances, and A-CCC, the mean over test speakers, pooled over seeds.
 
     There is a row per system, calibration and attribute: `O-CCC` and `A-CCC` with the intervals of
     `jackknife_interval` over speakers, `o_low` to `o_high` and `a_low` to `a_high`, the standard deviation of
-    A-CCC over speakers (`std`), and `speakers`.
+    A-CCC over speakers (`std`), and the numbers of `speakers` and `seeds`.
     """
     rows, keys = [], ["system", "calibration", "attribute"]
     for key, predictions in table.groupby(keys, sort=False):
-        scores = speaker_scores(predictions).ccc
+        scores = speaker_scores(predictions).groupby("speaker").ccc.mean()
         row = dict(zip(keys, key)) | {"O-CCC": ccc(predictions.true, predictions.predicted)}
         by_speaker = predictions.groupby("speaker")
         sums = [moments(rows.true.to_numpy(), rows.predicted.to_numpy()) for _, rows in by_speaker]
@@ -151,7 +154,7 @@ def results_table(table: pd.DataFrame) -> pd.DataFrame:
         row |= {"A-CCC": scores.mean(), "std": scores.std(ddof=0)}
         sums = scores.to_frame().assign(n=1).to_numpy()[..., None]
         row["a_low"], row["a_high"] = jackknife_interval(sums, lowest=-1)
-        rows.append(row | {"speakers": len(scores)})
+        rows.append(row | {"speakers": len(scores), "seeds": predictions.seed.nunique()})
     return pd.DataFrame(rows)
 
 
@@ -172,7 +175,7 @@ def _differences(
     table: pd.DataFrame, column: str, pairs: Sequence[tuple[str, str]]
 ) -> pd.DataFrame:
     """`comparisons` of A-CCC by attribute, in hundredths, between values of a column."""
-    scores = speaker_scores(table).rename(columns={"ccc": "total"}).assign(n=1, seed=0, label="")
+    scores = speaker_scores(table).rename(columns={"ccc": "total"}).assign(n=1, label="")
     sums = scores.assign(system=scores[column]).set_index(["system", "speaker", "seed", "label"])
     groups = sums.groupby("attribute", sort=False)[["total", "n"]]
     tables = {attribute: comparisons(rows, pairs) for attribute, rows in groups}
@@ -180,11 +183,12 @@ def _differences(
 
 
 def compare_calibrations(table: pd.DataFrame) -> pd.DataFrame:
-    """`comparisons` of PLDC's variants with one system's uncalibrated predictions, by attribute.
+    """`comparisons` of one system's calibrations with its uncalibrated predictions, by attribute.
 
     Points are hundredths of CCC.
     """
-    pairs = [(UNCALIBRATED, f"PLDC {variant}") for variant in VARIANTS]
+    names = [name for name in table.calibration.unique() if name != UNCALIBRATED]
+    pairs = [(UNCALIBRATED, name) for name in names]
     return _differences(table, "calibration", pairs)
 
 
@@ -213,21 +217,24 @@ def by_neighbors(tasks: Sequence[RatingTask], system: str, counts: Sequence[int]
 
 
 def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFrame:
-    """A-CCC of seen minus unseen speakers, by the number of training speakers.
+    """A-CCC of seen and of unseen speakers, by the number of training speakers.
 
     `stages` are those of `gmp_utils.stages.personalize.train_on_fewer_speakers` by number of training
-    speakers. Columns are `attribute`, `speakers`, A-CCC of `seen` speakers' left-out utterances and of every
-    other utterance of `unseen` (test) speakers, and the `gap`.
+    speakers. Seen speakers are scored on their left-out utterances, unseen (test) speakers on every other
+    one. Columns are `attribute`, `training speakers`, `test on`, `A-CCC`, and the `half_width` of its 95 %
+    interval over speakers (Student's t).
     """
     rows = []
     for n_speakers, stage in stages.items():
         unseen = read_predictions(task, stage)
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
-        means = pd.DataFrame()
         for name, table in tables.items():
-            means[name] = speaker_scores(table).groupby("attribute", sort=False).ccc.mean()
-        rows.append(means.assign(speakers=n_speakers, gap=means.seen - means.unseen).reset_index())
+            scores = speaker_scores(table).groupby("attribute", sort=False).ccc
+            half_width = stats.t.isf(LEVEL / 2, scores.size() - 1) * scores.sem()
+            means = pd.DataFrame({"A-CCC": scores.mean(), "half_width": half_width})
+            labels = {"training speakers": n_speakers, "test on": f"{name} speakers"}
+            rows.append(means.reset_index().assign(**labels))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -247,7 +254,9 @@ def shifts(task: RatingTask, system: str) -> pd.DataFrame:
     def distance(values: pd.DataFrame, name: str) -> float:
         return shift(values.loc[speaker.index[speaker == name]], values.loc[training])
 
-    table = speaker_scores(read_predictions(task, system)).drop(columns=["system", "calibration"])
+    table = speaker_scores(read_predictions(task, system)).drop(
+        columns=["system", "calibration", "seed"]
+    )
     return table.assign(
         feature=[distance(reduced, name) for name in table.speaker],
         label=[distance(labels[[row.attribute]], row.speaker) for row in table.itertuples()],

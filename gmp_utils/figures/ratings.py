@@ -3,64 +3,64 @@
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
+from scipy import stats
 
-from gmp_utils.figures.style import SEQUENCE, colors, panels
-
-
-def _scores(results: pd.DataFrame, by: str) -> go.Figure:
-    """A-CCC with its interval by speaker along a column, a panel per attribute."""
-    up, down = results.a_high - results["A-CCC"], results["A-CCC"] - results.a_low
-    figure = panels(px.scatter, results, x=by, y="A-CCC", error_y=up, error_y_minus=down)
-    figure.update_traces(marker_size=9).update_layout(height=480, margin_b=140)
-    return figure.update_xaxes(title="", tickangle=-40)
+from gmp_utils.evaluation.comparison import MIN_SEEDS
+from gmp_utils.figures.style import SEQUENCE, panels
 
 
 def by_system(results: pd.DataFrame) -> go.Figure:
     """A-CCC of uncalibrated systems, from `gmp_utils.evaluation.ratings.results_table`."""
     plain = results[results.calibration == "none"]
-    means = plain.groupby("system", sort=False)["A-CCC"].mean()
-    title = f"Mean over attributes: {means.idxmax()} {means.max():.2f}, {means.index[0]} {means.iloc[0]:.2f}"
-    return _scores(plain, "system").update_layout(title=title)
+    up, down = plain.a_high - plain["A-CCC"], plain["A-CCC"] - plain.a_low
+    figure = panels(px.scatter, plain, x="system", y="A-CCC", error_y=up, error_y_minus=down)
+    figure.update_traces(marker_size=9).update_xaxes(title="", tickangle=-40, automargin=True)
+    return figure.update_layout(title="A-CCC and 95 % intervals over test speakers", height=480)
 
 
-def by_calibration(results: pd.DataFrame) -> go.Figure:
-    """A-CCC of one system by calibration, from the same table as `by_system`."""
-    scores = results.pivot(index="calibration", columns="attribute", values="A-CCC")
-    gains = scores.loc["PLDC both"] - scores.loc["none"]
-    changes = ", ".join(f"{name} {gains[name]:+.2f}" for name in results.attribute.unique())
-    title = f"Change of A-CCC by PLDC, mean and scale: {changes}"
-    return _scores(results, "calibration").update_layout(title=title)
+def differences(table: pd.DataFrame) -> go.Figure:
+    """Paired differences with intervals, from `gmp_utils.evaluation.ratings.compare_systems`."""
+    figure = panels(
+        px.scatter, table, x="difference", y="compared", error_x=table.high - table.difference
+    )
+    figure.add_vline(0, line_color="#888888").update_traces(marker_size=9)
+    figure.update_xaxes(title="hundredths of A-CCC")
+    figure.update_yaxes(title="", autorange="reversed", automargin=True)
+    over = "speakers and seeds" if table.seeds.min() >= MIN_SEEDS else "speakers, not over seeds"
+    height = 180 + 40 * table.compared.nunique()
+    return figure.update_layout(title=f"Differences and 95 % intervals over {over}", height=height)
 
 
 def by_gap(table: pd.DataFrame) -> go.Figure:
     """A-CCC of seen and unseen speakers, from `gmp_utils.evaluation.ratings.personalization_gap`."""
-    lines = table.rename(columns={"seen": "seen speakers", "unseen": "unseen speakers"})
-    names = ["seen speakers", "unseen speakers"]
-    figure = panels(px.line, lines, x="speakers", y=names, markers=True)
-    means = table.groupby("speakers").gap.mean()
-    gaps = ", ".join(f"{gap:.2f} of CCC with {n} speakers" for n, gap in means.items())
-    figure.update_xaxes(title="training speakers").update_yaxes(title="A-CCC", col=1)
-    return figure.update_layout(title=f"Seen minus unseen: {gaps}", legend_title="")
+    axes = {"x": "training speakers", "y": "A-CCC", "color": "test on", "error_y": "half_width"}
+    figure = panels(px.line, table, **axes, markers=True)
+    means = table.pivot_table("A-CCC", "training speakers", "test on")
+    gaps = (means["seen speakers"] - means["unseen speakers"]).items()
+    title = ", ".join(f"{gap:+.2f} with {n} speakers" for n, gap in gaps)
+    return figure.update_layout(title=f"Seen minus unseen, mean of attributes: {title}")
 
 
 def by_shift(table: pd.DataFrame) -> go.Figure:
-    """CCC of test speakers against their distances, from `gmp_utils.evaluation.ratings.shifts`."""
-    palette = colors(table.attribute.unique())
+    """CCC of test speakers against their distances, from `gmp_utils.evaluation.ratings.shifts`.
+
+    A panel's title has Pearson's correlation with its 95 % interval.
+    """
     long = table.melt(["attribute", "ccc"], ["feature", "label"], "kind", "shift")
-    figure = panels(
-        px.scatter, long.assign(kind=long.kind + " shift"), "kind", x="shift", y="ccc", log_x=True,
-        color="attribute", color_discrete_map=palette, facet_col_spacing=0.1,
-    )  # fmt: skip
-    figure.update_traces(marker_size=8).update_layout(legend_title="")
-    figure.update_xaxes(title="KL divergence from all training speakers, nats", matches=None)
-    figure.update_yaxes(title="CCC of a test speaker", col=1)
-    correlations = []
-    for kind, rows in long.groupby("kind"):
-        by_attribute = rows.groupby("attribute", sort=False)[["shift", "ccc"]]
-        related = by_attribute.corr(min_periods=3).ccc.xs("shift", level=1)
-        correlations.append(f"{kind} {', '.join(map('{:.2f}'.format, related))}")
-    title = f"Correlation of CCC and shift ({', '.join(palette)}): {' / '.join(correlations)}"
-    return figure.update_layout(title=title)
+    titles = {}
+    for (kind, attribute), rows in long.groupby(["kind", "attribute"], sort=False):
+        related = stats.pearsonr(rows["shift"], rows.ccc)
+        low, high = related.confidence_interval()
+        numbers = f"{related.statistic:.2f} [{low:.2f}, {high:.2f}]"
+        titles[kind, attribute] = f"{attribute}, {kind}: {numbers}"
+    long["panel"] = list(map(titles.get, zip(long.kind, long.attribute)))
+    spaces = {"facet_col_spacing": 0.07, "facet_row_spacing": 0.2}
+    wrap = table.attribute.nunique()
+    figure = panels(px.scatter, long, "panel", x="shift", y="ccc", facet_col_wrap=wrap, **spaces)
+    figure.update_traces(marker_size=8).update_xaxes(matches=None, title="", showticklabels=True)
+    figure.update_xaxes(title="KL divergence (nats)", row=1).update_yaxes(title="CCC", col=1)
+    title = "CCC and shift of test speakers: correlations and 95 % intervals"
+    return figure.update_layout(title=title, height=600)
 
 
 def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
@@ -72,21 +72,20 @@ def by_cost(results: pd.DataFrame, costs: pd.DataFrame) -> go.Figure:
         px.scatter, long, "cost", x="value", y="A-CCC", color="system", symbol="system", log_x=True,
         symbol_sequence=[n // len(SEQUENCE) for n in range(len(table))], facet_col_spacing=0.1,
     )  # fmt: skip
-    best, cheapest = table["A-CCC"].idxmax(), table.seconds.idxmin()
-    figure.update_traces(marker_size=11).update_xaxes(matches=None, dtick=1)
-    figure.update_xaxes(title="trained parameters", col=1)
-    figure.update_xaxes(title="seconds of training", col=2)
+    figure.update_traces(marker_size=11).update_xaxes(matches=None)
+    figure.update_xaxes(title="trained parameters", dtick=1, col=1)
+    figure.update_xaxes(title="training (s)", type="linear", col=2)
     figure.update_yaxes(title="A-CCC, mean of attributes", col=1).update_layout(legend_title="")
-    return figure.update_layout(
-        title="Highest A-CCC of these trainings: "
-        f"{best} {table['A-CCC'][best]:.2f} in {table.seconds[best]:.0f} s; "
-        f"{cheapest} has {table['A-CCC'][cheapest]:.2f} in {table.seconds[cheapest]:.0f} s"
-    )
+    low, high = table.seconds.idxmin(), table.seconds.idxmax()
+    times = f"{table.seconds[low]:.0f} s ({low}) to {table.seconds[high]:.0f} s ({high})"
+    return figure.update_layout(title=f"Training takes {times}")
 
 
 def by_neighbors(table: pd.DataFrame) -> go.Figure:
     """A-CCC by variant of PLDC and neighbors, from `gmp_utils.evaluation.ratings.by_neighbors`."""
-    figure = panels(px.line, table, x="neighbors", y="A-CCC", color="calibration", markers=True)
-    means = table.groupby(["calibration", "neighbors"])["A-CCC"].mean()
-    title = "Mean over attributes on the test speakers: highest for {} with k = {}"
-    return figure.update_layout(title=title.format(*means.idxmax()))
+    axes = {"x": "neighbors", "y": "A-CCC", "color": "calibration"}
+    figure = panels(px.line, table, **axes, markers=True, log_x=True)
+    figure.update_xaxes(title="neighboring speakers", tickvals=table.neighbors.unique())
+    means = table[table.calibration == "PLDC both"].groupby("neighbors")["A-CCC"].mean()
+    ends = f"{means.min():.2f} with {means.idxmin()} to {means.max():.2f} with {means.idxmax()}"
+    return figure.update_layout(title=f"PLDC both, mean of attributes: A-CCC is {ends} neighbors")

@@ -100,7 +100,8 @@ def summary(run_dir: str) -> str:
     """Results of a run or an experiment as text, with paths of its figures and executed notebooks."""
     run = run_folder(run_dir)
     summaries = [*run.glob("07_results/summary.md")]
-    summaries += sorted(run.rglob("08_personalize/results/summary.md"))
+    results = "08_personalize/results/summary.md"  # of a run, or of a variant over its seeds
+    summaries += [*run.glob(results), *sorted(run.glob(f"*/{results}"))]
     if not summaries:
         return f"{display_path(run)}: no results yet"
     figures = sorted(figures_folder(run_dir).rglob("*.html"))

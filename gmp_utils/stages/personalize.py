@@ -19,12 +19,18 @@ from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.data.rated_fold import STATISTICS, RatedFold, RatingTask, open_fold
 from gmp_utils.evaluation.metrics import ccc
-from gmp_utils.evaluation.ratings import TRANSDUCTIVE_NOTE, compare_systems, display_table
+from gmp_utils.evaluation.ratings import (
+    TRANSDUCTIVE_NOTE,
+    compare_calibrations,
+    compare_systems,
+    display_table,
+    results_table,
+)
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.masked_prediction import stream_metrics
 from gmp_utils.models.regression import AttributeModel, PaptModel, RatingModelConfig
 from gmp_utils.runs import hardware, weights
-from gmp_utils.runs.files import read_json, text_digest
+from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, PERSONALIZE, fold_folder, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
@@ -82,7 +88,8 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
     """PAPT: continued masked prediction with an embedding for every training speaker.
 
     Its targets are the pseudo-labels of stage 04, which must be the pre-trained encoder's. `position` is one
-    of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without embeddings.
+    of `gmp_utils.models.regression.SPEAKER_POSITIONS`. "none" is the same training without embeddings. The
+    model of the last step is kept, as in `gmp_utils.stages.retrain` by default.
     """
     fold, clusters = open_fold(task), fold_folder(task.run_dir, task.fold) / GENERATE_GMPS
     labels, scales = features.open_labels(clusters)
@@ -109,7 +116,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
             sets.append(Utterances(inputs, names, targets, labels, masking, training.seed))
         metrics = partial(stream_metrics, scales)
         scoring = {"compute_metrics": metrics, "selection_metric": "validation_loss"}
-        train(model, *sets, folder, training, **scoring, selection=protocol.selection)
+        train(model, *sets, folder, training, **scoring, selection="last")
         fold.corpus.write_training_recordings(folder / "model", task.fold, source)
 
     parameters = {"position": position, "training": vars(training), "masking": vars(masking)}
@@ -298,40 +305,63 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
 
 
 def write_results(
-    tasks: Sequence[RatingTask],
-    systems: Sequence[RatingModelConfig],
-    *,
-    table: pd.DataFrame,
-    results: pd.DataFrame,
+    tasks: Sequence[RatingTask], systems: Sequence[RatingModelConfig], table: pd.DataFrame
 ) -> Path:
     """Write the results of a run: ratings.parquet, table.csv, differences.csv and summary.md.
 
-    There is a task per fold. `table` and `results` are those of `calibrated` and `results_table` in
-    `gmp_utils.evaluation.ratings`.
+    There is a task per fold. `table` is that of `gmp_utils.evaluation.ratings.calibrated`.
     """
+    stages = [task.folder / system.name for task in tasks for system in systems]
+    return _make_results(run_folder(tasks[0].run_dir), tasks, systems, table, stages)
+
+
+def combine_seeds(stages: Sequence[Path]) -> Path:
+    """Write the results of runs that differ in their seeds, next to the runs.
+
+    `stages` are those of `write_results`. The stage has the same files as each of them.
+    """
+    settings = read_json(stages[0] / "params.json")
+    tasks = [RatingTask(**task) for task in settings["tasks"]]
+    systems = [RatingModelConfig(**system) for system in settings["systems"]]
+    table = pd.concat([pd.read_parquet(stage / "ratings.parquet") for stage in stages])
+    return _make_results(run_folder(tasks[0].run_dir).parent, tasks, systems, table, stages)
+
+
+def _make_results(
+    run: Path,
+    tasks: Sequence[RatingTask],
+    systems: Sequence[RatingModelConfig],
+    table: pd.DataFrame,
+    stages: Sequence[Path],
+) -> Path:
     corpus = open_corpus(tasks[0].run_dir)
     protocol = corpus.protocol
 
     def build(folder: Path) -> None:
+        results, differences = results_table(table), compare_systems(table, systems)
+        calibrations = compare_calibrations(table[table.system == systems[0].name])
         table.to_parquet(folder / "ratings.parquet", index=False)
         results.to_csv(folder / "table.csv", index=False)
-        differences = compare_systems(table, systems)
-        differences.to_csv(folder / "differences.csv", index=False)
+        pd.concat([differences, calibrations]).to_csv(folder / "differences.csv", index=False)
         folds = f"folds {', '.join(str(task.fold) for task in tasks)} of {len(protocol.folds)}"
-        setting = f"{corpus.name}, encoder {tasks[0].encoder}, {folds}. {protocol.describe()}"
+        seeds = f"seeds {', '.join(map(str, sorted(table.seed.unique())))}"
+        setting = f"{corpus.name}, encoder {tasks[0].encoder}, {folds}, {seeds}."
         scores = display_table(results).reset_index()
         scores.columns = [" ".join(filter(None, column)) for column in scores.columns]
         markdown = scores.to_markdown(index=False, disable_numparse=True)
-        rows = differences.itertuples()
-        findings = [f"- {row.attribute}: {row.compared}: {row.finding}" for row in rows]
-        text = "\n".join([setting, TRANSDUCTIVE_NOTE, "", markdown, "", *findings, ""])
-        (folder / "summary.md").write_text(text, encoding="utf-8")
+        text = [f"{setting} {protocol.describe()}", TRANSDUCTIVE_NOTE, "", markdown]
+        headings = "Systems, uncalibrated:", f"Calibrations of {systems[0].name}:"
+        for heading, rows in zip(headings, (differences, calibrations)):
+            findings = [
+                f"- {row.attribute}: {row.compared}: {row.finding}" for row in rows.itertuples()
+            ]
+            text += ["", heading, "", *findings]
+        (folder / "summary.md").write_text("\n".join([*text, ""]), encoding="utf-8")
 
     return make_stage(
-        run_folder(tasks[0].run_dir) / PERSONALIZE / "results",
+        run / PERSONALIZE / "results",
         build,
         parameters={"tasks": list(map(vars, tasks)), "systems": list(map(vars, systems))},
-        stages=[task.folder / system.name for task in tasks for system in systems],
-        inputs=[text_digest(results.to_csv())],
+        stages=stages,
         module="gmp_utils.evaluation.ratings",
     )
