@@ -32,8 +32,9 @@ class IpcEngine(NBClientEngine):
         """Run a notebook with sockets in a temporary folder, as their paths have to be short."""
         with tempfile.TemporaryDirectory(prefix="gmp-") as folder, _signals_as_interrupts():
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+            options |= {"config": config, "coalesce_streams": True}
             try:
-                super().execute_managed_notebook(nb_man, kernel_name, config=config, **options)
+                super().execute_managed_notebook(nb_man, kernel_name, **options)
             except (Exception, KeyboardInterrupt) as error:  # papermill fails once a cell has it
                 if not _record_error(nb_man, error):
                     raise
