@@ -32,6 +32,8 @@ from gmp_utils.runs.paths import FINETUNE, PROBE_LAYERS
 from gmp_utils.stages import probe_layers
 from gmp_utils.stages.recognize import recognize
 
+PICTURE = ROOT / "docs" / "images" / "explore_recording.png"
+
 
 def map_layers(run, encoder, map_points):
     probe_layers.probe_layers(
@@ -202,6 +204,16 @@ def test_a_single_window_has_the_scores_of_the_utterance(run):
     np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
 
 
+def test_the_help_explains_all_controls(run, explorer):
+    for view, names in (
+        (explore(str(run)), ("run", "column", "save")),
+        (explorer, ("upload", "selection")),
+    ):
+        text = view.widget.children[0].value
+        for name in names:
+            assert getattr(view, name).description in text
+
+
 def choose(explorer, rows):
     explorer.panels[0].scatter.widget.selection = np.array(rows, dtype=np.uint32)
 
@@ -255,11 +267,11 @@ def test_a_view_shows_the_selection_only(run, tmp_path):
 
 @pytest.fixture(scope="module")
 def lab(run, tmp_path_factory):
-    """JupyterLab on loopback, with both explorers for the run on noise."""
+    """JupyterLab on loopback, with both explorers for the run on noise, or for SHOWN_RUN."""
     folder = tmp_path_factory.mktemp("lab")
     settings = {"explore_layers": {"models": ["multitask", "finetuned"]}, "explore_recording": {}}
     for notebook, parameters in settings.items():
-        parameters = json.dumps(parameters | {"run_dir": str(run)})
+        parameters = json.dumps(parameters | {"run_dir": os.environ.get("SHOWN_RUN", str(run))})
         source, prepared = ROOT / f"notebooks/{notebook}.ipynb", folder / f"{notebook}.ipynb"
         command = "-m", "papermill", "--prepare-only", source, prepared, "-y", parameters
         python(*command, check=True)
@@ -376,6 +388,9 @@ def test_look_click_listen(run, lab, page):
     page.locator(".noUi-handle").nth(0).focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_selector("text=layer 3 (-2); linear probes")
+    page.locator("summary:has-text('?')").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector("li:has-text('the lasso')", state="hidden")
     page.wait_for_timeout(1000)
     assert page.locator("canvas").nth(0).screenshot() != before
 
@@ -402,15 +417,22 @@ def test_look_click_listen(run, lab, page):
 @pytest.mark.slow
 @needs_browser
 def test_upload_record_look(lab, page, tmp_path):
-    """Chromium's made-up microphone beeps."""
+    """Chromium's made-up microphone beeps. With SHOWN_RUN=runs/demo, the picture in docs/ is taken."""
     run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording (wav")
     path = tmp_path / "uploaded.wav"
-    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5 * 16000), 16000)
+    shown = os.environ.get("SHOWN_RUN")
+    if shown:
+        shutil.copy(ROOT / shown / "09_recognize" / "example.wav", path)
+    else:
+        soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 5 * 16000), 16000)
     with page.expect_file_chooser() as chosen:
         page.locator("button:has-text('a recording')").click()
     chosen.value.set_files(path)
     page.wait_for_selector("text=/uploaded.wav: (no speech detected|.*windows with speech)/")
     page.wait_for_selector(".gtitle:has-text('uploaded.wav: ')")
+    if shown:
+        page.wait_for_timeout(2000)
+        page.locator(".jp-OutputArea-output .widget-vbox").first.screenshot(path=PICTURE)
     page.locator("button:has-text('● record')").click()
     page.wait_for_selector("text=/^ ?[2-9]\\.\\d s$/")
     page.locator("button:has-text('■ stop')").click()

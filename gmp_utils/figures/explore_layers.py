@@ -16,6 +16,7 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, wav
 from gmp_utils.data.corpus import open_corpus
+from gmp_utils.figures.help import help_text
 from gmp_utils.figures.style import colors
 from gmp_utils.figures.timeline import GOLDEN, draw_timeline, scores_over_time, widget_output
 from gmp_utils.models.classifiers import EmotionClassifier
@@ -33,6 +34,12 @@ MAX_VALUES = 8  # of each attribute in the table of a selection
 PLAYED = 0.5  # seconds on each side of a frame
 MAX_LEGEND = 12  # categories
 HINT = "Click a point to hear it. To select many, press a map's lasso and draw around them."
+HELP = {
+    "run, frames, utterances, color": "whose maps are shown, what a point is, and what colors it",
+    "model, layer": "of each map. Tab moves to a control, and the arrow keys change it",
+    "a click, the lasso": "plays a point's utterance, selects many points. A double click selects none",
+    "Save as CSV": "writes the selected points to a file",
+}
 
 
 def map_model(run_dir: str, fold: int, model: str) -> Path:
@@ -143,7 +150,8 @@ class Panel:
     def __init__(self, maps: FoldMaps, model: str):
         self.maps = maps
         last = len(maps.coordinates[model]) - 1
-        self.model = widgets.Dropdown(options=list(maps.coordinates), value=model)
+        models = list(maps.coordinates)
+        self.model = widgets.Dropdown(options=models, value=model, description="model")
         self.layer = widgets.IntSlider(last, max=last, description="layer", continuous_update=False)
         self.text = widgets.HTML()
         self.scatter = jscatter.Scatter(
@@ -224,8 +232,8 @@ class LayerExplorer:
         self.saved = widgets.Label()
         controls = widgets.HBox([self.run, self.unit, self.column])
         saving = widgets.HBox([self.save, self.saved])
-        rows = [controls, self.maps_box, self.players, self.figure, self.table, saving]
-        self.widget = widgets.VBox(rows)
+        rows = [self.maps_box, self.players, self.figure, self.table, saving]
+        self.widget = widgets.VBox([help_text(HELP), controls, *rows])
         self._show()
         self.run.observe(self._change, "value")
         self.unit.observe(self._change, "value")

@@ -15,15 +15,18 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE
+from gmp_utils.figures.help import help_text
 from gmp_utils.figures.timeline import draw_recording, widget_output
 from gmp_utils.models.recognizer import load_recognizer
 from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.stages.recognize import recognize
 
 MAX_DRAWN = 60.0  # seconds selected at first
-HINT = (
-    "Upload a recording (wav, flac, mp3, m4a, …), or record one. It stays in the notebook's memory."
-)
+HINT = "Upload a recording (wav, mp3, m4a, …), or record one. It stays in the notebook's memory."
+HELP = {
+    "a recording, record": "uploads a file, records from the microphone until you press stop",
+    "seconds": "the part that is drawn and played. Tab moves to an end, and the arrow keys move it",
+}
 
 
 class Microphone(anywidget.AnyWidget):
@@ -54,7 +57,8 @@ class RecordingExplorer:
         self.player = widgets.VBox()  # empty until there is something to play
         self.figure, self.status = widgets.Output(), widgets.HTML(HINT)
         inputs = widgets.HBox([self.upload, self.microphone])
-        self.widget = widgets.VBox([inputs, self.status, self.selection, self.player, self.figure])
+        rows = [inputs, self.status, self.selection, self.player, self.figure]
+        self.widget = widgets.VBox([help_text(HELP), *rows])
         self.upload.observe(self._on_upload, "value")
         self.microphone.observe(self._on_record, "samples")
         self.selection.observe(self._draw, "value")
