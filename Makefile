@@ -1,4 +1,4 @@
-# make run · make lab · make experiment · make plan · make report · make bench · make test · make test-slow · make lint · make notebooks · make clean · make help
+# make run · make lab · make experiment · make plan · make report · make bench · make test · make test-slow · make lint · make docs · make notebooks · make clean · make help
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 # The variables below, and ARGS for any other option, go to `python -m gmp_utils`; other names are ignored.
 
@@ -33,7 +33,7 @@ OF_EXPERIMENT := $${SEEDS:+--seeds $$SEEDS}
 EXECUTION := $${REPORT_TO:+--report-to "$$REPORT_TO"} $${CORES:+--cores "$$CORES"} $${GPUS:+--gpus "$$GPUS"}
 
 .DEFAULT_GOAL := help
-.PHONY: help run experiment plan report bench test test-slow lab lint notebooks clean
+.PHONY: help run experiment plan report bench test test-slow lab lint docs notebooks clean
 
 help:
 	@sed -n '1,3p' Makefile
@@ -85,7 +85,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Runs the demo, puts its outputs into the committed notebooks, and draws README's figure.
+# The pages and notebooks as a site, in site/; nothing is executed.
+docs: .venv/installed
+	$(BIN)/python workflow/parameters_page.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# Runs the demo, puts its outputs into the committed notebooks, and draws the figure of docs/findings.md.
 notebooks: run
 	for name in 00_pretrain_encoder 09_recognize; do \
 		$(BIN)/papermill notebooks/$$name.ipynb runs/demo/notebooks/$$name.ipynb || exit; \
@@ -95,4 +100,4 @@ notebooks: run
 	$(BIN)/python benchmarks/encoder_probes.py --picture figures/readme-encoder.png
 
 clean:
-	rm -rf runs .venv
+	rm -rf runs site .venv

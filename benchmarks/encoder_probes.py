@@ -14,7 +14,7 @@ speaker's unlabeled audio.
 --run compares the classifiers of a finished run on EmoDB's seven emotions (`presets/seven.yaml`) with
 the baselines, by speaker. Its folds test on two speakers each, the baselines on one.
 
---picture draws README's figure only: maps of layers on EmoDB beside their probes.
+--picture draws the figure of docs/findings.md only: maps of layers on EmoDB beside their probes.
 
 Without --picture it needs the extra `benchmarks` (opensmile's license allows research and private use only).
 """
@@ -49,7 +49,7 @@ from gmp_utils.stages.baselines import z_by_speaker
 from gmp_utils.training import features
 
 BY_SPEAKER = ", z by speaker"
-MAPPED = (0, 3, 8)  # layers of README's figure
+MAPPED = (0, 3, 8)  # layers on the maps
 GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--emodb", default=corpora.EMBEDDED["emodb"], help="folder of EmoDB")
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--run", help="a run whose classifiers are compared with the baselines")
-    parser.add_argument("--picture", help="PNG file of README's figure, and nothing else")
+    parser.add_argument("--picture", help="PNG file of the maps and probes, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
     arguments = parser.parse_args()
     emodb = corpora.load("emodb", arguments.emodb)

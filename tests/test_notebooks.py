@@ -1,8 +1,10 @@
-"""The demo as a user runs it, then every notebook under nbval, and what must fail."""
+"""The demo as a user runs it, every notebook under nbval, what must fail, and the pages about them."""
 
+import itertools
 import json
 import os
 import re
+import runpy
 import shlex
 import shutil
 import signal
@@ -10,6 +12,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -18,9 +21,12 @@ import pandas as pd
 import psutil
 import pytest
 import soundfile
-from conftest import CLEAN, EMODB, ROOT, cli, finished, python
+import yaml
+from conftest import CLEAN, EMODB, ROOT, VARIABLES, cli, finished, python
 
+from gmp_utils import __main__
 from gmp_utils.data.corpus import open_corpus
+from gmp_utils.runs.notebook import check_parameters
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 assert len(NOTEBOOKS) == 10
@@ -51,7 +57,7 @@ def succeeded(done):
 
 @pytest.fixture(scope="session")
 def demo():
-    """`make run`, as README has it; started on nothing only where nothing was made before."""
+    """`make run`, as in README; started on nothing only where nothing was made before."""
     return succeeded(make("run"))
 
 
@@ -179,18 +185,41 @@ def test_one_fold_of_a_folder(tmp_path):
     assert set(predictions.true) == {"angry", "happy", "neutral", "sad"}
 
 
-README_RUNS = [
-    line.split("#")[0]
-    for line in (ROOT / "README.md").read_text().splitlines()
-    if line.startswith(("make run ", "make experiment ", "make plan ", "make report "))
-    and "=" in line.split("#")[0]
-    and "my/recordings.csv" not in line
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TEXTS = {name: path.read_text() for name, path in PAGES.items()}
+assert len(TEXTS) == 16
+
+
+def blocks(page):
+    """Fenced blocks of a page: language, empty for commands, and text."""
+    return re.findall(r"^```(\w*)\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Commands of all pages, in blocks and between backticks, without comments."""
+    for page, text in TEXTS.items():
+        for kind, block in blocks(page):
+            if not kind and not block.startswith("|"):  # not a printed table
+                yield from (line.split("#")[0].strip() for line in block.strip().splitlines())
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        yield from (
+            " ".join(c.split()) for c in re.findall(r"`((?:make|\.venv/\S+)\s[^`]+)`", prose)
+        )
+
+
+COMMANDS = sorted(set(commands()))
+PLANNED = [
+    line
+    for line in COMMANDS
+    if re.match("make (run .*=|(experiment|plan|report) NAME=)", line)
+    and not re.search("…|my/recordings.csv", line)
 ]
-assert len(README_RUNS) >= 7
+CHECKED = [line for line in COMMANDS if line not in PLANNED]
+assert len(PLANNED) >= 15 and len(CHECKED) >= 20
 
 
-@pytest.mark.parametrize("line", README_RUNS)
-def test_readme_runs_are_planned(tmp_path, line):
+@pytest.mark.parametrize("line", PLANNED)
+def test_runs_of_the_pages_are_planned(tmp_path, line):
     """No test has the hours, corpora and weights that they ask for; that they can be planned is tested."""
     settings = dict(part.split("=", 1) for part in shlex.split(line)[2:])
     if "CORPUS_DIR" in settings:
@@ -205,11 +234,40 @@ def test_readme_runs_are_planned(tmp_path, line):
         assert f": {runs} runs, 0 done" in plan
 
 
+@pytest.mark.parametrize("line", CHECKED)
+def test_other_commands_exist(line):
+    """Targets, variables, notebooks, parameters, scripts and options; other tests run most of them."""
+    if line.startswith("git clone "):
+        return
+    program, *arguments = shlex.split(re.sub("[<>]", "", line))
+    if program == "make":
+        targets = re.search(r"^\.PHONY: (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+        assert arguments[0] in targets.split()
+        assert {argument.split("=")[0] for argument in arguments[1:]} <= VARIABLES
+        return
+    assert (ROOT / program).is_file()
+    if program.endswith("/papermill"):
+        presets = [after for flag, after in itertools.pairwise(arguments) if flag == "-f"]
+        given = [arguments[n + 1 : n + 3] for n, flag in enumerate(arguments) if flag == "-p"]
+        parameters = {name: yaml.safe_load(value) for name, value in given}
+        for preset in presets:
+            parameters = yaml.safe_load((ROOT / preset).read_text()) | parameters
+        assert (ROOT / arguments[0]).is_file()
+        assert check_parameters(Path(arguments[0]).stem, parameters) == parameters
+    elif arguments[:2] == ["-m", "gmp_utils"] and "--help" not in arguments:
+        options = [argument.removeprefix("my/") for argument in arguments[2:]]  # no such folder
+        assert __main__._parser().parse_args(options)
+    elif arguments[0].endswith(".py"):
+        script = (ROOT / arguments[0]).read_text()
+        options = [argument for argument in arguments if argument.startswith("--")]
+        assert all(f'"{option}"' in script for option in options)
+
+
 @pytest.fixture
 def readers_corpus(demo):
-    """Forty of the demo's recordings as somebody's own, at README's place, and its blocks of code by kind."""
-    page = (ROOT / "README.md").read_text().split("## Use your own data")[1].split("\n## ")[0]
-    blocks = [block.split("\n", 1) for block in page.split("```")[1::2]]
+    """Forty of the demo's recordings as somebody's own, at the pages' place, and their commands."""
+    first, page = blocks("README.md"), TEXTS["corpora.md"].split("## Use your own data")[1]
+    steps = re.findall(r"^```(\w*)\n(.*?)^```", page.split("\n## ")[0], re.MULTILINE | re.DOTALL)
     made = [ROOT / name for name in ("my", "runs/mine", "figures/mine")]
     assert not any(path.exists() for path in made)
     corpus = open_corpus("runs/demo")
@@ -220,21 +278,25 @@ def readers_corpus(demo):
             path = ROOT / "my" / row.speaker / f"{row.utterance}.wav"
             soundfile.write(path, corpus.waveforms[row.utterance], 16000)
         table = rows.assign(path=rows.speaker + "/" + rows.utterance + ".wav")
-        columns = next(text for kind, text in blocks if kind == "csv").split("\n")[0].split(",")
+        csv, first_csv = (next(text for kind, text in b if kind == "csv") for b in (steps, first))
+        columns = csv.split("\n")[0].split(",")
+        assert first_csv.startswith(",".join(columns) + "\n")
         table[columns].to_csv(ROOT / "my" / "recordings.csv", index=False)
-        preset = next(text for kind, text in blocks if kind == "yaml")
+        preset = next(text for kind, text in steps if kind == "yaml")
         (ROOT / "my" / "preset.yaml").write_text(preset)
         soundfile.write(ROOT / "my" / "new.wav", np.zeros((20 * 8000, 2)), 8000)
-        yield [text.strip() for kind, text in blocks if kind == ""]
+        own = [text.strip() for _, text in first if "my/recordings.csv" in text]
+        yield [*own, *(text.strip() for kind, text in steps if kind == "")]
     finally:
         for path in made:
             shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.mark.slow
-def test_own_data_as_readme_says(readers_corpus):
-    """A quick pass as written, then a new recording; all folds are planned, which takes minutes instead."""
-    quick, full, recognize = readers_corpus
+def test_own_data_as_the_pages_say(readers_corpus):
+    """A quick pass as written, then a new recording; other runs are planned, which takes minutes instead."""
+    first, quick, full, recognize = readers_corpus
+    assert "runs/mine: 1 runs, 0 done" in succeeded(make("plan", *shlex.split(first)[2:]))
     printed = succeeded(make(*shlex.split(quick)[1:]))
     assert "Corpus table, 40 utterances, emotions angry, happy, neutral, sad" in printed
     plan = succeeded(make("plan", *shlex.split(full)[2:]))
@@ -244,11 +306,10 @@ def test_own_data_as_readme_says(readers_corpus):
     assert table.end.iloc[-1] == 20 and table.emotion.isna().all()  # silence
 
 
-def test_readme_recognizes(demo, tmp_path):
-    """Its command and its snippets, on the demo's model."""
-    page = (ROOT / "README.md").read_text().split("## Recognize a recording")[1].split("\n## ")[0]
-    (line,) = [line for line in page.splitlines() if line.startswith(".venv/bin/python -m gmp")]
-    (snippet,) = [b.removeprefix("python\n") for b in page.split("```") if b.startswith("python")]
+def test_the_page_recognizes(demo, tmp_path):
+    """Its command and its snippet, on the demo's model."""
+    (line,) = [text.strip() for kind, text in blocks("recognize.md") if kind == ""]
+    (snippet,) = [text for kind, text in blocks("recognize.md") if kind == "python"]
     corpus = open_corpus("runs/demo")
     spoken = corpus.waveforms[corpus.manifest.index[0]]
     (tmp_path / "more" / "recordings").mkdir(parents=True)
@@ -268,16 +329,54 @@ def test_readme_recognizes(demo, tmp_path):
     assert uploads.returncode == 0
 
 
-def test_readme_names_what_exists():
-    readme = (ROOT / "README.md").read_text()
-    shown = {line.split()[1] for line in readme.splitlines() if line.startswith("make ")}
-    assert shown >= {"run", "lab"}
-    (phony,) = re.findall(r"^\.PHONY.*", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert shown <= set(phony.split())
-    for path in (Path(part) for part in readme.replace("(", " ").replace(")", " ").split()):
-        if path.suffix in {".ipynb", ".png", ".md", ".cff"} and ":" not in str(path):
-            if str(path) != "out.ipynb":
-                assert (ROOT / path).exists(), path
+def anchors(text):
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+OTHER_PAGES = [ROOT / name for name in (
+    "CONTRIBUTING.md", "tests/README.md", "benchmarks/NOTES.md", "gmp_utils/models/embedded/README.md",
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), *OTHER_PAGES], ids=str)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert links
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if target.startswith("https://"):
+            continue
+        path = (page.parent / target).resolve() if target else page
+        assert path.exists(), link
+        assert path.is_relative_to(ROOT)
+        assert not anchor or anchor in anchors(path.read_text()), link
+
+
+def test_the_pages_are_short_and_linked():
+    lengths = {name: len(text.splitlines()) for name, text in TEXTS.items()}
+    assert all(f"(docs/{name}" in TEXTS["README.md"] for name in PAGES if name != "README.md")
+    assert {name for name, lines in lengths.items() if lines > 150} <= {"parameters.md"}
+
+
+def test_the_page_of_parameters_is_up_to_date():
+    """Else run `python workflow/parameters_page.py`."""
+    page = runpy.run_path(str(ROOT / "workflow" / "parameters_page.py"))["page"]()
+    assert TEXTS["parameters.md"] == page
+
+
+@pytest.mark.skipif(not find_spec("latex2mathml"), reason="the extra docs is not installed")
+def test_the_site_is_built_and_needs_no_network(tmp_path):
+    done = python("-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site")
+    assert done.returncode == 0, done.stderr[-4000:]
+    pages = {path.name: path.read_text() for path in (tmp_path / "site").rglob("*.html")}
+    assert {"index.html", "method.html", "06_finetune.html"} <= pages.keys()
+    assert "<math" in pages["method.html"]
+    for page in pages.values():
+        assert not re.search(
+            r"<(script|img|iframe)[^>]+src=\"?https?:|<link[^>]+stylesheet[^>]+https?:", page
+        )
 
 
 def test_make_lab_serves_the_notebooks(tmp_path):
