@@ -1,3 +1,5 @@
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from sklearn.metrics import homogeneity_score
 
 from gmp_utils import GmpError
 from gmp_utils.runs import hardware
+from gmp_utils.stages.label_quality import mean_runs, variance_explained
 from gmp_utils.training import kmeans
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
@@ -72,3 +75,21 @@ def test_frames_are_assigned_in_portions(monkeypatch):
     whole = assign(frames, centroids)
     monkeypatch.setattr(kmeans, "CHUNK", 300)
     np.testing.assert_array_equal(assign(frames, centroids), whole)
+
+
+def test_mean_runs_by_hand_and_over_all_permutations():
+    first, second = np.array([0, 0, 1, 1, 0]), np.array([2, 3, 3])
+    orders = [1 + np.count_nonzero(np.diff(x)) for x in permutations(first)]
+    found, permuted = mean_runs([first, second])
+    assert found == pytest.approx(8 / 5)
+    assert permuted == pytest.approx(8 / (np.mean(orders) + 7 / 3))  # 2, 3 and 2 runs of [2, 3, 3]
+
+
+def test_variance_explained_by_hand_and_by_chance():
+    # Within: 1 + 1 + 1 + 1 = 4 over n - k = 2. Total: 36 + 16 + 16 + 36 = 104 over n - 1 = 3.
+    found = variance_explained(np.array([0, 2, 10, 12]), np.array([5, 5, 7, 7]))
+    assert found == pytest.approx(1 - 2 / (104 / 3))
+    assert np.isnan(variance_explained(np.arange(3), np.arange(3)))
+    rng = np.random.default_rng(0)
+    drawn = [variance_explained(rng.normal(size=60), rng.integers(30, size=60)) for _ in range(300)]
+    assert np.mean(drawn) == pytest.approx(0, abs=3 * np.std(drawn) / 300**0.5)  # eta squared: 0.5

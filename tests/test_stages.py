@@ -23,20 +23,28 @@ from conftest import (
     write_noise_corpus,
 )
 from safetensors.torch import load_file
-from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
 from transformers import HubertModel, set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation import collect, tables
+from gmp_utils.figures import layers
 from gmp_utils.models import classifiers
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS
-from gmp_utils.stages import finetune, generate_gmps, probe_layers, retrain, train_multitask
+from gmp_utils.stages import (
+    finetune,
+    generate_gmps,
+    label_quality,
+    probe_layers,
+    retrain,
+    train_multitask,
+)
 from gmp_utils.stages.results import inference_speed, write_results
 from gmp_utils.training import features, trainer
 from gmp_utils.training.batching import Masking, Utterances, collate
@@ -612,6 +620,40 @@ def test_frames_that_carry_the_emotion_are_known():
     # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
     assert table.carries.tolist() == [False, False, True, True, False]
     assert table.stream1.tolist() == [1, 3, 5, 7, 9]
+
+
+def test_quality_of_pseudo_labels(tmp_path, tiny_encoder):
+    """k-means is fitted independently. Permuted labels are as stable, and their runs as short as expected."""
+    run = str(write_noise_corpus(tmp_path / "run"))
+    stable = []
+    for permuted in (False, True):
+        stage = cluster_encoder(run, tiny_encoder, scales=[4, 6], permuted=permuted, seed=2)
+        corpus = open_corpus(run)
+        table = label_quality.label_quality(stage, corpus, str(tiny_encoder))
+        assert table.index.tolist() == ["K = 4", "K = 6"]
+        assert table["bag UAR"].between(0, 1).all()
+        if permuted:
+            chance = pytest.approx(table["permuted, frames"].tolist(), rel=0.1)
+            assert table["run, frames"].tolist() == chance
+        stable.append(table.stability.tolist())
+    parts, model = corpus.partition(1), SpeechModel.load(str(tiny_encoder))
+    names = list(corpus.manifest.index)
+    frames = frames_of_layer(model, corpus, -2, names, tmp_path / "frames")
+    runs = [fit_kmeans(frames.rows(parts["train"]), [6], seed)[0] for seed in (2, 3, 4)]
+    a, b, c = (assign(frames.rows(parts["validation"]), centroids) for centroids in runs)
+    expected = np.mean([adjusted_rand_score(*pair) for pair in ((a, b), (a, c), (b, c))])
+    assert stable[0] == stable[1]
+    assert stable[0][1] == pytest.approx(expected)
+
+
+def test_enrichment_by_hand():
+    """Half of all frames are sad, and all of cluster 2's: twice the share. None of cluster 0's: 1/8."""
+    emotions = ["sad", "sad", "angry", "angry"]
+    table = pd.DataFrame({"emotion": emotions, "gender": "male", "stream0": [2, 2, 0, 0]})
+    (trace,) = (figure := layers.enrichment(table, 0)).data
+    assert (list(trace.y), list(trace.x)) == (["angry", "sad"], ["0", "2"])
+    assert trace.z.tolist() == [[1, -3], [-3, 1]]
+    assert figure.layout.title.text.startswith("2 clusters: 2 of one emotion have")
 
 
 def test_missing_predecessors_are_named(tmp_path, tiny_encoder):

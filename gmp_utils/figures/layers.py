@@ -190,17 +190,24 @@ def emotion_maps(table: pd.DataFrame, unit: str, layer: int) -> go.Figure:
     return figure.update_layout(title=f"{title}(chance {chance:.0%})", height=330, margin_t=80)
 
 
-def composition(table: pd.DataFrame, k: int, stream: int, by: str) -> go.Figure:
-    """Shares of emotions (or genders) among the frames of each cluster."""
-    shares = pd.crosstab(table[f"stream{stream}"], table[by], normalize="index")
-    shares = shares.sort_values(list(shares.columns)).reset_index(drop=True)
-    long = shares.melt(ignore_index=False, var_name=by, value_name="share")
-    figure = px.bar(long, x=long.index, y="share", color=by, color_discrete_map=COLORS)
-    expected = table[by].value_counts(normalize=True)
-    enriched = shares.gt(1.5 * expected, axis="columns").any(axis="columns").mean()
-    return figure.update_traces(marker_line_width=0).update_layout(
-        title=f"K = {k}: {enriched:.0%} of the clusters have 1.5 times the overall share of one {by}",
-        xaxis_title="cluster, sorted",
-        yaxis_title=f"share of frames by {by}",
-        bargap=0,
+def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
+    """Share of each emotion and gender in each cluster, over its share of all frames, from 1/8 to 8 times."""
+    clusters, parts, found = table[f"stream{stream}"], [], []
+    for name in ("emotion", "gender"):
+        overall = table[name].value_counts(normalize=True).sort_index()
+        if len(overall) > 1:
+            shares = pd.crosstab(table[name], clusters, normalize="columns")
+            parts.append(shares.div(overall, axis=0))
+            found.append(f"{(parts[-1].max() > 1.5).sum()} of one {name}")
+    top = pd.DataFrame({"value": parts[0].idxmax(), "ratio": -parts[0].max()})
+    ratios = np.log2(pd.concat(parts).clip(1 / 8, 8))[top.sort_values(["value", "ratio"]).index]
+    ratios.columns = ratios.columns.astype(str)
+    colors = {"zmin": -3, "zmax": 3, "color_continuous_scale": "BrBG"}
+    figure = px.imshow(ratios, aspect="auto", **colors)
+    ticks = {"tickvals": [-3, -2, -1, 0, 1, 2, 3], "ticktext": ["1/8", "1/4", "1/2", 1, 2, 4, 8]}
+    figure.update_layout(coloraxis_colorbar={"title": "times the<br>overall<br>share", **ticks})
+    figure.update_xaxes(type="category", title="cluster, in the order of its most enriched label")
+    title = (
+        f"{ratios.shape[1]} clusters: {', '.join(found)} have at least 1.5 times its overall share"
     )
+    return figure.update_yaxes(title="").update_layout(title=title)

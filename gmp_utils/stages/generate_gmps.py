@@ -68,10 +68,10 @@ def generate_gmps(
     if kmeans_frames < 0:
         raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
     corpus, folder = open_corpus(run_dir), fold_folder(run_dir, fold)
-    source, inputs = str(folder / TRAIN_MULTITASK / "model"), []
+    inputs = []
     if clustered_model != "multitask":
         corpus.check_encoder(encoder, fold)
-        source, inputs = weights.resolve(encoder), [weights.fingerprint(encoder)]
+        inputs = [weights.fingerprint(encoder)]
     parameters = {"fold": fold, "clustered_model": clustered_model, "layer": layer}
     parameters |= {"scales": list(scales), "permuted": permuted}
     parameters |= {"normalize_frames": normalize_frames}
@@ -79,7 +79,7 @@ def generate_gmps(
     stages = upstream(GENERATE_GMPS, parameters)
     stage = make_stage(
         folder / GENERATE_GMPS,
-        partial(_write_labels, corpus, source, parameters),
+        partial(_write_labels, corpus, encoder, parameters),
         parameters=parameters,
         stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=inputs,
@@ -92,10 +92,11 @@ def generate_gmps(
     return stage
 
 
-def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -> None:
+def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) -> None:
     """Fit k-means to the frames of the unsupervised parts, and write the labels of all utterances."""
     scales, seed, limit = (parameters[name] for name in ("scales", "seed", "kmeans_frames"))
-    model, names = _clustered_model(source, parameters), list(corpus.manifest.index)
+    model = load_clustered_model(folder, encoder, parameters)
+    names = list(corpus.manifest.index)
     inputs, parts = model_inputs(model, corpus), corpus.partition(parameters["fold"])
     unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     frames = layer_frames(model, inputs, names, parameters["layer"], folder / "frames")
@@ -108,7 +109,7 @@ def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -
     hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
     sample = frames.sample(unlabeled, limit, seed)
     is_multitask = parameters["clustered_model"] == "multitask"
-    augmented = is_multitask and gender_augmented(Path(source).parent)
+    augmented = is_multitask and gender_augmented(folder.with_name(TRAIN_MULTITASK))
     metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
     for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(sample, scales, seed))):
         np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
@@ -123,8 +124,11 @@ def _write_labels(corpus: Corpus, source: str, parameters: dict, folder: Path) -
     write_json(folder / "metrics.json", metrics)
 
 
-def _clustered_model(source: str, parameters: dict) -> SpeechModel:
-    """The model of `source`, with random weights if `clustered_model` is "random"."""
+def load_clustered_model(stage: Path, encoder: str, parameters: dict) -> SpeechModel:
+    """The model whose frames a stage clusters: that of stage 02, the encoder, or one of random weights."""
+    source = str(stage.with_name(TRAIN_MULTITASK) / "model")
+    if parameters["clustered_model"] != "multitask":
+        source = weights.resolve(encoder)
     model = SpeechModel.load(source)
     if parameters["clustered_model"] == "random":
         set_seed(parameters["seed"])
@@ -156,10 +160,7 @@ def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.nda
     multi-task model. Normalization by speaker is by the recording's own mean and deviation.
     """
     parameters = read_json(stage / "params.json")
-    source = str(stage.with_name(TRAIN_MULTITASK) / "model")
-    if parameters["clustered_model"] != "multitask":
-        source = weights.resolve(encoder)
-    model, layers = _clustered_model(source, parameters), [parameters["layer"]]
+    model, layers = load_clustered_model(stage, encoder, parameters), [parameters["layer"]]
     recording = Ragged(waveform, ["recording"], [len(waveform)], kind="waveform")
     (states,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
     frames = Ragged(states, ["recording"], [len(states)], kind="hidden")
