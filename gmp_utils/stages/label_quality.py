@@ -27,15 +27,14 @@ def label_quality(stage: Path, corpus: Corpus, encoder: str) -> pd.DataFrame:
     """
     (labels, scales), fold = open_labels(stage), read_json(stage / "params.json")["fold"]
     parts, part = corpus.partition(fold), corpus.protocol.selection_part
-    points = corpus.manifest.loc[parts["train"] + parts[part]]
-    points = points.assign(part=corpus.protocol.parts(corpus.manifest, fold))
+    points = corpus.manifest.assign(part=corpus.protocol.parts(corpus.manifest, fold))
+    points = points.loc[parts["train"] + parts[part]]
     prosody = np.concatenate([prosody_frames(corpus.waveforms[name]) for name in parts[part]])
     is_voiced, stable, rows = prosody[:, 1] > VOICED, stability(stage, corpus, encoder), {}
     for stream, k in enumerate(scales):
         counts = [np.bincount(labels[name][:, stream], minlength=k) for name in points.index]
         clusters = [labels[name][:, stream] for name in parts[part]]
-        frames, permuted = mean_runs(clusters)
-        clusters = np.concatenate(clusters)
+        (frames, permuted), clusters = mean_runs(clusters), np.concatenate(clusters)
         rows[f"K = {k}"] = {
             "bag UAR": bag_uar(np.stack(counts), points, part),
             "stability": stable[k],
@@ -49,19 +48,15 @@ def label_quality(stage: Path, corpus: Corpus, encoder: str) -> pd.DataFrame:
 
 
 def stability(stage: Path, corpus: Corpus, encoder: str) -> dict[int, float]:
-    """Mean adjusted Rand index of three k-means with different seeds, by number of clusters.
-
-    They are the stage's own and two new ones, compared on the frames that the protocol selects on.
-    """
+    """Mean adjusted Rand index, by scale, of the stage's clusters and two k-means with other seeds."""
     settings, protocol = read_json(stage / "params.json"), corpus.protocol
     model = load_clustered_model(stage, encoder, settings)
     scales, seed, parts = settings["scales"], settings["seed"], corpus.partition(settings["fold"])
-    fitted = [name for part in protocol.unsupervised_parts for name in parts[part]]
     scored = parts[protocol.selection_part]
+    fitted = [name for part in protocol.unsupervised_parts for name in parts[part]]
     with TemporaryDirectory(dir=stage.parent, prefix=".frames") as folder:
         names, stem = list(dict.fromkeys(fitted + scored)), Path(folder) / "frames"
-        inputs = model_inputs(model, corpus)
-        frames = layer_frames(model, inputs, names, settings["layer"], stem)
+        frames = layer_frames(model, model_inputs(model, corpus), names, settings["layer"], stem)
         normalize(frames, corpus.manifest.speaker[names], settings["normalize_frames"])
         x, sample = frames.rows(scored), frames.sample(fitted, REFITTED_FRAMES, seed)
     own = [np.load(stage / f"centroids-{k}.npy") for k in scales]
@@ -80,9 +75,9 @@ def mean_runs(utterances: list[np.ndarray]) -> tuple[float, float]:
     and David, "Multiple runs", 1957).
     """
     n = sum(map(len, utterances))
-    found = sum(1 + np.count_nonzero(np.diff(x)) for x in utterances)
+    runs = sum(1 + np.count_nonzero(np.diff(x)) for x in utterances)
     expected = sum(1 + len(x) - np.square(np.bincount(x)).sum() / len(x) for x in utterances)
-    return n / found, float(n / expected)
+    return n / runs, float(n / expected)
 
 
 def variance_explained(values: np.ndarray, clusters: np.ndarray) -> float:
