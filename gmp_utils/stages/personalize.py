@@ -304,36 +304,29 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
     return _make_fold_stage(fold, f"{system.name}-{n}-speakers", build, parameters)
 
 
-def write_results(
-    tasks: Sequence[RatingTask], systems: Sequence[RatingModelConfig], table: pd.DataFrame
-) -> Path:
-    """Write the results of a run: ratings.parquet, table.csv, differences.csv and summary.md.
-
-    There is a task per fold. `table` is that of `gmp_utils.evaluation.ratings.calibrated`.
-    """
-    stages = [task.folder / system.name for task in tasks for system in systems]
-    return _make_results(run_folder(tasks[0].run_dir), tasks, systems, table, stages)
-
-
 def combine_seeds(stages: Sequence[Path]) -> Path:
-    """Write the results of runs that differ in their seeds, next to the runs.
-
-    `stages` are those of `write_results`. The stage has the same files as each of them.
-    """
+    """`write_results` of runs that differ in their seeds, given their results, next to the runs."""
     settings = read_json(stages[0] / "params.json")
     tasks = [RatingTask(**task) for task in settings["tasks"]]
     systems = [RatingModelConfig(**system) for system in settings["systems"]]
     table = pd.concat([pd.read_parquet(stage / "ratings.parquet") for stage in stages])
-    return _make_results(run_folder(tasks[0].run_dir).parent, tasks, systems, table, stages)
+    return write_results(tasks, systems, table, seeds=stages)
 
 
-def _make_results(
-    run: Path,
+def write_results(
     tasks: Sequence[RatingTask],
     systems: Sequence[RatingModelConfig],
     table: pd.DataFrame,
-    stages: Sequence[Path],
+    *,
+    seeds: Sequence[Path] = (),
 ) -> Path:
+    """Write the results of a run: ratings.parquet, table.csv, differences.csv and summary.md.
+
+    There is a task per fold. `table` is that of `gmp_utils.evaluation.ratings.calibrated`. `seeds` are the
+    results of several runs, for `combine_seeds`.
+    """
+    run = run_folder(tasks[0].run_dir)
+    trained = [task.folder / system.name for task in tasks for system in systems]
     corpus = open_corpus(tasks[0].run_dir)
     protocol = corpus.protocol
 
@@ -344,8 +337,8 @@ def _make_results(
         results.to_csv(folder / "table.csv", index=False)
         pd.concat([differences, calibrations]).to_csv(folder / "differences.csv", index=False)
         folds = f"folds {', '.join(str(task.fold) for task in tasks)} of {len(protocol.folds)}"
-        seeds = f"seeds {', '.join(map(str, sorted(table.seed.unique())))}"
-        setting = f"{corpus.name}, encoder {tasks[0].encoder}, {folds}, {seeds}."
+        numbers = ", ".join(map(str, sorted(table.seed.unique())))
+        setting = f"{corpus.name}, encoder {tasks[0].encoder}, {folds}, seeds {numbers}."
         scores = display_table(results).reset_index()
         scores.columns = [" ".join(filter(None, column)) for column in scores.columns]
         markdown = scores.to_markdown(index=False, disable_numparse=True)
@@ -359,9 +352,9 @@ def _make_results(
         (folder / "summary.md").write_text("\n".join([*text, ""]), encoding="utf-8")
 
     return make_stage(
-        run / PERSONALIZE / "results",
+        (run.parent if seeds else run) / PERSONALIZE / "results",
         build,
         parameters={"tasks": list(map(vars, tasks)), "systems": list(map(vars, systems))},
-        stages=stages,
+        stages=seeds or trained,
         module="gmp_utils.evaluation.ratings",
     )
