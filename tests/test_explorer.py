@@ -269,10 +269,15 @@ def test_a_view_shows_the_selection_only(run, tmp_path):
 def lab(run, tmp_path_factory):
     """JupyterLab on loopback, with both explorers for the run on noise, or for SHOWN_RUN."""
     folder = tmp_path_factory.mktemp("lab")
+    folder.joinpath("notebooks").mkdir()
+    shutil.copytree(PICTURE.parent, folder / "docs" / "images")  # shown in the notebooks
     settings = {"explore_layers": {"models": ["multitask", "finetuned"]}, "explore_recording": {}}
     for notebook, parameters in settings.items():
         parameters = json.dumps(parameters | {"run_dir": os.environ.get("SHOWN_RUN", str(run))})
-        source, prepared = ROOT / f"notebooks/{notebook}.ipynb", folder / f"{notebook}.ipynb"
+        source, prepared = (
+            ROOT / f"notebooks/{notebook}.ipynb",
+            folder / f"notebooks/{notebook}.ipynb",
+        )
         command = "-m", "papermill", "--prepare-only", source, prepared, "-y", parameters
         python(*command, check=True)
     with socket.socket() as free:
@@ -295,7 +300,7 @@ def lab(run, tmp_path_factory):
                 time.sleep(0.3)
         else:
             raise TimeoutError("JupyterLab did not start within a minute")
-        yield f"http://127.0.0.1:{port}/doc/tree/{{}}?token=t"
+        yield f"http://127.0.0.1:{port}/doc/tree/notebooks/{{}}?token=t"
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
