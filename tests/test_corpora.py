@@ -322,9 +322,9 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
         corpora.load("msp_podcast", linked / "release", outside=True)
     (linked / "corpus" / "wav").symlink_to(".")
     (linked / "corpus" / "labels.csv").write_text(
-        "utterance,speaker,gender,session,emotion,text,"
+        "utterance,speaker,gender,session,emotion,text,phonemes,"
         "valence,arousal,dominance,emotion_start,emotion_end\n"
-        "../secret,S1F,female,1,sad,a,1,2,3,0,1\n"
+        "../secret,S1F,female,1,sad,a,0.1 a,1,2,3,0,1\n"
     )
     with pytest.raises(GmpError, match=r"labels\.csv, row 1: .* leads out of"):
         corpora.load("synthetic", linked / "corpus")

@@ -152,7 +152,7 @@ def upload(explorer, name, content):
 
 def test_an_upload_is_recognized_and_drawn(explorer):
     text = "they came back in because of you so we waited and she called my name as you told me"
-    speech = espeak.speak(text, "en-us+m3", 150, 50, 50)[: 5 * espeak.SAMPLE_RATE]
+    speech = espeak.speak(text, "en-us+m3", 150, 50, 50)[0][: 5 * espeak.SAMPLE_RATE]
     file = io.BytesIO()
     soundfile.write(file, speech, espeak.SAMPLE_RATE, format="FLAC", subtype="PCM_24")
     upload(explorer, "a <b>.flac", file.getvalue())

@@ -117,6 +117,17 @@ def test_every_speaker_is_in_both_halves_whatever_utterances_are_called():
     assert rows.score["speaker"] == 1
 
 
+def test_phonemes_of_frames_by_hand():
+    phonemes, seconds = "0.05 'I 0.15 f 0.21 _: 0.30 t", (0.04, 0.05, 0.14, 0.2, 0.25, 0.9)
+    names = [probe_layers.phoneme_at(phonemes, second) for second in seconds]
+    assert names == [None, "I", "I", "f", None, "t"]
+    assert probe_layers.phoneme_at("", 0.1) is None  # of a corpus without phonemes
+    points = points_of().assign(phoneme=names * (len(points_of()) // len(names)))
+    rows = probe_layers.probe_layer(one_hot(points.phoneme), points, "validation")
+    expected = {"task": "phoneme", "metric": "UAR", "score": 1, "chance": 1 / 3}
+    assert expected in rows
+
+
 def test_purity_by_hand():
     """Clusters a a b and a: three of four belong to the majority of their cluster."""
     assert metrics.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4

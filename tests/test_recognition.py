@@ -62,7 +62,7 @@ def recognizer(published):
 def speech():
     """Ten seconds of a synthetic voice without pauses."""
     text = "they came back in because of you so we waited and she called my name as you told me "
-    samples = espeak.speak(text * 3, "en-us+m3", 170, 50, 50)
+    samples, _ = espeak.speak(text * 3, "en-us+m3", 170, 50, 50)
     return audio.from_array(samples, espeak.SAMPLE_RATE)[: 10 * SECOND]
 
 

@@ -46,6 +46,22 @@ def test_synthetic_repeats_from_its_seed(spoken, tmp_path):
     assert digest(tmp_path / "other") != digest(spoken)
 
 
+def test_phonemes_are_where_the_samples_have_them(spoken):
+    """In the middle of an [s], and not of a vowel, most energy is above 3 kHz."""
+    found = {"s": [], "i:": [], "u:": [], "a": []}
+    for row in corpora.load("synthetic", spoken)[::4].itertuples():
+        samples, words = audio.decode(row.path), row.phonemes.split()
+        starts = np.array(words[::2], float)
+        for name, middle in zip(words[1::2], (starts[:-1] + starts[1:]) / 2):
+            if (name := name.strip("'")) in found:
+                center = round(16000 * middle)
+                power = np.abs(np.fft.rfft(samples[center - 240 : center + 240])) ** 2
+                found[name].append(power[90:].sum() > power[:90].sum())
+    shares = {name: np.mean(sibilant) for name, sibilant in found.items()}
+    assert shares.pop("s") > 0.9
+    assert max(shares.values()) < 0.1
+
+
 def prosody(manifest, only_carrying):
     """Mean log pitch (YIN) and mean level (dB) of each utterance's loud frames, 10 ms apart."""
     rows = []

@@ -1,4 +1,4 @@
-"""Stage 03: what each layer encodes of emotion, gender, speaker, sentence and ratings."""
+"""Stage 03: what each layer encodes of emotion, gender, speaker, sentence, phonemes and ratings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ from gmp_utils.runs.stage import make_stage, upstream
 from gmp_utils.training import features
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
-COLUMNS = ("utterance", *ATTRIBUTES, *RATINGS, "emotion_start", "emotion_end")
+COLUMNS = ("utterance", *ATTRIBUTES, *RATINGS, "emotion_start", "emotion_end", "phonemes")
 SENTENCES = 50  # at most, the most frequent
 FRAMES_PER_UTTERANCE = 12  # at most, for probes, maps and few clusters
 FRAMES_PER_CLUSTER = 10  # at least, where the corpus has as many
@@ -61,7 +61,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     half = dict(zip(utterances.utterance, utterances.groupby("speaker").cumcount() % 2))
     half = points.utterance.map(half)
     rows = []
-    for task in points.columns.intersection([*ATTRIBUTES, *RATINGS]):
+    for task in points.columns.intersection([*ATTRIBUTES, "phoneme", *RATINGS]):
         train, test = points.part == "train", points.part == part
         if task == "speaker":
             train, test = unseen & (half == 0), unseen & (half == 1)
@@ -69,7 +69,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
         train, test = train & labeled, test & labeled
         n_values = points[task][train].nunique()
         if n_values > 1 and test.any():
-            metric, chance = ("UAR", 1 / n_values) if task in ATTRIBUTES else ("CCC", 0.0)
+            metric, chance = ("CCC", 0.0) if task in RATINGS else ("UAR", 1 / n_values)
             model = _probe(metric).fit(x[train], labels[train])
             scored = points[test].assign(true=labels[test], predicted=model.predict(x[test]))
             score = (uar if metric == "UAR" else ccc)(scored.true, scored.predicted)
@@ -135,6 +135,14 @@ def _decibels(samples: np.ndarray) -> float:
     return 10 * np.log10(np.mean(to_float(samples) ** 2) + 1e-10)
 
 
+def phoneme_at(phonemes: str, seconds: float) -> str | None:
+    """The phoneme at a time, without its stress; None in pauses. See `gmp_utils.data.corpora.check`."""
+    words = phonemes.split()
+    place = np.searchsorted(np.array(words[::2], float), seconds, side="right") - 1
+    name = words[2 * place + 1].strip("',") if place >= 0 else "_"
+    return None if name.startswith("_") else name
+
+
 def _sentences(manifest: pd.DataFrame, parts: pd.Series) -> pd.Series:
     """Texts that at least half of the training speakers, and two, say; other texts are missing."""
     texts = manifest.get("text", pd.Series(None, manifest.index, dtype=object))
@@ -181,6 +189,8 @@ def _draw(
     if "emotion_start" in table:
         in_segment = table.seconds.between(table.emotion_start, table.emotion_end, "left")
         table = table.assign(is_emotional=in_segment)
+    if "phonemes" in table:
+        table["phoneme"] = list(map(phoneme_at, table.pop("phonemes").fillna(""), table.seconds))
     return {
         "utterances": (np.stack(means, axis=1), points.reset_index(drop=True)),
         "frames": (np.concatenate(frames, axis=1), table.reset_index(drop=True)),

@@ -31,8 +31,8 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
     manifest : DataFrame
         By utterance: `corpus`, `utterance`, `path`; `speaker`, `gender` (female, male) and `emotion`, with
         missing values; optionally `start` and `end` in the recording, `valence`, `arousal`, `dominance`
-        (1 to 7), `session`, `split`, `text`, and `emotion_start` and `emotion_end` of the part that
-        carries the emotion. Times are in seconds.
+        (1 to 7), `session`, `split`, `text`, `emotion_start` and `emotion_end` of the part that carries
+        the emotion, and `phonemes`, each after its start, as in "0.05 aI 0.15 f". Times are in seconds.
     """
     import pandera.pandas as pa
 
@@ -49,7 +49,7 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         "speaker": pa.Column(str, nullable=True),
         "gender": pa.Column(str, pa.Check.isin(["female", "male"]), nullable=True),
         "emotion": pa.Column(str, nullable=True),
-        **optional("session split text", str),
+        **optional("session split text phonemes", str),
         **optional("valence arousal dominance", float, on_scale),
         **optional("start end emotion_start emotion_end", float, in_seconds),
     }

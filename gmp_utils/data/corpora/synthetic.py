@@ -2,7 +2,7 @@
 
 Five sessions of a woman and a man, and four emotions. Emotion changes only pitch, range, rate and level of
 one phrase out of three, by amounts that differ between speakers. The manifest has the times of that phrase
-(`emotion_start`, `emotion_end`).
+(`emotion_start`, `emotion_end`), and all phonemes.
 """
 
 import io
@@ -47,7 +47,7 @@ _PHRASES = (
      "like the last time", "and it was gone", "as you told me"),
 )  # fmt: skip
 SPEAKER = ("speaker", "gender", "session")
-TEXTS = ("utterance", *SPEAKER, "emotion", "text")
+TEXTS = ("utterance", *SPEAKER, "emotion", "text", "phonemes")
 NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
 _MARGIN = 0.05  # seconds of silence before and after
@@ -94,30 +94,37 @@ def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) ->
 
 def _speak_phrase(
     text: str, speaker: dict, emotion: str, strength: float, rng: np.random.Generator
-) -> np.ndarray:
-    """Synthesize a phrase with the prosody of an emotion."""
+) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Synthesize a phrase with the prosody of an emotion; see `espeak.speak`."""
     target, habit = PROSODY[emotion], speaker["habits"][emotion]
     pitch = speaker["pitch"] + strength * target["pitch"] + habit["pitch"] + rng.normal(0, 3)
     pitch_range = speaker["range"] + strength * target["range"] + rng.normal(0, 5)
     rate = speaker["rate"] * target["rate"] ** strength * rng.lognormal(0, 0.04)
     level = speaker["level"] + strength * target["level"] + habit["level"] + rng.normal(0, 1.2)
-    samples = espeak.speak(text, speaker["voice"], rate, pitch, pitch_range)
-    return espeak.set_level(samples, level)
+    samples, phonemes = espeak.speak(text, speaker["voice"], rate, pitch, pitch_range)
+    return espeak.set_level(samples, level), phonemes
 
 
-def _speak_utterance(speaker: dict, emotion: str, rng: np.random.Generator) -> tuple:
-    """Samples and text of three phrases, and start and end (seconds) of the emotional one."""
+def _speak_utterance(
+    speaker: dict, emotion: str, rng: np.random.Generator
+) -> tuple[np.ndarray, dict]:
+    """Samples of three phrases; their text, phonemes, and start and end (seconds) of the emotional one."""
     texts = [str(rng.choice(choices)) for choices in _PHRASES]
     carrier = int(rng.integers(len(texts)))
     strength = speaker["expressiveness"] * rng.uniform(0.85, 1.15)
     margin, pause = (np.zeros(int(x * espeak.SAMPLE_RATE)) for x in (_MARGIN, _PAUSE))
-    pieces = [margin]
+    pieces, phonemes = [margin], []
     for position, text in enumerate(texts):
         prosody = emotion if position == carrier else "neutral"
-        pieces += [_speak_phrase(text, speaker, prosody, strength, rng), pause]
+        begin = sum(map(len, pieces)) / espeak.SAMPLE_RATE
+        samples, spoken = _speak_phrase(text, speaker, prosody, strength, rng)
+        phonemes += [f"{begin + seconds:.3f} {name}" for seconds, name in spoken]
+        pieces += [samples, pause]
     ends = (np.cumsum(list(map(len, pieces))) / espeak.SAMPLE_RATE).tolist()
     start, end = ends[2 * carrier : 2 * carrier + 2]
-    return np.concatenate([*pieces, margin]), " ".join(texts), start, end
+    times = {"emotion_start": round(start, 3), "emotion_end": round(end, 3)}
+    columns = {"text": " ".join(texts), "phonemes": " ".join(phonemes)} | times
+    return np.concatenate([*pieces, margin]), columns
 
 
 def _speak_session(
@@ -129,12 +136,11 @@ def _speak_session(
         speaker = _speaker(session, gender, voice, rng)
         emotions = rng.permutation(np.resize(list(EMOTIONS), utterances_per_speaker))
         for number, emotion in enumerate(map(str, emotions), start=1):
-            samples, text, start, end = _speak_utterance(speaker, emotion, rng)
+            samples, columns = _speak_utterance(speaker, emotion, rng)
             name = f"{speaker['speaker']}_{number:03d}"
             espeak.write_recording(Path(folder, "wav", f"{name}.wav"), samples, rng)
             ratings = np.array(ATTRIBUTES[emotion]) + rng.normal(0, 0.3, 3)
             row = {"utterance": name, **{column: speaker[column] for column in SPEAKER}}
             row |= {"emotion": emotion, **dict(zip(NUMBERS, ratings.clip(1, 5).round(2)))}
-            row |= {"text": text, "emotion_start": round(start, 3), "emotion_end": round(end, 3)}
-            rows.append(row)
+            rows.append(row | columns)
     pd.DataFrame(rows).to_csv(sys.stdout, index=False)

@@ -106,6 +106,6 @@ def _speak(folder: str, seed: int, first: int) -> None:
             speed = 185 * np.exp(0.2 * person.speaking_rate + prosody["rate"])
             pitch, pitch_range = 45 + 22 * person.height + prosody["pitch"], 50 + prosody["range"]
             text, voice = str(rng.choice(_PHRASES)), VOICES[person.gender]
-            samples = espeak.speak(text, voice, speed, pitch, pitch_range)
+            samples, _ = espeak.speak(text, voice, speed, pitch, pitch_range)
             samples = espeak.set_level(samples, prosody["level"])
             espeak.write_recording(Path(folder, "wav", f"{_name(name, number)}.wav"), samples, rng)
