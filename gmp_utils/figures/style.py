@@ -40,7 +40,7 @@ SEQUENCE = [
     *("#4B3F72", "#1F9E9E", "#B79FE0", "#2B2B2B", "#8FD6CD", "#8C7A4F", "#68737D"),
     *("#8E5BB5", "#1B5E66", "#D9C8A9"),
 ]
-TASKS = ("emotion", "gender", "speaker", "sentence", "valence", "arousal", "dominance")
+TASKS = ("emotion", "gender", "speaker", "sentence", "phoneme", "valence", "arousal", "dominance")
 LOSSES = ("CE", "AMS", "CE then AMS", "CE then CE")
 COLORS = {
     **LABELS,
