@@ -238,7 +238,7 @@ def test_figures_are_reduced_and_only_compressed_sounds_are_kept():
     book = commit_outputs.committed(nbformat.v4.new_notebook(cells=[cell]))
     kept_figure, kept_sound = (output.data for output in book.cells[0].outputs)
     image = Image.open(io.BytesIO(base64.b64decode(kept_figure["image/png"])))
-    assert (image.size, len(image.getcolors())) == ((50, 50), 64)
+    assert (image.size, len(image.getcolors())) == ((50, 50), 256)
     assert "data:audio/ogg" in kept_sound["text/html"]
     encoded = kept_sound["text/html"].split("base64,")[1].split('"')[0]
     heard, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
