@@ -205,9 +205,7 @@ def validation_features(stage: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray
     if parameters["finetune_from"] == "multitask" and notebook_of(earlier[-1]) != FINETUNE:
         before.head.apply(before._init_weights)  # as in the stage
     inputs = features.model_inputs(before, corpus)
-    vectors = [
-        features.embed_and_classify(model, corpus, inputs, names)[0] for model in (before, after)
-    ]
+    vectors = [features.embed_and_classify(model, inputs, names)[0] for model in (before, after)]
     return *vectors, corpus.manifest.emotion[names].to_numpy()
 
 
