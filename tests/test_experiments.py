@@ -106,7 +106,7 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
         ({}, {"variants": {}}, r"variants: found \[\], expected"),
         ({}, {"against": "b"}, "against 'b' is none"),
         ({}, {"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
-        ({"experiment": "table9"}, {}, "experiment 'table9': expected one of controls, cross_c"),
+        ({"experiment": "table9"}, {}, "experiment 'table9': expected one of baselines, contr"),
         ({"preset": ["none.yaml"]}, {}, "none.yaml: not a YAML file"),
         ({"preset": ["wrong.yaml"]}, {}, "parameter encoder: found 5"),
         ({"preset": ["text.yaml"]}, {}, "text.yaml: found 'text'"),

@@ -125,7 +125,7 @@ def test_phonemes_of_frames_by_hand():
     points = points_of().assign(phoneme=names * (len(points_of()) // len(names)))
     rows = probe_layers.probe_layer(one_hot(points.phoneme), points, "validation")
     expected = {"task": "phoneme", "metric": "UAR", "score": 1, "chance": 1 / 3}
-    assert expected in rows
+    assert any(expected.items() <= row.items() for row in rows)
 
 
 def test_purity_by_hand():
