@@ -409,15 +409,13 @@ def test_a_folder_too_few_or_too_many_is_rejected(tmp_path, corpus, folder):
 
 
 def encode(path, samples, rate, codec, **options):
-    """A file of (n_samples,) or (n_samples, 2) float samples, as phones and recorders write it."""
-    samples = np.atleast_2d(samples.T).astype(np.float32)
-    layout = "stereo" if len(samples) == 2 else "mono"
+    """A file of (n_samples,) float samples, as phones and recorders write it."""
     with av.open(str(path), "w", options=options) as file:
-        stream = file.add_stream(codec, rate=rate, layout=layout)
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+        stream = file.add_stream(codec, rate=rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
         frame.sample_rate = rate
         size = stream.codec_context.frame_size
-        resampler = av.AudioResampler(stream.format, layout, rate, frame_size=size or None)
+        resampler = av.AudioResampler(stream.format, "mono", rate, frame_size=size or None)
         for part in [*resampler.resample(frame), *resampler.resample(None), None]:
             file.mux(stream.encode(part))
 
@@ -470,7 +468,7 @@ def test_files_that_are_no_recordings_say_what_they_are(tmp_path):
     with pytest.raises(GmpError, match=r"lfs\.wav: a pointer of git-lfs; run `git lfs pull`"):
         audio.decode(str(tmp_path / "lfs.wav"))
     with av.open(str(tmp_path / "silent film.mp4"), "w") as file:
-        stream = file.add_stream("mpeg4", rate=24, options={})
+        stream = file.add_stream("mpeg4", rate=24)
         stream.width, stream.height = 64, 64
         picture = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
         file.mux([*stream.encode(picture), *stream.encode(None)])

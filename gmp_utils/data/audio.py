@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain
 
 import av
@@ -92,13 +93,18 @@ def _open(path: str, start: float, end: float | None) -> tuple[int, int, Iterato
 
     FFmpeg decodes what libsndfile cannot, and what it decodes no further than its header claims.
     """
-    try:
+    with suppress(soundfile.LibsndfileError):
         file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
-        return _open_with_ffmpeg(path, start, end)
-    if file.format == "MP3" or file.frames == NO_LENGTH:
+        if file.format != "MP3" and file.frames != NO_LENGTH:
+            return _open_with_libsndfile(file, path, start, end)
         file.close()
-        return _open_with_ffmpeg(path, start, end)
+    return _open_with_ffmpeg(path, start, end)
+
+
+def _open_with_libsndfile(
+    file: soundfile.SoundFile, path: str, start: float, end: float | None
+) -> tuple[int, int, Iterator[np.ndarray]]:
+    """`_open` of a file whose header has its length."""
     rate, first = file.samplerate, round(start * file.samplerate)
     n_samples = (file.frames if pd.isna(end) else round(end * rate)) - first
 
