@@ -146,10 +146,15 @@ def temperature(logits: np.ndarray, labels: np.ndarray, speakers: np.ndarray) ->
     return fit_temperature(logits, labels) if after < before else 1.0
 
 
+def confidence_bins(confidence: pd.Series) -> pd.Series:
+    """The bin of each confidence, from 0 to 9."""
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
 def reliability(confidence: np.ndarray, correct: np.ndarray) -> pd.DataFrame:
-    """Mean `confidence`, `accuracy` and number of `utterances` in the non-empty ones of ten bins."""
+    """Mean `confidence`, `accuracy` and number of `utterances` in each of `confidence_bins` that has any."""
     rows = pd.DataFrame({"confidence": confidence, "accuracy": np.asarray(correct, dtype=float)})
-    bins = rows.groupby(np.minimum((rows.confidence * BINS).astype(int), BINS - 1))
+    bins = rows.groupby(confidence_bins(rows.confidence))
     return bins.mean().assign(utterances=bins.size()).reset_index(drop=True)
 
 

@@ -9,7 +9,7 @@ from scipy.special import softmax
 
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
-from gmp_utils.evaluation.metrics import BINS, reliability, temperature, uar, war
+from gmp_utils.evaluation.metrics import confidence_bins, reliability, temperature, uar, war
 from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
@@ -250,8 +250,11 @@ def confidences(run_dir: str) -> pd.DataFrame:
 
 def calibration(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """`reliability` of a column of `confidences`, with accuracy's interval `low` to `high` over speakers."""
-    bins = np.minimum((table[column] * BINS).astype(int), BINS - 1)
-    sums = table.assign(bin=bins, n=1).groupby(["bin", "speaker"])[["correct", "n"]].sum()
+    sums = (
+        table.assign(bin=confidence_bins(table[column]), n=1)
+        .groupby(["bin", "speaker"])[["correct", "n"]]
+        .sum()
+    )
     ends = [
         comparison.jackknife_interval(rows.to_numpy()[..., None]) for _, rows in sums.groupby("bin")
     ]
