@@ -109,15 +109,15 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
 
     It has a process group of its own, to which signals are forwarded: it hangs if it gets one twice.
     """
-    import joblib
-
-    from gmp_utils.runs import experiments, on_gpu
+    if sys.platform == "win32":
+        raise GmpError("runs need Linux or macOS; on Windows, work in WSL.")
+    from gmp_utils.runs import experiments, hardware, on_gpu
     from gmp_utils.runs.paths import ROOT, run_folder
 
     plan, gpus, cores = _plan(options), options.gpus, options.cores
     if not options.profile:
         gpus = len(on_gpu.gpus()) if gpus is None else gpus
-        cores = cores or joblib.cpu_count()
+        cores = cores or hardware.cores()
     snakemake = ["--config", f"gpus={gpus or 0}"]
     snakemake += ["--keep-going"] * bool(plan.experiment)
     snakemake += ["--profile", options.profile] if options.profile else []
@@ -143,8 +143,10 @@ def _recognize(options: argparse.Namespace) -> int:
     """Write a table of emotions; print which recordings could not be read."""
     import transformers
 
+    from gmp_utils.runs.hardware import limit_threads
     from gmp_utils.stages.recognize import recognize
 
+    limit_threads()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with redirect_stdout(sys.stderr):  # the standard output is for the table

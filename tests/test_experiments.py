@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -250,7 +251,8 @@ def test_commands_never_share_a_gpu(tmp_path):
     )
     on_gpu = [sys.executable, "-m", "gmp_utils.runs.on_gpu"]
     command = [*on_gpu, sys.executable, "-c", code, str(tmp_path)]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "TMPDIR": str(tmp_path)}
+    job = f"test-{os.getpid()}"
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5", "SLURM_JOB_ID": job}
     started = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(3)]
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("*.end"))) < 1:
@@ -262,6 +264,8 @@ def test_commands_never_share_a_gpu(tmp_path):
     used = [path.read_text() for path in tmp_path.iterdir() if path.name.isdigit()]
     assert len(used) == 3
     assert set(used) == {"3", "5"}
+    for lock in Path("/tmp").glob(f"gmp-gpu-*-{job}-?.lock"):
+        lock.unlink()
     without = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = python("-m", "gmp_utils.runs.on_gpu", "echo", "at once", env=without)
     assert done.stdout == "at once\n"

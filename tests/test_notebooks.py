@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -130,16 +131,27 @@ def test_papermill_stops_before_any_work(demo, tmp_path, arguments, message):
 
 
 def test_notebooks_that_start_together_share_no_ports(tmp_path):
-    """The workflow's kernels are reached through files."""
+    """The workflow's kernels are reached through files, and are of this environment.
+
+    Here TMPDIR is too long for a socket, and another environment's kernel has the name python3.
+    """
+    spec = {"argv": ["/absent/python"], "display_name": "other", "language": "python"}
+    (tmp_path / "jupyter/kernels/python3").mkdir(parents=True)
+    (tmp_path / "jupyter/kernels/python3/kernel.json").write_text(json.dumps(spec))
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
     assert "--engine ipc" in (ROOT / "workflow" / "Snakefile").read_text()
-    code = "import ipykernel\nipykernel.get_connection_info(unpack=True)['transport']"
+    code = (
+        "import ipykernel, sys\nipykernel.get_connection_info(unpack=True)['transport'], sys.prefix"
+    )
     cell = nbformat.v4.new_code_cell(code)
     asked = tmp_path / "asked.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), asked)
     options = "--engine", "ipc", "--kernel", "python3", "--log-output"
-    succeeded(python("-m", "papermill", *options, asked, tmp_path / "out.ipynb"))
+    environment = os.environ | {"TMPDIR": str(long), "JUPYTER_PATH": str(tmp_path / "jupyter")}
+    succeeded(python("-m", "papermill", *options, asked, tmp_path / "out.ipynb", env=environment))
     answer = nbformat.read(tmp_path / "out.ipynb", as_version=4).cells[0].outputs[0]
-    assert answer.data["text/plain"] == "'ipc'"
+    assert answer.data["text/plain"] == repr(("ipc", sys.prefix))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """A store of 16 kHz waveforms, and a report on the recordings."""
 
 import hashlib
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.ragged import Ragged
+from gmp_utils.runs import hardware
 
 SILENCE = 1e-3  # peak of a silent recording, 60 dB below full scale
 CLIPPED_SHARE = 1e-3  # of a clipped recording's samples
@@ -30,7 +30,7 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
     report, lengths = [], []
     # Samples go to a temporary file first, as their lengths are unknown.
     with tempfile.TemporaryFile(dir=stem.parent) as spool:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(hardware.cores()) as pool:
             decoded = pool.map(lambda row: _decode(*row), rows)
             for samples, row in tqdm(decoded, "decode", len(rows), unit="file", disable=None):
                 spool.write(samples.tobytes())

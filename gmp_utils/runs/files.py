@@ -1,5 +1,6 @@
 """JSON files, digests of files, and locks."""
 
+import errno
 import hashlib
 import json
 import os
@@ -9,10 +10,12 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, SoftFileLease, Timeout
 
 from gmp_utils import GmpError
 
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
+LEASE = 120  # seconds until a lock there is free whose process was killed on another machine
 HASHED_BYTES = 16 * 2**20  # smaller files are hashed whenever they are read
 _digests: dict[tuple, str] = {}  # by device, inode, size and time: hard links share one
 
@@ -84,9 +87,16 @@ def find_mismatch(
 def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
     """Hold a lock while `what` is made; if another process holds it, wait or raise a GmpError."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    file_lock, owner = FileLock(lock), lock.with_name(f"{lock.name}.owner")
+    file_lock = FileLock(lock, fallback_to_soft=False)
+    owner = lock.with_name(f"{lock.name}.owner")
     try:
-        file_lock.acquire(timeout=0)
+        try:
+            file_lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_FLOCK:
+                raise
+            file_lock = SoftFileLease(f"{lock}.lease", lease_duration=LEASE)
+            file_lock.acquire(timeout=1)
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
         found = f"{what} is being made by {who}"

@@ -1,18 +1,40 @@
-"""The device that models run on, its precision and its memory."""
+"""The device that models run on, its precision, and the memory and cores of this process."""
 
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
 
+import joblib
 import psutil
-import torch
 
+OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+MEMORY = {  # where each version of cgroups has its limit, its use, and the cache in it that can be freed
+    "": ("", "memory.max", "memory.current", "inactive_file"),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+}
 _float32_only = ContextVar("float32_only", default=False)
 
 
+@cache
 def device() -> str:
-    """Return "cuda" if available, else "cpu"."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """Return "cuda" if there is a GPU for which torch has kernels, else "cpu"."""
+    import torch  # the workflow, which counts cores here, needs no torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    major, minor = torch.cuda.get_device_capability()
+    built = [int(name[3:].rstrip("af")) for name in torch.cuda.get_arch_list() if name[:3] == "sm_"]
+    if built and 10 * major + minor < min(built):
+        found = f"the GPU's compute capability is {major}.{minor}"
+        remedy = "The CPU is used; install an older torch for the GPU."
+        warnings.warn(f"{found}, this torch needs {min(built) / 10}. {remedy}", stacklevel=2)
+        return "cpu"
+    return "cuda"
 
 
 def bfloat16() -> bool:
@@ -20,6 +42,8 @@ def bfloat16() -> bool:
 
     Other processors are slower in bfloat16 than in float32 (benchmarks/NOTES.md).
     """
+    import torch
+
     if _float32_only.get():
         return False
     if device() == "cuda":
@@ -44,8 +68,52 @@ def fits(n_bytes: int) -> bool:
 
 def free_bytes() -> int:
     """Free memory of the GPU, or of the machine without one."""
-    gpu = device() == "cuda"
-    return torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if device() == "cuda" else free_memory()
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process can get; a container or a job may have a limit."""
+    return min([psutil.virtual_memory().available, *_left_to_cgroups()])
+
+
+def _left_to_cgroups() -> Iterator[int]:
+    """Bytes below the limit of this process's cgroup, and of each that contains it."""
+    for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.is_file() else []:
+        _, controllers, path = line.split(":", 2)
+        for controller in MEMORY.keys() & controllers.split(","):
+            mount, *names, cache_name = MEMORY[controller]
+            group = Path(mount) / path.lstrip("/")
+            for folder in (CGROUPS / part for part in (group, *group.parents)):
+                try:
+                    limit, used = (int((folder / name).read_text()) for name in names)
+                    values = dict(map(str.split, (folder / "memory.stat").read_text().splitlines()))
+                except (OSError, ValueError):  # not mounted here, or the limit is "max"
+                    continue
+                yield max(limit - used + int(values.get(cache_name, 0)), 0)
+
+
+def peak_memory() -> int:
+    """Most bytes of main memory that this process has had."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def cores() -> int:
+    """Processor cores that this process may use; a container or a job may have fewer than the machine."""
+    return min(joblib.cpu_count(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize)))
+
+
+def limit_threads() -> None:
+    """Let torch use `cores` only; it counts those of the machine."""
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), cores()))
 
 
 def estimate(what: str, needed: int, free: int, remedy: str) -> None:

@@ -59,9 +59,8 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
 def _is_like(value, default) -> bool:
     """Whether a value has the type of a default; integers count as floats."""
     if isinstance(default, list) and default and isinstance(value, list):
-        kinds = (
-            (str, int) if isinstance(default[0], str) else (type(default[0]),)
-        )  # labels may be digits
+        kind = type(default[0])  # labels may be digits
+        kinds = {str: (str, int), float: (int, float)}.get(kind, (kind,))
         return all(type(item) in kinds for item in value)
     return type(value) in ((int, float) if isinstance(default, float) else (type(default),))
 
@@ -94,10 +93,13 @@ def start(notebook: str, namespace: dict) -> dict:
     import torch
     import transformers
 
+    from gmp_utils.runs import hardware
+
+    hardware.limit_threads()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    device = torch.cuda.get_device_name() if hardware.device() == "cuda" else "CPU"
     print(f"Python {platform.python_version()}, {versions}")
     if "seed" in parameters:
         transformers.set_seed(parameters["seed"])

@@ -5,31 +5,34 @@ Waits until one of CUDA_VISIBLE_DEVICES, or of all GPUs, is free. Without GPUs t
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
-import tempfile
 import time
+from itertools import takewhile
 from pathlib import Path
 
 
 def gpus() -> list[str]:
     """GPUs of CUDA_VISIBLE_DEVICES, or the numbers of all that the driver lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return visible.split(",") if visible else []
+    if visible is not None:  # CUDA ignores what follows a name that no GPU has, such as -1
+        names = map(str.strip, visible.split(","))
+        return list(takewhile(re.compile(r"\d|GPU-|MIG-").match, names))
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError):
         return []
-    return list(map(str, range(len(listed.stdout.splitlines()))))
+    return re.findall(r"^GPU (\d+): ", listed.stdout, re.MULTILINE)
 
 
 def reserve(names: list[str]) -> str:
     """Wait for a GPU whose lock is free; this process keeps the lock, also after `exec`."""
     owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each Slurm job counts from 0
+    folder = Path("/tmp")  # of this machine, and the same for all; TMPDIR need not be either
     while True:
         for name in names:
-            lock = Path(tempfile.gettempdir()) / f"gmp-gpu-{owner}-{name}.lock"
+            lock = folder / f"gmp-gpu-{owner}-{name}.lock"
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -5,9 +5,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager
 from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from nbformat import v4
 from papermill.engines import NBClientEngine, NotebookExecutionManager
+from traitlets import default
 from traitlets.config import Config
 
 REASONS = {
@@ -17,6 +20,15 @@ REASONS = {
     KeyboardInterrupt: "stopped from outside: by Ctrl-C, a closed terminal or a scheduler. Run it again; "
     "trainings resume from their last checkpoint.",
 }
+SHORT = 70  # of the 104 characters that a socket's path may have, or 108 on Linux
+
+
+class OwnKernelManager(AsyncKernelManager):
+    """Starts ipykernel of this environment, whichever kernel has the name of that in JUPYTER_PATH."""
+
+    @default("kernel_spec_manager")
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
 
 
 class IpcEngine(NBClientEngine):
@@ -29,10 +41,13 @@ class IpcEngine(NBClientEngine):
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-        """Run a notebook with sockets in a temporary folder, as their paths have to be short."""
-        with tempfile.TemporaryDirectory(prefix="gmp-") as folder, _signals_as_interrupts():
+        """Run a notebook in a kernel of this environment, with sockets in a temporary folder."""
+        short = None if len(tempfile.gettempdir()) < SHORT else "/tmp"
+        temporary = tempfile.TemporaryDirectory(prefix="gmp-", dir=short)
+        with temporary as folder, _signals_as_interrupts():
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
             options |= {"config": config, "coalesce_streams": True}
+            options |= {"kernel_manager_class": OwnKernelManager}
             try:
                 super().execute_managed_notebook(nb_man, kernel_name, **options)
             except (Exception, KeyboardInterrupt) as error:  # papermill fails once a cell has it

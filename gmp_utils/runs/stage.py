@@ -8,7 +8,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import resource
 import shutil
 import subprocess
 import time
@@ -245,7 +244,7 @@ def _circumstances(folder: Path, began: float) -> dict:
         "bfloat16": hardware.bfloat16(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - began, 2),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_mb": hardware.peak_memory() // 2**20,
         "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20 if gpu else None,
         "files": files.describe_files(folder),
     }

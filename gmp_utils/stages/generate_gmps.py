@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 from transformers import set_seed
 
 from gmp_utils import GmpError
@@ -105,7 +104,7 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     labels = Ragged.create(folder / "labels", names, lengths, np.int32, kind="labels", shape=shape)
     n_frames = sum(frames.lengths[name] for name in unlabeled)
     n_frames = min(limit or n_frames, n_frames)
-    needed, free = 6 * n_frames * frames.values.shape[1], psutil.virtual_memory().available
+    needed, free = 6 * n_frames * frames.values.shape[1], hardware.free_memory()
     hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
     sample = frames.sample(unlabeled, limit, seed)
     is_multitask = parameters["clustered_model"] == "multitask"

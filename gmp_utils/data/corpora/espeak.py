@@ -1,7 +1,6 @@
 """Speech synthesis by espeak-ng through its C API."""
 
 import ctypes
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -100,11 +99,13 @@ def in_fresh_processes(function: Callable, tasks: Iterable[tuple]) -> list[bytes
 
     espeak-ng keeps state between calls: only in a new process does a seed determine the samples.
     """
+    from gmp_utils.runs.hardware import cores  # not in each of these processes
+
     load = f"from {function.__module__} import {function.__name__} as function"
 
     def call(task: tuple) -> bytes:
         command = [sys.executable, "-c", f"{load}; function(*{task!r})"]
         return subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         return list(pool.map(call, tasks))
