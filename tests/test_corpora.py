@@ -207,6 +207,33 @@ def test_a_table(tmp_path, ending):
     assert manifest.valence.tolist() == [4.0, 2.0]
 
 
+def test_ratings_have_a_declared_scale(tmp_path, iemocap):
+    """A table's is a parameter. As a test corpus it gets the training corpus's: 73 of 0 to 100 is
+    1 + 0.73 · 4 of IEMOCAP's 1 to 5.
+    """
+    touch(tmp_path / "own", "1.wav", "2.wav")
+    text = "path,speaker,gender,emotion,age,valence\n1.wav,a,female,happy,9,{}\n2.wav,b,male,angry,9,\n"
+    file = tmp_path / "own" / "mine.csv"
+    columns = ["valence", "rating_min", "rating_max"]
+    for rating, scale in ((-0.4, [-1, 1]), (73, [0, 100])):
+        file.write_text(text.format(rating))
+        manifest = corpora.load("table", file, rating_scale=scale)
+        assert manifest.loc[0, columns].tolist() == [rating, *scale]
+        assert manifest.valence.isna().tolist() == [False, True]
+        with pytest.raises(
+            GmpError, match=rf"1: valence {rating}, expected 1 to 7; .* rating_scale"
+        ):
+            corpora.load("table", file)
+    pair = ("iemocap", iemocap), ("table", file)
+    both = corpora.cross_corpus(*pair, rating_scale=[0, 100])
+    rated = both.set_index("utterance").loc["table/1", columns].astype(float)
+    assert rated.tolist() == pytest.approx([3.92, 1, 5])
+    assert both.set_index("utterance").valence["iemocap/Ses01F_impro01_M000"] == 4
+    for scale in ([7, 1], [1], [0, 5, 10]):
+        with pytest.raises(GmpError, match=r"rating_scale .* expected the lowest and the highest"):
+            corpora.load("table", file, rating_scale=scale)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -334,11 +361,12 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
     ("columns", "message"),
     [
         ({"start": ["0.5", "later"]}, "row 2, column start: found later, expected a number"),
+        ({"start": ["0.5", "1_000"]}, "row 2, column start: found 1_000, expected a number"),
         ({"start": [0.0, -1.0]}, "row 2, column start: found -1"),
         ({"utterance": ["a", "a"]}, "column utterance: found a, expected unique values"),
         ({"label": "sad"}, "column 'label', expected 'emotion'"),
         ({"gender": ["female", "f"]}, "row 2, column gender: found f"),
-        ({"valence": [2.0, 70.0]}, "column valence: found 70.0"),
+        ({"valence": [2.0, 70.0]}, "in@1: valence 70, expected 1 to 7; .* rating_scale"),
         ({"speaker": ["Ann", "ann"]}, "speaker: found 'Ann', 'ann', expected one spelling"),
         ({"emotion": ["sad", "Sad"]}, "emotion: found 'sad', 'Sad', expected one"),
         ({"speaker": "1", "gender": ["female", "male"]}, "speaker '1': found two genders"),

@@ -188,8 +188,8 @@ def test_two_corpora_are_never_folded_together():
     ("rules", "message"),
     [
         ({"fold_by": "session"}, "expected a session for each utterance"),
-        ({"n_folds": 11}, "there are 10 speakers"),
-        ({"n_folds": 2}, "validation 'speakers' needs at least 3"),
+        ({"n_folds": 11}, "found 10 speakers; use n_folds 10, or"),
+        ({"n_folds": 2}, "validation 'speakers' needs 3 or more; use validation \"share\""),
         ({"female_share": 1.5}, r"female_share 1\.5: expected 0 to 1"),
         ({"fold_by": "first"}, "fold_by 'first': expected one of "),
         ({"validation": "first"}, "validation 'first': expected one of "),
@@ -199,6 +199,21 @@ def test_two_corpora_are_never_folded_together():
 def test_impossible_folds_are_rejected(rules, message):
     with pytest.raises(GmpError, match=message):
         make_protocol(speakers_manifest(5, 5), **rules)
+
+
+def test_two_speakers_lead_to_the_settings_that_work():
+    """TESS has two, women both; the messages name the rules one after the other."""
+    manifest = speakers_manifest(2, 0)
+    with pytest.raises(
+        GmpError, match='n_folds 5: found 2 speakers; use n_folds 2 and validation "share"'
+    ):
+        make_protocol(manifest)
+    for rule in ({"n_folds": 2}, {"fold_by": "leave-one-speaker-out"}):
+        with pytest.raises(GmpError, match='needs 3 or more; use validation "share"'):
+            make_protocol(manifest, **rule)
+        assert make_protocol(manifest, validation="share", **rule).folds == [["00"], ["01"]]
+    with pytest.raises(GmpError, match=r"1 folds: .* needs 2 or more; add speakers"):
+        make_protocol(speakers_manifest(1, 0), "leave-one-speaker-out", validation="share")
 
 
 def test_folds_that_are_not_there_or_lack_an_emotion_are_rejected():

@@ -248,8 +248,9 @@ def make_protocol(
             folds = _speaker_groups(manifest, n_groups)
         validating, needed = folds[1:] + folds[:1], 3 if validation == "speakers" else 2
         if len(folds) < needed:
+            remedy = 'use validation "share"' if len(folds) == 2 else "add speakers"
             raise GmpError(
-                f"{len(folds)} folds: validation {validation!r} needs at least {needed}."
+                f"{len(folds)} folds: validation {validation!r} needs {needed} or more; {remedy}."
             )
     if validation != "speakers":
         validating = [()] * len(folds)
@@ -261,8 +262,10 @@ def make_protocol(
 
 def _speaker_groups(manifest: pd.DataFrame, n_groups: int) -> list[list[str]]:
     """Groups of speakers, balanced by gender."""
-    if manifest.speaker.nunique() < n_groups:
-        raise GmpError(f"n_folds {n_groups}: there are {manifest.speaker.nunique()} speakers.")
+    n_speakers = manifest.speaker.nunique()
+    if n_speakers < n_groups:
+        remedy = f"use n_folds {n_speakers}" + ' and validation "share"' * (n_speakers == 2)
+        raise GmpError(f"n_folds {n_groups}: found {n_speakers} speakers; {remedy}, or add some.")
     ordered = manifest.drop_duplicates("speaker").sort_values(["gender", "speaker"]).speaker
     return [ordered[group::n_groups].tolist() for group in range(n_groups)]
 

@@ -136,7 +136,8 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
     title = f"Mean arousal is highest for {high}, lowest for {low}"
     if len(rated) < len(manifest):
         title += f" ({len(manifest) - len(rated)} utterances have no rating)"
-    return figure.update_layout(title=title)
+    scale = [rated.rating_min.min(), rated.rating_max.max()]
+    return figure.update_layout(title=title, xaxis_range=scale, yaxis_range=scale)
 
 
 def curves(

@@ -1,7 +1,7 @@
 """Corpora: manifests of folders of recordings, with one row per utterance."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,7 @@ from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpora import iemocap, msp, synthetic, synthetic_speakers, table
 from gmp_utils.data.corpora._labels import validate
 from gmp_utils.data.corpora.acted import ACTED
+from gmp_utils.data.corpora.synthetic_speakers import RATINGS
 
 # For each corpus its reader, which returns `label` instead of `emotion`, and the emotions of its labels.
 CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
@@ -20,6 +21,8 @@ CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "msp_podcast": (msp.load_podcast, msp.PODCAST_EMOTIONS),
     "msp_improv": (msp.load_improv, msp.IMPROV_EMOTIONS),
 } | {name: (corpus.load, corpus.emotions) for name, corpus in ACTED.items()}
+RATING_SCALE = (1, 7)
+SCALES = {"iemocap": (1, 5), "msp_improv": (1, 5)}  # where it is another one
 EMBEDDED = {"emodb": Path(__file__).with_name("emodb")}  # recordings that the package contains
 
 
@@ -31,8 +34,9 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
     manifest : DataFrame
         By utterance: `corpus`, `utterance`, `path`; `speaker`, `gender` (female, male) and `emotion`, with
         missing values; optionally `start` and `end` in the recording, `valence`, `arousal`, `dominance`
-        (1 to 7), `session`, `split`, `text`, `emotion_start` and `emotion_end` of the part that carries
-        the emotion, and `phonemes`, each after its start, as in "0.05 aI 0.15 f". Times are in seconds.
+        on a scale from `rating_min` to `rating_max`, `session`, `split`, `text`, `emotion_start` and
+        `emotion_end` of the part that carries the emotion, and `phonemes`, each after its start, as in
+        "0.05 aI 0.15 f". Times are in seconds.
     """
     import pandera.pandas as pa
 
@@ -41,7 +45,6 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         return dict.fromkeys(names.split(), column)
 
     in_seconds = pa.Check.in_range(0, 1e6)
-    on_scale = pa.Check.in_range(0, 7)  # scales begin at 1; a few ratings of IEMOCAP are lower
     columns = {
         "corpus": pa.Column(str),
         "utterance": pa.Column(str, unique=True),
@@ -50,7 +53,7 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         "gender": pa.Column(str, pa.Check.isin(["female", "male"]), nullable=True),
         "emotion": pa.Column(str, nullable=True),
         **optional("session split text phonemes", str),
-        **optional("valence arousal dominance", float, on_scale),
+        **optional("valence arousal dominance rating_min rating_max", float),
         **optional("start end emotion_start emotion_end", float, in_seconds),
     }
     manifest = validate(pa.DataFrameSchema(columns, strict=True), manifest, "manifest")
@@ -74,14 +77,15 @@ def load(
     emotions: list[str] | None = None,
     label_map: dict[str, str] | None = None,
     outside: bool = False,
+    rating_scale: Sequence[float] = RATING_SCALE,
 ) -> pd.DataFrame:
     """Read the manifest (see `check`) of one of `CORPORA` from its folder, or from the file of a table.
 
     Utterances of other `emotions` (default: all) are excluded, and counted in the output. `label_map` has
     changes to the emotions of labels, such as ``{"exc": "excited"}``. With `outside` a table may name
-    recordings outside its folder.
+    recordings outside its folder. Its ratings are on `rating_scale`, from the lowest to the highest.
     """
-    rows, names = _read(corpus, folder, outside)
+    rows, names = _read(corpus, folder, outside, rating_scale)
     return check(_keep(_to_emotions(rows, names, _texts(label_map)), emotions))
 
 
@@ -92,20 +96,23 @@ def cross_corpus(
     emotions: list[str] | None = None,
     label_map: dict[str, str] | None = None,
     outside: bool = False,
+    rating_scale: Sequence[float] = RATING_SCALE,
 ) -> pd.DataFrame:
     """Read a corpus to train on and one to test on, each by its name and folder; see `load`.
 
     Utterances and speakers are prefixed with their corpus, and `split` is "train" or "test". Default
-    `emotions` are those of both corpora.
+    `emotions` are those of both corpora. Ratings are converted to the scale of the training corpus.
     """
     if train[0] == test[0]:
         raise GmpError(f"corpus and test_corpus are both {train[0]}; use one corpus, and fold it.")
-    corpora = {"train": _read(*train, outside), "test": _read(*test, outside)}
+    pairs = {"train": train, "test": test}
+    corpora = {part: _read(*pair, outside, rating_scale) for part, pair in pairs.items()}
     loaded, label_map = {}, _texts(label_map)
     for part, (rows, names) in corpora.items():
         foreign = set(corpora["test" if part == "train" else "train"][1]) - set(names)
         changes = {label: label_map[label] for label in label_map if label not in foreign}
         loaded[part] = _to_emotions(rows, names, changes)
+    loaded["test"] = _rescale(loaded["test"], loaded["train"])
     common = set.intersection(*(set(rows.emotion.dropna()) for rows in loaded.values()))
     if len(common) < 2:
         shared = f"{train[0]} and {test[0]} share the emotions {sorted(common)}"
@@ -117,7 +124,35 @@ def cross_corpus(
     return check(pd.concat(loaded.values(), ignore_index=True))
 
 
-def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame, dict[str, str]]:
+def _rescale(rows: pd.DataFrame, to: pd.DataFrame) -> pd.DataFrame:
+    """Convert ratings to the scale of another corpus, if both have some."""
+    bounds = ["rating_min", "rating_max"]
+    if "rating_min" in rows and "rating_min" in to:
+        (low, high), (to_low, to_high) = (table[bounds].iloc[0] for table in (rows, to))
+        ratings = rows[rows.columns.intersection(RATINGS)].astype(float)
+        ratings = (ratings - low) / (high - low) * (to_high - to_low) + to_low
+        rows = rows.assign(**ratings, rating_min=to_low, rating_max=to_high)
+    return rows
+
+
+def _check_ratings(rows: pd.DataFrame, corpus: str, scale: Sequence[float]) -> pd.DataFrame:
+    """Check that ratings are on their scale, and add it to the rows."""
+    if len(scale) != 2 or not scale[0] < scale[1]:
+        raise GmpError(f"rating_scale {scale}: expected the lowest and the highest rating.")
+    low, high = scale
+    names = rows.columns.intersection(RATINGS)
+    for name in names:
+        rating = rows[name].astype(float)
+        below = rating < low - (corpus == "iemocap")  # a few of its ratings are lower than 1
+        for row in rows[below | (rating > high)].itertuples():
+            found = f"{row.utterance}: {name} {rating[row.Index]:g}, expected {low:g} to {high:g}"
+            raise GmpError(f"{found}; correct it, or set rating_scale of notebook 01 for a table.")
+    return rows.assign(rating_min=float(low), rating_max=float(high)) if len(names) else rows
+
+
+def _read(
+    corpus: str, folder: str | Path, outside: bool, rating_scale: Sequence[float]
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """Manifest of a corpus with its own labels, and the emotions of these labels."""
     check_choice("corpus", corpus, CORPORA)
     folder, is_table = Path(folder).expanduser(), corpus == "table"
@@ -125,6 +160,7 @@ def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame,
         kind = "file" if is_table else "folder"
         raise GmpError(f"corpus_dir {str(folder)!r}: no such {kind}; give the {kind} of {corpus}.")
     read, emotions = CORPORA[corpus]
+    scale = rating_scale if is_table else SCALES.get(corpus, RATING_SCALE)
     rows = read(folder, outside) if is_table else read(folder)
     if rows.empty:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:3]) or "nothing"
@@ -132,7 +168,8 @@ def _read(corpus: str, folder: str | Path, outside: bool) -> tuple[pd.DataFrame,
         raise GmpError(f"{problem}; give the folder of the recordings.")
     if is_table:
         emotions = {label: label for label in rows.label.dropna()}
-    return rows.assign(corpus=corpus).reset_index(drop=True), emotions
+    rows = rows.assign(corpus=corpus).reset_index(drop=True)
+    return _check_ratings(rows, corpus, scale), emotions
 
 
 def _texts(label_map: dict | None) -> dict[str, str]:

@@ -14,7 +14,6 @@ GENDERS = {"F": "female", "M": "male"}
 EXPECTED = {  # names of pandera's checks, as messages
     "field_uniqueness": "unique values",
     "not_nullable": "a value",
-    "coerce_dtype('float64')": "a number",
     "dtype('string[pyarrow]')": "text",
     "dtype('str')": "text",
 }
@@ -60,12 +59,18 @@ def read_table(
         raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
     if table.empty:
         raise GmpError(f"{path}: no rows, expected one for each recording.")
-    kinds = dict.fromkeys(texts, str) | dict.fromkeys(numbers, float)
+    kinds = dict.fromkeys(texts, str) | dict.fromkeys(numbers)
     columns = {
-        name: pa.Column(kind, nullable=True, required=name in required, coerce=kind is float)
+        name: pa.Column(kind, nullable=True, required=name in required)
         for name, kind in kinds.items()
     }
     table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
+    for name in table.columns.intersection(numbers):  # Python's float() would take 1_000
+        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        for row in table.index[values.isna() & table[name].notna()]:
+            found = f"found {table[name][row]}, expected a number"
+            raise GmpError(f"{path}, row {row + 1}, column {name}: {found}.")
+        table[name] = values
     names = table.columns.intersection(texts).difference(["path", "FileName"])
     for name in names:
         table[name] = table[name].map(_clean, na_action="ignore").astype(table[name].dtype)

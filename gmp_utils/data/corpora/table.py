@@ -1,7 +1,7 @@
 """A table of recordings, CSV or parquet.
 
 Columns: `path` (relative to the file's folder) and `speaker`; optionally `utterance`, `emotion`, `gender`,
-`session`, `split`, `text`, `valence`, `arousal`, `dominance` (1 to 7), and, for parts of recordings,
+`session`, `split`, `text`, `valence`, `arousal`, `dominance`, and, for parts of recordings,
 `start` and `end` (seconds).
 """
 
