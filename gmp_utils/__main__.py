@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gmp_utils import GmpError
 
-OTHER = "--corpus crema_d --corpus-dir path/to/CREMA-D"
+OTHER = "--corpus crema_d --corpus-dir path/to/CREMA-D/AudioWAV"
 EXPERIMENT = f"table3 {OTHER} --seeds 0 1 2"
 COMMANDS = {  # what each does, and an example
     "run": ("make a run of the series, or resume it", OTHER),

@@ -106,6 +106,7 @@ NAMES = {  # utterance, speaker, gender, emotion, text; None for a recording wit
         "03a01Wa.wav": ("03a01Wa", "03", "male", "angry", "a01"),
         "16b10Tb.wav": ("16b10Tb", "16", "female", "sad", "b10"),
         "10a02N.flac": ("10a02N", "10", "male", "neutral", "a02"),
+        "10A02TB.WAV": ("10A02TB", "10", "male", "sad", "A02"),  # as some file systems write it
         "99a01Wa.wav": None,
     },
     "savee": {  # both layouts; two-letter emotions go before their first letter
@@ -116,6 +117,7 @@ NAMES = {  # utterance, speaker, gender, emotion, text; None for a recording wit
     },
     "tess": {  # labels are in the names, whatever the folder is called
         "OAF_Pleasant_surprise/OAF_back_ps.wav": ("OAF_back_ps", "OAF", "female", "surprised", "back"),
+        "yaf_sad/yaf_cat_Sad.wav": ("yaf_cat_Sad", "YAF", "female", "sad", "cat"),
         "YAF_sad/YAF_dog_angry.wav": ("YAF_dog_angry", "YAF", "female", "angry", "dog"),
     },
     "esd": {  # both layouts; the emotion is the number's block of 350
@@ -142,6 +144,13 @@ def test_acted_corpora(corpus, tmp_path):
         )
 
 
+def test_two_copies_of_a_corpus_are_rejected(tmp_path):
+    """CREMA-D has its recordings as WAV and as MP3."""
+    touch(tmp_path, "AudioMP3/1001_DFA_ANG_XX.mp3", "AudioWAV/1001_DFA_ANG_XX.wav")
+    with pytest.raises(GmpError, match=r"AudioWAV/1001_DFA_ANG_XX\.wav: also at .*AudioMP3"):
+        corpora.load("crema_d", tmp_path)
+
+
 def test_msp_improv(tmp_path):
     """Names lose UTD and .avi; activation is inverted."""
     name = "MSP-IMPROV-S01A-F01-P-FM01"
@@ -154,6 +163,11 @@ def test_msp_improv(tmp_path):
     expected = {name: ("F01", "female", "1", "neutral", 3.5, 4.0, 3.0)}
     assert rows("msp_improv", tmp_path, *columns) == expected
     (tmp_path / "Evalution.txt").rename(tmp_path / "Evaluation.txt")
+    correct = (tmp_path / "Evaluation.txt").read_text()
+    (tmp_path / "Evaluation.txt").write_text(correct.replace("V:3.500000", "V:3,500000"))
+    with pytest.raises(GmpError, match=r"Evaluation\.txt: found 'UTD-.*V:3,5.*', expected a turn"):
+        corpora.load("msp_improv", tmp_path)
+    (tmp_path / "Evaluation.txt").write_text(correct)
     assert rows("msp_improv", tmp_path, *columns) == expected
     (tmp_path / "Evaluation.txt").unlink()
     with pytest.raises(GmpError, match=r"no Evalution\.txt"):
@@ -240,6 +254,7 @@ def test_ratings_have_a_declared_scale(tmp_path, iemocap):
         ("path,gender\n1.wav,male\n", "no column speaker"),
         ("path,speaker,gender,emotion\n2.wav,1,male,sad\n", r"row 1: no recording .*2\.wav"),
         ("path,speaker,gender,emotion\n1.wav,1,,sad\n,2,male,sad\n", "row 2: no path"),
+        ("path,speaker,text,emotion\n1.wav,1,No, no,sad\n", "more cells .* commas in quotes"),
         ("path,speaker,gender,emotion\n1.wav,1,Mann,sad\n", "row 1, column gender: found Mann"),
         ("", "cannot be read as a table"),
         ("path,speaker\n", "no rows"),
@@ -368,6 +383,8 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
         ({"gender": ["female", "f"]}, "row 2, column gender: found f"),
         ({"valence": [2.0, 70.0]}, "in@1: valence 70, expected 1 to 7; .* rating_scale"),
         ({"speaker": ["Ann", "ann"]}, "speaker: found 'Ann', 'ann', expected one spelling"),
+        ({"speaker": ["ann", "an\u200bn"]}, "speaker: found 'ann', .*, expected one spelling"),
+        ({"speaker": ["ann", "ａｎｎ"]}, "speaker: found 'ann', .*, expected one spelling"),
         ({"emotion": ["sad", "Sad"]}, "emotion: found 'sad', 'Sad', expected one"),
         ({"speaker": "1", "gender": ["female", "male"]}, "speaker '1': found two genders"),
     ],
@@ -378,9 +395,12 @@ def test_a_table_of_wrong_types_is_rejected(tmp_path, columns, message):
     pd.DataFrame(base | columns).to_parquet(tmp_path / "mine.parquet")
     with pytest.raises(GmpError, match=message):
         corpora.load("table", tmp_path / "mine.parquet")
-    unknown = dict.fromkeys(("gender", "emotion", "valence"))
-    pd.DataFrame(base | unknown).to_parquet(tmp_path / "mine.parquet")
-    assert len(corpora.load("table", tmp_path / "mine.parquet")) == 2
+    unknown = dict.fromkeys(("gender", "valence"))
+    numbers = {"emotion": [0, 1], "speaker": pd.Categorical(["a b", "a\u00a0 b"])}
+    pd.DataFrame(base | unknown | numbers).to_parquet(tmp_path / "mine.parquet")
+    manifest = corpora.load("table", tmp_path / "mine.parquet")
+    assert manifest.emotion.tolist() == ["0", "1"]
+    assert manifest.speaker.tolist() == ["a b", "a b"]
 
 
 def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,6 +17,7 @@ EXPECTED = {  # names of pandera's checks, as messages
     "not_nullable": "a value",
     "dtype('string[pyarrow]')": "text",
     "dtype('str')": "text",
+    "isin(['female', 'male'])": "female or male",
 }
 
 
@@ -48,12 +50,18 @@ def read_table(
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path).reset_index(drop=True)
+            kinds = table.select_dtypes(["category", "integer"]).columns.intersection(texts)
+            table = table.astype(dict.fromkeys(kinds, str))
         else:  # in a text, only an empty cell is a missing value
             missing = dict.fromkeys(texts, "") | {
                 name: ["", "nan", "NaN", "NA"] for name in numbers
             }
             options = {"keep_default_na": False, "na_values": missing, "index_col": False}
-            table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **options)
+            with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
+                table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **options)
+    except pd.errors.ParserWarning as error:  # perhaps a comma in a text, which moves the others
+        found = "a row has more cells than the first"
+        raise GmpError(f"{path}: {found}; put texts with commas in quotes.") from error
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
         problem = f"{path}: cannot be read as a table ({error})"
         raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
@@ -66,7 +74,7 @@ def read_table(
     }
     table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
     for name in table.columns.intersection(numbers):  # Python's float() would take 1_000
-        values = pd.to_numeric(table[name], errors="coerce").astype(float)
+        values = pd.to_numeric(table[name].astype(object), errors="coerce").astype(float)
         for row in table.index[values.isna() & table[name].notna()]:
             found = f"found {table[name][row]}, expected a number"
             raise GmpError(f"{path}, row {row + 1}, column {name}: {found}.")
@@ -78,8 +86,14 @@ def read_table(
 
 
 def _clean(text: str) -> str | None:
-    """One spelling of the same letters, without white space around them."""
-    return unicodedata.normalize("NFC", text).strip() or None
+    """One spelling of the same letters, with single spaces between words only."""
+    return " ".join(unicodedata.normalize("NFC", text).split()) or None
+
+
+def lookalike(name: str) -> str:
+    """What is left of a name without case, width, white space and characters that are not displayed."""
+    text = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "CZ")
 
 
 def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from gmp_utils import GmpError
 from gmp_utils.data.corpora._labels import find_recordings, with_unlabelled
 
 
@@ -33,15 +34,22 @@ class ActedCorpus:
     fields: Callable[[re.Match], dict[str, str]] = lambda match: {}
 
     def load(self, folder: Path) -> pd.DataFrame:
-        """Read the manifest; recordings that do not match come last, unlabelled."""
-        pattern = re.compile(rf"(?s:.*/)?{self.pattern}")
+        """Read the manifest; names in any case match, and recordings that do not come last, unlabelled."""
+        pattern = re.compile(rf"(?s:.*/)?{self.pattern}", re.IGNORECASE)
         paths = find_recordings(folder.rglob("*"))
         rows = [
             {"utterance": path.stem, "path": str(path)} | match.groupdict() | self.fields(match)
             for path in paths
             if (match := pattern.fullmatch(str(path.with_suffix(""))))
         ]
-        manifest = pd.DataFrame(rows, columns=None if rows else ["path", "speaker"])
+        manifest = pd.DataFrame(
+            rows, columns=None if rows else ["utterance", "path", "speaker", "label"]
+        )
+        for _, copies in manifest[manifest.utterance.duplicated(keep=False)].groupby("utterance"):
+            raise GmpError(f"{copies.path.iloc[1]}: also at {copies.path.iloc[0]}; use one folder.")
+        labels = {label.lower(): label for label in self.emotions}
+        manifest["label"] = manifest.label.str.lower().map(labels)
+        manifest["speaker"] = manifest.speaker.str.upper()
         is_female = manifest.speaker.isin(self.female.split())
         manifest["gender"] = is_female.map({True: "female", False: "male"})
         return with_unlabelled(manifest, paths)

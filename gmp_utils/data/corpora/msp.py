@@ -50,7 +50,7 @@ def load_podcast(folder: Path) -> pd.DataFrame:
     for name in ("speaker", "gender"):
         unknown = manifest[name].str.lower() == "unknown"
         manifest[name] = manifest[name].astype(object).mask(unknown, None)
-    manifest["split"] = manifest.split.replace("Development", "Validation").str.lower()
+    manifest["split"] = manifest.split.str.lower().replace("development", "validation")
     return with_unlabelled(manifest, audio.glob("*"))
 
 
@@ -65,7 +65,12 @@ def load_improv(folder: Path) -> pd.DataFrame:
         if recordings.setdefault(path.stem, path) != path:
             raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []
-    for match in filter(None, map(TURN.match, labels.read_text("latin-1").splitlines())):
+    for line in labels.read_text("latin-1").splitlines():
+        if not line.startswith("UTD-"):  # a rater's
+            continue
+        match = TURN.match(line)
+        if not match:
+            raise GmpError(f"{labels}: found {line!r}, expected a turn as in MSP-IMPROV's release.")
         name, speaker = f"MSP-{match['utterance']}", match["speaker"]
         if name not in recordings:
             raise GmpError(f"{name}.wav: not there, but {labels.name} labels it.")
