@@ -209,10 +209,10 @@ def test_two_speakers_lead_to_the_settings_that_work():
     ):
         make_protocol(manifest)
     for rule in ({"n_folds": 2}, {"fold_by": "leave-one-speaker-out"}):
-        with pytest.raises(GmpError, match='needs 3 or more; use validation "share"'):
+        with pytest.raises(GmpError, match='needs 3 or more; use validation "share", or more'):
             make_protocol(manifest, **rule)
         assert make_protocol(manifest, validation="share", **rule).folds == [["00"], ["01"]]
-    with pytest.raises(GmpError, match=r"1 folds: .* needs 2 or more; add speakers"):
+    with pytest.raises(GmpError, match=r"1 folds: .* needs 2 or more; use more folds"):
         make_protocol(speakers_manifest(1, 0), "leave-one-speaker-out", validation="share")
 
 

@@ -248,10 +248,9 @@ def make_protocol(
             folds = _speaker_groups(manifest, n_groups)
         validating, needed = folds[1:] + folds[:1], 3 if validation == "speakers" else 2
         if len(folds) < needed:
-            remedy = 'use validation "share"' if len(folds) == 2 else "add speakers"
-            raise GmpError(
-                f"{len(folds)} folds: validation {validation!r} needs {needed} or more; {remedy}."
-            )
+            found = f"{len(folds)} folds: validation {validation!r} needs {needed} or more"
+            remedy = 'use validation "share", or' if len(folds) == 2 else "use"
+            raise GmpError(f"{found}; {remedy} more folds.")
     if validation != "speakers":
         validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
