@@ -15,7 +15,6 @@ from filelock import FileLock, SoftFileLease, Timeout
 from gmp_utils import GmpError
 
 NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
-LEASE = 120  # seconds until a lock there is free whose process was killed on another machine
 HASHED_BYTES = 16 * 2**20  # smaller files are hashed whenever they are read
 _digests: dict[tuple, str] = {}  # by device, inode, size and time: hard links share one
 
@@ -95,7 +94,8 @@ def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            file_lock = SoftFileLease(f"{lock}.lease", lease_duration=LEASE)
+            # Free at once if its process was killed on this machine, or after two minutes if on another.
+            file_lock = SoftFileLease(f"{lock}.lease", lease_duration=120)
             file_lock.acquire(timeout=1)
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"

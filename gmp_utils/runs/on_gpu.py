@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from itertools import takewhile
-from pathlib import Path
 
 
 def gpus() -> list[str]:
@@ -29,10 +28,9 @@ def gpus() -> list[str]:
 def reserve(names: list[str]) -> str:
     """Wait for a GPU whose lock is free; this process keeps the lock, also after `exec`."""
     owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each Slurm job counts from 0
-    folder = Path("/tmp")  # of this machine, and the same for all; TMPDIR need not be either
     while True:
         for name in names:
-            lock = folder / f"gmp-gpu-{owner}-{name}.lock"
+            lock = f"/tmp/gmp-gpu-{owner}-{name}.lock"  # TMPDIR may differ, or be on the network
             handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

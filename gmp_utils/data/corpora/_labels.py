@@ -86,8 +86,8 @@ def read_table(
 
 
 def _clean(text: str) -> str | None:
-    """One spelling of the same letters, with single spaces between words only."""
-    return " ".join(unicodedata.normalize("NFC", text).split()) or None
+    """One spelling of the same letters, without white space around them."""
+    return unicodedata.normalize("NFC", text).strip() or None
 
 
 def lookalike(name: str) -> str:
