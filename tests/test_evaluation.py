@@ -3,14 +3,15 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ONCE, SMALL, classifier, multitask, write_noise_corpus
+from conftest import classifier, write_noise_corpus
 from scipy import stats
 
+from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import comparison, metrics, tables
 from gmp_utils.figures import series
+from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.runs import experiments
-from gmp_utils.runs.files import read_json
-from gmp_utils.stages import finetune
+from gmp_utils.training.features import embed_and_classify, model_inputs
 
 
 def test_recalls_by_hand():
@@ -193,23 +194,17 @@ def test_the_selected_epoch_is_a_star():
     assert figure.layout.yaxis.title.text == "loss"
 
 
-def test_features_before_and_after_are_those_that_the_stage_had(tmp_path, tiny_encoder):
-    """From the encoder, from the multi-task model, whose head is replaced, and from the CE model."""
+def test_features_before_and_after_training_are_drawn(tmp_path, tiny_encoder):
+    """Those after training are the features of the model that was written."""
     run = write_noise_corpus(tmp_path / "run")
-    multitask(run, tiny_encoder)
-    options = {"finetune_from": "multitask", "network": SMALL}
-    arguments = str(run), 1, str(tiny_encoder)
-    stages = [classifier(run, tiny_encoder, "ams")]
-    stages += [
-        finetune.finetune(*arguments, loss, ONCE, **options) for loss in ("ce", "ce-then-ams")
-    ]
-    for stage in stages:
-        *vectors, emotions = series.validation_features(stage)
-        separation = read_json(stage / "separation.json")
-        for when, values in zip(("before", "after"), vectors):
-            found = metrics.class_separation(values, emotions)
-            assert found == pytest.approx(separation[when], rel=1e-4), (stage, when)
+    stages = [classifier(run, tiny_encoder, loss) for loss in ("ams", "ce")]
+    names = open_corpus(str(run)).partition(1)["validation"]
+    model = EmotionClassifier.load(str(stages[0] / "model"))
+    expected, _ = embed_and_classify(model, model_inputs(model, open_corpus(str(run))), names)
+    values = np.load(stages[0] / "features.npz")
+    np.testing.assert_allclose(values["after"], expected, atol=1e-5)  # batches differ
+    assert not np.allclose(values["before"], expected, atol=1e-2)
     figure = series.feature_planes({"CE": stages[1], "AMS": stages[0]})
     titles = [note.text.split(" (")[0] for note in figure.layout.annotations]
     assert titles == ["before", "after, CE", "after, AMS"]
-    assert sum(len(trace.x) for trace in figure.data) == 3 * len(emotions)
+    assert sum(len(trace.x) for trace in figure.data) == 3 * len(names)

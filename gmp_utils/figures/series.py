@@ -10,20 +10,13 @@ from pandas.api.typing import SeriesGroupBy
 from plotly.subplots import make_subplots
 from scipy import stats
 from sklearn.decomposition import PCA
-from transformers import set_seed
 
-from gmp_utils.evaluation.collect import SYSTEM, corpus_of, lineage
+from gmp_utils.evaluation.collect import SYSTEM
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
 from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
 from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
-from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import frame_seconds
-from gmp_utils.models.heads import HeadConfig
-from gmp_utils.runs import weights
-from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import FINETUNE, notebook_of
-from gmp_utils.training import features
 
 
 def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
@@ -190,35 +183,16 @@ def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
     return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
 
 
-def validation_features(stage: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, (n_utterances, head.size), before and after a training of notebook 06, and emotions.
-
-    The utterances are those that the epoch is selected on. The head is new before the training, unless the
-    loss is "ce-then-…".
-    """
-    corpus, parameters = corpus_of(stage), read_json(stage / "params.json")
-    names = corpus.partition(parameters["fold"])[corpus.protocol.selection_part]
-    after, earlier = EmotionClassifier.load(str(stage / "model")), lineage(stage)[:-1]
-    source = str(earlier[-1] / "model") if earlier else weights.resolve(parameters["encoder"])
-    settings = [*vars(HeadConfig()), "emotions", "emotion_weights", "loss", "scale", "margin"]
-    set_seed(parameters["training"]["seed"])
-    before = EmotionClassifier.load(source, **{x: getattr(after.config, x) for x in settings})
-    if parameters["finetune_from"] == "multitask" and notebook_of(earlier[-1]) != FINETUNE:
-        before.head.apply(before._init_weights)  # as in the stage
-    inputs = features.model_inputs(before, corpus)
-    vectors = [features.embed_and_classify(model, inputs, names)[0] for model in (before, after)]
-    return *vectors, corpus.manifest.emotion[names].to_numpy()
-
-
 def feature_planes(networks: dict[str, Path]) -> go.Figure:
-    """`validation_features` before and after training: a PCA of the unit vectors of each model.
+    """Validation features before and after trainings of notebook 06: a PCA of the unit vectors of each model.
 
     Inter- and intra-class distances are cosine distances in all dimensions. The axes differ between panels.
     """
     vectors, tables = {}, []
     for name, stage in networks.items():
-        before, vectors[f"after, {name}"], emotions = validation_features(stage)
-        vectors = {"before": before} | vectors
+        values = np.load(stage / "features.npz")
+        emotions, vectors[f"after, {name}"] = values["emotion"], values["after"]
+        vectors = {"before": values["before"]} | vectors
     for name, values in vectors.items():
         distances, pca = class_separation(values, emotions), PCA(2)
         x, y = pca.fit_transform(values / np.linalg.norm(values, axis=1, keepdims=True)).T
