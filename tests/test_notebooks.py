@@ -334,8 +334,6 @@ def test_the_page_recognizes(demo, tmp_path):
     assert (table.speech > 0.5).all() and table.error.isna().all()
     code = f"import numpy as np\nwaveform = np.zeros(16000, 'f4')\n{snippet}"
     code = code.replace("\nclassify(", "\nscores = classify(") + "\nprint(scores)"
-    made = sorted((ROOT / "runs/demo/fold1/09_recognize/retrained").glob("*/model"))
-    code = code.replace("retrained/ams/model", f"retrained/{made[0].parent.name}/model")
     assert "'score': 0." in succeeded(python("-c", code, cwd=tmp_path))
     uploads = subprocess.run([ROOT / ".venv/bin/hf", "upload", "--help"], capture_output=True)
     assert uploads.returncode == 0
