@@ -17,7 +17,13 @@ from safetensors.torch import load_file, save_file
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import scale
-from transformers import AutoFeatureExtractor, AutoModelForAudioClassification, pipeline
+from transformers import (
+    AutoFeatureExtractor,
+    AutoModelForAudioClassification,
+    Trainer,
+    TrainingArguments,
+    pipeline,
+)
 
 from gmp_utils import GmpError
 from gmp_utils.__main__ import main
@@ -259,6 +265,52 @@ def test_transformers_load_it(published, recognizer, speech):
     assert [scores[name] for name in EMOTIONS] == pytest.approx(expected[1], abs=1e-5)
 
 
+def test_hidden_states_and_loss_are_returned_as_by_transformers(recognizer):
+    """Layers as the encoder's own forward returns them, for an utterance without padding."""
+    torch.manual_seed(0)
+    waveforms, labels = torch.randn(2, SECOND), torch.tensor([3, 1])
+    with torch.inference_mode():
+        output = recognizer(waveforms, labels=labels, output_hidden_states=True)
+        encoder = recognizer.network.base_model
+        expected = encoder(waveforms, output_hidden_states=True).hidden_states
+        as_tuple = recognizer(waveforms, labels=labels, return_dict=False)
+        plain = recognizer(waveforms)
+    assert len(output.hidden_states) == len(expected) == 5
+    for state, reference in zip(output.hidden_states, expected):
+        torch.testing.assert_close(state, reference, atol=1e-5, rtol=1e-5)
+    by_hand = -np.log(softmax(output.logits.numpy(), axis=1)[[0, 1], [3, 1]]).mean()
+    assert output.loss.item() == pytest.approx(by_hand, abs=1e-5)
+    assert list(output) == ["loss", "logits", "hidden_states", "female", "ratings"]
+    assert list(plain) == ["logits", "female", "ratings"]
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[1], plain.logits)
+
+
+def test_trainer_continues_to_train_it(published, tmp_path):
+    """One step of SGD on two accumulated batches equals the gradient of the mean loss over both."""
+    torch.manual_seed(0)
+    waveforms, labels = torch.randn(4, SECOND), torch.tensor([0, 1, 2, 3])
+    trained, reference = (
+        AutoModelForAudioClassification.from_pretrained(published) for _ in range(2)
+    )
+    data = [{"input_values": x, "labels": y} for x, y in zip(waveforms, labels)]
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=2,
+        optim="sgd", learning_rate=0.1, lr_scheduler_type="constant", max_grad_norm=0,
+        use_cpu=True, report_to="none", disable_tqdm=True,
+    )  # fmt: skip
+    trainer = Trainer(trained, arguments, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    reference.train()(waveforms, labels=labels).loss.backward()
+    for name in ("classifier.weight", "hubert.encoder.layers.0.final_layer_norm.weight"):
+        weight = reference.network.get_parameter(name)
+        expected = weight - 0.1 * weight.grad
+        assert not torch.allclose(weight, expected, atol=1e-5)
+        torch.testing.assert_close(
+            trained.network.get_parameter(name), expected, atol=1e-6, rtol=1e-5
+        )
+    assert trainer.predict(data).predictions.shape == (4, 4)  # logits only
+
+
 def test_the_import_of_the_card_registers_it(published):
     code = (
         "import gmp_utils.models.recognizer; from transformers import pipeline; "
@@ -292,6 +344,7 @@ def test_a_run_stands_for_its_best_network(
 
 
 MIXED = replace(SMALL, head="linear", mix_layers=True, train_encoder=False)
+HALF_PRECISION = {torch.float16: 2e-3, torch.bfloat16: 2e-2}  # a few roundings of 2^-11 and 2^-8
 STATISTICS = replace(SMALL, head="mean", head_layer=2, pooling="mean+std")
 ATTENTIVE = replace(SMALL, pooling="attentive", dropout=0.5)
 
@@ -322,7 +375,13 @@ def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, s
     assert [row[name] for name in EMOTIONS] == pytest.approx(expected, abs=1e-5)
     assert ("female" in row) == corpus.get("genders", True)
     assert recognizer.config.ratings == sorted(corpus.get("ratings", []), reverse=True)
-    card = Path(run, "fold1/09_recognize/encoder/ce/model/README.md").read_text()
+    folder = Path(run, "fold1/09_recognize/encoder/ce/model")
+    for dtype, tolerance in HALF_PRECISION.items():
+        half = pipeline("audio-classification", str(folder), dtype=dtype, device="cpu", top_k=None)
+        assert half.model.dtype == dtype
+        scores = {answer["label"]: answer["score"] for answer in half(speech[: 3 * SECOND])}
+        assert [scores[name] for name in EMOTIONS] == pytest.approx(expected, abs=tolerance)
+    card = (folder / "README.md").read_text()
     if corpus.get("validation") == "none":
         assert recognizer.config.temperature == 1
         assert "not calibrated (no temperature helped" in " ".join(card.split())

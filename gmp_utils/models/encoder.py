@@ -20,7 +20,13 @@ from safetensors import SafetensorError
 from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoConfig, HubertModel, PreTrainedModel, Wav2Vec2Model, WavLMModel
+from transformers import (
+    AutoConfig,
+    HubertModel,
+    PreTrainedModel,
+    Wav2Vec2Model,
+    WavLMModel,
+)
 
 from gmp_utils import GmpError
 from gmp_utils.runs import hardware
@@ -143,7 +149,7 @@ class SpeechModel(PreTrainedModel):
             torch.set_grad_enabled(self.train_cnn and torch.is_grad_enabled()),
             torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16),
         ):
-            x = inputs.unsqueeze(1)
+            x = inputs.unsqueeze(1).to(self.dtype)
             for layer in self.base_model.feature_extractor.conv_layers:
                 norm = getattr(layer, "layer_norm", None)
                 if not isinstance(norm, nn.GroupNorm):
@@ -165,7 +171,9 @@ class SpeechModel(PreTrainedModel):
         feature_mask: Tensor | None = None,
         **conditions: Tensor | None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Run the encoder up to the last of the given layers, in bfloat16 where that is faster.
+        """Run the encoder up to the last of the given layers.
+
+        With weights in float32 it runs in bfloat16 where that is faster.
 
         Parameters
         ----------
@@ -182,7 +190,7 @@ class SpeechModel(PreTrainedModel):
 
         Returns
         -------
-        states : list of (batch, frames, hidden_size) float32
+        states : list of (batch, frames, hidden_size), of the weights' dtype
         attention_mask : (batch, frames) bool
         """
         if inputs.dim() == 2:
@@ -190,11 +198,12 @@ class SpeechModel(PreTrainedModel):
         steps = torch.arange(inputs.shape[1], device=lengths.device)
         attention_mask = steps < lengths[:, None]
         indices = [self.layer_index(layer) for layer in layers]
+        in_bfloat16 = self.dtype == torch.float32 and hardware.bfloat16()
         with (
             torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()),
-            torch.autocast(inputs.device.type, torch.bfloat16, enabled=hardware.bfloat16()),
+            torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16),
         ):
-            x = self._embed(inputs, mask, feature_mask, **conditions)
+            x = self._embed(inputs.to(self.dtype), mask, feature_mask, **conditions)
             states = self._run_layers(x, attention_mask, indices, **conditions)
         return [states[index] for index in indices], attention_mask
 
@@ -209,13 +218,13 @@ class SpeechModel(PreTrainedModel):
     def _run_layers(
         self, x: Tensor, attention_mask: Tensor, indices: Sequence[int]
     ) -> dict[int, Tensor]:
-        """Hidden states (batch, frames, hidden_size) float32 by index, from projected frames."""
+        """Hidden states (batch, frames, hidden_size) by index, from projected frames."""
         n_layers, encoder = self.n_layers, self.base_model.encoder
         with capture(encoder, set(indices) - {n_layers}, max(1, *indices)) as states:
             last = encoder(x, attention_mask=attention_mask).last_hidden_state
         if n_layers in indices:
             states[n_layers] = last  # after the final norm, where a model has one
-        return {index: state.float() for index, state in states.items()}
+        return {index: state.to(self.dtype) for index, state in states.items()}
 
 
 @contextmanager
@@ -291,8 +300,9 @@ def _norm_masked(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`_norm_each` without a loop, for GPUs and the ONNX graph. A group is one channel in these encoders."""
     mask = (torch.arange(x.shape[-1], device=x.device) < n_steps[:, None]).unsqueeze(1).to(x)
     steps = n_steps[:, None, None]
-    centered = (x - (x * mask).sum(dim=-1, keepdim=True) / steps) * mask
-    std = ((centered**2).sum(dim=-1, keepdim=True) / steps + norm.eps).sqrt()
+    total = partial(torch.sum, dim=-1, keepdim=True, dtype=torch.float32)  # float16 would overflow
+    centered = (x - (total(x * mask) / steps).to(x)) * mask
+    std = (total(centered**2) / steps + norm.eps).sqrt().to(x)
     return (centered / std * norm.weight[:, None] + norm.bias[:, None]) * mask
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,8 @@ class HeadConfig:
 def mean_over_time(frames: Tensor, weights: Tensor) -> Tensor:
     """Mean, (batch, dim), of frames, (batch, frames, dim), by weights or a mask, (batch, frames)."""
     weights = weights.unsqueeze(-1).to(frames.dtype)
-    return (frames * weights).sum(dim=1) / weights.sum(dim=1)
+    total = partial(torch.sum, dim=1, dtype=torch.float32)  # float16 would overflow
+    return (total(frames * weights) / total(weights)).to(frames.dtype)
 
 
 def projection(

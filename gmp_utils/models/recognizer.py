@@ -5,10 +5,12 @@ Importing this module registers it with transformers' Auto classes.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -17,7 +19,7 @@ from transformers import (
     PreTrainedModel,
     Wav2Vec2FeatureExtractor,
 )
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, can_return_tuple
 
 from gmp_utils import GmpError
 from gmp_utils.models.classifiers import EmotionClassifier
@@ -29,6 +31,7 @@ class RecognizerConfig(PretrainedConfig):
     """Configuration of a `Recognizer`."""
 
     model_type = "gmp-tl"
+    keys_to_ignore_at_inference: ClassVar = ["female", "ratings"]  # by transformers' Trainer
     network: dict | None = None  # configuration of its `EmotionClassifier`
     temperature: float = 1.0
     has_gender_head: bool = False
@@ -38,9 +41,11 @@ class RecognizerConfig(PretrainedConfig):
 
 @dataclass
 class RecognizerOutput(ModelOutput):
-    """Calibrated logits, probability of a female voice, and ratings."""
+    """Mean cross-entropy, calibrated logits, hidden states, probability of a female voice, and ratings."""
 
+    loss: Tensor | None = None
     logits: Tensor | None = None  # (batch, emotions)
+    hidden_states: tuple[Tensor, ...] | None = None  # see `SpeechModel.hidden_states`
     female: Tensor | None = None  # (batch,)
     ratings: Tensor | None = None  # (batch, ratings)
 
@@ -66,40 +71,65 @@ class Recognizer(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """No-op: weights are loaded or fitted."""
 
-    def forward_uncalibrated(self, inputs: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def forward_uncalibrated(
+        self, inputs: Tensor, lengths: Tensor, *, all_layers: bool = False
+    ) -> dict[str, Tensor | tuple[Tensor, ...]]:
         """Logits as trained, and the inputs of the rating head (`mean`) and the gender head (`layer0_mean`).
 
-        See `SpeechModel.hidden_states` for the arguments.
+        Further returns the hidden states (`states`) of `all_layers`. See `SpeechModel.hidden_states` for
+        the arguments.
         """
         network, mixed = self.network, self.network.config.mix_layers
-        layers = range(network.n_layers + 1) if mixed else (0, network.config.head_layer)
-        states, valid = network.hidden_states(inputs, lengths, layers=layers)
-        frames = network.mix(states) if mixed else states[-1]
+        layers = range(network.n_layers + 1 if mixed or all_layers else 1)
+        layers = [*layers, network.config.head_layer]
+        (*states, frames), valid = network.hidden_states(inputs, lengths, layers=layers)
+        if mixed:
+            frames = network.mix(states)
         logits = network.logits(network.head(frames, valid)).float()
         mean, layer0_mean = mean_over_time(frames, valid), mean_over_time(states[0], valid)
-        return {"logits": logits, "mean": mean, "layer0_mean": layer0_mean}
+        outputs = {"logits": logits, "mean": mean, "layer0_mean": layer0_mean}
+        return outputs | ({"states": tuple(states)} if all_layers else {})
 
-    def recognize(self, inputs: Tensor, lengths: Tensor) -> RecognizerOutput:
+    def recognize(
+        self,
+        inputs: Tensor,
+        lengths: Tensor,
+        labels: Tensor | None = None,
+        *,
+        all_layers: bool = False,
+    ) -> RecognizerOutput:
         """As `forward`, with the inputs of `forward_uncalibrated`."""
-        outputs = self.forward_uncalibrated(inputs, lengths)
-        female = ratings = None
+        outputs = self.forward_uncalibrated(inputs, lengths, all_layers=all_layers)
+        loss = female = ratings = None
+        logits, states = outputs["logits"] / self.config.temperature, outputs.get("states")
+        if labels is not None:
+            loss = F.cross_entropy(logits, labels)
         if self.gender_head:
             female = self.gender_head(outputs["layer0_mean"]).sigmoid().squeeze(1)
         if self.rating_head:
             lowest, highest = outputs["mean"].new_tensor(self.config.rating_ranges).T
             ratings = self.rating_head(outputs["mean"]).clamp(lowest, highest)
-        return RecognizerOutput(outputs["logits"] / self.config.temperature, female, ratings)
+        return RecognizerOutput(loss, logits, states, female, ratings)
 
+    @can_return_tuple
     def forward(
-        self, input_values: Tensor, attention_mask: Tensor | None = None, **_options
+        self,
+        input_values: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
     ) -> RecognizerOutput:
         """Classify waveforms, (batch, samples), as Wav2Vec2FeatureExtractor returns them.
 
-        They have 16 kHz, zero mean, unit variance, and zeros in the padding, where the mask is 0.
+        They have 16 kHz, zero mean, unit variance, and zeros in the padding, where the mask is 0. With
+        `labels`, (batch,) int64, the output has a loss.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_values, dtype=torch.int64)
-        return self.recognize(input_values, attention_mask.sum(dim=1))
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        lengths = attention_mask.sum(dim=1)
+        return self.recognize(input_values, lengths, labels, all_layers=output_hidden_states)
 
 
 def load_recognizer(model: str | Path) -> Recognizer:
@@ -109,7 +139,7 @@ def load_recognizer(model: str | Path) -> Recognizer:
         if not isinstance(config, RecognizerConfig):
             raise ValueError(f"a {config.model_type} model, expected {RecognizerConfig.model_type}")
         recognizer, report = Recognizer.from_pretrained(
-            model, use_safetensors=True, output_loading_info=True
+            model, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         if report["missing_keys"]:
             raise ValueError(f"its weights lack {min(report['missing_keys'])}")
