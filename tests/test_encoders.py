@@ -9,7 +9,13 @@ import pytest
 import torch
 from conftest import CONFIGS, FINETUNED, MULTITASK, TINY, save_encoder
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, HubertConfig, HubertModel, Wav2Vec2ForPreTraining
+from transformers import (
+    AutoModel,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForPreTraining,
+)
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
@@ -279,6 +285,35 @@ def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(GmpError, match="a bert, expected one of hubert, wav2vec2, wavlm"):
         SpeechModel.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("hubert", {"conv_pos_batch_norm": True}, "conv_pos_batch_norm is True, expected false"),
+        ("wav2vec2", {"add_adapter": True}, "add_adapter is True, expected false"),
+        ("wavlm", {"add_adapter": True}, "add_adapter is True, expected false"),
+        ("hubert", {"conv_stride": (5, 2, 2, 2, 2, 2, 4)}, r"conv_stride is .*4.*, expected .*320"),
+        ("hubert", {"conv_kernel": (10, 3, 3, 3, 3, 2, 3)}, r"conv_kernel is .*, expected .*400"),
+    ],
+)
+def test_other_architectures_are_rejected(tmp_path, kind, settings, message):
+    AutoModel.from_config(CONFIGS[kind](**TINY, **settings)).save_pretrained(tmp_path)
+    with pytest.raises(GmpError, match=f"{tmp_path}.*{message}"):
+        SpeechModel.load(str(tmp_path))
+
+
+def test_encoders_of_other_recordings_are_rejected(tmp_path):
+    """Group norm over time makes normalized and other inputs the same, up to its epsilon."""
+    group, layer = (save_encoder(tmp_path / norm, "wavlm", norm) for norm in ("group", "layer"))
+    for folder in (group, layer):
+        Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
+    SpeechModel.load(str(group))
+    with pytest.raises(GmpError, match="do_normalize is False, expected true"):
+        SpeechModel.load(str(layer))
+    Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(group)
+    with pytest.raises(GmpError, match="sampling_rate is 8000, expected 16000"):
+        SpeechModel.load(str(group))
 
 
 def test_cached_cnn_output_equals_the_cnn(tiny_encoder, noise_corpus):

@@ -10,12 +10,13 @@ an utterance's output does not depend on its batch.
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from scipy.fft import next_fast_len
 from torch import Tensor, nn
@@ -24,11 +25,13 @@ from transformers import (
     AutoConfig,
     HubertModel,
     PreTrainedModel,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WavLMModel,
 )
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE
 from gmp_utils.runs import hardware
 
 ENCODERS = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model, "wavlm": WavLMModel}
@@ -92,13 +95,14 @@ class SpeechModel(PreTrainedModel):
         """
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, StrictDataclassError) as error:
             raise _not_a_model(source, error) from error
         if config.model_type not in ENCODERS:
             expected = ", ".join(ENCODERS)
             raise GmpError(
                 f"encoder {source!r}: a {config.model_type}, expected one of {expected}."
             )
+        _check_supported(source, config)
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
         config.mask_time_prob = max(config.mask_time_prob, 0.01)  # 0: there is no mask vector
         config.update(settings)
@@ -285,6 +289,31 @@ def _not_a_model(source: str, error: Exception) -> GmpError:
     cause = (str(error).splitlines() or [type(error).__name__])[0]
     expected = 'expected "embedded", a folder with config.json and weights, or a name on the hub'
     return GmpError(f"encoder {source!r}: no model could be read there ({cause}); {expected}.")
+
+
+def _check_supported(source: str, config) -> None:
+    """Reject an encoder whose frames or hidden states would not be those of its training."""
+    window, hop = 1, 1  # samples
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        window, hop = window + (kernel - 1) * hop, hop * stride
+    extractor = Wav2Vec2FeatureExtractor()
+    with suppress(OSError):  # not every encoder has a preprocessor_config.json
+        extractor = Wav2Vec2FeatureExtractor.from_pretrained(source)
+    found = extractor.to_dict() | config.to_dict()
+    normalized = found["do_normalize"] or config.feat_extract_norm == "group"  # over time as well
+    supported = {
+        "conv_pos_batch_norm": (not found.get("conv_pos_batch_norm"), "false"),
+        "add_adapter": (not found.get("add_adapter"), "false"),
+        "conv_stride": (hop == FRAME_HOP, f"strides with a product of {FRAME_HOP} samples (20 ms)"),
+        "conv_kernel": (window == FRAME_WINDOW, f"windows of {FRAME_WINDOW} samples (25 ms)"),
+        "sampling_rate": (found["sampling_rate"] == SAMPLE_RATE, str(SAMPLE_RATE)),
+        "do_normalize": (normalized, "true"),
+    }
+    for key, (right, expected) in supported.items():
+        if not right:
+            raise GmpError(
+                f"encoder {source!r}: {key} is {found[key]}, expected {expected}; use another encoder."
+            )
 
 
 def _norm_each(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
