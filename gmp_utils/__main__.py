@@ -54,7 +54,7 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--corpus-dir", default="", metavar="DIR", help=text)
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
-    add("--encoder", default="", help="a folder or a name on the hub (default: embedded)")
+    add("--encoder", default="", help="a folder, or name[@revision] on the hub (default: embedded)")
     add("--folds", **numbers, help="folds, from 1 on (default: 1, or those declared)")
     if name != "experiment":
         text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"

@@ -7,7 +7,7 @@ import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from conftest import CONFIGS, FINETUNED, MULTITASK, TINY, save_encoder
+from conftest import CONFIGS, FINETUNED, MULTITASK, ONCE, TINY, multitask, save_encoder
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -21,7 +21,8 @@ from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
 from gmp_utils.models.encoder import SpeechModel, fft_convolution, position_convolution
-from gmp_utils.runs import hardware
+from gmp_utils.runs import hardware, weights
+from gmp_utils.runs.files import read_json
 from gmp_utils.runs.weights import resolve
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances, collate
@@ -278,8 +279,9 @@ def test_unusable_encoders_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(GmpError, match=r"none with a model's config\.json"):
         resolve(str(tmp_path))
-    with pytest.raises(GmpError, match="no such folder"):
-        resolve("./not/there")
+    for path in ("./not/there", "runs/not/there"):
+        with pytest.raises(GmpError, match="no such folder"):
+            resolve(path)
     with pytest.raises(GmpError, match="nobody/nothing"):
         SpeechModel.load("nobody/nothing")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
@@ -314,6 +316,56 @@ def test_encoders_of_other_recordings_are_rejected(tmp_path):
     Wav2Vec2FeatureExtractor(sampling_rate=8000).save_pretrained(group)
     with pytest.raises(GmpError, match="sampling_rate is 8000, expected 16000"):
         SpeechModel.load(str(group))
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch, tiny_encoder, tiny_wav2vec2):
+    """The hub's cache without a network: me/encoder with two commits, of which main is the first."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--me--encoder"
+    for commit, source in (("a" * 40, tiny_encoder), ("b" * 40, tiny_wav2vec2)):
+        shutil.copytree(source, folder / "snapshots" / commit)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    (folder / "refs" / "v2").write_text("b" * 40)
+    weights._download.cache_clear()
+    yield folder
+    weights._download.cache_clear()
+
+
+def test_a_revision_is_that_of_the_hub(hub):
+    revisions = {"": "a", "@main": "a", "@v2": "b", f"@{'b' * 40}": "b"}
+    for revision, commit in revisions.items():
+        encoder = f"me/encoder{revision}"
+        assert resolve(encoder) == str(hub / "snapshots" / (commit * 40))
+        assert weights.fingerprint(encoder) == f"me/encoder@{commit * 40}"
+        kind = SpeechModel.load(resolve(encoder)).config.model_type
+        assert kind == {"a": "hubert", "b": "wav2vec2"}[commit]
+        objective = {"a": "clusters", "b": "contrastive"}[commit]
+        assert weights.pretraining_objective(encoder) == objective
+        assert weights.n_layers(encoder) == 4
+    with pytest.raises(GmpError, match=r"'me/encoder@v3': not available .*@revision"):
+        resolve("me/encoder@v3")
+
+
+def test_changed_weights_on_the_hub_are_noticed(hub, noise_corpus, capsys):
+    """Of an encoder without a revision: the stage is made again, and names the commit."""
+    stage = multitask(noise_corpus, "me/encoder", ONCE)
+    assert read_json(stage / "provenance.json")["inputs"] == [f"me/encoder@{'a' * 40}"]
+    multitask(noise_corpus, "me/encoder", ONCE)
+    assert "02_train_multitask is up to date" in capsys.readouterr().out
+    (hub / "refs" / "main").write_text("b" * 40)
+    assert weights.source_of(stage) == str(hub / "snapshots" / ("a" * 40))
+    weights._download.cache_clear()  # as in another process
+    multitask(noise_corpus, "me/encoder", ONCE)
+    assert "02_train_multitask is up" not in capsys.readouterr().out
+    assert read_json(stage / "provenance.json")["inputs"] == [f"me/encoder@{'b' * 40}"]
+    assert weights.source_of(stage) == str(hub / "snapshots" / ("b" * 40))
+    listed = hub / "snapshots" / ("b" * 40) / weights.TRAINING_RECORDINGS
+    weights.write_training_recordings(listed.parent, {("1f0", "")})
+    with pytest.raises(GmpError, match="was trained or selected on 1 test recordings"):
+        multitask(noise_corpus, "me/encoder", ONCE)
 
 
 def test_cached_cnn_output_equals_the_cnn(tiny_encoder, noise_corpus):

@@ -186,7 +186,8 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     encoders = [read_json(stage / "params.json").get("encoder") for stage in finished.stage]
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
-        digests = {digest for digest, _ in weights.training_recordings(weights.resolve(encoder))}
+        folder = weights.cached(encoder)
+        digests = {digest for digest, _ in weights.training_recordings(folder)} if folder else set()
         n_known = manifest.digest.isin(digests).sum()
         recordings = f"{n_known} of these recordings" if digests else "recordings not listed here"
         text += f"Encoder {encoder}, pre-trained on {recordings}. "

@@ -110,7 +110,8 @@ def model_card(
     stage: Path, corpus: Corpus, parts: dict[str, list[str]], metrics: dict[str, float]
 ) -> ModelCard:
     """Fill the template with what the run of a network has recorded."""
-    parameters, networks = read_json(stage / "params.json"), same_system(stage)
+    parameters, provenance = (read_json(stage / f"{x}.json") for x in ("params", "provenance"))
+    networks = same_system(stage)
     predictions = [pd.read_parquet(path / "predictions.parquet") for path in networks.stage]
     test = pd.concat(predictions).query("part == 'test'")
     speaker, encoder = corpus.manifest.speaker, parameters["encoder"]
@@ -124,14 +125,14 @@ def model_card(
         ModelCardData(),  # in the template
         str(Path(__file__).with_name("model_card.md")),
         emotions=", ".join(corpus.emotions),
-        encoder=Path(encoder).name if Path(weights.resolve(encoder)).is_dir() else encoder,
+        encoder=Path(encoder).name if weights.files(encoder) else provenance["inputs"][0],
         corpus=corpus.name,
         notebooks=", ".join(map(notebook_of, lineage(stage))),
         **{f"n_{part}": len(utterances) for part, utterances in parts.items()},
         n_speakers=speaker.loc[parts["train"]].nunique(),
         fold=parameters["fold"],
         protocol=corpus.protocol.describe(),
-        commit=read_json(stage / "provenance.json")["git_commit"],
+        commit=provenance["git_commit"],
         seed=parameters["training"]["seed"],
         system=", ".join(networks[SYSTEM].iloc[0]),
         **{name.lower(): percent(*values) for name, values in with_intervals(test).items()},

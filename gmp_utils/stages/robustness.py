@@ -97,7 +97,7 @@ def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
         return None
     statistics, layer = lineage(stage)[0], read_json(stage / "metrics.json")["layer"]
     probe = train_probe(Fold(corpus, fold), np.load(statistics / "statistics.npy")[:, layer])
-    model = SpeechModel.load(weights.resolve(read_json(statistics / "params.json")["encoder"]))
+    model = SpeechModel.load(weights.source_of(statistics))
     return lambda waves: probe.predict_log_proba(
         features.pooled_layers(model, waves, waves.utterances)[:, layer]
     )
