@@ -1,6 +1,5 @@
 """The explorers: what they show of a run, and that they work in a real browser."""
 
-import datetime
 import io
 import json
 import os
@@ -144,10 +143,11 @@ def explorer(run):
     return explore_recording.RecordingExplorer(str(run))
 
 
-def upload(explorer, name, content):
-    now = datetime.datetime.now(datetime.UTC)
-    file = {"name": name, "content": memoryview(content), "type": "", "size": 1}
-    explorer.upload.set_trait("value", (file | {"last_modified": now},))
+def upload(explorer, name, content, sample_rate=0):
+    """As recording_input.js sends it, in two pieces of odd lengths."""
+    for first, piece in ((True, content[:333]), (False, content[333:])):
+        message = {"name": name, "first": first, "last": not first, "sample_rate": sample_rate}
+        explorer.input._handle_custom_msg(message, [memoryview(piece)])
 
 
 def test_an_upload_is_recognized_and_drawn(explorer):
@@ -174,13 +174,14 @@ def test_an_upload_is_recognized_and_drawn(explorer):
 
 
 def test_a_recording_by_microphone_is_recognized(explorer):
-    noise = np.random.default_rng(1).normal(0, 0.1, 48000).astype("<f4")
-    explorer.microphone.sample_rate = 48000
-    explorer.microphone.samples = noise.tobytes()
+    noise = np.random.default_rng(1).normal(0, 0.1, 48000)
+    pieces = audio.to_int16(noise)
+    upload(explorer, "recorded", pieces.astype("<i2").tobytes(), 48000)
+    np.testing.assert_allclose(explorer.waveform, audio.from_array(pieces, 48000))
     assert len(explorer.waveform) == 16000 and len(explorer.table) == 1
     assert explorer.figure.outputs
     assert explorer.status.value == "recorded: no speech detected."
-    explorer.recognize(noise * np.nan, 48000, "damaged")
+    explorer.recognize((48000, noise * np.nan), "damaged")
     assert "NaN" in explorer.status.value
 
 
@@ -205,13 +206,11 @@ def test_a_single_window_has_the_scores_of_the_utterance(run):
 
 
 def test_the_help_explains_all_controls(run, explorer):
-    for view, names in (
-        (explore(str(run)), ("run", "column", "save")),
-        (explorer, ("upload", "selection")),
-    ):
+    for view, names in ((explore(str(run)), ("run", "column", "save")), (explorer, ["selection"])):
         text = view.widget.children[0].value
         for name in names:
             assert getattr(view, name).description in text
+    assert "a recording, record" in text
 
 
 def choose(explorer, rows):
@@ -446,3 +445,27 @@ def test_upload_record_look(lab, page, tmp_path):
     player = page.locator("audio").last
     error, seconds = player.evaluate("a => [a.error, a.duration]")
     assert error is None and 2 < seconds < 30
+
+
+@pytest.mark.slow
+@needs_browser
+def test_long_recordings_arrive(lab, page, tmp_path):
+    """20 MiB and two minutes, at the limits that Jupyter's server has by default."""
+    run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording (wav")
+    path = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).normal(0, 0.1, (5_300_000, 2))
+    soundfile.write(path, noise, 44100)
+    assert path.stat().st_size > 20 * 2**20
+    with page.expect_file_chooser() as chosen:
+        page.locator("button:has-text('a recording')").click()
+    chosen.value.set_files(path)
+    page.wait_for_selector("text=/^ ?\\d+ %$/")
+    page.wait_for_selector("text=/long.wav: (no speech detected|.*windows with speech)/")
+    last = page.locator(".noUi-handle").last
+    assert float(last.get_attribute("aria-valuemax")) == pytest.approx(120.2, abs=0.1)
+    page.locator("button:has-text('● record')").click()
+    page.wait_for_selector("text=/^ ?12[0-9]\\.\\d s$/")
+    page.locator("button:has-text('■ stop')").click()
+    page.wait_for_selector("text=/recorded: (no speech detected|.*windows with speech)/")
+    page.wait_for_selector(".gtitle:has-text('recorded: ')")
+    assert 120.2 < float(last.get_attribute("aria-valuemax")) < 135

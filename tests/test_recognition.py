@@ -1,7 +1,9 @@
 """Recordings in, emotions over time out; and the published model in transformers and ONNX."""
 
+import io
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +151,79 @@ def test_without_speech_there_is_no_emotion(recognizer, speech):
     assert silence.confidence.isna().all() and silence.speech.tolist() == [0, 0]
 
 
+def test_windows_are_trimmed_to_their_speech_by_hand():
+    segments, margin = np.array([[10_000, 20_000], [30_000, 40_000]]), 3200
+    for window, expected in (
+        ((0, 50_000), (10_000 - margin, 40_000 + margin)),
+        ((8000, 41_000), (8000, 41_000)),
+        ((0, 25_000), (10_000 - margin, 20_000 + margin)),
+        ((15_000, 29_000), (15_000, 20_000 + margin)),
+        ((25_000, 60_000), (30_000 - margin, 40_000 + margin)),
+    ):
+        assert recognize.trim(segments, *window) == slice(*expected)
+
+
+@pytest.mark.parametrize("level", [0, 1e-3], ids=["zeros", "noise at -60 dB"])
+def test_silence_around_an_utterance_has_no_influence(recognizer, speech, level):
+    """But for where the detector, whose steps are 32 ms, finds the first and the last speech."""
+    utterance = speech[: 2 * SECOND]
+    pause = level * np.random.default_rng(0).normal(size=SECOND).astype(np.float32)
+    expected = probabilities(recognizer, utterance)
+    for parts in ([pause, utterance], [utterance, pause], [pause, utterance, pause]):
+        padded = np.concatenate(parts)
+        (row,) = recognize.recognize(padded, recognizer, SECOND).to_dict("records")
+        found = np.array([row[name] for name in EMOTIONS])
+        change = np.abs(found - expected).max()
+        untrimmed = np.abs(probabilities(recognizer, padded) - expected).max()
+        assert change < 0.5 * untrimmed and row["end"] == len(padded) / SECOND
+
+
+def test_what_libraries_hand_over_is_the_same_recording(speech, tmp_path):
+    """Gradio's tuples, dicts of Hugging Face, tensors, and files in memory."""
+    samples, file, path = audio.to_int16(speech[:SECOND]), io.BytesIO(), tmp_path / "ä b.wav"
+    soundfile.write(file, samples, SECOND, format="WAV")  # and is at its end
+    path.write_bytes(file.getvalue())
+    expected = audio.from_array(samples, SECOND)
+    stereo = np.stack([samples, samples], axis=1)
+    tensor = torch.from_numpy(expected[None].copy()).requires_grad_()
+    for recording in (
+        (SECOND, samples), (SECOND, stereo), (SECOND, stereo.T), {"bytes": file.getvalue()},
+        {"array": samples, "sampling_rate": SECOND}, {"raw": samples, "sampling_rate": SECOND},
+        file, file.getvalue(), path, path.open("rb"),
+    ):  # fmt: skip
+        np.testing.assert_allclose(audio.load(recording), expected, atol=1e-6)
+    np.testing.assert_allclose(audio.load(tensor, SECOND), expected, atol=1e-6)
+    mp3 = io.BytesIO()
+    soundfile.write(mp3, samples, SECOND, format="MP3")  # which FFmpeg decodes
+    assert len(audio.load(mp3)) == pytest.approx(SECOND, abs=2000)
+    several = recognize._sources([path, file, (SECOND, samples)], None)
+    assert list(several) == [str(path), "1", "2"]
+    assert all(np.allclose(load(), expected, atol=1e-6) for load in several.values())
+
+
+@pytest.mark.parametrize(
+    ("recording", "rate", "message"),
+    [
+        (None, None, "found NoneType, expected a path"),
+        ([None], None, "found NoneType, expected a path"),
+        ((np.zeros(SECOND), SECOND), None, "found int, expected a path"),  # soundfile.read's
+        ([0.5, 0.5], SECOND, "found float, expected a path"),
+        ("", None, "found '', expected a file"),
+        ("https://host/a.wav", None, "found 'https://host/a.wav', expected a file"),
+        (np.zeros(0), SECOND, r"shape \(0,\), expected floats"),
+        (np.full(SECOND, 300), SECOND, "an array of int64"),
+        (np.zeros(SECOND), 16, "sample_rate: found 16, expected a number of Hz"),
+        ({"array": np.zeros(SECOND)}, None, "sample_rate: found None"),
+        ({"path": "a.wav"}, None, "an array of object"),
+        (b"no sound", None, "audio: cannot be decoded"),
+        (io.StringIO("no sound"), None, "expected mode 'rb'"),
+    ],
+)
+def test_other_inputs_are_one_error(recognizer, recording, rate, message):
+    with pytest.raises(GmpError, match=message):
+        recognize.recognize(recording, recognizer, rate)
+
+
 def test_an_array_is_recognized_as_its_file(recognizer, tmp_path, speech):
     stereo = np.stack([speech, 0.5 * speech], axis=1)[: 4 * 8000]
     path = tmp_path / "telephone.wav"
@@ -237,6 +312,7 @@ def test_a_published_model_is_calibrated_and_has_a_card(classified, published):
         "calibrated on 24 validation utterances", f"| temperature | {metrics['temperature']:.3f} |",
     ):  # fmt: skip
         assert text in " ".join(card.split())
+    assert "Altered recordings" not in card  # without the robustness stage
     assert "{" not in card.split("---")[2].replace('{"raw"', "")
 
 
@@ -335,7 +411,10 @@ def test_a_run_stands_for_its_best_network(
     model = classified / "fold1" / "09_recognize" / "encoder" / best.name / "model"
     for name in (classified.name, str(best)):
         assert publish.find_or_publish(name) == str(model)
-        assert capsys.readouterr().out.startswith("Publishing ")
+        announced = re.findall(
+            "Publishing .* once: it classifies the 72 utt", capsys.readouterr().out
+        )
+        assert len(announced) == (best.name == "ce" and name == classified.name)
     assert load_recognizer(model).config.label2id == {name: n for n, name in enumerate(EMOTIONS)}
     with pytest.raises(GmpError, match="no such folder; train one"):
         publish.find_or_publish("runs/none")

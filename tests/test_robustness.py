@@ -11,7 +11,8 @@ from scipy import signal
 
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import tables
-from gmp_utils.stages import baselines, robustness
+from gmp_utils.runs.files import read_json
+from gmp_utils.stages import baselines, publish, robustness
 from gmp_utils.stages.robustness import CONDITIONS
 
 RATE = 16000
@@ -105,6 +106,17 @@ def test_networks_and_probes_are_tested_under_all_conditions(tmp_path, tiny_enco
         assert agreement["clean"] == 1
         assert agreement["20 dB quieter"] > 0.8  # models normalize levels
     assert len(tables.scores(table)) == 2 * len(CONDITIONS)
+    published = publish.publish(stages["CE"])
+    card = (published / "model" / "README.md").read_text()
+    temperature = read_json(published / "metrics.json")["temperature"]
+    for condition in CONDITIONS:
+        rows = table[(table.system == "no GMPs, CE") & (table.variant == condition)]
+        scores = np.exp(rows[open_corpus(str(run)).emotions].to_numpy() / temperature)
+        confidence = (scores / scores.sum(axis=1, keepdims=True)).max(axis=1).mean()
+        hit = rows.true == rows.predicted
+        recall = hit.groupby(rows.true).mean().mean()
+        row = f"| {condition} | {recall:.3f} | {hit.mean():.3f} | {confidence:.3f} |"
+        assert row in card
     corpus = open_corpus(str(run))
     names = corpus.partition(1)["test"]
     waves = robustness.altered(corpus.waveforms, names, "noise, 5 dB")

@@ -2,9 +2,11 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
+from numbers import Real
+from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +26,56 @@ NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
 
 
-def decode(path: str) -> np.ndarray:
+class _Content(io.BytesIO):
+    """A file in memory, with the name that messages give it."""
+
+    def __str__(self) -> str:
+        return "audio"
+
+
+def is_recording(item: Any) -> bool:
+    """Whether `load` takes an item, such as not None, a list or an iterator."""
+    kinds = str | os.PathLike | bytes | bytearray | Mapping | np.ndarray
+    pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Real)
+    return isinstance(item, kinds) or pair or any(hasattr(item, x) for x in ("read", "detach"))
+
+
+def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
+    """Convert a recording to 16 kHz mono as `decode` does.
+
+    Parameters
+    ----------
+    recording : path, bytes, binary file, ndarray, tensor, (sample_rate, samples), or dict
+        A dict has `bytes`, or `sampling_rate` and `array` or `raw`. See `from_array` for the samples.
+    sample_rate : float, optional
+        Hz, of an ndarray or a tensor.
+    """
+    if isinstance(recording, io.TextIOBase):
+        raise GmpError("audio: a file that is open as text, expected mode 'rb'.")
+    if hasattr(recording, "read"):
+        if recording.seekable():
+            recording.seek(0)
+        recording = recording.read()
+    if isinstance(recording, Mapping):
+        recording = recording.get("bytes") or recording
+    bare = isinstance(recording, np.ndarray) or hasattr(recording, "detach")
+    if bare != (sample_rate is not None):
+        raise GmpError("sample_rate: expected with an array, in Hz, and with one only.")
+    if isinstance(recording, str | os.PathLike):
+        return decode(os.fspath(recording))
+    if isinstance(recording, bytes | bytearray):
+        return decode(_Content(recording))
+    if isinstance(recording, Mapping):
+        samples = recording.get("array", recording.get("raw"))
+        sample_rate = recording.get("sampling_rate")
+    else:
+        sample_rate, samples = (sample_rate, recording) if bare else recording
+    if hasattr(samples, "detach"):
+        samples = samples.detach().cpu().numpy()
+    return from_array(np.asarray(samples), sample_rate)
+
+
+def decode(path: str | _Content) -> np.ndarray:
     """Decode a recording to 16 kHz mono, (n_samples,) float32 in [-1, 1].
 
     Channels are averaged, and soxr resamples with its quality "HQ". A recording that cannot be decoded, is
@@ -33,20 +84,23 @@ def decode(path: str) -> np.ndarray:
     return read(path)[0]
 
 
-def read(path: str, start: float = 0.0, end: float | None = None) -> tuple[np.ndarray, dict]:
+def read(
+    path: str | _Content, start: float = 0.0, end: float | None = None
+) -> tuple[np.ndarray, dict]:
     """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
     Returns also a dict of `sample_rate` (Hz), `channels`, `peak` of their mean and the share of `clipped`
     samples.
     """
-    if not os.path.isfile(path):
+    in_memory = isinstance(path, _Content)
+    if not in_memory and not os.path.isfile(path):
         raise GmpError(f"{path}: not there, or not a file.")
     levels = _Levels()
     try:
         rate, channels, blocks = _open(path, start, end)
         waveform = _resample(path, map(levels.mean, blocks), rate)
     except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: headerless .raw
-        with open(path, "rb") as file:
+        with _Content(path.getvalue()) if in_memory else open(path, "rb") as file:
             if file.read(20).startswith(b"version https://git-"):
                 raise GmpError(f"{path}: a pointer of git-lfs; run `git lfs pull`.") from error
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
@@ -88,7 +142,9 @@ class _Levels:
             raise GmpError(f"{what}: its channels cancel out in their mean; keep one of them.")
 
 
-def _open(path: str, start: float, end: float | None) -> tuple[int, int, Iterator[np.ndarray]]:
+def _open(
+    path: str | _Content, start: float, end: float | None
+) -> tuple[int, int, Iterator[np.ndarray]]:
     """Sample rate, channels and blocks, (n_samples, channels) float32, of a part of a recording.
 
     FFmpeg decodes what libsndfile cannot, and what it decodes no further than its header claims.
@@ -98,11 +154,13 @@ def _open(path: str, start: float, end: float | None) -> tuple[int, int, Iterato
         if file.format != "MP3" and file.frames != NO_LENGTH:
             return _open_with_libsndfile(file, path, start, end)
         file.close()
+    if isinstance(path, _Content):
+        path.seek(0)
     return _open_with_ffmpeg(path, start, end)
 
 
 def _open_with_libsndfile(
-    file: soundfile.SoundFile, path: str, start: float, end: float | None
+    file: soundfile.SoundFile, path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
     """`_open` of a file whose header has its length."""
     rate, first = file.samplerate, round(start * file.samplerate)
@@ -125,7 +183,7 @@ def _open_with_libsndfile(
 
 
 def _open_with_ffmpeg(
-    path: str, start: float, end: float | None
+    path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
     """`_open` of the first audio stream of any file that FFmpeg reads, to its end."""
     container = av.open(path)
@@ -148,14 +206,24 @@ def _open_with_ffmpeg(
     return rate, channels, blocks()
 
 
-def from_array(samples: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Convert (n_samples,) or (n_samples, channels) samples as `decode` does.
+def from_array(samples: np.ndarray, sample_rate: float) -> np.ndarray:
+    """Convert (n_samples,), (n_samples, channels) or (channels, n_samples) as `decode` does.
 
-    They are floats from -1 to 1, or integers with full scale at the limits of their type.
+    They are floats from -1 to 1, or integers of up to 32 bits with full scale at the limits of their type.
+    Of two axes, the shorter one is that of the channels.
     """
-    if samples.dtype.kind not in "iuf" or samples.ndim not in (1, 2):
+    wide = samples.dtype in (np.int64, np.uint64)  # NumPy's default, so seldom full scale
+    usable = samples.dtype.kind in "iuf" and samples.ndim in (1, 2) and samples.size
+    if wide or not usable:
         found = f"audio: an array of {samples.dtype} and shape {samples.shape}"
-        raise GmpError(f"{found}, expected numbers, (samples,) or (samples, channels).")
+        expected = "floats or integers of up to 32 bits, (samples,) or (samples, channels)"
+        raise GmpError(f"{found}, expected {expected}.")
+    if not isinstance(sample_rate, Real) or not 1000 <= sample_rate < np.inf:
+        raise GmpError(
+            f"sample_rate: found {sample_rate!r}, expected a number of Hz, at least 1000."
+        )
+    if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
+        samples = samples.T
     if samples.dtype.kind in "iu":
         limits = np.iinfo(samples.dtype)
         half = (limits.max - limits.min + 1) / 2

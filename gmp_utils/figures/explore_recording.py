@@ -1,15 +1,13 @@
 """A live view of recordings: upload or record, and see and hear which emotions are recognized."""
 
 import html
-import io
+from collections.abc import Callable
 from pathlib import Path
 
 import anywidget
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
-import soundfile
-import traitlets
 from IPython.display import display
 
 from gmp_utils import GmpError
@@ -29,12 +27,30 @@ HELP = {
 }
 
 
-class Microphone(anywidget.AnyWidget):
-    """A button that records from its first press to its second: `samples`, `sample_rate` (Hz)."""
+class RecordingInput(anywidget.AnyWidget):
+    """Buttons to upload a file and to record, for a function of the recording and its name.
 
-    _esm = Path(__file__).with_name("microphone.js")
-    samples = traitlets.Any(b"").tag(sync=True)  # float32, little-endian, one channel
-    sample_rate = traitlets.Int(0).tag(sync=True)
+    A file is bytes, what was recorded is (sample_rate, samples).
+    """
+
+    _esm = Path(__file__).with_name("recording_input.js")
+
+    def __init__(self, on_recording: Callable[[bytes | tuple[int, np.ndarray], str], None]):
+        super().__init__()
+        self.content, self.on_recording = bytearray(), on_recording
+        self.on_msg(self._receive)
+
+    def _receive(self, _widget, message: dict, buffers: list) -> None:
+        """Append a piece of a file, or of int16 samples if it has a sample rate, and acknowledge it."""
+        if message["first"]:
+            self.content = bytearray()
+        self.content += buffers[0]
+        self.send("received")
+        if message["last"]:
+            recording, rate = bytes(self.content), message["sample_rate"]
+            if rate:
+                recording = rate, np.frombuffer(recording, "<i2")
+            self.on_recording(recording, message["name"])
 
 
 class RecordingExplorer:
@@ -48,42 +64,25 @@ class RecordingExplorer:
         self.recognizer = load_recognizer(find_or_publish(model))
         self.emotions = list(self.recognizer.config.label2id)
         self.table, self.waveform, self.name = pd.DataFrame(), np.zeros(0, np.float32), ""
-        self.upload = widgets.FileUpload(description="a recording", multiple=False)
-        self.microphone = Microphone()
+        self.input = RecordingInput(self.recognize)
         self.selection = widgets.FloatRangeSlider(
             description="seconds", min=0, max=1, step=0.1, continuous_update=False, disabled=True
         )
         self.audio = widgets.Audio(format="wav", loop=False, autoplay=False)
         self.player = widgets.VBox()  # empty until there is something to play
         self.figure, self.status = widgets.Output(), widgets.HTML(HINT)
-        inputs = widgets.HBox([self.upload, self.microphone])
-        rows = [inputs, self.status, self.selection, self.player, self.figure]
+        rows = [self.input, self.status, self.selection, self.player, self.figure]
         self.widget = widgets.VBox([help_text(HELP), *rows])
-        self.upload.observe(self._on_upload, "value")
-        self.microphone.observe(self._on_record, "samples")
         self.selection.observe(self._draw, "value")
 
-    def _on_upload(self, _change) -> None:
-        for file in self.upload.value:
-            try:
-                recording = soundfile.read(io.BytesIO(file["content"]), dtype="float32")
-            except (RuntimeError, TypeError) as error:
-                self.status.value = html.escape(f"{file['name']}: cannot be decoded ({error}).")
-            else:
-                self.recognize(*recording, file["name"])
-
-    def _on_record(self, _change) -> None:
-        samples = np.frombuffer(self.microphone.samples, "<f4")
-        self.recognize(samples, self.microphone.sample_rate, "recorded")
-
-    def recognize(self, samples: np.ndarray, sample_rate: int, name: str) -> None:
-        """Recognize, draw and play a recording, (n_samples,) or (n_samples, channels), or show the error."""
+    def recognize(self, recording: bytes | tuple[int, np.ndarray], name: str) -> None:
+        """Recognize, draw and play what `gmp_utils.data.audio.load` takes, or show the error."""
         self.status.value = html.escape(f"{name}: recognizing …")
         try:
-            waveform = audio.from_array(samples, sample_rate)
+            waveform = audio.load(recording)
             table = recognize(waveform, self.recognizer, SAMPLE_RATE)
         except GmpError as error:
-            self.status.value = html.escape(str(error))
+            self.status.value = html.escape(f"{name}: {str(error).removeprefix('audio: ')}")
             return
         self.waveform, self.table, self.name = waveform, table, name
         n_spoken, summary = table.confidence.count(), "no speech detected"

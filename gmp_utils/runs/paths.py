@@ -17,6 +17,7 @@ FINETUNE = "06_finetune"
 RESULTS = "07_results"
 PERSONALIZE = "08_personalize"
 RECOGNIZE = "09_recognize"
+ROBUSTNESS = "robustness"  # of notebook 07
 FOLD = "fold{fold}/"
 MODELS = {  # that can be probed, with their stages
     "encoder": PREPARE_DATA,

@@ -1,6 +1,7 @@
 """Stage 09: publish a trained classifier: calibrated, with further heads and a model card."""
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,15 @@ from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import Recognizer, RecognizerConfig, load_recognizer
 from gmp_utils.runs import hardware, paths, weights
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import FINETUNE, RECOGNIZE, notebook_of, run_and_fold, run_folder
-from gmp_utils.runs.stage import make_stage
+from gmp_utils.runs.paths import (
+    FINETUNE,
+    RECOGNIZE,
+    ROBUSTNESS,
+    notebook_of,
+    run_and_fold,
+    run_folder,
+)
+from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
@@ -65,10 +73,10 @@ def _fit(
     model.eval().to(hardware.device())
     inputs, forward = features.model_inputs(model.network, corpus), model.forward_uncalibrated
     if validation:
-        logits = features.outputs(forward, Utterances(inputs, validation))["logits"]
+        logits = features.outputs(forward, Utterances(inputs, validation), "calibrate")["logits"]
         labels, speakers = corpus.labels(validation, "emotion"), manifest.speaker[validation]
         model.config.temperature = temperature(logits, labels, speakers)
-    outputs = features.outputs(forward, Utterances(inputs, train))
+    outputs = features.outputs(forward, Utterances(inputs, train), "fit heads")
     if model.gender_head:
         labeled, female = gender.notna().to_numpy(), (gender == "female").to_numpy()
         fit_head(model.gender_head, GENDER, outputs["layer0_mean"][labeled], female[labeled])
@@ -82,7 +90,7 @@ def _test_metrics(
 ) -> dict[str, float]:
     """Calibration errors, recalls and concordance on the test utterances."""
     manifest, labels = corpus.manifest.loc[test], corpus.labels(test, "emotion")
-    outputs = features.outputs(model.recognize, Utterances(inputs, test))
+    outputs = features.outputs(model.recognize, Utterances(inputs, test), "test")
     metrics = {"temperature": model.config.temperature}
     for name, scale in (("ece_uncalibrated", model.config.temperature), ("ece", 1)):
         probabilities = softmax(scale * outputs["logits"], axis=1)
@@ -106,6 +114,31 @@ def same_system(stage: Path) -> pd.DataFrame:
     return table[[settings_of(path) == settings_of(stage) for path in table.stage]]
 
 
+def _robustness(stage: Path) -> list[Path]:
+    """The stage with altered recordings of a network's run, if it is there and fits the run."""
+    folder = run_folder(run_and_fold(stage)[0]) / ROBUSTNESS
+    with suppress(GmpError):
+        check_and_identify(folder)
+        return [folder]
+    return []
+
+
+def _conditions(stage: Path, emotions: list[str], temperature: float) -> pd.DataFrame:
+    """UAR, accuracy and mean confidence of a network under each condition of `_robustness`."""
+    network = classifiers(run_and_fold(stage)[0]).set_index("stage").loc[stage]
+    keys, tables = network[["system", "fold", "seed"]], [pd.DataFrame()]
+    keys["system"] = f"{network.variant}, {network.system}"
+    for folder in _robustness(stage):
+        table = pd.read_parquet(folder / "predictions.parquet")
+        table = table[(table[list(keys.index)] == keys).all(axis=1)]
+        confidence = softmax(table[emotions].to_numpy() / temperature, axis=1).max(axis=1)
+        table = table.assign(confidence=confidence, hit=table.true == table.predicted)
+        groups = table.groupby("variant", sort=False)
+        recalls = groups[["true", "predicted"]].apply(lambda x: uar(x.true, x.predicted))
+        tables.append(groups[["hit", "confidence"]].mean().assign(uar=recalls))
+    return tables[-1]
+
+
 def model_card(
     stage: Path, corpus: Corpus, parts: dict[str, list[str]], metrics: dict[str, float]
 ) -> ModelCard:
@@ -115,6 +148,7 @@ def model_card(
     predictions = [pd.read_parquet(path / "predictions.parquet") for path in networks.stage]
     test = pd.concat(predictions).query("part == 'test'")
     speaker, encoder = corpus.manifest.speaker, parameters["encoder"]
+    conditions = _conditions(stage, corpus.emotions, metrics["temperature"])
 
     def percent(value: float, low: float, high: float) -> str:
         interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
@@ -141,6 +175,7 @@ def model_card(
         n_pooled_speakers=test.speaker.nunique(),
         n_test_speakers=speaker.loc[parts["test"]].nunique(),
         metrics=metrics,
+        conditions=conditions,
     )
 
 
@@ -166,6 +201,8 @@ def publish(stage: Path) -> Path:
     parts, classifier = corpus.partition(fold), "/".join(stage.parts[-2:])
 
     def build(folder: Path) -> None:
+        n, name = sum(map(len, parts.values())), paths.display_path(stage)
+        print(f"Publishing {name}, once: it classifies the {n} utterances of its fold.", flush=True)
         model, metrics = _fit(EmotionClassifier.load(str(stage / "model")), corpus, parts)
         write_json(folder / "metrics.json", metrics)
         model.save_pretrained(folder / "model")
@@ -178,7 +215,7 @@ def publish(stage: Path) -> Path:
         paths.fold_folder(run_dir, fold) / RECOGNIZE / classifier,
         build,
         parameters={"fold": fold, "classifier": classifier},
-        stages=[corpus.stage, *same_system(stage).stage],
+        stages=[corpus.stage, *same_system(stage).stage, *_robustness(stage)],
     )
 
 
@@ -192,12 +229,12 @@ def find_or_publish(model: str) -> str:
     if not folder.is_dir():
         if not model.startswith(("/", ".", "~", "runs/")):
             return model
-        raise GmpError(f"model {model!r}: no such folder; train one (make run makes runs/demo).")
+        remedy = "train one (make run makes runs/demo in about 20 minutes)"
+        raise GmpError(f"model {model!r}: no such folder; {remedy}.")
     if (folder / "config.json").is_file():
         return str(folder)
     if notebook_of(folder) != RECOGNIZE:
         network = folder if notebook_of(folder) == FINETUNE else best_network(str(folder))
-        print(f"Publishing {paths.display_path(network)}, unless it has been published already.")
         folder = publish(network)
     return str(folder / "model")
 

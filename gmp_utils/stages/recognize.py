@@ -6,9 +6,10 @@ the first and the last window to the recording's ends as well.
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE, decode, from_array, to_float
+from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE, is_recording, load, to_float
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.collect import corpus_of
 from gmp_utils.models.recognizer import Recognizer, load_recognizer
@@ -28,6 +29,7 @@ from gmp_utils.stages.publish import find_or_publish
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
+MARGIN = 0.2  # seconds of a window that are kept before and after its speech
 MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
 BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
 ALIASES = "aif oga opus sph".split()  # suffixes that are not names of libsndfile's formats
@@ -77,10 +79,24 @@ def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return overlap.clip(0).sum(axis=0) / np.diff(edges)
 
 
+def trim(segments: np.ndarray, start: int, end: int) -> slice:
+    """The samples of a window from its first to its last speech, with a `MARGIN` around them."""
+    inside, margin = (
+        segments[(segments[:, 1] > start) & (segments[:, 0] < end)],
+        MARGIN * SAMPLE_RATE,
+    )
+    first, last = inside[0, 0] - margin, inside[-1, 1] + margin
+    return slice(int(max(start, first)), int(min(end, last)))
+
+
 def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
     """Paths of recordings, in place of a folder all recordings below it."""
     recordings = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+        if not str(path) or "://" in str(path):
+            raise GmpError(
+                f"audio: found {str(path)!r}, expected a file or folder on this machine."
+            )
         folder = Path(path).expanduser()
         files = [folder]
         if folder.is_dir():
@@ -113,18 +129,20 @@ def _recognize_sources(
     """The table of `recognize` for functions that return 16 kHz waveforms."""
     limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
     parts, outputs, errors, windows = [], [], {}, []
-    for name, load in tqdm(sources.items(), "recognize", unit="recording", disable=None):
+    for name, source in tqdm(sources.items(), "recognize", unit="recording", disable=None):
         try:
-            waveform = load()
+            waveform = source()
         except GmpError as error:
             errors[name] = str(error)
             continue
         starts, edges = window_grid(len(waveform), window, hop)
-        speech = speech_shares(detect_speech(waveform), edges)
+        segments = detect_speech(waveform)
+        speech = speech_shares(segments, edges)
         times = {"start": edges[:-1] / SAMPLE_RATE, "end": edges[1:] / SAMPLE_RATE}
         parts.append(pd.DataFrame({"file": name, **times, "speech": speech}))
         for start in starts[speech >= MIN_SPEECH]:
-            windows.append(waveform[start : start + window].copy())
+            end = min(start + window, len(waveform))
+            windows.append(waveform[trim(segments, start, end)].copy())
             if sum(map(len, windows)) > limit:
                 outputs.append(_classify(recognizer, windows))
                 windows = []
@@ -146,8 +164,23 @@ def _recognize_sources(
     return pd.concat(tables, ignore_index=True)
 
 
+def _sources(audio: Any, sample_rate: float | None) -> dict[str, Callable[[], np.ndarray]]:
+    """Functions that return 16 kHz waveforms, by path or, of what is in memory, by number or ""."""
+    several, sources = isinstance(audio, Iterable) and not is_recording(audio), {}
+    for number, item in enumerate(audio if several else [audio]):
+        if not is_recording(item):
+            kinds = 'bytes, a binary file, samples, (rate, samples) or {"array", "sampling_rate"}'
+            found = f"audio: found {type(item).__name__}"
+            raise GmpError(f"{found}, expected a path, a folder, {kinds}, or a list of them.")
+        if isinstance(item, str | os.PathLike):
+            sources |= {path: partial(load, path, sample_rate) for path in find_recordings(item)}
+        else:
+            sources[str(number) if several else ""] = partial(load, item, sample_rate)
+    return sources
+
+
 def recognize(
-    audio: str | os.PathLike | Sequence | np.ndarray,
+    audio: Any,
     model: str | os.PathLike | Recognizer = "runs/demo",
     sample_rate: int | None = None,
     window: float = 6.0,
@@ -162,28 +195,23 @@ def recognize(
 
     Parameters
     ----------
-    audio : path, sequence of paths, or (samples,) or (samples, channels) ndarray
-        Recordings of any length, rate and number of channels that FFmpeg reads, or folders of them.
+    audio : path, samples, bytes, file, or sequence of them
+        Recordings of any length, rate and number of channels that FFmpeg reads, folders of them, or what
+        `gmp_utils.data.audio.load` takes.
     model : str, path or Recognizer
         A published model's folder or hub name, or a run; see `gmp_utils.stages.publish.find_or_publish`.
     sample_rate : int, optional
-        Hz, of an array.
+        Hz, of an array or a tensor.
     window, hop : float
         Length of a window, and maximum from one window to the next (s). A recording that is not longer than
-        a window is one window, as training utterances are.
+        a window is one window, as training utterances are. Silence at its ends is left out.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         expected = f"{MIN_SECONDS} <= hop <= window, in seconds"
         raise GmpError(f"hop {hop} and window {window}: expected {expected}.")
-    in_memory = isinstance(audio, np.ndarray)
-    if in_memory != (sample_rate is not None):
-        raise GmpError("sample_rate: expected with a NumPy array, in Hz, and with one only.")
+    sources = _sources(audio, sample_rate)
     if not isinstance(model, Recognizer):
         model = load_recognizer(find_or_publish(str(model)))
-    if in_memory:
-        sources = {"": partial(from_array, audio, sample_rate)}
-    else:
-        sources = {path: partial(decode, path) for path in find_recordings(audio)}
     n_window, n_hop = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
     return _recognize_sources(model.to(hardware.device()), sources, n_window, n_hop)
 

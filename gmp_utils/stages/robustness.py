@@ -17,7 +17,7 @@ from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.paths import run_folder
+from gmp_utils.runs.paths import ROBUSTNESS, run_folder
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.stages.baselines import Fold, train_probe
 from gmp_utils.training import features
@@ -107,7 +107,8 @@ def classify_altered(run_dir: str) -> Path:
     """Classify the test utterances of a run's or an experiment's networks and probes under `CONDITIONS`.
 
     Returns the stage with predictions.parquet, in which `variant` is the condition and `system` names both
-    variant and system, so that `gmp_utils.evaluation.tables.scores` has a row for each condition.
+    variant and system, so that `gmp_utils.evaluation.tables.scores` has a row for each condition. It has
+    the uncalibrated score of each emotion, too.
     """
     finished = classifiers(run_dir)
 
@@ -123,13 +124,13 @@ def classify_altered(run_dir: str) -> Path:
             labels["system"] = f"{row.variant}, {row.system}"
             for condition in CONDITIONS:
                 waves = altered(corpus.waveforms, table.utterance.tolist(), condition)
-                predicted = np.array(corpus.emotions)[scorer(waves).argmax(axis=1)]
-                named = labels | {"variant": condition, "predicted": predicted}
-                tables.append(table.assign(**named))
+                scores = pd.DataFrame(scorer(waves), table.index, corpus.emotions)
+                named = labels | {"variant": condition, "predicted": scores.idxmax(axis=1)}
+                tables.append(table.assign(**named, **scores))
         pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet")
 
     return make_stage(
-        run_folder(run_dir) / "robustness",
+        run_folder(run_dir) / ROBUSTNESS,
         build,
         parameters={},
         stages=list(finished.stage),
