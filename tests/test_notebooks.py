@@ -28,6 +28,7 @@ from conftest import CLEAN, EMODB, ROOT, VARIABLES, cli, finished, python
 from gmp_utils import __main__
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.runs.notebook import check_parameters
+from gmp_utils.stages.recognize import recognize
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 assert len(NOTEBOOKS) == 10
@@ -309,13 +310,13 @@ def readers_corpus(demo):
 @pytest.mark.slow
 def test_own_data_as_the_pages_say(readers_corpus):
     """A quick pass as written, then a new recording; other runs are planned, which takes minutes instead."""
-    first, quick, full, recognize = readers_corpus
+    first, quick, full, new = readers_corpus
     assert "runs/mine: 1 runs, 0 done" in succeeded(make("plan", *shlex.split(first)[2:]))
     printed = succeeded(make(*shlex.split(quick)[1:]))
     assert "Corpus table, 40 utterances, emotions angry, happy, neutral, sad" in printed
     plan = succeeded(make("plan", *shlex.split(full)[2:]))
     assert "runs/mine: 5 runs, 0 done" in plan
-    succeeded(python(*shlex.split(recognize)[1:]))
+    succeeded(python(*shlex.split(new)[1:]))
     table = pd.read_csv(ROOT / "my" / "new.csv")
     assert table.end.iloc[-1] == 20 and table.emotion.isna().all()  # silence
 
@@ -339,6 +340,23 @@ def test_the_page_recognizes(demo, tmp_path):
     assert "'score': 0." in succeeded(python("-c", code, cwd=tmp_path))
     uploads = subprocess.run([ROOT / ".venv/bin/hf", "upload", "--help"], capture_output=True)
     assert uploads.returncode == 0
+
+
+@pytest.mark.slow
+def test_a_second_of_silence_changes_few_predictions(demo):
+    """Before or after test utterances of the demo's model: below 5 %; 10 % without trimming."""
+    corpus, silence = open_corpus("runs/demo"), np.zeros(16000, np.int16)
+    waveforms = [corpus.waveforms[name] for name in corpus.partition(1)["test"]]
+
+    def predicted(before, after):
+        padded = [(16000, np.concatenate([before, x, after])) for x in waveforms]
+        table = recognize(padded, "runs/demo")
+        return table.groupby("file", sort=False)[corpus.emotions].mean().idxmax(axis=1)
+
+    expected = predicted(silence[:0], silence[:0])
+    assert len(expected) == len(waveforms) == 81
+    for pauses in ((silence, silence[:0]), (silence[:0], silence)):
+        assert (predicted(*pauses) != expected).mean() < 0.05
 
 
 def anchors(text):

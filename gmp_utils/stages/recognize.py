@@ -79,14 +79,17 @@ def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return overlap.clip(0).sum(axis=0) / np.diff(edges)
 
 
-def trim(segments: np.ndarray, start: int, end: int) -> slice:
-    """The samples of a window from its first to its last speech, with a `MARGIN` around them."""
-    inside, margin = (
-        segments[(segments[:, 1] > start) & (segments[:, 0] < end)],
-        MARGIN * SAMPLE_RATE,
-    )
-    first, last = inside[0, 0] - margin, inside[-1, 1] + margin
-    return slice(int(max(start, first)), int(min(end, last)))
+def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """A window, (n_samples,), from its first to its last speech, with a `MARGIN` around them.
+
+    Of a side that is trimmed, digital silence is left out of the margin, too.
+    """
+    margin = int(MARGIN * SAMPLE_RATE)
+    start, end = max(segments[0, 0] - margin, 0), segments[-1, 1] + margin
+    trimmed = waveform[start:end]
+    if start:
+        trimmed = np.trim_zeros(trimmed, "f")
+    return trimmed if end >= len(waveform) else np.trim_zeros(trimmed, "b")
 
 
 def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
@@ -141,8 +144,8 @@ def _recognize_sources(
         times = {"start": edges[:-1] / SAMPLE_RATE, "end": edges[1:] / SAMPLE_RATE}
         parts.append(pd.DataFrame({"file": name, **times, "speech": speech}))
         for start in starts[speech >= MIN_SPEECH]:
-            end = min(start + window, len(waveform))
-            windows.append(waveform[trim(segments, start, end)].copy())
+            inside = (segments[:, 1] > start) & (segments[:, 0] < start + window)
+            windows.append(trim(waveform[start : start + window], segments[inside] - start).copy())
             if sum(map(len, windows)) > limit:
                 outputs.append(_classify(recognizer, windows))
                 windows = []
