@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import platform
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -18,6 +19,11 @@ def notebook_parameters(notebook: Path) -> dict:
 
     `papermill.inspect_notebook` does the same, but takes three seconds to import in every kernel.
     """
+    return _read_parameters(notebook, notebook.stat().st_mtime_ns)
+
+
+@cache
+def _read_parameters(notebook: Path, _modified: int) -> dict:
     cells = read_json(notebook)["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     return _assignments("".join(tagged[0]["source"]) if tagged else "")
