@@ -26,14 +26,7 @@ from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import Recognizer, RecognizerConfig, load_recognizer
 from gmp_utils.runs import hardware, paths, weights
 from gmp_utils.runs.files import read_json, write_json
-from gmp_utils.runs.paths import (
-    FINETUNE,
-    RECOGNIZE,
-    ROBUSTNESS,
-    notebook_of,
-    run_and_fold,
-    run_folder,
-)
+from gmp_utils.runs.paths import FINETUNE, RECOGNIZE, notebook_of, run_and_fold, run_folder
 from gmp_utils.runs.stage import check_and_identify, make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
@@ -116,7 +109,7 @@ def same_system(stage: Path) -> pd.DataFrame:
 
 def _robustness(stage: Path) -> list[Path]:
     """The stage with altered recordings of a network's run, if it is there and fits the run."""
-    folder = run_folder(run_and_fold(stage)[0]) / ROBUSTNESS
+    folder = run_folder(run_and_fold(stage)[0]) / paths.ROBUSTNESS
     with suppress(GmpError):
         check_and_identify(folder)
         return [folder]
@@ -125,18 +118,18 @@ def _robustness(stage: Path) -> list[Path]:
 
 def _conditions(stage: Path, emotions: list[str], temperature: float) -> pd.DataFrame:
     """UAR, accuracy and mean confidence of a network under each condition of `_robustness`."""
+    if not (folders := _robustness(stage)):
+        return pd.DataFrame()
     network = classifiers(run_and_fold(stage)[0]).set_index("stage").loc[stage]
-    keys, tables = network[["system", "fold", "seed"]], [pd.DataFrame()]
-    keys["system"] = f"{network.variant}, {network.system}"
-    for folder in _robustness(stage):
-        table = pd.read_parquet(folder / "predictions.parquet")
-        table = table[(table[list(keys.index)] == keys).all(axis=1)]
-        confidence = softmax(table[emotions].to_numpy() / temperature, axis=1).max(axis=1)
-        table = table.assign(confidence=confidence, hit=table.true == table.predicted)
-        groups = table.groupby("variant", sort=False)
-        recalls = groups[["true", "predicted"]].apply(lambda x: uar(x.true, x.predicted))
-        tables.append(groups[["hit", "confidence"]].mean().assign(uar=recalls))
-    return tables[-1]
+    system = f"{network.variant}, {network.system}"
+    keys = pd.Series({"system": system, "fold": network.fold, "seed": network.seed})
+    table = pd.read_parquet(folders[0] / "predictions.parquet")
+    table = table[(table[keys.index] == keys).all(axis=1)]
+    confidence = softmax(table[emotions].to_numpy() / temperature, axis=1).max(axis=1)
+    table = table.assign(confidence=confidence, hit=table.true == table.predicted)
+    groups = table.groupby("variant", sort=False)
+    recalls = groups[["true", "predicted"]].apply(lambda x: uar(x.true, x.predicted))
+    return groups[["hit", "confidence"]].mean().assign(uar=recalls)
 
 
 def model_card(

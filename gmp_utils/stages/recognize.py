@@ -97,9 +97,7 @@ def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
     recordings = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         if not str(path) or "://" in str(path):
-            raise GmpError(
-                f"audio: found {str(path)!r}, expected a file or folder on this machine."
-            )
+            raise GmpError(f"audio: found {str(path)!r}, expected a file or folder on disk.")
         folder = Path(path).expanduser()
         files = [folder]
         if folder.is_dir():
