@@ -162,6 +162,7 @@ def stop_after_a_checkpoint(run: Path, prediction):
     return finetune._metrics(prediction)
 
 
+@pytest.mark.slow
 def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
     tmp_path, tiny_encoder, cpu_processes, monkeypatch, capfd
 ):
