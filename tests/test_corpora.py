@@ -78,6 +78,8 @@ def test_iemocap(iemocap, capsys):
     assert "iemocap: 2 utterances of other emotions are excluded" in capsys.readouterr().out
     with pytest.raises(GmpError, match="label_map 'anger': expected one of ang, dis, exc"):
         corpora.load("iemocap", iemocap, label_map={"anger": "angry"})
+    with pytest.raises(GmpError, match="label_map: exc has no emotion"):
+        corpora.load("iemocap", iemocap, label_map={"exc": None})
 
 
 def test_iemocap_of_the_wrong_level_or_incomplete(iemocap):
@@ -259,6 +261,9 @@ def test_ratings_have_a_declared_scale(tmp_path, iemocap):
         ("", "cannot be read as a table"),
         ("path,speaker\n", "no rows"),
         ("path;speaker\n1.wav;1\n", "no column path"),
+        ("path,speaker,Start,end\n1.wav,1,0,1\n", "column 'Start', expected 'start'"),
+        ("path,speaker,start,end\n1.wav,1,.5,.2\n", r"row 1: start 0\.5, end 0\.2"),
+        ("path,speaker,emotion\n1.wav,1,sad\n./1.wav,1,happy\n", "row 2: .*1.wav has another"),
     ],
 )
 def test_a_table_that_lacks_something_is_rejected(tmp_path, text, message):
@@ -276,9 +281,9 @@ def test_a_table_that_lacks_something_is_rejected(tmp_path, text, message):
 @pytest.mark.parametrize("ending", ["csv", "PARQUET"])
 def test_a_table_is_read_as_it_is_meant(tmp_path, ending):
     """White space, Unicode forms, words that pandas takes for missing, digits as labels, more columns."""
-    touch(tmp_path, "1.wav", "NA.wav")
+    touch(tmp_path, "1.wav", "NA.wav", "3.wav", "4.wav")
     table = pd.DataFrame(
-        {"path": ["1.wav", "NA.wav", "1.wav", "1.wav"], "utterance": list("abcd"),
+        {"path": ["1.wav", "NA.wav", "3.wav", "4.wav"], "utterance": list("abcd"),
          "speaker": ["Andr\u00e9", "Andre\u0301 ", "NA", "\u00a0None"], "age": [1, 2, 3, 4],
          "emotion": ["0", " 1", "None", ""], "gender": ["male", "male ", None, None]}
     )  # fmt: skip

@@ -463,7 +463,16 @@ def test_levels_are_judged_after_the_mix(tmp_path):
     np.testing.assert_allclose(audio.from_array(half, 16000), wave / 2, atol=1e-6)
 
 
+def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("12:30.mp3", noise(16000), 16000, format="MP3")
+    assert len(audio.decode("12:30.mp3")) >= 16000
+
+
 def test_files_that_are_no_recordings_say_what_they_are(tmp_path):
+    (tmp_path / "damaged.ogg").write_bytes(b"OggS" + bytes(2000))
+    with pytest.raises(GmpError, match=r"damaged\.ogg: cannot be decoded"):
+        audio.decode(str(tmp_path / "damaged.ogg"))
     (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(GmpError, match=r"lfs\.wav: a pointer of git-lfs; run `git lfs pull`"):
         audio.decode(str(tmp_path / "lfs.wav"))

@@ -197,6 +197,8 @@ def test_what_libraries_hand_over_is_the_same_recording(speech, tmp_path):
     ):  # fmt: skip
         np.testing.assert_allclose(audio.load(recording), expected, atol=1e-6)
     np.testing.assert_allclose(audio.load(tensor, SECOND), expected, atol=1e-6)
+    rounded = audio.load(tensor.bfloat16(), SECOND)
+    np.testing.assert_allclose(rounded, expected, atol=2**-8)  # it has 8 bits
     mp3 = io.BytesIO()
     soundfile.write(mp3, samples, SECOND, format="MP3")  # which FFmpeg decodes
     assert len(audio.load(mp3)) == pytest.approx(SECOND, abs=2000)

@@ -71,7 +71,8 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
     else:
         sample_rate, samples = (sample_rate, recording) if bare else recording
     if hasattr(samples, "detach"):
-        samples = samples.detach().cpu().numpy()
+        samples = samples.detach().cpu()
+        samples = (samples.float() if samples.is_floating_point() else samples).numpy()
     return from_array(np.asarray(samples), sample_rate)
 
 
@@ -99,7 +100,13 @@ def read(
     try:
         rate, channels, blocks = _open(path, start, end)
         waveform = _resample(path, map(levels.mean, blocks), rate)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # TypeError: headerless .raw
+    except (
+        av.FFmpegError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:  # TypeError: .raw
         with _Content(path.getvalue()) if in_memory else open(path, "rb") as file:
             if file.read(20).startswith(b"version https://git-"):
                 raise GmpError(f"{path}: a pointer of git-lfs; run `git lfs pull`.") from error
@@ -186,10 +193,11 @@ def _open_with_ffmpeg(
     path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
     """`_open` of the first audio stream of any file that FFmpeg reads, to its end."""
-    container = av.open(path)
-    if not container.streams.audio:
-        raise GmpError(f"{path}: has no audio.")
-    stream = container.streams.audio[0]
+    # FFmpeg takes what precedes a colon in a relative path for a protocol
+    container = av.open(path if isinstance(path, _Content) else os.path.abspath(path))
+    stream = next(iter(container.streams.audio), None)
+    if stream is None or stream.codec_context is None:
+        raise GmpError(f"{path}: has no audio, or in a format without a decoder.")
     rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
     first, last = round(start * rate), None if pd.isna(end) else round(end * rate)
 

@@ -228,6 +228,8 @@ def find_or_publish(model: str) -> str:
         return str(folder)
     if notebook_of(folder) != RECOGNIZE:
         network = folder if notebook_of(folder) == FINETUNE else best_network(str(folder))
+        if not (network / "model").is_dir():
+            raise GmpError(f"model {model!r}: no network; give a run, or one loss of notebook 06.")
         folder = publish(network)
     return str(folder / "model")
 

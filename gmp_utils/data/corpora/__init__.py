@@ -174,6 +174,9 @@ def _read(
 
 def _texts(label_map: dict | None) -> dict[str, str]:
     """A map of labels, which YAML reads as numbers if they are digits, as texts."""
+    for label, emotion in (label_map or {}).items():
+        if emotion in (None, ""):
+            raise GmpError(f"label_map: {label} has no emotion; name one, or leave the line out.")
     return {str(label): str(emotion) for label, emotion in (label_map or {}).items()}
 
 

@@ -66,7 +66,7 @@ def _esd_fields(match: re.Match) -> dict[str, str]:
 ACTED = {
     # CREMA-D: 91 actors, 7,442 recordings, <actor>_<sentence>_<emotion>_<level>.wav
     "crema_d": ActedCorpus(
-        r"(?P<speaker>\d{4})_(?P<text>IEO|TIE|IOM|IWW|TAI|MTI|IWL|ITH|DFA|ITS|TSI|WSI)"
+        r"(?P<speaker>10(?:0[1-9]|[1-8]\d|9[01]))_(?P<text>IEO|TIE|IOM|IWW|TAI|MTI|IWL|ITH|DFA|ITS|TSI|WSI)"
         r"_(?P<label>ANG|DIS|FEA|HAP|NEU|SAD)_(?:LO|MD|HI|XX|X)",  # one file has a single X
         {"ANG": "angry", "DIS": "disgusted", "FEA": "fearful", "HAP": "happy", "NEU": "neutral",
          "SAD": "sad"},
@@ -77,7 +77,7 @@ ACTED = {
     ),
     # RAVDESS, audio-only speech (03-01): 24 actors, 1,440 recordings, seven two-digit fields
     "ravdess": ActedCorpus(
-        r"03-01-(?P<label>0[1-8])-0[12]-(?P<text>0[12])-0[12]-(?P<speaker>\d\d)",
+        r"03-01-(?P<label>0[1-8])-0[12]-(?P<text>0[12])-0[12]-(?P<speaker>0[1-9]|1\d|2[0-4])",
         {"01": "neutral", "02": "calm", "03": "happy", "04": "sad", "05": "angry", "06": "fearful",
          "07": "disgusted", "08": "surprised"},
         "02 04 06 08 10 12 14 16 18 20 22 24",
@@ -108,7 +108,7 @@ ACTED = {
     ),
     # ESD: 20 speakers of Mandarin or English, 35,000 recordings, <speaker>_<number>.wav
     "esd": ActedCorpus(
-        r"(?P<speaker>00(?:0[1-9]|1\d|20))_(\d{6})",
+        r"(?P<speaker>00(?:0[1-9]|1\d|20))_(?!0{6})(000\d{3}|001[0-6]\d\d|0017[0-4]\d|001750)",
         {name: name for name in ("neutral", "angry", "happy", "sad", "surprised")},
         "0001 0002 0003 0007 0009 0015 0016 0017 0018 0019",
         _esd_fields,

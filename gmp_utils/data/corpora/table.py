@@ -5,6 +5,7 @@ Columns: `path` (relative to the file's folder) and `speaker`; optionally `utter
 `start` and `end` (seconds).
 """
 
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -20,10 +21,25 @@ ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 def load(path: Path, outside: bool = False) -> pd.DataFrame:
     """Read the manifest; recordings must be below the table's folder unless `outside` is true."""
     table = read_table(path, required=("path", "speaker"), texts=TEXTS, numbers=NUMBERS)
-    if "label" in table:
-        raise GmpError(f"{path}: column 'label', expected 'emotion'; rename it.")
+    names = {name: name for name in (*TEXTS, *NUMBERS)} | {"label": "emotion"}
+    for name in table.columns.difference(list(names)[:-1]):
+        if expected := names.get(name.strip().lower()):
+            raise GmpError(f"{path}: column {name!r}, expected {expected!r}; rename it.")
     table = table[table.columns.intersection([*TEXTS, *NUMBERS])]  # others are passed over
     recordings = locate(table.path, path.parent, path, None if outside else ADVICE)
+    parts = table.reindex(columns=["start", "end"]).fillna({"start": 0.0})
+    if (parts.end <= parts.start).any():
+        row = parts[parts.end <= parts.start].iloc[0]
+        found = f"start {row.start:g}, end {row.end:g}"
+        raise GmpError(f"{path}, row {row.name + 1}: {found}; expected a later end, in seconds.")
+    parts["path"] = list(map(os.path.realpath, recordings))
+    labels = table.columns.intersection(["speaker", "emotion"])
+    described = parts.join(table[labels]).drop_duplicates()
+    contradictions = described.index[described.duplicated(list(parts))]
+    if len(contradictions):
+        number = contradictions[0]
+        found = f"{table.path[number]} has another speaker or emotion in an earlier row"
+        raise GmpError(f"{path}, row {number + 1}: {found}; expected the same in both.")
     if "utterance" not in table:
         table["utterance"] = table.path.str.replace(r"\.\w+$", "", regex=True)
         if "start" in table:
