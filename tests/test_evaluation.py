@@ -201,9 +201,9 @@ def test_features_before_and_after_training_are_drawn(tmp_path, tiny_encoder):
     names = open_corpus(str(run)).partition(1)["validation"]
     model = EmotionClassifier.load(str(stages[0] / "model"))
     expected, _ = embed_and_classify(model, model_inputs(model, open_corpus(str(run))), names)
-    values = np.load(stages[0] / "features.npz")
-    np.testing.assert_allclose(values["after"], expected, atol=1e-5)  # batches differ
-    assert not np.allclose(values["before"], expected, atol=1e-2)
+    values = pd.read_parquet(stages[0] / "features.parquet")
+    np.testing.assert_allclose(values.loc["after"], expected, atol=1e-5)  # batches differ
+    assert not np.allclose(values.loc["before"], expected, atol=1e-2)
     figure = series.feature_planes({"CE": stages[1], "AMS": stages[0]})
     titles = [note.text.split(" (")[0] for note in figure.layout.annotations]
     assert titles == ["before", "after, CE", "after, AMS"]

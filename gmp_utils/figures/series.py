@@ -190,10 +190,11 @@ def feature_planes(networks: dict[str, Path]) -> go.Figure:
     """
     vectors, tables = {}, []
     for name, stage in networks.items():
-        values = np.load(stage / "features.npz")
-        emotions, vectors[f"after, {name}"] = values["emotion"], values["after"]
-        vectors = {"before": values["before"]} | vectors
-    for name, values in vectors.items():
+        table = pd.read_parquet(stage / "features.parquet")
+        vectors.setdefault("before", table.loc["before"])
+        vectors[f"after, {name}"] = table.loc["after"]
+    for name, table in vectors.items():
+        emotions, values = table.index.to_numpy(), table.to_numpy()
         distances, pca = class_separation(values, emotions), PCA(2)
         x, y = pca.fit_transform(values / np.linalg.norm(values, axis=1, keepdims=True)).T
         panel = (

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from transformers import EvalPrediction, set_seed
 
@@ -37,8 +36,8 @@ def finetune(
     """Fine-tune on the training speakers of a fold, and classify its validation and test speakers.
 
     Returns the stage with history.csv, metrics.json, model/, predictions.parquet (validation and test),
-    features.npz (the selected part's "emotion", and features "before" and "after" training, (n_utterances,
-    head.size)), and separation.json (of these features by emotion).
+    features.parquet (of the part that the epoch is selected on, "before" and "after" training, indexed by
+    emotion) and separation.json (of these features).
 
     The loss is "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE
     model of the same fold, so they have twice the updates and a second warm-up. The others start from the
@@ -78,7 +77,8 @@ def finetune(
         outputs = {part: classify(parts[part]) for part in ("validation", "test") if parts[part]}
         vectors["after"] = outputs[protocol.selection_part][0]
         emotions = corpus.manifest.emotion[validation].to_numpy(str)
-        np.savez(folder / "features.npz", emotion=emotions, **vectors)
+        table = pd.concat({when: pd.DataFrame(x, emotions) for when, x in vectors.items()})
+        table.rename(columns=str).to_parquet(folder / "features.parquet")
         separation = {when: class_separation(x, emotions) for when, x in vectors.items()}
         write_json(folder / "separation.json", separation)
         logits = {part: part_logits for part, (_, part_logits) in outputs.items()}
