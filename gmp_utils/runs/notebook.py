@@ -19,7 +19,7 @@ def notebook_parameters(notebook: Path) -> dict:
 
     `papermill.inspect_notebook` does the same, but takes three seconds to import in every kernel.
     """
-    return _read_parameters(notebook, notebook.stat().st_mtime_ns)
+    return dict(_read_parameters(notebook, notebook.stat().st_mtime_ns))
 
 
 @cache
