@@ -23,6 +23,8 @@ LARGEST = 4.0  # sample of a recording in floating point, 12 dB above full scale
 CANCELED = 1e-4  # power of the channels' mean relative to theirs, -40 dB
 BLOCK = 2**20  # samples of all channels that are decoded at a time
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
+# Errors of decoders; TypeError is soundfile's for a headerless .raw
+UNDECODABLE = (av.FFmpegError, OSError, RuntimeError, TypeError, ValueError)
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
 
 
@@ -100,13 +102,7 @@ def read(
     try:
         rate, channels, blocks = _open(path, start, end)
         waveform = _resample(path, map(levels.mean, blocks), rate)
-    except (
-        av.FFmpegError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:  # TypeError: .raw
+    except UNDECODABLE as error:
         with _Content(path.getvalue()) if in_memory else open(path, "rb") as file:
             if file.read(20).startswith(b"version https://git-"):
                 raise GmpError(f"{path}: a pointer of git-lfs; run `git lfs pull`.") from error
