@@ -629,7 +629,7 @@ def test_quality_of_pseudo_labels(tmp_path, tiny_encoder):
     for permuted in (False, True):
         stage = cluster_encoder(run, tiny_encoder, scales=[4, 6], permuted=permuted, seed=2)
         corpus = open_corpus(run)
-        table = label_quality.label_quality(stage, corpus, str(tiny_encoder))
+        table = label_quality.label_quality(stage, corpus)
         assert table.index.tolist() == ["K = 4", "K = 6"]
         assert table["bag UAR"].between(0, 1).all()
         if permuted:

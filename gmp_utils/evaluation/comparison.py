@@ -58,9 +58,11 @@ def jackknife_interval(
     return low, high
 
 
-def with_intervals(predictions: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+def with_intervals(
+    predictions: pd.DataFrame, over: str = "speaker"
+) -> dict[str, tuple[float, float, float]]:
     """UAR, WAR and the recall of each class, with the ends of their `jackknife_interval`, 0 to 1."""
-    counts = class_sums(predictions, ["speaker"]).unstack(fill_value=0)
+    counts = class_sums(predictions, [over]).unstack(fill_value=0)
     sums = counts.to_numpy().reshape(len(counts), 2, -1)  # of each speaker and class
     metrics = {"UAR": sums, "WAR": sums.sum(axis=-1, keepdims=True)}
     classes = counts.columns.unique("label")

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
 
 from gmp_utils import GmpError
@@ -22,6 +24,7 @@ from gmp_utils.training.features import layer_frames, layer_states_by_length, mo
 from gmp_utils.training.kmeans import assign, fit_kmeans
 
 NORMALIZATIONS = ("none", "speaker", "utterance")
+REFITTED_FRAMES = 100_000  # random frames that k-means is fitted to again, at most
 
 
 def generate_gmps(
@@ -40,7 +43,9 @@ def generate_gmps(
     """Cluster a layer's frames by k-means at several scales, and assign every frame to its clusters.
 
     k-means is fitted to the training speakers, or to all speakers under a transductive protocol. The stage
-    has centroids-<K>.npy, metrics.json, labels.npy and labels.parquet: a `Ragged` of frames × scales.
+    has centroids-<K>.npy, labels.npy and labels.parquet (a `Ragged` of frames × scales), and metrics.json, in
+    which `stability_<K>` is the mean adjusted Rand index of the clusters, on the part that the protocol
+    selects on, and those of two further k-means with other seeds.
 
     Parameters
     ----------
@@ -110,10 +115,16 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     is_multitask = parameters["clustered_model"] == "multitask"
     augmented = is_multitask and gender_augmented(folder.with_name(TRAIN_MULTITASK))
     metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
-    for stream, (k, centroids) in enumerate(zip(scales, fit_kmeans(sample, scales, seed))):
-        np.save(folder / f"centroids-{k}.npy", centroids, allow_pickle=False)
-        labels.values[:, stream] = assign(frames.values, centroids)
+    refitted = frames.sample(unlabeled, REFITTED_FRAMES, seed)
+    samples = enumerate((sample, refitted, refitted))
+    fits = [fit_kmeans(fitted, scales, seed + number) for number, fitted in samples]
+    scored = frames.rows(parts[corpus.protocol.selection_part])
+    for stream, (k, *centroids) in enumerate(zip(scales, *fits)):
+        np.save(folder / f"centroids-{k}.npy", centroids[0], allow_pickle=False)
+        labels.values[:, stream] = assign(frames.values, centroids[0])
         metrics[f"used_clusters_{k}"] = len(np.unique(labels.rows(unlabeled)[:, stream]))
+        pairs = combinations([assign(scored, centers) for centers in centroids], 2)
+        metrics[f"stability_{k}"] = np.mean([adjusted_rand_score(*pair) for pair in pairs])
     if parameters["permuted"]:  # over each utterance's frames, all scales together
         rng = np.random.default_rng(seed)
         for name in labels.lengths:

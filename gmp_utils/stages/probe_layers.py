@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from gmp_utils.data.audio import to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
-from gmp_utils.evaluation.comparison import MIN_SPEAKERS, class_sums, jackknife_interval
+from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, with_intervals
 from gmp_utils.evaluation.metrics import (
     ATTRIBUTES,
     adjusted_information,
@@ -82,8 +82,7 @@ def _interval(scored: pd.DataFrame, metric: str) -> dict:
     """`low` and `high` of a score by jackknife `over` speakers, or over utterances if they are too few."""
     over = "speaker" if scored.speaker.nunique() >= MIN_SPEAKERS else "utterance"
     if metric == "UAR":
-        counts = class_sums(scored, [over]).unstack(fill_value=0)
-        low, high = jackknife_interval(counts.to_numpy().reshape(len(counts), 2, -1))
+        _, low, high = with_intervals(scored, over)["UAR"]
     else:
         pairs = (rows[["true", "predicted"]].to_numpy(float).T for _, rows in scored.groupby(over))
         sums = np.stack([moments(*pair) for pair in pairs])
