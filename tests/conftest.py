@@ -202,6 +202,20 @@ def python(*arguments, **options) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *map(str, arguments)], **options)
 
 
+def make(*arguments, timeout=3600, **environment):
+    """`make` in the checkout, whatever settings the caller's environment has."""
+    return subprocess.run(
+        ["make", *arguments], cwd=ROOT, env=CLEAN | environment, capture_output=True, text=True,
+        timeout=timeout,
+    )  # fmt: skip
+
+
+def succeeded(done):
+    """What a process printed, once it has ended well."""
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
 def cli(command: str, settings: dict, *others: str, environment=(), **options) -> subprocess.Popen:
     """`python -m gmp_utils` with settings by their names in experiments.Settings; without pictures."""
     arguments = [settings["experiment"]] if "experiment" in settings else []
