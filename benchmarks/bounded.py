@@ -16,13 +16,13 @@ from stages import measure
 
 from gmp_utils.data import waveform_store
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.stages.recognize import find_recordings
+from gmp_utils.stages.recognize import expand_folders
 from gmp_utils.training import kmeans
 
 
 def prepare(recordings: Path, hours: float, folder: Path) -> None:
     """Decode recordings repeatedly into one store."""
-    paths = find_recordings(recordings)
+    paths = expand_folders(recordings)
     seconds = [soundfile.info(path).duration for path in paths]
     copies = int(np.ceil(hours * 3600 / sum(seconds)))
     chosen = list(itertools.chain.from_iterable([paths] * copies))

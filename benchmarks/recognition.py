@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--model", default="runs/demo")
     parser.add_argument("--hour", action="store_true")
     options = parser.parse_args()
-    paths = recognize.find_recordings(options.recordings)[: options.files]
+    paths = recognize.expand_folders(options.recordings)[: options.files]
     small = load_recognizer(publish.find_or_publish(options.model))
     models = {options.model: small, "HuBERT base, random weights": base()}
     rows = {name: compare(model, paths, options.pairs) for name, model in models.items()}

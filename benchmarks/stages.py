@@ -45,7 +45,7 @@ from gmp_utils.models.heads import ClusterHeads, HeadConfig
 from gmp_utils.models.masked_prediction import MaskedPredictionModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import ROOT
-from gmp_utils.stages.recognize import find_recordings
+from gmp_utils.stages.recognize import expand_folders
 from gmp_utils.training import features, kmeans
 from gmp_utils.training.batching import (
     DurationBatchSampler,
@@ -150,7 +150,7 @@ class Recordings:
     def __init__(self, folder: Path, corpus_dir: str | None, n: int, batch_size: int):
         rng = np.random.default_rng(0)
         self.folder, self.batch_size = folder, batch_size
-        paths = find_recordings(corpus_dir) if corpus_dir else _noises(folder, n, rng)
+        paths = expand_folders(corpus_dir) if corpus_dir else _noises(folder, n, rng)
         chosen = rng.choice(len(paths), min(n, len(paths)), replace=False)
         self.paths = [str(paths[index]) for index in chosen]
         self.names = [f"{index}" for index in range(len(self.paths))]

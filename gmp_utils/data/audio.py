@@ -2,10 +2,11 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import av
@@ -26,6 +27,15 @@ NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 # Errors of decoders; TypeError is soundfile's for a headerless .raw
 UNDECODABLE = (av.FFmpegError, OSError, RuntimeError, TypeError, ValueError)
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
+ALIASES = "aif oga opus sph".split()  # suffixes that are not names of libsndfile's formats
+OF_FFMPEG = "aac amr m4a mkv mov mp4 webm wma".split()
+SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALIASES, *OF_FFMPEG)}
+
+
+def find_recordings(paths: Iterable[Path], suffixes: Collection[str] = SUFFIXES) -> list[Path]:
+    """The recordings among some files, sorted, without macOS's `._` files."""
+    found = [path for path in paths if path.suffix.lower() in suffixes]
+    return sorted(path for path in found if not path.name.startswith("._"))
 
 
 class _Content(io.BytesIO):

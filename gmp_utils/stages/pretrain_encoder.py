@@ -18,7 +18,7 @@ from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data import acoustic_features, waveform_store
-from gmp_utils.data.audio import SAMPLE_RATE
+from gmp_utils.data.audio import SAMPLE_RATE, find_recordings
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
@@ -32,7 +32,6 @@ from gmp_utils.training.batching import Masking, crop_rows, crops
 from gmp_utils.training.kmeans import assign, fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig, train
 
-FORMATS = (".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wav")
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
 LONGEST_SEGMENT = 20.0  # seconds that the encoder processes at once to make targets, at most
@@ -76,10 +75,9 @@ def read_recordings(
     source = ROOT / Path(recordings).expanduser()
     if recordings and not source.is_dir():
         raise GmpError(f"recordings {recordings!r}: no such folder.")
-    files = source.rglob("*") if recordings else ()
-    paths = sorted(path for path in files if path.suffix.lower() in FORMATS)
+    paths = find_recordings(source.rglob("*")) if recordings else []
     if not paths and (recordings or not synthetic_utterances):
-        found = f"recordings {recordings!r}: no {', '.join(FORMATS)} files there"
+        found = f"recordings {recordings!r}: none there (wav, flac, mp3, m4a, …)"
         raise GmpError(f"{found}; expected some, or synthetic_utterances above 0.")
     parameters = {"recordings": recordings, "synthetic_utterances": synthetic_utterances}
     parameters["crop_seconds"] = crop_seconds

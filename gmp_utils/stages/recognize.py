@@ -19,7 +19,14 @@ from scipy.special import softmax
 from tqdm import tqdm
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import MIN_SECONDS, SAMPLE_RATE, is_recording, load, to_float
+from gmp_utils.data.audio import (
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    find_recordings,
+    is_recording,
+    load,
+    to_float,
+)
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.collect import corpus_of
 from gmp_utils.models.recognizer import Recognizer, load_recognizer
@@ -32,9 +39,6 @@ from gmp_utils.training.batching import Utterances
 MARGIN = 0.2  # seconds of a window that are kept before and after its speech
 MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
 BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
-ALIASES = "aif oga opus sph".split()  # suffixes that are not names of libsndfile's formats
-OF_FFMPEG = "aac amr m4a mkv mov mp4 webm wma".split()
-SUFFIXES = {f".{name.lower()}" for name in (*soundfile.available_formats(), *ALIASES, *OF_FFMPEG)}
 
 
 def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,7 +96,7 @@ def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
     return trimmed if end >= len(waveform) else np.trim_zeros(trimmed, "b")
 
 
-def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
+def expand_folders(paths: str | os.PathLike | Sequence) -> list[str]:
     """Paths of recordings, in place of a folder all recordings below it."""
     recordings = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
@@ -101,7 +105,7 @@ def find_recordings(paths: str | os.PathLike | Sequence) -> list[str]:
         folder = Path(path).expanduser()
         files = [folder]
         if folder.is_dir():
-            files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+            files = find_recordings(folder.rglob("*"))
             if not files:
                 raise GmpError(f"{folder}: no recordings below it (wav, flac, mp3, m4a, …).")
         recordings += map(str, files)
@@ -174,7 +178,7 @@ def _sources(audio: Any, sample_rate: float | None) -> dict[str, Callable[[], np
             found = f"audio: found {type(item).__name__}"
             raise GmpError(f"{found}, expected a path, a folder, {kinds}, or a list of them.")
         if isinstance(item, str | os.PathLike):
-            sources |= {path: partial(load, path, sample_rate) for path in find_recordings(item)}
+            sources |= {path: partial(load, path, sample_rate) for path in expand_folders(item)}
         else:
             sources[str(number) if several else ""] = partial(load, item, sample_rate)
     return sources

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import find_recordings
 
-SUFFIXES = {".wav", ".flac", ".mp3"}  # in upper case too
+SUFFIXES = {".wav", ".flac", ".mp3"}  # of corpora, whose videos do not count
 GENDERS = {"F": "female", "M": "male"}
 EXPECTED = {  # names of pandera's checks, as messages
     "field_uniqueness": "unique values",
@@ -113,16 +114,12 @@ def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> li
     return [str(folder / name) for name in names]
 
 
-def find_recordings(paths: Iterable[Path]) -> list[Path]:
-    """The recordings among some files, sorted, without macOS's `._` files."""
-    audio = [path for path in paths if path.suffix.lower() in SUFFIXES]
-    return sorted(path for path in audio if not path.name.startswith("._"))
-
-
 def with_unlabelled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
     """Append the recordings that a manifest lacks, named by their paths."""
     if manifest.empty:  # the folder of another corpus
         return manifest
     labelled = set(manifest.path)
-    rest = [str(path) for path in find_recordings(recordings) if str(path) not in labelled]
+    rest = [
+        str(path) for path in find_recordings(recordings, SUFFIXES) if str(path) not in labelled
+    ]
     return pd.concat([manifest, pd.DataFrame({"utterance": rest, "path": rest})], ignore_index=True)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import find_recordings, with_unlabelled
+from gmp_utils.data.audio import find_recordings
+from gmp_utils.data.corpora._labels import SUFFIXES, with_unlabelled
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class ActedCorpus:
     def load(self, folder: Path) -> pd.DataFrame:
         """Read the manifest; names in any case match, and recordings that do not come last, unlabelled."""
         pattern = re.compile(rf"(?s:.*/)?{self.pattern}", re.IGNORECASE)
-        paths = find_recordings(folder.rglob("*"))
+        paths = find_recordings(folder.rglob("*"), SUFFIXES)
         rows = [
             {"utterance": path.stem, "path": str(path)} | match.groupdict() | self.fields(match)
             for path in paths

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
-from gmp_utils.data.corpora._labels import GENDERS, find_recordings, with_unlabelled
+from gmp_utils.data.audio import find_recordings
+from gmp_utils.data.corpora._labels import GENDERS, SUFFIXES, with_unlabelled
 
 RATING = r"\d+(?:\.\d+)?"
 TURN = re.compile(
@@ -45,7 +46,7 @@ def load(folder: Path) -> pd.DataFrame:
     texts = _lines(folder.glob("Session[1-5]/dialog/transcriptions/Ses*.txt"))
     matches = [TRANSCRIPT.match(line) for _, line in texts]
     transcripts = dict(match.groups() for match in matches if match)
-    recordings = find_recordings(folder.glob("Session[1-5]/sentences/wav/*/*"))
+    recordings = find_recordings(folder.glob("Session[1-5]/sentences/wav/*/*"), SUFFIXES)
     paths, rows = {path.stem: path for path in recordings}, []
     for match in _turns(folder.glob("Session[1-5]/dialog/EmoEvaluation/Ses*.txt")):
         row = match.groupdict()

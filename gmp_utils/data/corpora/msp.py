@@ -6,9 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import find_recordings
 from gmp_utils.data.corpora._labels import (
     GENDERS,
-    find_recordings,
+    SUFFIXES,
     locate,
     read_table,
     with_unlabelled,
@@ -61,7 +62,7 @@ def load_improv(folder: Path) -> pd.DataFrame:
     """
     labels = _first(folder, "Evalution.txt", "Evaluation.txt")
     recordings: dict[str, Path] = {}
-    for path in find_recordings(folder.rglob("MSP-IMPROV-*")):
+    for path in find_recordings(folder.rglob("MSP-IMPROV-*"), SUFFIXES):
         if recordings.setdefault(path.stem, path) != path:
             raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []
