@@ -76,7 +76,7 @@ test: .venv/installed
 	$(BIN)/python -m pytest -m "not slow" tests/test_notebooks.py
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 # For this machine and those who know the token; without asking the network for news or newer versions.
 lab: .venv/installed
