@@ -24,7 +24,7 @@ from gmp_utils.training.trainer import TrainingConfig
 
 RECIPES = sorted(path.stem for path in experiments.RECIPES.glob("*.yaml"))
 needs_opensmile = pytest.mark.skipif(
-    find_spec("opensmile") is None, reason="openSMILE is not installed (its licence is not for all)"
+    find_spec("opensmile") is None, reason="openSMILE is not installed (its license is not for all)"
 )
 
 
