@@ -1,17 +1,17 @@
-"""GMP-TL, speech emotion recognition with gender-augmented multi-scale pseudo-labels, stage by stage."""
+"""GMP-TL: speech emotion recognition with gender-augmented multi-scale pseudo-labels, stage by stage."""
 
 import importlib
 import os
 
 __all__ = ["GmpError", "recognize"]
 
-# Requests to the hub carry nothing but the name of a model, unless the user has set otherwise.
+# Send the hub nothing but the name of a model, unless the user has set these variables.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
 
 
 class GmpError(ValueError):
-    """An input that cannot be used: the message names what was found, what was expected, what to do."""
+    """An unusable input. The message states what was found, what was expected and what to do."""
 
 
 def check_choice(name: str, value, choices) -> None:

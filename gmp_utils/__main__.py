@@ -1,4 +1,4 @@
-"""The command line: runs and experiments, their progress and reports, and emotions in recordings."""
+"""Execute runs and experiments, report their progress and results, and recognize emotions in recordings."""
 
 import argparse
 import os
@@ -13,13 +13,16 @@ from gmp_utils import GmpError
 
 OTHER = "--corpus crema_d --corpus-dir path/to/CREMA-D/AudioWAV"
 EXPERIMENT = f"table3 {OTHER} --seeds 0 1 2"
-COMMANDS = {  # what each does, and an example
-    "run": ("make a run of the series, or resume it", OTHER),
-    "experiment": ("make the runs that fill one table, or resume them", EXPERIMENT),
-    "plan": ("print what is done, what is missing, and how long that will take", EXPERIMENT),
+COMMANDS = {  # help, and an example
+    "run": ("run the series of notebooks, or resume it", OTHER),
+    "experiment": ("execute the runs of an experiment, or resume them", EXPERIMENT),
+    "plan": ("print what is done, what is missing, and how long it will take", EXPERIMENT),
     "report": ("write the results so far as one offline HTML file", "--run-dir runs/demo"),
     "verify": ("compare the files of a run with their recorded hashes", "runs/demo"),
-    "recognize": ("write emotions over time in recordings as CSV", "talk.mp3 --model runs/demo"),
+    "recognize": (
+        "recognize emotions over time in recordings, as CSV",
+        "talk.mp3 --model runs/demo",
+    ),
 }
 
 
@@ -40,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
-    """Add options of a run or an experiment, and of the workflow; plan and report take those of both."""
+    """Add the options of a run or an experiment; `plan` and `report` take those of both."""
     from gmp_utils.runs.paths import INITIAL_MODELS
 
     add = command.add_argument
@@ -55,12 +58,12 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
     add("--encoder", default="", help="a folder, or name[@revision] on the hub (default: embedded)")
-    add("--folds", **numbers, help="folds, from 1 on (default: 1, or those declared)")
+    add("--folds", **numbers, help="folds, numbered from 1 (default: 1, or those declared)")
     if name != "experiment":
         text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"
         add("--finetune-from", nargs="*", choices=INITIAL_MODELS, default=[], help=text)
         add("--recipe", default="", help="a system of presets/recipes (default: gmp-tl)")
-    add("--preset", nargs="*", default=[], metavar="FILE", help="parameters; the last file wins")
+    add("--preset", nargs="*", default=[], metavar="FILE", help="YAML files; the last one wins")
     text = "folder of the results (default: in runs/, named after the other options)"
     add("--run-dir", default="", metavar="DIR", help=text)
     if name not in ("run", "experiment"):
@@ -78,7 +81,7 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
 
 def _new_file(name: str) -> Path:
     if Path(name).is_dir() or not Path(name).absolute().parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{name}: expected a file in a folder that exists")
+        raise argparse.ArgumentTypeError(f"{name}: expected a file in an existing folder")
     return Path(name)
 
 
@@ -94,7 +97,7 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace):
-    """Lay out what a command's options ask for."""
+    """Plan the runs that a command's options describe."""
     from gmp_utils.runs.experiments import Settings, lay_out
     from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
@@ -105,9 +108,9 @@ def _plan(options: argparse.Namespace):
 
 
 def _execute(options: argparse.Namespace, extra: list[str]) -> int:
-    """Run Snakemake on what the options ask for; returns its exit status.
+    """Run Snakemake with the options of a command; returns its exit status.
 
-    It has a process group of its own, to which signals are forwarded: it hangs if it gets one twice.
+    It hangs if it gets a signal twice, so it has its own process group, to which signals are forwarded.
     """
     if sys.platform == "win32":
         raise GmpError("runs need Linux or macOS; on Windows, work in WSL.")
@@ -134,13 +137,13 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
                 os.killpg(process.pid, number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            if signal.getsignal(number) != signal.SIG_IGN:  # ignored under nohup
                 signal.signal(number, forward)
         return process.wait()
 
 
 def _recognize(options: argparse.Namespace) -> int:
-    """Write a table of emotions; print which recordings could not be read."""
+    """Write the table of emotions, and print which recordings could not be read."""
     import transformers
 
     from gmp_utils.runs.hardware import limit_threads
@@ -176,17 +179,19 @@ def main(arguments: list[str] | None = None) -> int:
 
         if options.command == "verify":
             problems = stage.verify(options.run_dir)
-            print(*problems or [f"{options.run_dir}: every file is as it was written"], sep="\n")
+            print(
+                *problems or [f"{options.run_dir}: all files match their recorded hashes"], sep="\n"
+            )
             return int(len(problems) > 0)
         plan = _plan(options)
         with suppress(GmpError), experiments.prepare(plan):
-            pass  # what is being made keeps its parameters
+            pass  # writes the parameters, unless the run is in progress
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)
     except GmpError as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped; nothing was written.", file=sys.stderr)
+        print("Stopped.", file=sys.stderr)
         return 130
     return 0
 

@@ -474,7 +474,7 @@ def test_files_that_are_no_recordings_say_what_they_are(tmp_path):
     with pytest.raises(GmpError, match=r"damaged\.ogg: cannot be decoded"):
         audio.decode(str(tmp_path / "damaged.ogg"))
     (tmp_path / "lfs.wav").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(GmpError, match=r"lfs\.wav: a pointer of git-lfs; run `git lfs pull`"):
+    with pytest.raises(GmpError, match=r"lfs\.wav: a git-lfs pointer; run `git lfs pull`"):
         audio.decode(str(tmp_path / "lfs.wav"))
     with av.open(str(tmp_path / "silent film.mp4"), "w") as file:
         stream = file.add_stream("mpeg4", rate=24)

@@ -12,11 +12,11 @@ from gmp_utils.data.audio import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, normalize
 from gmp_utils.runs import hardware
 
 MEL = {"n_fft": FRAME_WINDOW, "hop_length": FRAME_HOP, "n_mels": 40, "center": False}
-F0_WINDOW = 1024  # samples around a frame's middle, almost four periods of the lowest F0
+F0_WINDOW = 1024  # samples around the middle of a frame, almost four periods of the lowest F0
 SHORTEST_PERIOD, LONGEST_PERIOD = 40, 267  # samples: F0 of 400 to 60 Hz
-VOICED = 0.4  # least periodicity of a voiced frame
-REFERENCE_F0 = 150.0  # Hz, of log F0 0
-OCTAVE_COST = 0.04  # per octave of a period, as its multiples are periods too
+VOICED = 0.4  # minimum periodicity of a voiced frame
+REFERENCE_F0 = 150.0  # Hz, where log F0 is 0
+OCTAVE_COST = 0.04  # per octave of the period, whose multiples are periods too
 
 
 def log_mel(waveform: np.ndarray) -> np.ndarray:
@@ -40,7 +40,7 @@ def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
 def prosody_frames(waveform: np.ndarray) -> np.ndarray:
     """Log F0 in octaves from 150 Hz, periodicity, log energy, and their slopes, (n_frames, 6).
 
-    F0 is that of the highest autocorrelation at periods of 60 to 400 Hz, a median over five frames. The
+    F0 is at the maximum of the autocorrelation from 60 to 400 Hz, smoothed by a median over five frames. The
     periodicity is this maximum. Below 0.4 a frame is unvoiced, and its log F0 is 0. Energy is relative to
     the whole waveform's.
     """
@@ -61,7 +61,7 @@ def prosody_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def _autocorrelation(windows: Tensor) -> Tensor:
-    """Autocorrelation by lag in samples, (n_frames, lags), 1 at lag 0. The taper's is divided out.
+    """Normalized autocorrelation by lag in samples, (n_frames, lags), divided by that of the taper.
 
     Boersma, "Accurate short-term analysis of the fundamental frequency", 1993.
     """

@@ -20,9 +20,9 @@ from gmp_utils import GmpError
 SAMPLE_RATE = 16000  # Hz
 MIN_SECONDS = 0.025  # one frame of the encoder
 FULL_SCALE = 0.999  # samples beyond it are clipped
-LARGEST = 4.0  # sample of a recording in floating point, 12 dB above full scale
-CANCELED = 1e-4  # power of the channels' mean relative to theirs, -40 dB
-BLOCK = 2**20  # samples of all channels that are decoded at a time
+LARGEST = 4.0  # maximum of a floating-point recording, 12 dB above full scale
+CANCELED = 1e-4  # -40 dB: minimum power of the channels' mean, relative to their mean power
+BLOCK = 2**20  # samples of all channels that are decoded at once
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 # Errors of decoders; TypeError is soundfile's for a headerless .raw
 UNDECODABLE = (av.FFmpegError, OSError, RuntimeError, TypeError, ValueError)
@@ -39,14 +39,14 @@ def find_recordings(paths: Iterable[Path], suffixes: Collection[str] = SUFFIXES)
 
 
 class _Content(io.BytesIO):
-    """A file in memory, with the name that messages give it."""
+    """A file in memory, called "audio" in messages."""
 
     def __str__(self) -> str:
         return "audio"
 
 
 def is_recording(item: Any) -> bool:
-    """Whether `load` takes an item, such as not None, a list or an iterator."""
+    """Whether `load` accepts an item. It accepts no None, lists or iterators."""
     kinds = str | os.PathLike | bytes | bytearray | Mapping | np.ndarray
     pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Real)
     return isinstance(item, kinds) or pair or any(hasattr(item, x) for x in ("read", "detach"))
@@ -63,7 +63,7 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
         Hz, of an ndarray or a tensor.
     """
     if isinstance(recording, io.TextIOBase):
-        raise GmpError("audio: a file that is open as text, expected mode 'rb'.")
+        raise GmpError("audio: found a file open in text mode, expected mode 'rb'.")
     if hasattr(recording, "read"):
         if recording.seekable():
             recording.seek(0)
@@ -72,7 +72,9 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
         recording = recording.get("bytes") or recording
     bare = isinstance(recording, np.ndarray) or hasattr(recording, "detach")
     if bare != (sample_rate is not None):
-        raise GmpError("sample_rate: expected with an array, in Hz, and with one only.")
+        raise GmpError(
+            "sample_rate: give it (in Hz) with an array or a tensor, and with nothing else."
+        )
     if isinstance(recording, str | os.PathLike):
         return decode(os.fspath(recording))
     if isinstance(recording, bytes | bytearray):
@@ -102,7 +104,7 @@ def read(
 ) -> tuple[np.ndarray, dict]:
     """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
-    Returns also a dict of `sample_rate` (Hz), `channels`, `peak` of their mean and the share of `clipped`
+    It also returns a dict of `sample_rate` (Hz), `channels`, `peak` of their mean and the share of `clipped`
     samples.
     """
     in_memory = isinstance(path, _Content)
@@ -115,7 +117,7 @@ def read(
     except UNDECODABLE as error:
         with _Content(path.getvalue()) if in_memory else open(path, "rb") as file:
             if file.read(20).startswith(b"version https://git-"):
-                raise GmpError(f"{path}: a pointer of git-lfs; run `git lfs pull`.") from error
+                raise GmpError(f"{path}: a git-lfs pointer; run `git lfs pull`.") from error
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None)
         raise GmpError(
             f"{path}: cannot be decoded ({reason or str(error) or 'damaged'})."
@@ -129,7 +131,7 @@ def read(
 
 
 class _Levels:
-    """Counts, powers and peaks of all samples of a recording, as they are averaged over channels."""
+    """Number, power and peaks of a recording's samples, gathered while its channels are averaged."""
 
     n = clipped = power = power_of_mean = loudest = peak = 0
 
@@ -145,7 +147,7 @@ class _Levels:
         return mean
 
     def check(self, what: str, rate: int) -> None:
-        """Reject what is too short, out of range, or canceled out by averaging."""
+        """Reject a recording that is too short, out of range, or canceled out by averaging."""
         if self.n < MIN_SECONDS * rate:
             seconds = self.n / rate
             raise GmpError(f"{what}: {seconds:.4f} s of audio, expected at least {MIN_SECONDS} s.")
@@ -160,7 +162,7 @@ def _open(
 ) -> tuple[int, int, Iterator[np.ndarray]]:
     """Sample rate, channels and blocks, (n_samples, channels) float32, of a part of a recording.
 
-    FFmpeg decodes what libsndfile cannot, and what it decodes no further than its header claims.
+    FFmpeg decodes MP3, files without a length in their header, and files that libsndfile cannot read.
     """
     with suppress(soundfile.LibsndfileError):
         file = soundfile.SoundFile(path)
@@ -175,13 +177,13 @@ def _open(
 def _open_with_libsndfile(
     file: soundfile.SoundFile, path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
-    """`_open` of a file whose header has its length."""
+    """`_open` for files with a length in their header."""
     rate, first = file.samplerate, round(start * file.samplerate)
     n_samples = (file.frames if pd.isna(end) else round(end * rate)) - first
 
     def blocks() -> Iterator[np.ndarray]:
         with file:
-            if first:  # some formats can only be read in order
+            if first:  # some formats cannot be sought in
                 file.seek(min(first, file.frames))
             options = {"frames": n_samples, "dtype": "float32", "always_2d": True}
             n_decoded = 0
@@ -198,12 +200,12 @@ def _open_with_libsndfile(
 def _open_with_ffmpeg(
     path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
-    """`_open` of the first audio stream of any file that FFmpeg reads, to its end."""
-    # FFmpeg takes what precedes a colon in a relative path for a protocol
+    """`_open` for the first audio stream of any file that FFmpeg reads, to its end."""
+    # FFmpeg would take the part of a relative path before a colon for a protocol
     container = av.open(path if isinstance(path, _Content) else os.path.abspath(path))
     stream = next(iter(container.streams.audio), None)
     if stream is None or stream.codec_context is None:
-        raise GmpError(f"{path}: has no audio, or in a format without a decoder.")
+        raise GmpError(f"{path}: has no audio, or no decoder for it.")
     rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
     first, last = round(start * rate), None if pd.isna(end) else round(end * rate)
 
@@ -223,10 +225,10 @@ def _open_with_ffmpeg(
 def from_array(samples: np.ndarray, sample_rate: float) -> np.ndarray:
     """Convert (n_samples,), (n_samples, channels) or (channels, n_samples) as `decode` does.
 
-    They are floats from -1 to 1, or integers of up to 32 bits with full scale at the limits of their type.
-    Of two axes, the shorter one is that of the channels.
+    Samples are floats from -1 to 1, or integers of up to 32 bits with full scale at the limits of their type.
+    The shorter one of two axes is that of the channels.
     """
-    wide = samples.dtype in (np.int64, np.uint64)  # NumPy's default, so seldom full scale
+    wide = samples.dtype in (np.int64, np.uint64)  # NumPy's default integers rarely have full scale
     usable = samples.dtype.kind in "iuf" and samples.ndim in (1, 2) and samples.size
     if wide or not usable:
         found = f"audio: an array of {samples.dtype} and shape {samples.shape}"

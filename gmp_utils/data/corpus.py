@@ -43,11 +43,13 @@ class Corpus:
         return sorted(self.manifest.emotion.dropna().unique())
 
     def labels(self, utterances: list[str], column: str) -> np.ndarray:
-        """Indices of the utterances' values of a column among its sorted values in the corpus."""
+        """Integer labels, (n_utterances,): indices into the sorted values of a column in the corpus."""
         unknown = self.manifest.utterance[self.manifest[column].isna()]
         if len(unknown):
             found = f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such)"
-            raise GmpError(f'{found}; complete the corpus, or exclude "{MISSING[column]}" in 01.')
+            raise GmpError(
+                f'{found}; complete the corpus, or exclude "{MISSING[column]}" in notebook 01.'
+            )
         values = sorted(self.manifest[column].unique())
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 
@@ -62,7 +64,7 @@ class Corpus:
 
         Recordings are matched by a hash of their samples, so re-cut or re-encoded copies are missed.
         Transductive protocols allow training without labels on all parts, and others only on the part
-        "unlabeled". A model may have been selected on the recordings on which the fold selects.
+        "unlabeled". A model may have been selected on the part on which the fold selects.
         """
         recordings = weights.training_recordings(weights.resolve(encoder))
         used = pd.DataFrame(sorted(recordings), columns=["digest", "labeled_in"])
@@ -80,7 +82,7 @@ class Corpus:
             )
 
     def write_training_recordings(self, folder: Path, fold: int, source: str) -> None:
-        """List next to a fold's model what it, and the model that it started from, was trained on."""
+        """List next to a fold's model the recordings that it and its initial model were trained on."""
         parts, rules = self.protocol.parts(self.manifest, fold), self.protocol
         labeled = parts.isin(["train", rules.selection_part])
         used = labeled | parts.isin(rules.unsupervised_parts)

@@ -27,8 +27,8 @@ SELECTIONS = {
 RULES = {"fold_by": FOLD_RULES, "validation": VALIDATIONS, "selection": SELECTIONS}
 PARTS = ("train", "unlabeled", "validation", "test")
 UNUSED = "unused"  # in no part of a fold
-LEFT_OUT = "left out"  # in no part either, and an encoder must not be trained on it
-SHARE = 0.1  # of the training utterances, where validation is a share of them
+LEFT_OUT = "left out"  # in no part, and encoders must not be trained on it
+SHARE = 0.1  # of the training utterances, if validation is a share of them
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class Protocol:
     `folds` and `validation_folds` are the test and validation speakers of each fold, the latter only if
     `validation` is "speakers". If `transductive`, clustering, retraining and the encoder's pre-training,
     which need no labels, may use the validation and test speakers. `female_share` is the share of women among
-    the training utterances, of which as many are drawn, for any share, as the smaller gender has. None takes
-    all training utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep
+    the training utterances. For any share, as many utterances are drawn as the smaller gender has; None keeps
+    all utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep
     their labels. The others are the part "unlabeled", which only clustering and retraining use. If
-    `disjoint_sentences`, each fold tests on some sentences, which its other speakers lose.
+    `disjoint_sentences`, each fold tests on some sentences, which are left out for its other speakers.
     """
 
     fold_by: str
@@ -70,7 +70,7 @@ class Protocol:
         return PARTS if self.transductive else ("train", "unlabeled")
 
     def describe(self) -> str:
-        """Describe the protocol in sentences; what flatters a result is in capitals."""
+        """Describe the protocol in sentences. Departures that may inflate a result are in capitals."""
         n_folds = f"{len(self.folds)} fold{'s' if len(self.folds) > 1 else ''}"
         sentences = [
             f"{n_folds} {FOLD_RULES[self.fold_by]}, test speakers disjoint from training speakers.",
@@ -97,7 +97,7 @@ class Protocol:
         return " ".join(sentences)
 
     def parts(self, manifest: pd.DataFrame, fold: int) -> pd.Series:
-        """Part of a fold (from 1) of each utterance, one of `PARTS` or `UNUSED`."""
+        """Part of a fold (from 1) of each utterance, one of `PARTS`, `UNUSED` or `LEFT_OUT`."""
         if not 1 <= fold <= len(self.folds):
             raise GmpError(f"fold {fold}: this protocol has folds 1 to {len(self.folds)}.")
         parts = pd.Series("train", index=manifest.index)
@@ -167,7 +167,7 @@ def _draw_labeled(training: pd.DataFrame, share: float, seed: list[int]) -> pd.I
 def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """Reject folds with the same recording in two parts; returns a report of overlaps.
 
-    By fold, it counts the `speakers` and `recordings` (by `digest`) that the test part shares with others.
+    The report counts, by fold, the `speakers` and `recordings` (by `digest`) in the test part and in others.
     `sentences` is the share of test utterances whose `text` occurs in training, NaN without texts.
     """
     text, rows = _sentences(manifest), {}
@@ -211,7 +211,7 @@ def make_protocol(
     `fold_by`, `validation` and `selection` are among `RULES`. "speaker" tests on `n_folds` groups of
     speakers, balanced by gender. "auto" is "cross-corpus" for two corpora, "session" if every speaker is in
     one session only, else "speaker". Validation speakers are the next fold's test speakers (the first fold's
-    for the last one). For "split" they are those of the split, or one in `n_folds` training speakers.
+    for the last one). For "split" and "cross-corpus" they are the split's, or one in `n_folds` others.
     """
     n_corpora, session = manifest.corpus.nunique(), manifest.reindex(columns=["session"]).session
     sessions = session.groupby(manifest.speaker).nunique()  # of each speaker

@@ -13,7 +13,7 @@ from gmp_utils import GmpError
 
 
 class Ragged:
-    """The concatenated arrays of all utterances, `lengths` rows of `values`, (n_total, ...), each.
+    """Concatenated arrays of utterances: `values`, (n_total, ...), and the number of rows of each, `lengths`.
 
     On disk there are two files, `<name>.npy` and `<name>.parquet` (utterance, length, kind). The kind is
     "waveform" (samples), "cnn" or "hidden" (frames × dimensions), or "labels" (frames × streams).
@@ -33,7 +33,7 @@ class Ragged:
         return self.values[start : start + self.lengths[utterance]]
 
     def __reduce__(self):
-        """Pickle the path of a file instead of its values."""
+        """Pickle a memory-mapped array as the path of its file."""
         if isinstance(self.values, np.memmap):
             return Ragged.open, (Path(self.values.filename).with_suffix(""),)
         values = self.values, self.utterances, list(self.lengths.values())
@@ -76,7 +76,7 @@ class Ragged:
         kind: str,
         shape: tuple[int, ...] = (),
     ) -> "Ragged":
-        """Create a writable one on disk, filled with zeros.
+        """Create a writable `Ragged` on disk, filled with zeros.
 
         `stem` is the path without suffix, `shape` that of a row: ``()`` for samples, ``(dim,)`` for frames.
         """
@@ -91,7 +91,7 @@ class Ragged:
 
     @classmethod
     def open(cls, stem: Path, mode: str = "r") -> "Ragged":
-        """Open one for reading, or for writing too with mode "r+"."""
+        """Open a `Ragged` for reading, or with mode "r+" for writing too."""
         try:
             table = pd.read_parquet(stem.with_suffix(".parquet"))
             values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)

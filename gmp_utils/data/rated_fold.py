@@ -19,8 +19,8 @@ STATISTICS = ("mean", "std", "max")  # of each utterance's frames
 class RatingTask:
     """The prediction of `attributes`, some of `RATINGS`, on a fold.
 
-    `neighbors` are the training speakers by which an unseen speaker is represented and calibrated. Without
-    `train_encoder` only the regression head is trained.
+    `neighbors` is the number of training speakers that represent and calibrate an unseen speaker. Without
+    `train_encoder`, only the regression head is trained.
     """
 
     run_dir: str
@@ -74,14 +74,14 @@ class RatedFold:
 
     @property
     def mixtures(self) -> pd.DataFrame:
-        """Each utterance's speaker as a mixture of training speakers, utterances × training speakers."""
+        """Weights of training speakers for each utterance's speaker, utterances × training speakers."""
         mixtures = speakers.speaker_weights(self.similarity, self.task.neighbors)
         names = self.utterances
         return mixtures.astype(np.float32).loc[self.speaker[names]].set_axis(names)
 
 
 def open_fold(task: RatingTask) -> RatedFold:
-    """Open a fold, whose utterance features have to exist."""
+    """Open a fold. Its utterance features must have been computed."""
     corpus = open_corpus(task.run_dir)
     corpus.check_encoder(task.encoder, task.fold)
     manifest = corpus.manifest

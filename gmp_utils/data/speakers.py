@@ -35,9 +35,9 @@ def nearest_speakers(similarity: pd.DataFrame, k: int) -> dict[str, list[str]]:
 
 
 def speaker_weights(similarity: pd.DataFrame, k: int) -> pd.DataFrame:
-    """Weights of training speakers for each speaker, whose rows sum to 1.
+    """Weights of training speakers for each speaker, in rows that sum to 1.
 
-    A training speaker is represented by itself, others by their k nearest with equal weights.
+    Training speakers are represented by themselves, others by their k nearest with equal weights.
     """
     weights = pd.DataFrame(0.0, similarity.index, similarity.columns)
     for name, nearest in nearest_speakers(similarity, k).items():
@@ -84,7 +84,7 @@ def count_choices(similarity: pd.DataFrame, k: int) -> pd.Series:
 
 
 def shift(values: pd.DataFrame, reference: pd.DataFrame) -> float:
-    """KL divergence of two sets of (n, dim) values, as Gaussians with diagonal covariances, in nats."""
+    """KL divergence (nats) of values from a reference, (n, dim), as Gaussians with diagonal covariances."""
     variance, reference_variance = (x.var(axis=0, ddof=0) + FLOOR for x in (values, reference))
     squared = (values.mean(axis=0) - reference.mean(axis=0)) ** 2
     terms = (variance + squared) / reference_variance - 1

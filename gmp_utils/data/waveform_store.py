@@ -15,13 +15,13 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
 
 SILENCE = 1e-3  # peak of a silent recording, 60 dB below full scale
-CLIPPED_SHARE = 1e-3  # of a clipped recording's samples
+CLIPPED_SHARE = 1e-3  # minimum share of a clipped recording's samples
 
 
 def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFrame]:
-    """Decode every recording of a manifest into a store at `stem`, a path without suffix, and report on them.
+    """Decode the recordings of a manifest into a store at `stem`, a path without suffix, and report on them.
 
-    The store is int16, full scale at 32767. Recordings that cannot be decoded are empty in it. The report has
+    The store is int16, full scale at 32767. Recordings that cannot be decoded are empty. The report has
     `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak` and share of `clipped` samples
     (before resampling), `digest` of the stored samples, and `unreadable`, the reason or None.
     """
@@ -45,7 +45,7 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
 
 
 def _decode(utterance: str, path: str, start: float, end: float) -> tuple[np.ndarray, dict]:
-    """int16 samples of an utterance, and its row of the report."""
+    """Samples (int16) of an utterance, and its row of the report."""
     row = {"utterance": utterance, "path": path, "unreadable": None}
     try:
         waveform, description = audio.read(path, start, end)

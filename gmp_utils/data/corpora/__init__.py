@@ -12,17 +12,17 @@ from gmp_utils.data.corpora._labels import lookalike, validate
 from gmp_utils.data.corpora.acted import ACTED
 from gmp_utils.data.corpora.synthetic_speakers import RATINGS
 
-# For each corpus its reader, which returns `label` instead of `emotion`, and the emotions of its labels.
+# The reader of each corpus, which returns `label` instead of `emotion`, and the emotions of its labels.
 CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "synthetic": (synthetic.load, synthetic.EMOTIONS),
     "synthetic_speakers": (synthetic_speakers.load, synthetic_speakers.EMOTIONS),
-    "table": (table.load, {}),  # its own names are kept
+    "table": (table.load, {}),  # labels are kept as emotions
     "iemocap": (iemocap.load, iemocap.EMOTIONS),
     "msp_podcast": (msp.load_podcast, msp.PODCAST_EMOTIONS),
     "msp_improv": (msp.load_improv, msp.IMPROV_EMOTIONS),
 } | {name: (corpus.load, corpus.emotions) for name, corpus in ACTED.items()}
 RATING_SCALE = (1, 7)
-SCALES = {"iemocap": (1, 5), "msp_improv": (1, 5)}  # where it is another one
+SCALES = {"iemocap": (1, 5), "msp_improv": (1, 5)}  # other than RATING_SCALE
 EMBEDDED = {"emodb": Path(__file__).with_name("emodb")}  # recordings that the package contains
 
 
@@ -32,10 +32,10 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     manifest : DataFrame
-        By utterance: `corpus`, `utterance`, `path`; `speaker`, `gender` (female, male) and `emotion`, with
-        missing values; optionally `start` and `end` in the recording, `valence`, `arousal`, `dominance`
-        on a scale from `rating_min` to `rating_max`, `session`, `split`, `text`, `emotion_start` and
-        `emotion_end` of the part that carries the emotion, and `phonemes`, each after its start, as in
+        A row per utterance: `corpus`, `utterance` and `path`; `speaker`, `gender` (female, male) and
+        `emotion`, which may be missing; and optional columns: `start` and `end` in the recording, `valence`,
+        `arousal` and `dominance` on a scale from `rating_min` to `rating_max`, `session`, `split`, `text`,
+        `emotion_start` and `emotion_end` of the emotional part, and `phonemes`, each after its start, as in
         "0.05 aI 0.15 f". Times are in seconds.
     """
     import pandera.pandas as pa
@@ -81,9 +81,9 @@ def load(
 ) -> pd.DataFrame:
     """Read the manifest (see `check`) of one of `CORPORA` from its folder, or from the file of a table.
 
-    Utterances of other `emotions` (default: all) are excluded, and counted in the output. `label_map` has
-    changes to the emotions of labels, such as ``{"exc": "excited"}``. With `outside` a table may name
-    recordings outside its folder. Its ratings are on `rating_scale`, from the lowest to the highest.
+    Utterances of other `emotions` (default: all) are excluded, and their number is printed. `label_map`
+    changes the emotions of labels, as in ``{"exc": "excited"}``. With `outside`, a table may list recordings
+    outside its folder. `rating_scale` is the lowest and the highest rating of a table.
     """
     rows, names = _read(corpus, folder, outside, rating_scale)
     return check(_keep(_to_emotions(rows, names, _texts(label_map)), emotions))
@@ -100,11 +100,11 @@ def cross_corpus(
 ) -> pd.DataFrame:
     """Read a corpus to train on and one to test on, each by its name and folder; see `load`.
 
-    Utterances and speakers are prefixed with their corpus, and `split` is "train" or "test". Default
-    `emotions` are those of both corpora. Ratings are converted to the scale of the training corpus.
+    Utterances and speakers are prefixed with their corpus, and `split` is "train" or "test". By default,
+    `emotions` are those that both corpora have. Ratings are converted to the scale of the training corpus.
     """
     if train[0] == test[0]:
-        raise GmpError(f"corpus and test_corpus are both {train[0]}; use one corpus, and fold it.")
+        raise GmpError(f"corpus and test_corpus are both {train[0]}; leave test_corpus empty.")
     pairs = {"train": train, "test": test}
     corpora = {part: _read(*pair, outside, rating_scale) for part, pair in pairs.items()}
     loaded, label_map = {}, _texts(label_map)
@@ -173,10 +173,10 @@ def _read(
 
 
 def _texts(label_map: dict | None) -> dict[str, str]:
-    """A map of labels, which YAML reads as numbers if they are digits, as texts."""
+    """Convert a map of labels to text; YAML reads digits as numbers."""
     for label, emotion in (label_map or {}).items():
         if emotion in (None, ""):
-            raise GmpError(f"label_map: {label} has no emotion; name one, or leave the line out.")
+            raise GmpError(f"label_map: {label} has no emotion; name one, or remove the line.")
     return {str(label): str(emotion) for label, emotion in (label_map or {}).items()}
 
 
@@ -197,7 +197,7 @@ def _to_emotions(
 
 
 def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
-    """Select the utterances of some emotions and those without one; print what is excluded."""
+    """Select the utterances of some emotions and those without one; print how many are excluded."""
     counts, corpus = manifest.emotion.value_counts(), manifest.corpus.iloc[0]
     emotions = list(map(str, emotions or []))
     absent = sorted(set(emotions) - set(counts.index))

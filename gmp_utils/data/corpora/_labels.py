@@ -53,14 +53,14 @@ def read_table(
             table = pd.read_parquet(path).reset_index(drop=True)
             kinds = table.select_dtypes(["category", "integer"]).columns.intersection(texts)
             table = table.astype(dict.fromkeys(kinds, str))
-        else:  # in a text, only an empty cell is a missing value
+        else:  # in texts, only an empty cell is a missing value
             missing = dict.fromkeys(texts, "") | {
                 name: ["", "nan", "NaN", "NA"] for name in numbers
             }
             options = {"keep_default_na": False, "na_values": missing, "index_col": False}
             with warnings.catch_warnings(action="error", category=pd.errors.ParserWarning):
                 table = pd.read_csv(path, dtype=dict.fromkeys(texts, str), **options)
-    except pd.errors.ParserWarning as error:  # perhaps a comma in a text, which moves the others
+    except pd.errors.ParserWarning as error:  # perhaps a comma in a text without quotes
         found = "a row has more cells than the first"
         raise GmpError(f"{path}: {found}; put texts with commas in quotes.") from error
     except (OSError, ValueError) as error:  # pandas' and pyarrow's parser errors are ValueErrors
@@ -74,7 +74,7 @@ def read_table(
         for name, kind in kinds.items()
     }
     table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
-    for name in table.columns.intersection(numbers):  # Python's float() would take 1_000
+    for name in table.columns.intersection(numbers):  # float() would accept 1_000
         values = pd.to_numeric(table[name].astype(object), errors="coerce").astype(float)
         for row in table.index[values.isna() & table[name].notna()]:
             found = f"found {table[name][row]}, expected a number"
@@ -87,20 +87,20 @@ def read_table(
 
 
 def _clean(text: str) -> str | None:
-    """One spelling of the same letters, without white space around them."""
+    """Text in Unicode's normal form C, without white space around it; None if empty."""
     return unicodedata.normalize("NFC", text).strip() or None
 
 
 def lookalike(name: str) -> str:
-    """What is left of a name without case, width, white space and characters that are not displayed."""
+    """A name without its case, width, white space and invisible characters."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "CZ")
 
 
 def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> list[str]:
-    """Paths of the recordings that a table of labels (`file`) names, relative to a folder.
+    """Paths of the recordings that a table of labels, `file`, names relative to a folder.
 
-    Paths and links that lead out of the folder are refused, with `advice`, unless that is None.
+    Paths and links that lead out of the folder are rejected with `advice`, unless it is None.
     """
     root = os.path.realpath(folder)
     for number, name in enumerate(names, start=1):

@@ -19,14 +19,14 @@ class ActedCorpus:
     Attributes
     ----------
     pattern : str
-        Regular expression of the end of a path without suffix, from the start of a file or folder name, with
-        the groups `speaker`, `label` and, if the sentence is known, `text`.
+        Regular expression for the end of a path without suffix, starting at a file or folder name, with the
+        groups `speaker`, `label` and, if the sentence is known, `text`.
     emotions : dict of str to str
-        From labels to emotions.
+        Emotions by label.
     female : str
         Female speakers, separated by spaces; all others are male.
     fields : callable
-        From a match to more columns, which replace groups of the pattern.
+        Maps a match to further columns, which replace groups of the pattern.
     """
 
     pattern: str
@@ -35,7 +35,7 @@ class ActedCorpus:
     fields: Callable[[re.Match], dict[str, str]] = lambda match: {}
 
     def load(self, folder: Path) -> pd.DataFrame:
-        """Read the manifest; names in any case match, and recordings that do not come last, unlabelled."""
+        """Read the manifest. Case is ignored, and recordings that do not match come last, without labels."""
         pattern = re.compile(rf"(?s:.*/)?{self.pattern}", re.IGNORECASE)
         paths = find_recordings(folder.rglob("*"), SUFFIXES)
         rows = [
@@ -57,7 +57,7 @@ class ActedCorpus:
 
 
 def _esd_fields(match: re.Match) -> dict[str, str]:
-    """350 sentences per emotion, with the same numbers for all speakers of a language."""
+    """Label and sentence by number: 350 sentences per emotion, the same for all speakers of a language."""
     index = int(match[2]) - 1
     language = "mandarin" if int(match["speaker"]) <= 10 else "english"
     label = ("neutral", "angry", "happy", "sad", "surprised")[index // 350 % 5]

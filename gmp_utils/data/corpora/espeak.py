@@ -57,13 +57,11 @@ def _library() -> ctypes.CDLL:
 def speak(
     text: str, voice: str, rate: float, pitch: float, pitch_range: float
 ) -> tuple[np.ndarray, list[tuple[float, str]]]:
-    """Synthesize a phrase without the silence around it, and the start (seconds) and name of each phoneme.
+    """Synthesize a phrase; returns it without silence around it, and each phoneme's start (s) and name.
 
-    Samples are float32 in [-1, 1] at `SAMPLE_RATE`. Names are espeak-ng's mnemonics; those of pauses begin
-    with "_".
-
-    `voice` is a language and a variant, such as "en-us+f2", `rate` is in words per minute (clipped to 80 to
-    450). `pitch` and `pitch_range` are clipped to 0 to 99, and 50 is the voice's default.
+    Samples are float32 in [-1, 1] at `SAMPLE_RATE`. Names are espeak-ng's mnemonics; those of pauses start
+    with "_". `voice` is a language and a variant, such as "en-us+f2". `rate` is in words per minute, clipped
+    to [80, 450]. `pitch` and `pitch_range` are clipped to [0, 99], and 50 is the voice's default.
     """
     library = _library()
     if library.espeak_SetVoiceByName(voice.encode()) != 0:
@@ -89,7 +87,7 @@ def set_level(samples: np.ndarray, level: float) -> np.ndarray:
 
 
 def write_recording(path: Path, samples: np.ndarray, rng: np.random.Generator) -> None:
-    """Write a recording with a little noise."""
+    """Write a recording with a little noise added."""
     samples = samples + rng.normal(0, 0.001, len(samples))
     soundfile.write(path, samples.clip(-1, 1), SAMPLE_RATE, subtype="PCM_16")
 
@@ -99,7 +97,7 @@ def in_fresh_processes(function: Callable, tasks: Iterable[tuple]) -> list[bytes
 
     espeak-ng keeps state between calls: only in a new process does a seed determine the samples.
     """
-    from gmp_utils.runs.hardware import cores  # not in each of these processes
+    from gmp_utils.runs.hardware import cores  # not needed in the new processes
 
     load = f"from {function.__module__} import {function.__name__} as function"
 

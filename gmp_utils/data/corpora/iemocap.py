@@ -1,7 +1,7 @@
 """IEMOCAP: 5 sessions of a woman and a man, 10,039 turns; the folder is `IEMOCAP_full_release`.
 
-The last field of a turn's name, as of `Ses03M_impro05a_F012`, begins with the talker's gender. The letter
-after the session is that of the actor who wore the markers.
+The last field of a turn's name, F012 in `Ses03M_impro05a_F012`, starts with the talker's gender. The letter
+after the session is the gender of the actor who wore the markers.
 """
 
 import re
@@ -29,7 +29,7 @@ EMOTIONS = {
 
 
 def _lines(files: Iterable[Path]) -> list[tuple[Path, str]]:
-    kept = [path for path in sorted(files) if not path.name.startswith("._")]  # of macOS
+    kept = [path for path in sorted(files) if not path.name.startswith("._")]  # macOS metadata
     return [(path, line) for path in kept for line in path.read_text("latin-1").splitlines()]
 
 
@@ -54,7 +54,7 @@ def load(folder: Path) -> pd.DataFrame:
         if turn not in paths:
             dialog = turn.rpartition("_")[0]
             raise GmpError(
-                f"{turn}.wav: not there, but {dialog}.txt labels it; add it to the corpus."
+                f"{turn}.wav: not there, but {dialog}.txt has its label; add the recording."
             )
         row |= {"path": str(paths[turn]), "text": transcripts.get(turn)}
         rows.append(row | {"speaker": f"Ses0{session}{talker}", "gender": GENDERS[talker]})

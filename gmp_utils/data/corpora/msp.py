@@ -31,10 +31,10 @@ TURN = re.compile(
 
 
 def _first(folder: Path, *names: str) -> Path:
-    """The first existing file or folder, as releases spell them differently."""
+    """The first existing file or folder of those named, as releases spell them differently."""
     existing = [folder / name for name in names if (folder / name).exists()]
     if not existing:
-        raise GmpError(f"{folder}: no {names[0]}; give the folder of the release, which has it.")
+        raise GmpError(f"{folder}: no {names[0]}; give the folder of the release.")
     return existing[0]
 
 
@@ -58,7 +58,7 @@ def load_podcast(folder: Path) -> pd.DataFrame:
 def load_improv(folder: Path) -> pd.DataFrame:
     """Read MSP-IMPROV's manifest.
 
-    Activation is inverted: it runs from 1, very active, to 5, very calm.
+    Activation is inverted, because it runs from 1, very active, to 5, very calm, in the release.
     """
     labels = _first(folder, "Evalution.txt", "Evaluation.txt")
     recordings: dict[str, Path] = {}
@@ -67,14 +67,14 @@ def load_improv(folder: Path) -> pd.DataFrame:
             raise GmpError(f"{path}: also at {recordings[path.stem]}; expected each turn once.")
     rows = []
     for line in labels.read_text("latin-1").splitlines():
-        if not line.startswith("UTD-"):  # a rater's
+        if not line.startswith("UTD-"):  # the rating of one rater
             continue
         match = TURN.match(line)
         if not match:
             raise GmpError(f"{labels}: found {line!r}, expected a turn as in MSP-IMPROV's release.")
         name, speaker = f"MSP-{match['utterance']}", match["speaker"]
         if name not in recordings:
-            raise GmpError(f"{name}.wav: not there, but {labels.name} labels it.")
+            raise GmpError(f"{name}.wav: not there, but {labels.name} has its label.")
         row = match.groupdict() | {"utterance": name, "path": str(recordings[name])}
         row |= {"gender": GENDERS[speaker[0]], "session": str(int(speaker[1:]))}
         rows.append(row | {"arousal": 6 - float(match["arousal"])})

@@ -1,8 +1,8 @@
-"""A synthetic emotional corpus, synthesized by espeak-ng, with the structure of IEMOCAP.
+"""A corpus of emotional speech, synthesized by espeak-ng, with the structure of IEMOCAP.
 
-Five sessions of a woman and a man, and four emotions. Emotion changes only pitch, range, rate and level of
-one phrase out of three, by amounts that differ between speakers. The manifest has the times of that phrase
-(`emotion_start`, `emotion_end`), and all phonemes.
+It has five sessions of a woman and a man, and four emotions. An emotion changes only the pitch, range, rate
+and level of one phrase in three, by amounts that differ between speakers. The manifest has the times of that
+phrase (`emotion_start`, `emotion_end`), and all phonemes.
 """
 
 import io
@@ -17,7 +17,7 @@ from gmp_utils.data.corpora import espeak
 from gmp_utils.data.corpora._labels import GENDERS, locate, read_table, with_unlabelled
 
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
-# The woman and the man of each session; corpus and pre-training recordings share no voice.
+# The female and the male voice of each session. The corpus and the pre-training recordings share no voice.
 # Breathy variants (f2, f3, f5, Alicia) are excluded: espeak-ng seeds their noise with the clock.
 VOICES = (
     ("en-us+f1", "en-us+m1"), ("en-gb-x-rp+f4", "en-gb-x-rp+m2"), ("en-us+Annie", "en-us+m3"),
@@ -28,14 +28,14 @@ PRETRAINING_VOICES = (
     ("en-us+linda", "en-us+m8"), ("en-gb-x-rp+grandma", "en-gb-x-rp+miguel"),
     ("en-us+shelby", "en-us+travis"),
 )  # fmt: skip
-# Changes of espeak's pitch and range (0 to 100), factor on the rate, dB.
+# Changes in espeak's pitch and range (0 to 100), factor of the rate, and change in level (dB).
 PROSODY = {
     "angry": {"pitch": 6, "range": 10, "rate": 1.12, "level": 8.0},
     "happy": {"pitch": 34, "range": 30, "rate": 1.08, "level": 1.0},
     "neutral": {"pitch": 0, "range": 0, "rate": 1.0, "level": 0.0},
     "sad": {"pitch": -20, "range": -30, "rate": 0.85, "level": -6.0},
 }
-# Valence, arousal, dominance on IEMOCAP's scale of 1 to 5.
+# Valence, arousal and dominance on IEMOCAP's scale of 1 to 5.
 ATTRIBUTES = {"angry": (1.9, 4.0, 4.0), "happy": (4.1, 3.6, 3.3), "neutral": (3.0, 2.7, 3.0),
               "sad": (2.1, 2.1, 2.4)}  # fmt: skip
 _PHRASES = (
@@ -50,7 +50,7 @@ SPEAKER = ("speaker", "gender", "session")
 TEXTS = ("utterance", *SPEAKER, "emotion", "text", "phonemes")
 NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
-_MARGIN = 0.05  # seconds of silence before and after
+_MARGIN = 0.05  # seconds of silence before and after an utterance
 
 
 def make(
@@ -73,7 +73,7 @@ def make(
 
 
 def load(folder: Path, texts: tuple = TEXTS, numbers: tuple = NUMBERS) -> pd.DataFrame:
-    """Read the manifest of a corpus that `make` wrote, with some columns of labels.csv."""
+    """Read the manifest of a corpus that `make` wrote, with the given columns of labels.csv."""
     labels, recordings = folder / "labels.csv", folder / "wav"
     manifest = read_table(labels, required=(*texts, *numbers), texts=texts, numbers=numbers)
     advice = "expected the name of a file in wav/"

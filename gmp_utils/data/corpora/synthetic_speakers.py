@@ -2,7 +2,7 @@
 
 espeak-ng synthesizes one short phrase per utterance. Latent valence, arousal and dominance, with mean 0 and
 standard deviation 1 for every speaker, are expressed as pitch, range, rate and level. The ratings depend on
-how high the speaker's voice is, `height` from −1 to 1:
+the `height` of the speaker's voice, from −1 (low) to 1 (high):
 
 | rating | value | shift |
 |---|---|---|
@@ -10,7 +10,7 @@ how high the speaker's voice is, `height` from −1 to 1:
 | arousal | 4 + latent · exp(0.7 · `height`) | of the scale |
 | dominance | 4 + latent | none |
 
-With `shifts="chance"` the heights are permuted among the speakers before the rating.
+With `shifts="chance"`, the heights are permuted among the speakers before the ratings are computed.
 """
 
 from pathlib import Path

@@ -19,14 +19,14 @@ ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 
 
 def load(path: Path, outside: bool = False) -> pd.DataFrame:
-    """Read the manifest; recordings must be below the table's folder unless `outside` is true."""
+    """Read the manifest. Recordings must be below the table's folder unless `outside` is true."""
     table = read_table(path, required=("path", "speaker"), texts=TEXTS, numbers=NUMBERS)
     known = [*TEXTS, *NUMBERS]
     meant = dict(zip(known, known)) | {"label": "emotion"}
     for name in table.columns.difference(known):
         if expected := meant.get(name.strip().lower()):
             raise GmpError(f"{path}: column {name!r}, expected {expected!r}; rename it.")
-    table = table[table.columns.intersection(known)]  # others are passed over
+    table = table[table.columns.intersection(known)]  # others are ignored
     recordings = locate(table.path, path.parent, path, None if outside else ADVICE)
     parts = table.reindex(columns=["start", "end"]).fillna({"start": 0.0})
     if (parts.end <= parts.start).any():
