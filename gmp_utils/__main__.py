@@ -19,10 +19,7 @@ COMMANDS = {  # help, and an example
     "plan": ("print what is done, what is missing, and how long it will take", EXPERIMENT),
     "report": ("write the results so far as one offline HTML file", "--run-dir runs/demo"),
     "verify": ("compare the files of a run with their recorded hashes", "runs/demo"),
-    "recognize": (
-        "recognize emotions over time in recordings, as CSV",
-        "talk.mp3 --model runs/demo",
-    ),
+    "recognize": ("recognize emotions over time, and write CSV", "talk.mp3 --model runs/demo"),
 }
 
 

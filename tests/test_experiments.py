@@ -176,7 +176,7 @@ def test_the_plan_overlooks_notebooks_that_a_kill_left_in_pieces(tmp_path):
     (folder / "01_prepare_data.ipynb").write_text('{"cells": [')
     (folder / "02_train_multitask-fold1.ipynb").touch()
     printed = finished(cli("plan", {"run_dir": str(tmp_path / "run")}))
-    assert "Not known yet how long these take: prepare_data, train_multitask" in printed
+    assert "Duration not known yet: prepare_data, train_multitask" in printed
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_the_plan_prints_what_is_done_and_what_is_missing(killed):
     rows = {cells[0].strip(): [cell.strip() for cell in cells[1:3]] for cells in lines}
     assert rows["train_multitask"] == ["1", "0"]
     assert rows["retrain"] == rows["results"] == ["1", "1"]
-    assert "Not known yet how long these take: retrain, results." in printed
+    assert "Duration not known yet: retrain, results." in printed
     assert re.search(r"About \d+\.\d hours left, one after the other and without these", printed)
 
 

@@ -91,7 +91,7 @@ def test_nbval_fails_on_a_moved_number(demo, tmp_path):
     nbformat.write(book, moved)
     done = nbval("--rootdir", tmp_path, moved)
     assert done.returncode == 1
-    assert "on record 9.9" in done.stdout
+    assert "expected 9.9" in done.stdout
 
 
 def papermill(tmp_path, notebook, *arguments):

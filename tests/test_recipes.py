@@ -99,7 +99,7 @@ def test_papt_ends_with_notebook_08(tmp_path):
     mixed.write_text(
         "question: Which\nfolds: [1]\nseeds: [0]\nvariants: {a: {recipe: papt}, b: {recipe: v-ft}}\n"
     )
-    with pytest.raises(GmpError, match="recipe 'papt' rates and the others classify"):
+    with pytest.raises(GmpError, match="recipe 'papt' predicts ratings, the others emotions"):
         lay_out(Settings(experiment=str(mixed)))
 
 

@@ -127,7 +127,7 @@ def test_two_processes_make_a_stage_once(tmp_path):
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     outputs = [process.communicate(timeout=600)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    (waiting,) = [text for text in outputs if "waiting for its end" in text]
+    (waiting,) = [text for text in outputs if "waiting until it ends" in text]
     assert "is up to date" in waiting
 
 
@@ -290,7 +290,7 @@ def test_demo_check_sees_a_perturbed_number(capsys):
     assert capsys.readouterr().out == "ok\n"
     for moved in (0.56, float("nan")):
         notebook.check_demo("07_results", defaults, {"UAR": moved}, {"UAR": 0.5}, tolerance=0.05)
-        assert "on record 0.5 ± 0.05" in capsys.readouterr().out
+        assert "expected 0.5 ± 0.05" in capsys.readouterr().out
     notebook.check_demo(
         "07_results", defaults | {"show_speakers": True}, {"UAR": 0.9}, {"UAR": 0.5}, 0.05
     )

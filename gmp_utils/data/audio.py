@@ -72,9 +72,7 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
         recording = recording.get("bytes") or recording
     bare = isinstance(recording, np.ndarray) or hasattr(recording, "detach")
     if bare != (sample_rate is not None):
-        raise GmpError(
-            "sample_rate: give it (in Hz) with an array or a tensor, and with nothing else."
-        )
+        raise GmpError("sample_rate: give it (in Hz) with an array or tensor, and only then.")
     if isinstance(recording, str | os.PathLike):
         return decode(os.fspath(recording))
     if isinstance(recording, bytes | bytearray):

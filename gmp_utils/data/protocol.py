@@ -211,7 +211,7 @@ def make_protocol(
     `fold_by`, `validation` and `selection` are among `RULES`. "speaker" tests on `n_folds` groups of
     speakers, balanced by gender. "auto" is "cross-corpus" for two corpora, "session" if every speaker is in
     one session only, else "speaker". Validation speakers are the next fold's test speakers (the first fold's
-    for the last one). For "split" and "cross-corpus" they are the split's, or one in `n_folds` others.
+    for the last one); for "split" and "cross-corpus" the split's, or one in `n_folds` training speakers.
     """
     n_corpora, session = manifest.corpus.nunique(), manifest.reindex(columns=["session"]).session
     sessions = session.groupby(manifest.speaker).nunique()  # of each speaker

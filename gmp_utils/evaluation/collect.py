@@ -30,7 +30,7 @@ SYSTEM_NAMES = {
 }
 SYSTEM = ["variant", "system"]
 CLASSIFIER = [*SYSTEM, "fold", "seed"]
-# Of a run without variants, by the initial model of fine-tuning.
+# Variants of a single run by the initial model of fine-tuning.
 DEFAULT_VARIANTS = {"retrained": "GMPs", "encoder": "no GMPs", "multitask": "multi-task model"}
 
 
@@ -68,7 +68,7 @@ def first_corpus(run_dir: str) -> Corpus:
 
 
 def missing_runs(run_dir: str) -> list[str]:
-    """Classifiers that an experiment declares and has not run, as text. A plain run has none."""
+    """Descriptions of classifiers that an experiment declares but has not trained. A single run has none."""
     declaration = experiments.read_declaration(run_dir)
     finished = set(classifiers(run_dir)[CLASSIFIER].itertuples(index=False, name=None))
     missing = [
@@ -89,7 +89,7 @@ def lineage(stage: Path) -> list[Path]:
 
 
 def settings_of(stage: Path) -> dict:
-    """Parameters of a classifier that may not differ between its folds, systems and seeds."""
+    """Parameters that must be the same in all folds, systems and seeds of a classifier's variant."""
     settings = {}
     for path in lineage(stage):
         for name, value in read_json(path / "params.json").items():
@@ -110,8 +110,8 @@ def gender_uar(stage: Path) -> float:
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
-    Classifiers of a variant may differ in fold, system and seed only, and those of a fold must be tested on
-    the same utterances. Columns are those of `write_predictions`, and variant, system, fold, seed and
+    Classifiers of a variant may differ only in fold, system and seed, and those of a fold must be tested on
+    the same utterances. Columns are those of `write_predictions`, variant, system, fold, seed and
     `gender_uar`.
     """
     tables, seen = [], {}  # value and classifier of each setting
@@ -154,10 +154,10 @@ def _cost(row) -> dict:
 def training_costs(run_dir: str) -> pd.DataFrame:
     """Training cost of each system, mean over folds and seeds.
 
-    `training_seconds` are those of all stages, of an interrupted one its last session. Peak memory is that of
-    one process. `times_real_time` is the seconds of audio that fine-tuning processed per second.
-    `relative_seconds` are a multiple of plain fine-tuning, the cheapest system that trains the original
-    encoder itself (NaN without one).
+    `training_seconds` is the sum over all stages; an interrupted stage counts with its last session. Peak
+    memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed per
+    second. `relative_seconds` is relative to the cheapest system that fine-tunes the encoder without other
+    stages, NaN if there is none.
     """
     rows = pd.DataFrame(map(_cost, classifiers(run_dir).itertuples(index=False)))
     table = rows.groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()

@@ -7,8 +7,8 @@ import pandas as pd
 from pandas.api.typing import DataFrameGroupBy
 from scipy import stats
 
-MIN_SPEAKERS = 4  # an interval from fewer speakers is meaningless
-MIN_SEEDS = 3  # fewer trainings do not show how much training varies
+MIN_SPEAKERS = 4  # fewer speakers give no meaningful interval
+MIN_SEEDS = 3  # fewer trainings do not show how much results vary
 LEVEL = 0.05
 POWER = 0.8
 DRAWS = 20_000  # of the simulated power
@@ -17,7 +17,7 @@ DRAWS = 20_000  # of the simulated power
 def mean_of_ratios(sums: np.ndarray) -> np.ndarray:
     """Mean over labels of total / n, of sums (..., 2, n_labels); labels with n = 0 do not count.
 
-    Of correct predictions and utterances by class this is UAR. With a single label it is a mean.
+    For correct predictions and utterances by class, this is UAR. For a single label it is a mean.
     """
     totals, n = np.moveaxis(sums, -2, 0)
     return (totals / np.maximum(n, 1)).sum(axis=-1) / (n > 0).sum(axis=-1)
@@ -92,10 +92,10 @@ def variances_of_mean(values: np.ndarray) -> np.ndarray:
 
 
 def _standard_errors(variances: np.ndarray, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Standard errors of n speakers and k seeds, and degrees of freedom, (3, ...).
+    """Standard errors for n speakers and k seeds, and their degrees of freedom, (3, ...).
 
-    Random are the speakers, the seeds, and both (crossed effects; Satterthwaite, 1946). The third alone
-    would reject too often where one of the two dominates and has few values.
+    The random effects are speakers, seeds, and both (crossed; Satterthwaite, 1946). The third alone would
+    reject too often where one of the two dominates and has few values.
     """
     speakers, seeds, interaction = np.maximum(variances, 1e-12)
     crossed = speakers + seeds
@@ -114,7 +114,7 @@ def p_value(differences: np.ndarray, variances: np.ndarray, n: int, k: int) -> n
 
 
 def half_width(variances: np.ndarray, n: int, k: int, level: float = LEVEL) -> np.ndarray:
-    """Half of the widest interval of the tests of `p_value`."""
+    """Half-width of the widest of the intervals that match the tests of `p_value`."""
     errors, freedom = _standard_errors(variances, n, k)
     return (stats.t.isf(level / 2, freedom) * errors).max(axis=0)
 
@@ -137,23 +137,23 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
-    """A metric of each group's true and predicted labels, in points."""
+    """A metric of each group's true and predicted labels, in percent."""
     return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
 
 
 def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
-    """A metric of true and predicted labels by speaker and seed, in points."""
+    """A metric of true and predicted labels by speaker and seed, in percent."""
     return group_scores(predictions.groupby(["speaker", "seed"]), metric)
 
 
 def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, str]:
-    """What figures call the speakers: their names, or "speaker 1", "speaker 2", … in the names' order."""
+    """Speakers' labels in figures: their names, or "speaker 1", "speaker 2", … in alphabetical order."""
     speakers = enumerate(sorted(predictions.speaker.unique()), start=1)
     return {name: name if names else f"speaker {number}" for number, name in speakers}
 
 
 def _shared(tables: Sequence[pd.DataFrame]) -> list[np.ndarray]:
-    """Sums of two systems, (n_speakers, n_seeds, 2, n_labels) each: seeds that have all shared speakers."""
+    """Sums of two systems, (speakers, seeds, 2, labels) each, for shared speakers and their common seeds."""
     index = tables[0].index.intersection(tables[1].index)
     grid = pd.crosstab(index.get_level_values("speaker"), index.get_level_values("seed"))
     seeds = grid.columns[grid.all()]
@@ -185,10 +185,10 @@ def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     `speakers` and `seeds` that both systems have, the mean `difference` over seeds, its standard deviation
     over seeds (`seed_deviation`), its 95 % interval `low` to `high`, `p` after Holm's correction, the
     `minimum_detectable` difference, and the `finding` as text. The interval is not corrected. The minimum is
-    at the strictest of Holm's levels, so that whatever the other pairs' p, its power is at least 80 %.
+    for the strictest of Holm's levels, so its power is at least 80 % whatever the other pairs' p are.
 
-    Interval and test are of jackknife pseudo-values, over speakers and seeds. From fewer than `MIN_SEEDS`
-    seeds the interval is over speakers only, and there is no test. A system without a random seed has the
+    Interval and test use jackknife pseudo-values, over speakers and seeds. With fewer than `MIN_SEEDS`
+    seeds, the interval is over speakers only, and there is no test. A system without a random seed has the
     same predictions with every seed, so it adds no variance between seeds. Numbers are NaN below
     `MIN_SPEAKERS` speakers.
     """

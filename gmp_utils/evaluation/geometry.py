@@ -12,7 +12,7 @@ def cka(x: np.ndarray, y: np.ndarray) -> float:
 
     Kornblith et al., "Similarity of Neural Network Representations Revisited", 2019, with the unbiased
     estimator of Nguyen et al., "Do Wide and Deep Networks Learn the Same Things?", 2021, equation 3: without
-    it few points in many dimensions always look similar. It is 1 for representations (n, dim) that differ by
+    it, few points in many dimensions always look similar. It is 1 for representations (n, dim) that differ by
     a rotation, shift and scale, and 0 on average for unrelated ones.
     """
     n, grams = len(x), []
@@ -52,7 +52,7 @@ def map_layers(
     """UMAP of every layer, each rotated onto the previous one so that points stay in place.
 
     `x` is (layers, n, dim), and `points` has `utterance` and `part` of each of the n points. Utterances are
-    drawn from a part and the training part, until they have `n_points` points (UMAP is exact and fast below
+    drawn from a part and the training part until they have `n_points` points (UMAP is exact and fast below
     4096). The drawn points are returned once per layer in the same order, with `layer`, `x` and `y`.
     """
     names = points.utterance[points.part.isin(["train", part])].unique()

@@ -14,7 +14,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 
 BINS = 10
 ATTRIBUTES = ("emotion", "gender", "speaker", "sentence")
-PERMUTATIONS = 10  # of labels, for their information by chance
+PERMUTATIONS = 10  # of labels, to estimate the chance level
 
 
 def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:
@@ -72,13 +72,13 @@ def adjusted_information(
 ) -> float:
     """Adjusted mutual information (AMI) of labels and clusters of frames, normalized by the smaller entropy.
 
-    As Vinh et al., "Information Theoretic Measures for Clusterings Comparison", 2010, except that chance is
-    the mean over random permutations of the labels among the units (utterances) of each group (speaker). The
-    closed form permutes them among frames. As frames of an utterance are alike, it is above 0 even for
-    unrelated labels, and it takes minutes for a million frames and thousands of clusters. Labels that are
-    constant within each group, such as gender, are permuted among all units. The value is 0 on average for
-    unrelated labels, and 1 for clusters that determine them. Arrays are (n_frames,); the frames of a unit
-    share label and group.
+    It follows Vinh et al., "Information Theoretic Measures for Clusterings Comparison", 2010, but the chance
+    level is the mean over random permutations of the labels among the units (utterances) of each group
+    (speaker). The closed form permutes labels among frames. It is above 0 even for unrelated labels, because
+    frames of an utterance are similar, and takes minutes for a million frames and thousands of clusters.
+    Labels that are constant within each group, such as gender, are permuted among all units. The value is 0
+    on average for unrelated labels, and 1 for clusters that determine them. Arrays are (n_frames,); the
+    frames of a unit share label and group.
     """
     units = pd.factorize(units)[0]
     counts, first = contingency_matrix(units, clusters, sparse=True), np.unique(units, True)[1]
@@ -102,7 +102,7 @@ def adjusted_information(
 
 
 def attributes(frames: pd.DataFrame) -> list[str]:
-    """Those of `ATTRIBUTES` that all frames have and that vary.
+    """The `ATTRIBUTES` that all frames have and that vary.
 
     The speaker is left out if each gender has only one speaker.
     """
@@ -118,7 +118,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017. Targets are smoothed by one utterance in n,
     as in Platt, "Probabilistic Outputs for Support Vector Machines", 1999, so that confidence stays below 1
-    for a few utterances without an error.
+    for a few utterances without errors.
     """
     n, n_classes = logits.shape
     targets = np.full((n, n_classes), 1 / (n + 1) / n_classes)

@@ -15,8 +15,8 @@ def write_predictions(
 ) -> None:
     """Write predictions.parquet: utterance, speaker, gender, true, predicted, scores by emotion, and part.
 
-    `parts` has the utterances of each part of a fold, and `scores`, (n_utterances, n_emotions), are those of
-    some of the parts. The emotion with the highest score is predicted. The manifest is indexed by utterance.
+    `parts` has the utterances of each part of a fold, and `scores`, (n_utterances, n_emotions), are of some
+    parts. The emotion with the highest score is predicted. The manifest is indexed by utterance.
     """
     tables = []
     for part, part_scores in scores.items():

@@ -18,7 +18,7 @@ from gmp_utils.runs.stage import check_and_identify
 VARIANTS = ("mean", "scale", "both")
 UNCALIBRATED = "none"
 MIN_UTTERANCES = 5  # per speaker: the CCC of fewer is meaningless
-REDUCED = 10  # dimensions in which speakers' features are compared
+REDUCED = 10  # dimensions in which features of speakers are compared
 TRANSDUCTIVE_NOTE = (
     "Embeddings of test speakers, PLDC and adaptation use all utterances of a test speaker, without labels. "
     f"A-CCC is over speakers with at least {MIN_UTTERANCES} rated utterances."
@@ -28,8 +28,8 @@ TRANSDUCTIVE_NOTE = (
 def calibrate(predicted: np.ndarray, mean: float, std: float, variant: str = "both") -> np.ndarray:
     """Shift and scale all predictions of one speaker: (y − mean(y)) / std(y) · std + mean.
 
-    "mean" shifts only, "scale" rescales only. The authors found the scale alone best on MSP-Podcast. A single
-    prediction is unchanged, and so is the scale of equal ones.
+    "mean" only shifts, and "scale" only rescales. PLDC's authors found "scale" best on MSP-Podcast. A single
+    prediction is unchanged, and equal predictions are not rescaled.
     """
     if len(predicted) < 2:
         return predicted
@@ -102,7 +102,7 @@ def calibrated(task: RatingTask, system: str, neighbors: int | None = None) -> p
 
 
 def oracle_calibration(table: pd.DataFrame) -> pd.DataFrame:
-    """Calibrate the uncalibrated rows by the test speakers' labels, which no application has.
+    """Calibrate the uncalibrated rows by the test speakers' labels, which applications do not have.
 
     The calibrations are "oracle mean", "oracle scale" and "oracle both".
     """

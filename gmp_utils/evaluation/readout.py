@@ -1,4 +1,4 @@
-"""Readouts: how well a few labels suffice to classify a model's frozen layers."""
+"""Readouts: how well a model's frozen layers can be classified from few labels."""
 
 from pathlib import Path
 
@@ -20,8 +20,8 @@ def read_out(
 ) -> pd.DataFrame:
     """Predict the labels of test utterances by logistic regression on single layers, from few labels.
 
-    Each layer of the upper half is standardized as all training utterances are, which needs no labels. A
-    smaller set of labels is part of the larger ones of the same draw.
+    Each layer of the upper half is standardized over all training utterances, which needs no labels. Within a
+    draw, smaller sets of labels are subsets of larger ones.
 
     Parameters
     ----------

@@ -53,9 +53,9 @@ def points(predictions: pd.DataFrame) -> pd.DataFrame:
 def comparable_pairs(
     systems: Sequence[tuple[str, str]], against: str | None = None
 ) -> list[tuple[str, str]]:
-    """Pairs of (variant, system) that differ in one of the two, `against` one variant if there is one.
+    """Pairs of (variant, system) that differ in one of the two; variants only with `against`, if it is given.
 
-    Variants that have no system in common, such as related methods, are compared by the first system of each.
+    Variants without a system in common, such as related methods, are compared by the first system of each.
     """
     by_variant = {name: [pair[1] for pair in systems if pair[0] == name] for name, _ in systems}
     pairs = []
@@ -74,8 +74,8 @@ def uar_comparisons(
 ) -> pd.DataFrame:
     """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`.
 
-    `variants`, as an experiment declares them, that have a `labeled_share` are named "<share>, <line>". They
-    are compared within their share, with the line of `against`.
+    Declared `variants` with a `labeled_share` are named "<share>, <line>", and are compared within their
+    share, with the line of `against`.
     """
     systems = list(predictions[SYSTEM].drop_duplicates().itertuples(index=False, name=None))
     variants, pairs, shares = variants or {}, [], {}
@@ -100,18 +100,18 @@ def readout_comparisons(readouts: pd.DataFrame, against: str | None = None) -> p
 
 
 def _mean_and_spread(values: pd.Series) -> str:
-    """Mean of some values, and their standard deviation if there are several."""
+    """Mean of values, and their standard deviation if there are several."""
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
 def results_table(
     predictions: pd.DataFrame, declaration: dict, scored: pd.DataFrame
 ) -> pd.DataFrame:
-    """What was declared and what was run, as text, next to the paper's numbers where there are any.
+    """Declared and finished classifiers as text, next to the paper's numbers where there are any.
 
-    Columns are variant, system, UAR and WAR in percent, pooled over folds and seeds, with the intervals of
-    `scores`, mean and standard deviation over folds of both (the paper's quantities), over seeds of UAR, and
-    of the multi-task models' gender UAR, and the paper's numbers.
+    Columns are variant, system, numbers of folds, seeds and speakers, UAR and WAR in percent, pooled over
+    folds and seeds, with the intervals of `scores`, their means and standard deviations over folds (the
+    paper's quantities), that of UAR over seeds, the multi-task models' gender UAR, and the paper's numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -195,7 +195,7 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 
 def _describe_gender(finished: pd.DataFrame) -> str:
-    """Variants whose pseudo-labels may not be called gender-augmented, and in how many trainings."""
+    """Variants whose pseudo-labels are not gender-augmented, and in how many trainings."""
     trainings = finished.drop_duplicates(["variant", "fold", "seed"])
     low = trainings.stage.map(collect.gender_uar) < GENDER_UAR
     counts = low.groupby(trainings.variant, sort=False).agg(["sum", "size"]).query("sum > 0")

@@ -1,4 +1,4 @@
-"""A live view of layers: the maps of notebook 03, with the sound and timeline of each point."""
+"""An explorer of layers: the maps of notebook 03, with the sound and timeline of each point."""
 
 import colorsys
 import html
@@ -35,10 +35,10 @@ PLAYED = 0.5  # seconds on each side of a frame
 MAX_LEGEND = 12  # categories
 HINT = "Click a point to hear it. To select many, press a map's lasso and draw around them."
 HELP = {
-    "run, frames, utterances, color": "whose maps are shown, what a point is, and what colors it",
-    "model, layer": "of each map. Tab moves to a control, and the arrow keys change it",
-    "a click, the lasso": "plays a point's utterance, selects many points. A double click selects none",
-    "Save as CSV": "writes the selected points to a file",
+    "run, frames, utterances, color": "the maps that are shown, what a point is, and its color",
+    "model, layer": "those of each map. Tab moves to a control, and the arrow keys change it",
+    "a click, the lasso": "play a point's utterance, or select many points. A double click selects none",
+    "Save as CSV": "write the selected points to a file",
 }
 
 
@@ -63,7 +63,7 @@ class FoldMaps:
         self.coordinates = {}  # by model, (layers, n_points, 2) float32
         self.scores = {}  # by model, UAR of linear probes, layers × tasks
         points = self._read_maps(unit)
-        self.classifier = None  # stage of notebook 06 that the predictions come from
+        self.classifier = None  # stage of notebook 06 with the predictions
         predictions = sorted(self.folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
         if predictions:
             path = max(predictions, key=lambda path: path.parts[-3:-1] == ("retrained", "ams"))
@@ -96,7 +96,7 @@ class FoldMaps:
                 points = layers[0]
             if not layers[0].index.equals(points.index):
                 raise GmpError(
-                    f"{display_path(folder)}: the maps of {models[0]} and {model} hold different points; "
+                    f"{display_path(folder)}: the maps of {models[0]} and {model} have different points; "
                     f"run notebooks/{PROBE_LAYERS}.ipynb for both with the same settings."
                 )
             self.coordinates[model] = np.stack([rows[["x", "y"]] for rows in layers])
@@ -107,7 +107,7 @@ class FoldMaps:
 
     @cached_property
     def model(self) -> EmotionClassifier:
-        """The classifier whose scores are drawn."""
+        """The classifier of the scores in timelines."""
         return EmotionClassifier.load(str(self.classifier / "model"))
 
     def timeline(self, point: int, played: tuple[float, float] | None) -> go.Figure:
@@ -167,7 +167,7 @@ class Panel:
 
     @property
     def coordinates(self) -> np.ndarray:
-        """Coordinates of the points on the layer that is shown, (n_points, 2)."""
+        """Coordinates of the points on the selected layer, (n_points, 2)."""
         return self.maps.coordinates[self.model.value][self.layer.value]
 
     def _coordinates(self) -> dict:
@@ -304,7 +304,7 @@ class LayerExplorer:
             self.table.value = f"{start}{table}</div>"
 
     def _play(self, point: int) -> None:
-        """Play an utterance, of a frame also the second around it, and draw it."""
+        """Play and draw an utterance; for a frame also play the second around it."""
         row = self.maps.points.loc[point]
         waveform, played = self.maps.corpus.waveforms[row.utterance], None
         pieces = [waveform]
@@ -328,7 +328,7 @@ class LayerExplorer:
 
 
 def explore(run_dir: str, fold: int = 1) -> LayerExplorer:
-    """Display the explorer of a run; others in the same folder can be chosen in it."""
+    """Display the explorer of a run, in which other runs of the same folder can be selected."""
     explorer = LayerExplorer(run_dir, fold)
     display(explorer.widget)
     return explorer

@@ -1,4 +1,4 @@
-"""A live view of recordings: upload or record, and see and hear which emotions are recognized."""
+"""An explorer of recordings: upload or record, and see and hear which emotions are recognized."""
 
 import html
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from gmp_utils.stages.recognize import recognize
 MAX_DRAWN = 60.0  # seconds selected at first
 HINT = "Upload a recording (wav, mp3, m4a, …), or record one. It stays in the notebook's memory."
 HELP = {
-    "a recording, record": "uploads a file, records from the microphone until you press stop",
+    "a recording, record": "upload a file, or record from the microphone until you press stop",
     "seconds": "the part that is drawn and played. Tab moves to an end, and the arrow keys move it",
 }
 
 
 class RecordingInput(anywidget.AnyWidget):
-    """Buttons to upload a file and to record, for a function of the recording and its name.
+    """Buttons to upload a file and to record, and a function that is called with the recording and its name.
 
-    A file is bytes, what was recorded is (sample_rate, samples).
+    A recording is the bytes of a file, or (sample_rate, samples) from the microphone.
     """
 
     _esm = Path(__file__).with_name("recording_input.js")
@@ -41,7 +41,7 @@ class RecordingInput(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     def _receive(self, _widget, message: dict, buffers: list) -> None:
-        """Append a piece of a file, or of int16 samples if it has a sample rate, and acknowledge it."""
+        """Append a piece of a file, or of int16 samples if there is a sample rate, and acknowledge it."""
         if message["first"]:
             self.content = bytearray()
         self.content += buffers[0]
@@ -56,8 +56,8 @@ class RecordingInput(anywidget.AnyWidget):
 class RecordingExplorer:
     """Upload or record, recognize, draw and play.
 
-    Of the last recording, `waveform` is (n_samples,) float32 at 16 kHz, `table` what
-    `gmp_utils.recognize` returns.
+    `waveform`, (n_samples,) float32 at 16 kHz, and `table`, from `gmp_utils.recognize`, are of the last
+    recording.
     """
 
     def __init__(self, model: str):
@@ -69,14 +69,14 @@ class RecordingExplorer:
             description="seconds", min=0, max=1, step=0.1, continuous_update=False, disabled=True
         )
         self.audio = widgets.Audio(format="wav", loop=False, autoplay=False)
-        self.player = widgets.VBox()  # empty until there is something to play
+        self.player = widgets.VBox()  # empty without a recording
         self.figure, self.status = widgets.Output(), widgets.HTML(HINT)
         rows = [self.input, self.status, self.selection, self.player, self.figure]
         self.widget = widgets.VBox([help_text(HELP), *rows])
         self.selection.observe(self._draw, "value")
 
     def recognize(self, recording: bytes | tuple[int, np.ndarray], name: str) -> None:
-        """Recognize, draw and play what `gmp_utils.data.audio.load` takes, or show the error."""
+        """Recognize, draw and play a recording (see `gmp_utils.data.audio.load`), or show the error."""
         self.status.value = html.escape(f"{name}: recognizing …")
         try:
             waveform = audio.load(recording)
@@ -92,7 +92,7 @@ class RecordingExplorer:
             summary = f"{scores}, mean of {n_spoken} windows with speech"
         self.status.value = html.escape(f"{name}: {summary}.")
         seconds = len(waveform) / SAMPLE_RATE
-        self.selection.value = 0, 0  # so that a recording of the same length is drawn, too
+        self.selection.value = 0, 0  # so that a recording of the same length is drawn too
         self.selection.max, self.selection.disabled = seconds, False
         self.selection.value = 0, min(MAX_DRAWN, seconds)
 
@@ -110,7 +110,7 @@ class RecordingExplorer:
 
 
 def explore_recording(model: str = "runs/demo") -> RecordingExplorer:
-    """Display the explorer of a model, for which see `gmp_utils.stages.publish.find_or_publish`."""
+    """Display the explorer of a model; see `gmp_utils.stages.publish.find_or_publish`."""
     explorer = RecordingExplorer(model)
     display(explorer.widget)
     return explorer

@@ -4,6 +4,6 @@ import ipywidgets as widgets
 
 
 def help_text(lines: dict[str, str]) -> widgets.HTML:
-    """A line about each control below a "?", which shows and hides them."""
+    """A line about each control, below a "?" that shows and hides them."""
     items = "".join(f"<li><b>{name}</b>: {line}</li>" for name, line in lines.items())
     return widgets.HTML(f"<details open><summary>?</summary><ul>{items}</ul></details>")

@@ -98,10 +98,10 @@ def layer_change(table: pd.DataFrame) -> go.Figure:
 
 
 def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
-    """How often the ten nearest points share an attribute of a validation or test point, and by chance.
+    """Share of the ten nearest points that have the attribute of a validation or test point, and by chance.
 
-    They are of other speakers, or, for the attribute "speaker", of other utterances. The chance level is the
-    share of the attribute among these. The table has x, y, part, utterance and attributes of one map.
+    They are of other speakers, or of other utterances if the attribute is "speaker". The chance level is the
+    share among all such points. The table has x, y, part, utterance and attributes of one map.
     """
     shared, expected, excluded = [], [], "utterance" if attribute == "speaker" else "speaker"
     for name, points in table[table.part.isin(["validation", "test"])].groupby(excluded):
@@ -127,7 +127,7 @@ def _add_map(figure: go.Figure, points: pd.DataFrame, color: str, **trace) -> No
 
 
 def _drawn(table: pd.DataFrame, unit: str, layers: list[int]) -> dict[int, pd.DataFrame]:
-    """At most `MAX_POINTS` points of the maps of some layers, the same ones, by layer; -1 is the last."""
+    """Up to `MAX_POINTS` points on the maps of layers, the same on each, by layer; -1 is the last layer."""
     n_states = table.layer.max() + 1
     for layer in layers:
         if not -n_states <= layer < n_states:
@@ -142,8 +142,8 @@ def _drawn(table: pd.DataFrame, unit: str, layers: list[int]) -> dict[int, pd.Da
 def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
     """UMAP (maps.parquet of stage 03) of "utterances" or "frames": a row per attribute, a column per layer.
 
-    The training speakers' points are small, because the model may have been trained on their emotions. Each
-    panel has the share of its `agreement`.
+    Points of training speakers are small, because the model may have been trained on their emotions. Each
+    panel states its `agreement`.
     """
     drawn = _drawn(table, unit, layers)
     rows = [name for name in ("emotion", "gender", "speaker") if table[name].nunique() > 1]

@@ -1,4 +1,4 @@
-"""Plotly figures of personalization: the effect of speaker embeddings and calibration, and on whom."""
+"""Plotly figures of notebook 08: effects of speaker embeddings and calibration, and on which speakers."""
 
 import pandas as pd
 import plotly.express as px
@@ -44,7 +44,7 @@ def by_gap(table: pd.DataFrame) -> go.Figure:
 def by_shift(table: pd.DataFrame) -> go.Figure:
     """CCC of test speakers against their distances, from `gmp_utils.evaluation.ratings.shifts`.
 
-    A panel's title has Pearson's correlation with its 95 % interval.
+    The title of a panel has Pearson's correlation with its 95 % interval.
     """
     long = table.melt(["attribute", "ccc"], ["feature", "label"], "kind", "shift")
     titles = {}

@@ -1,6 +1,6 @@
 // Buttons to upload a file, and to record from the first press to the second. Both are sent in pieces,
-// because Jupyter's servers drop the connection at a message above 10 MiB. Browsers give a microphone
-// only to pages of this machine or of https, and ask the user first.
+// because Jupyter's servers drop the connection at a message above 10 MiB. Browsers allow only pages from
+// this machine or over https to use the microphone, and ask the user first.
 const PIECE = 2 ** 20; // bytes of a file
 const WORKLET = `
 registerProcessor("recorder", class extends AudioWorkletProcessor {
@@ -15,7 +15,7 @@ function toInt16(blocks) {
   return Int16Array.from(samples, (x) => 32767 * Math.max(-1, Math.min(1, x)));
 }
 
-// `onSecond` gets each second as int16, and the returned function stops and gets the rest as well.
+// `onSecond` is called with each second as int16. The returned function stops, and calls it with the rest.
 async function record(onSecond) {
   const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
   const stream = await navigator.mediaDevices.getUserMedia({ audio });
@@ -85,7 +85,7 @@ function render({ model, el }) {
     status.textContent = " " + text;
     uploads.disabled = false;
   };
-  reset(navigator.mediaDevices ? "" : "this browser gives no microphone to this page");
+  reset(navigator.mediaDevices ? "" : "the browser does not let this page use a microphone");
   records.disabled = !navigator.mediaDevices;
   records.onclick = async () => {
     if (stop) {

@@ -136,9 +136,9 @@ def attribute_plane(manifest: pd.DataFrame) -> go.Figure | None:
 def curves(
     history: pd.DataFrame, panels: dict[str, dict[str, str]], *, x: str, title: str
 ) -> go.Figure:
-    """Training curves of a history.csv over `x`, "epoch" or "step", with the selected one as a star.
+    """Training curves of a history.csv over `x`, "epoch" or "step", with the selected epoch as a star.
 
-    `panels` are the lines of each panel, by its title: their names, and the columns that they show. The
+    `panels` has the lines of each panel by its title: their names, and the columns that they show. The
     column "selected", or "<line> selected", marks the epoch whose model is kept.
     """
     figure = make_subplots(1, len(panels), horizontal_spacing=0.3 / len(panels))
@@ -262,7 +262,7 @@ def _add_band(
 
 
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
-    """UAR of variants: means with intervals, and a point for every fold and seed.
+    """UAR of variants: means with intervals, and a point for each fold and seed.
 
     `points` and `means` are `points` and `scores` of `gmp_utils.evaluation.tables`. With `joined`, variants
     are values of a number, such as a layer: a line with a band replaces the bars.
@@ -320,7 +320,7 @@ def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
 def speakers(scores: dict[str, pd.Series]) -> go.Figure:
     """UAR (%) of each test speaker, a line per speaker, and the systems' means with their intervals.
 
-    `scores` are those of the speakers by system.
+    `scores` has a UAR per speaker for each system.
     """
     table = pd.DataFrame(scores)
     figure = px.line(table.T, markers=True, color_discrete_sequence=[COLORS["unknown"]])

@@ -16,8 +16,8 @@ from IPython.display import Audio, display
 from gmp_utils.data.audio import SAMPLE_RATE
 from gmp_utils.runs.paths import display_path, figures_folder
 
-# Of emotions and genders, and of nothing else: Okabe and Ito's palette and some of Paul Tol's, which
-# color-blind readers can distinguish.
+# Colors of emotions and genders only: Okabe and Ito's palette and some of Paul Tol's, which color-blind
+# readers can distinguish.
 LABELS = {
     "angry": "#D55E00",
     "happy": "#E69F00",
@@ -35,7 +35,7 @@ LABELS = {
     "female": "#AA4499",
     "male": "#117733",
 }
-# Of everything else: violets, teals and dark greys, which differ in lightness too.
+# Colors of everything else: violets, teals and dark grays, which differ in lightness too.
 SEQUENCE = [
     *("#4B3F72", "#1F9E9E", "#B79FE0", "#2B2B2B", "#8FD6CD", "#8C7A4F", "#68737D"),
     *("#8E5BB5", "#1B5E66", "#D9C8A9"),
@@ -66,7 +66,7 @@ TEMPLATE = go.layout.Template(
 
 
 def colors(names: Iterable[str]) -> dict[str, str]:
-    """A color for each name: that of `COLORS`, or else one of `SEQUENCE` that no other name has."""
+    """A color for each name: that of `COLORS`, or else the next unused one of `SEQUENCE`."""
     names = list(names)
     fixed = {name: COLORS[name] for name in names if name in COLORS}
     spare = cycle([color for color in SEQUENCE if color not in fixed.values()])
@@ -74,7 +74,7 @@ def colors(names: Iterable[str]) -> dict[str, str]:
 
 
 def panels(chart: Callable, table: pd.DataFrame, by: str = "attribute", **options) -> go.Figure:
-    """A chart of plotly.express with a panel per value of a column, which is the panel's title."""
+    """A plotly.express chart with a panel per value of a column, which is the panel's title."""
     figure = chart(table, facet_col=by, color_discrete_sequence=SEQUENCE, **options)
     return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
 

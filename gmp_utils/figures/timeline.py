@@ -16,17 +16,17 @@ from gmp_utils.models.encoder import frame_seconds
 
 WINDOW = 50  # frames of a second
 HOP = 5  # frames from one window to the next
-POINTS = 2000  # of a drawn waveform, minimum and maximum in turn
+POINTS = 2000  # of a drawn waveform, alternately minimum and maximum
 GOLDEN = 0.618034  # its multiples give neighboring clusters different colors
-PARTS = {"played": SEQUENCE[0], "emotional part": SEQUENCE[1]}  # colors of other parts than labels
+PARTS = {"played": SEQUENCE[0], "emotional part": SEQUENCE[1]}  # colors of parts that are not labels
 
 
 def scores_over_time(
     model: EmotionClassifier, waveform: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Middles (s) of windows of a second, and their emotion scores, (n_windows, emotions) softmax.
+    """Middles (s) of one-second windows, and their emotion scores, (n_windows, emotions) softmax.
 
-    The encoder runs on the whole utterance, (samples,) int16, the classifier's head on windows of its frames.
+    The encoder runs on the whole utterance, (samples,) int16, and the head on windows of its frames.
     An utterance shorter than a window is one window.
     """
     samples = torch.from_numpy(normalize(waveform))[None].to(model.device)
@@ -55,11 +55,11 @@ def draw_timeline(
     Parameters
     ----------
     scores : tuple, optional
-        What `scores_over_time` returns, and the emotions' names. NaN leaves a gap.
+        Output of `scores_over_time`, and the names of the emotions. NaN leaves a gap.
     streams : dict of str to (frames,) int, optional
-        Pseudo-labels, by the row's name.
+        Pseudo-labels by the name of their row.
     labels : sequence of (name, start, end)
-        Parts to shade, in seconds: labels, or of `PARTS`.
+        Parts to shade, in seconds, with labels or names of `PARTS`.
     """
     n_rows = 1 + bool(streams) + bool(scores)
     figure = make_subplots(n_rows, 1, shared_xaxes=True, vertical_spacing=0.06)
@@ -110,6 +110,6 @@ def draw_recording(
 
 
 def widget_output(figure: go.Figure) -> tuple[dict]:
-    """What the `outputs` of an Output widget have to be to show a figure."""
+    """A figure as the `outputs` of an Output widget."""
     data = {"application/vnd.plotly.v1+json": json.loads(figure.to_json())}
     return ({"output_type": "display_data", "data": data, "metadata": {}},)

@@ -9,13 +9,13 @@ from gmp_utils.models import heads
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.losses import am_softmax
 
-FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's published code
+FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's code
 LOSSES = ("ce", "ams", "ce-then-ams", "ce-then-ce")
-GENDER_UAR = 0.8  # that counts as learned; a probe of the embedded encoder has 0.85 on EmoDB
+GENDER_UAR = 0.8  # from which gender counts as learned; a probe of the embedded encoder has 0.85 on EmoDB
 
 
 def tasks(alpha: float) -> tuple[str, ...]:
-    """Labels that the multi-task model is trained on: only the emotion if α is 1."""
+    """Tasks of the multi-task model: only the emotion if α is 1."""
     return ("emotion",) if alpha == 1 else ("emotion", "gender")
 
 
@@ -82,7 +82,7 @@ class MultitaskModel(UtteranceModel):
         """Logits, (batch, emotions) and (batch, 2), and the loss; see `SpeechModel.hidden_states`.
 
         `loss` = α · CE(emotion) + (1 − α) · CE(gender), equation 1 of the paper, + `frame_weight` · the mean
-        CE of each frame with its utterance's emotion (P-TAPT, section 3.1). In training each loss is
+        CE of each frame with its utterance's emotion (P-TAPT, section 3.1). In training, each loss is
         returned too.
         """
         frames, attention_mask = self.frames(inputs, lengths, **masks)

@@ -16,7 +16,7 @@ from gmp_utils import GmpError
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.losses import sum_by_utterance
 
-GUMBEL = 2.0, 0.5  # published temperatures of the first and last step, geometric between them
+GUMBEL = 2.0, 0.5  # published temperatures of the first and last step, interpolated geometrically
 
 
 def draw_negatives(mask: Tensor, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -36,10 +36,10 @@ def draw_negatives(mask: Tensor, n: int, generator: torch.Generator | None = Non
 
 
 class Quantizer(Wav2Vec2GumbelVectorQuantizer):
-    """Transformers' quantizer with an initialization."""
+    """Transformers' quantizer, which can be initialized."""
 
     def reset_parameters(self) -> None:
-        """Initialize as published models were."""
+        """Initialize as in published models."""
         nn.init.normal_(self.weight_proj.weight)
         nn.init.zeros_(self.weight_proj.bias)
         nn.init.uniform_(self.codevectors)

@@ -50,11 +50,11 @@ def frame_at(seconds: np.ndarray) -> np.ndarray:
 class SpeechModel(PreTrainedModel):
     """A speech encoder, `base_model`. Subclasses add heads."""
 
-    loss_of_batch = False  # True: the loss is not a mean over utterances or frames
+    loss_of_batch = False  # whether the loss is no mean over utterances or frames
 
     def __init__(self, config):
         encoder = ENCODERS[config.model_type]
-        self._supports_sdpa = encoder._supports_sdpa  # WavLM has an attention of its own
+        self._supports_sdpa = encoder._supports_sdpa  # WavLM has its own attention
         super().__init__(config)
         self.base_model_prefix = config.model_type  # the name in published weights
         setattr(self, config.model_type, encoder(config))
@@ -104,7 +104,7 @@ class SpeechModel(PreTrainedModel):
             )
         _check_supported(source, config)
         config.layerdrop = 0.0  # a dropped layer would shift hidden_states
-        config.mask_time_prob = max(config.mask_time_prob, 0.01)  # 0: there is no mask vector
+        config.mask_time_prob = max(config.mask_time_prob, 0.01)  # at 0 there is no mask vector
         config.update(settings)
         try:
             model, report = cls.from_pretrained(
@@ -133,7 +133,7 @@ class SpeechModel(PreTrainedModel):
         return len(self.base_model.encoder.layers)
 
     def layer_index(self, layer: int) -> int:
-        """Index of a hidden state counted from the encoder's input, 0."""
+        """Non-negative index of a hidden state; 0 is the input of the first layer."""
         if not -self.n_layers - 1 <= layer <= self.n_layers:
             allowed = f"{-self.n_layers - 1} to {self.n_layers}"
             raise GmpError(f"layer {layer}: this encoder has hidden states {allowed}.")
@@ -144,9 +144,9 @@ class SpeechModel(PreTrainedModel):
         return self.base_model._get_feat_extract_output_lengths(n_samples)
 
     def cnn(self, inputs: Tensor, lengths: Tensor) -> Tensor:
-        """CNN output, (batch, frames, conv_dim), of waveforms, (batch, samples), whatever their padding.
+        """CNN output, (batch, frames, conv_dim), of waveforms, (batch, samples), unaffected by padding.
 
-        On a GPU it runs in bfloat16 only where the CNN is trained: cached output is exact.
+        On a GPU it runs in bfloat16 only if the CNN is trained, and not for cached output.
         """
         in_bfloat16 = self.train_cnn and inputs.is_cuda and hardware.bfloat16()
         with (
@@ -177,7 +177,7 @@ class SpeechModel(PreTrainedModel):
     ) -> tuple[list[Tensor], Tensor]:
         """Run the encoder up to the last of the given layers.
 
-        With weights in float32 it runs in bfloat16 where that is faster.
+        With float32 weights, it runs in bfloat16 where that is faster.
 
         Parameters
         ----------
@@ -227,7 +227,7 @@ class SpeechModel(PreTrainedModel):
         with capture(encoder, set(indices) - {n_layers}, max(1, *indices)) as states:
             last = encoder(x, attention_mask=attention_mask).last_hidden_state
         if n_layers in indices:
-            states[n_layers] = last  # after the final norm, where a model has one
+            states[n_layers] = last  # after the final norm, if the model has one
         return {index: state.to(self.dtype) for index, state in states.items()}
 
 
@@ -255,7 +255,7 @@ def capture(encoder: nn.Module, indices: set[int], n_layers: int) -> Iterator[di
 def position_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The grouped convolution of position embeddings, on a GPU by `fft_convolution`.
 
-    There, cuDNN computes it without tensor cores, which took 61 % of a training step.
+    cuDNN computes it without tensor cores, which took 61 % of a training step.
     """
     if x.is_cuda:
         return fft_convolution(x, weight, bias)

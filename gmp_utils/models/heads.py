@@ -14,7 +14,7 @@ from gmp_utils import GmpError, check_choice
 HEADS = ("bilstm", "mean", "linear")
 POOLINGS = ("mean", "mean+std", "attentive")
 ATTENTION = 128  # hidden units of the attention, as in ECAPA-TDNN (Desplanques et al., 2020)
-MIN_VARIANCE = 1e-10  # under the root, whose gradient at 0 is infinite
+MIN_VARIANCE = 1e-10  # under the square root, whose gradient is infinite at 0
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class HeadConfig:
     head_layer: int = -1  # hidden state that is the head's input
     mix_layers: bool = False  # all hidden states are the input, see `LayerMix`
     lstm_size: int = 256  # per direction; 0 for no BiLSTM
-    projection_size: int = 256  # of the feature, except for head "mean"
-    train_encoder: bool = True  # False trains the head only
+    projection_size: int = 256  # of the feature, except with head "mean"
+    train_encoder: bool = True  # if false, only the head is trained
     train_cnn: bool = False  # train the encoder's CNN too
     spec_augment: bool = False  # in training, see `gmp_utils.training.batching.SPEC_AUGMENT`
     class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
@@ -50,14 +50,14 @@ def mean_over_time(frames: Tensor, weights: Tensor) -> Tensor:
 def projection(
     size_in: int, size: int, size_out: int, activation: type[nn.Module] = nn.ReLU
 ) -> nn.Sequential:
-    """Linear, ReLU, linear: the paper's "linear projection module", or with another activation."""
+    """Linear, ReLU (or another activation), linear: the paper's "linear projection module"."""
     return nn.Sequential(nn.Linear(size_in, size), activation(), nn.Linear(size, size_out))
 
 
 class LayerMix(nn.Module):
-    """A weighted mean of all hidden states with learned weights: a softmax, initially uniform.
+    """A weighted mean of all hidden states. The learned weights are a softmax, initially uniform.
 
-    Yang et al., "SUPERB", 2021, section 3. Equals s3prl's featurizer without normalization.
+    Yang et al., "SUPERB", 2021, section 3. It equals s3prl's featurizer without normalization.
     """
 
     def __init__(self, n_layers: int):
@@ -66,7 +66,7 @@ class LayerMix(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform weights."""
+        """Initialize uniform weights."""
         nn.init.zeros_(self.weight)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
@@ -76,7 +76,7 @@ class LayerMix(nn.Module):
 
 
 class Pooling(nn.Module):
-    """Frames to one vector per utterance, of dimension `size`, by their mean or more statistics over time.
+    """Pool frames into one vector per utterance, of dimension `size`, by statistics over time.
 
     | pooling | statistics | source |
     |---|---|---|
@@ -106,7 +106,7 @@ class Pooling(nn.Module):
 
 
 class UtteranceHead(nn.Module):
-    """Frames to one feature per utterance, of dimension `size`.
+    """Map frames to one feature vector per utterance, of dimension `size`.
 
     | head | modules | source |
     |---|---|---|
@@ -154,7 +154,7 @@ class UtteranceHead(nn.Module):
 def _reverse(frames: Tensor, attention_mask: Tensor) -> Tensor:
     """Reverse each utterance's frames in time, but not its padding.
 
-    Two LSTMs with this equal a bidirectional one with packed sequences, three times as fast on a CPU.
+    Two LSTMs with this equal a bidirectional one with packed sequences, but are three times as fast on a CPU.
     """
     steps = torch.arange(frames.shape[1], device=frames.device)
     last = attention_mask.sum(dim=1, keepdim=True) - 1
@@ -163,7 +163,7 @@ def _reverse(frames: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 class CosineClassifier(nn.Module):
-    """Cosine of a feature with one vector per class, without bias."""
+    """Cosines of features with one vector per class, without bias."""
 
     def __init__(self, dim: int, n_classes: int):
         super().__init__()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 def am_softmax(
     cosines: Tensor, labels: Tensor, *, scale: float = 30.0, margin: float = 0.2
 ) -> Tensor:
-    """Cross-entropy of scaled cosines, the true class's reduced by a margin.
+    """Cross-entropy of scaled cosines, that of the true class reduced by a margin.
 
     Wang et al., "Additive Margin Softmax for Face Verification", 2018, equation 6; equation 2 of the GMP-TL
     paper. Cosines are (batch, classes), labels (batch,).
@@ -34,7 +34,7 @@ def sum_by_utterance(values: Tensor, loss_mask: Tensor) -> Tensor:
 
 
 def concordance_loss(predicted: Tensor, rated: Tensor, weights: Tensor) -> Tensor:
-    """1 − CCC of a batch, averaged over attributes. 1 if the variance is zero.
+    """1 − CCC of a batch, averaged over attributes. It is 1 if predictions or ratings are constant.
 
     Lin, "A Concordance Correlation Coefficient to Evaluate Reproducibility", 1989, with population moments.
     Ratings are (batch, attributes), sample weights (batch,).

@@ -1,4 +1,4 @@
-"""A published emotion classifier, as transformers' AutoModelForAudioClassification and pipeline load it.
+"""A published emotion classifier for transformers' AutoModelForAudioClassification and pipeline.
 
 Importing this module registers it with transformers' Auto classes.
 """
@@ -53,8 +53,8 @@ class RecognizerOutput(ModelOutput):
 class Recognizer(PreTrainedModel):
     """An emotion classifier with its temperature, and linear heads for gender and ratings.
 
-    The input of the gender head is the mean of the frames that enter the Transformer, that of the rating
-    head the mean of the emotion head's input.
+    The input of the gender head is the mean of the frames that enter the Transformer. The input of the rating
+    head is the mean of the frames that enter the emotion head.
     """
 
     config_class = RecognizerConfig
@@ -74,10 +74,10 @@ class Recognizer(PreTrainedModel):
     def forward_uncalibrated(
         self, inputs: Tensor, lengths: Tensor, *, all_layers: bool = False
     ) -> dict[str, Tensor | tuple[Tensor, ...]]:
-        """Logits as trained, and the inputs of the rating head (`mean`) and the gender head (`layer0_mean`).
+        """Uncalibrated logits, and the inputs of the rating head (`mean`) and gender head (`layer0_mean`).
 
-        Further returns the hidden states (`states`) of `all_layers`. See `SpeechModel.hidden_states` for
-        the arguments.
+        With `all_layers`, all hidden states are returned too, as `states`. See `SpeechModel.hidden_states`
+        for the arguments.
         """
         network, mixed = self.network, self.network.config.mix_layers
         layers = range(network.n_layers + 1 if mixed or all_layers else 1)
@@ -98,7 +98,7 @@ class Recognizer(PreTrainedModel):
         *,
         all_layers: bool = False,
     ) -> RecognizerOutput:
-        """As `forward`, with the inputs of `forward_uncalibrated`."""
+        """Same as `forward`, with the inputs of `forward_uncalibrated`."""
         outputs = self.forward_uncalibrated(inputs, lengths, all_layers=all_layers)
         loss = female = ratings = None
         logits, states = outputs["logits"] / self.config.temperature, outputs.get("states")
@@ -121,7 +121,7 @@ class Recognizer(PreTrainedModel):
     ) -> RecognizerOutput:
         """Classify waveforms, (batch, samples), as Wav2Vec2FeatureExtractor returns them.
 
-        They have 16 kHz, zero mean, unit variance, and zeros in the padding, where the mask is 0. With
+        They have 16 kHz, zero mean and unit variance. The padding is zero, and so is its mask. With
         `labels`, (batch,) int64, the output has a loss.
         """
         if attention_mask is None:

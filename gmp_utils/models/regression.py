@@ -28,7 +28,7 @@ ADAPTATIONS = ("all", "unique", "oversampling", "weighting")
 def all_gather_ragged(rows: Tensor) -> Tensor:
     """Concatenate (n, ...) rows of all processes, where n may differ.
 
-    Gradients are summed over the processes, so they are right once the processes average them.
+    Gradients are summed over the processes, so they are correct after the processes average them.
     """
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return rows
@@ -41,7 +41,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 class MlpInterpreter(nn.Module):
     """Mean over time, then dim → 128 → 32 → ratings, as in PAPT's published evaluation code.
 
-    The speaker embedding is added to every frame. Each process has batch statistics of its share of a batch.
+    The speaker embedding is added to every frame. Each process normalizes its own share of a batch.
     """
 
     def __init__(self, dim: int, n_ratings: int):
@@ -57,7 +57,7 @@ class MlpInterpreter(nn.Module):
     ) -> Tensor:
         """Ratings (batch, n_ratings) of frames (batch, frames, dim) with an embedding (batch, dim)."""
         x = mean_over_time(frames, attention_mask)
-        self.layers.train(self.training and len(x) > 1)  # one utterance: running statistics
+        self.layers.train(self.training and len(x) > 1)  # a single utterance uses running statistics
         return self.layers(x if embedding is None else x + embedding)
 
 
@@ -99,7 +99,7 @@ INTERPRETERS = {"mlp": MlpInterpreter, "transformer": TransformerInterpreter}
 class RatingModelConfig:
     """A system: speaker representation, regression head, and adaptation to the test speakers.
 
-    `position` is that of PAPT's embedding. With "none", masked prediction is continued without one.
+    `position` is where PAPT's embedding is added. With "none", masked prediction is continued without one.
 
     | representation | speaker embedding |
     |---|---|
@@ -122,7 +122,7 @@ class RatingModelConfig:
 
     @property
     def name(self) -> str:
-        """In tables and folders."""
+        """Name in tables and folders."""
         position = self.position if self.representation == "papt" else None
         parts = (self.representation, position, self.interpreter, self.adaptation)
         return "-".join(filter(None, parts))
@@ -159,7 +159,7 @@ class RatingModelConfig:
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
-    """All representations with all interpreters, but PAPT's positions except "output" with the first only."""
+    """All pairs of representation and interpreter, but other positions than "output" with the first one only."""
     pairs = [(name, head) for head in interpreters for name in representations if name != "papt"]
     configs = [RatingModelConfig(representation, head) for representation, head in pairs]
     if "papt" in representations:
@@ -170,7 +170,7 @@ def rating_model_configs(
 
 
 class SpeakerEmbeddings(nn.Linear):
-    """From weights of speakers, (batch, n_speakers), to embeddings, (batch, dim)."""
+    """Map weights of speakers, (batch, n_speakers), to embeddings, (batch, dim)."""
 
     def reset_parameters(self) -> None:
         """Zero-initialize the embeddings."""
@@ -215,7 +215,7 @@ class PaptModel(SpeakerConditionedModel, MaskedPredictionModel):
 class AttributeModel(SpeakerConditionedModel):
     """An encoder and an interpreter of its last layer's frames, which are the inputs if it is frozen.
 
-    The loss is that of a whole batch, of all processes together.
+    The loss is computed on the whole batch of all processes.
     """
 
     loss_of_batch = True

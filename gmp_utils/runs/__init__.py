@@ -1,1 +1,1 @@
-"""Where artifacts lie and how they are made: folders, stages, provenance, parameters, experiments."""
+"""Folders, stages, provenance, parameters and experiments."""

@@ -1,9 +1,9 @@
 """Digests of the code that can change a stage's numbers.
 
-A module counts with all that it imports, directly or not, from its own package and from data/, models/,
-training/ and evaluation/. The readers of corpora do not count, as their manifests are inputs of a stage.
-Nor do the tables of evaluation/, unless the stage writes some. Comments, docstrings, printed text and
-messages of a `GmpError` do not count.
+A digest includes a module and all that it imports, directly or not, from its own subpackage and from data/,
+models/, training/ and evaluation/. It excludes the readers of corpora, because their manifests are inputs of
+a stage, and the tables of evaluation/, unless the stage writes tables. Comments, docstrings, printed text and
+messages of `GmpError` are ignored.
 """
 
 import ast
@@ -20,7 +20,7 @@ TABLES = tuple(f"evaluation.{name}" for name in ("collect", "comparison", "ratin
 
 
 class _RemoveWords(ast.NodeTransformer):
-    """Remove docstrings, printed text and messages of errors."""
+    """Remove docstrings, printed text and error messages."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_text = isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
@@ -33,7 +33,7 @@ class _RemoveWords(ast.NodeTransformer):
 
 
 def _imports(tree: ast.AST) -> list[str]:
-    """Modules of gmp_utils, and names in them, that code imports anywhere."""
+    """Modules of gmp_utils, and names in them, that are imported anywhere in the code."""
     return [
         name.removeprefix("gmp_utils.")
         for node in ast.walk(tree)
@@ -44,13 +44,13 @@ def _imports(tree: ast.AST) -> list[str]:
 
 @cache
 def _read(path: Path) -> tuple[str, list[str]]:
-    """Code of a module without words, and its imports."""
+    """Code of a module without these texts, and its imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return ast.unparse(_RemoveWords().visit(tree)), _imports(tree)
 
 
 def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) -> dict[str, str]:
-    """Code of modules and of what they import; names start below `gmp_utils`."""
+    """Code of modules and of what they import, by name without `gmp_utils`."""
     rooms = {*ROOMS, *(name.split(".")[0] for name in modules)}
     code, waiting = {}, list(modules)
     while waiting:

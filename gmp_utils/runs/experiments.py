@@ -1,8 +1,8 @@
 """Experiments: the runs that fill one table, declared in a few lines of YAML.
 
-A variant changes some parameters. Each variant and seed is a run in its own folder, on every fold. Labels are
-drawn by the same seed, unless the variant has a `label_draw`.
-`python -m gmp_utils run` makes a single run. Runs share equal stages, see `gmp_utils.runs.stage`.
+A variant changes some parameters. Each variant and seed is a run on every fold, in its own folder. Labels are
+drawn by the same seed, unless the variant has a `label_draw`. Runs share equal stages, see
+`gmp_utils.runs.stage`. `python -m gmp_utils run` makes a single run.
 """
 
 import dataclasses
@@ -88,7 +88,7 @@ def apply_recipe(parameters: dict) -> dict:
 
 
 def is_sweep(variants: dict[str, dict]) -> bool:
-    """Whether variants differ in the value of one number, as layers do."""
+    """Whether variants differ in the value of one number, such as the layer."""
     changes = [change for variant in variants.values() for change in variant.items()]
     are_numbers = all(type(value) in (int, float) for _, value in changes)
     return len(dict(changes)) == 1 and len(changes) == len(variants) > 2 and are_numbers
@@ -128,14 +128,14 @@ class Settings:
     run_dir: str = ""
 
     def preset_files(self) -> list[str]:
-        """The preset files; a value that is no file is a list separated by spaces."""
+        """The preset files. A value that is not a file is a list separated by spaces."""
         values = [[value] if os.path.isfile(value) else value.split() for value in self.preset]
         return sum(values, [])
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run of the series; a `personal` one ends with notebook 08 instead of 06 and 07."""
+    """A run of the series. A `personal` one ends with notebook 08 instead of 06 and 07."""
 
     folder: str
     parameters: dict
@@ -146,7 +146,7 @@ class Run:
     personal: bool = False
 
     def outputs(self) -> list[tuple[int, str]]:
-        """Folds, with the last file of notebook 06 (one per initial model) or 08."""
+        """Folds and the last file of notebook 06 (for each initial model) or 08."""
         stages = [f"{paths.FOLD}{paths.FINETUNE}/{name}" for name in self.finetune_from]
         stages = [f"{paths.PERSONALIZE}/results"] if self.personal else stages
         return [
@@ -165,14 +165,14 @@ class Plan:
     experiment: dict | None = None  # the declaration for notebook 07; None for a single run
 
     def command(self, path: Path, *options: str) -> list[str]:
-        """Save the plan; returns the command that runs it, to be called in the checkout."""
+        """Save the plan; returns the command that executes it, to be called in the checkout."""
         write_json(path, dataclasses.asdict(self))
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "workflow/Snakefile"]
         return [*snakemake, "--configfile", str(path), *options]
 
 
 def lay_out(settings: Settings) -> Plan:
-    """Lay out what the settings ask for, and check all parameters.
+    """Plan the runs that the settings describe, and check all parameters.
 
     Precedence, highest first: corpora and encoder of the settings, the variant, its recipe or that of the
     settings, presets, the experiment, the notebooks' defaults.
@@ -190,9 +190,9 @@ def lay_out(settings: Settings) -> Plan:
 
 
 def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
-    """Lay out a run for each variant and seed, or record why a variant cannot be run."""
+    """Plan a run for each variant and seed, or record why a variant cannot be run."""
     if settings.recipe:
-        raise GmpError(f"recipe {settings.recipe!r} with an experiment: its variants have recipes.")
+        raise GmpError(f"recipe {settings.recipe!r} with an experiment: set it in its variants.")
     folder = _folder(settings, _parameters(settings, declaration.parameters))
     folds, seeds = settings.folds or declaration.folds, settings.seeds or declaration.seeds
     runs, impossible = [], {}
@@ -209,7 +209,7 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
             values |= {"run_dir": run_dir, "folds": folds, "seed": seed}
             runs.append(Run(run_dir, values, folds, initial_models, variant, seed, personal))
     if len({run.personal for run in runs}) > 1:
-        problem = f"recipe {PERSONAL!r} rates and the others classify"
+        problem = f"recipe {PERSONAL!r} predicts ratings, the others emotions"
         raise GmpError(f"{problem}; declare them in two experiments.")
     defaults, members = notebook.series_parameters()["06_finetune"], []
     for run in runs:
@@ -222,7 +222,7 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
 
 
 def _parameters(settings: Settings, of_all: dict, of_variant: dict | None = None) -> dict:
-    """Checked parameters in the order of `lay_out`, with absolute folders of corpora."""
+    """Checked parameters by the precedence of `lay_out`, with absolute folders of corpora."""
     parameters = apply_recipe(of_all)
     for preset in settings.preset_files():
         parameters |= read_yaml(Path(preset))
@@ -269,7 +269,7 @@ def check_opensmile(baselines: list[str]) -> None:
 
 @contextmanager
 def prepare(plan: Plan) -> Iterator[None]:
-    """Lock a plan's folder and write its parameters; an error if another process has locked it."""
+    """Lock a plan's folder and write its parameters; raises a GmpError if another process has locked it."""
     folder = run_folder(plan.folder)
     with exclusive_lock(folder / ".lock", display_path(folder), wait=False):
         write(plan)

@@ -14,7 +14,7 @@ from filelock import FileLock, SoftFileLease, Timeout
 
 from gmp_utils import GmpError
 
-NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some network file systems
+NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # on some network file systems
 HASHED_BYTES = 16 * 2**20  # smaller files are hashed whenever they are read
 _digests: dict[tuple, str] = {}  # by device, inode, size and time: hard links share one
 
@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict:
 
 
 def write_json(path: Path, values: dict) -> None:
-    """Write a JSON file atomically; NumPy's values become Python's, paths text."""
+    """Write a JSON file atomically. NumPy values become Python's, and paths become text."""
 
     def plain(value):
         return value.tolist() if hasattr(value, "tolist") else os.fspath(value)
@@ -48,7 +48,7 @@ def text_digest(text: str) -> str:
 
 
 def describe_files(folder: Path) -> dict[str, dict]:
-    """SHA-256, size and mtime of every file below a folder, apart from hidden ones, by its name there."""
+    """SHA-256, size and mtime of every file below a folder, except hidden ones, by relative path."""
     described = {}
     for path in filter(Path.is_file, sorted(folder.rglob("[!.]*"))):
         state = path.stat()
@@ -62,8 +62,8 @@ def find_mismatch(
 ) -> str | None:
     """Describe the first of the `read` files (default: all) that differs from `describe_files`.
 
-    Large files of the same size and mtime are taken to be the same unless `thorough`. Those of another
-    mtime may be copies, and are hashed.
+    Large files of the same size and mtime count as equal unless `thorough`. Those of another mtime may be
+    copies, and are hashed.
     """
     for name in files if read is None else read:
         path, described = folder / name, files[name]
@@ -84,7 +84,7 @@ def find_mismatch(
 
 @contextmanager
 def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None]:
-    """Hold a lock while `what` is made; if another process holds it, wait or raise a GmpError."""
+    """Hold a lock while `what` is made. If another process holds it, wait or raise a GmpError."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     file_lock = FileLock(lock, fallback_to_soft=False)
     owner = lock.with_name(f"{lock.name}.owner")
@@ -94,15 +94,15 @@ def exclusive_lock(lock: Path, what: str, *, wait: bool = True) -> Iterator[None
         except OSError as error:
             if error.errno not in NO_FLOCK:
                 raise
-            # Free at once if its process was killed on this machine, or after two minutes if on another.
+            # The lease of a killed process ends at once on this machine, and after two minutes on others.
             file_lock = SoftFileLease(f"{lock}.lease", lease_duration=120)
             file_lock.acquire(timeout=1)
     except Timeout:
         who = owner.read_text(encoding="utf-8") if owner.is_file() else "another process"
         found = f"{what} is being made by {who}"
         if not wait:
-            raise GmpError(f"{found}; wait for its end, or stop it.") from None
-        print(f"{found}: waiting for its end.", flush=True)
+            raise GmpError(f"{found}; wait until it ends, or stop it.") from None
+        print(f"{found}: waiting until it ends.", flush=True)
         file_lock.acquire()
     try:
         now = datetime.now().isoformat(" ", "seconds")

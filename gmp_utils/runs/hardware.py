@@ -13,7 +13,7 @@ import joblib
 import psutil
 
 OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-MEMORY = {  # where each version of cgroups has its limit, its use, and the cache in it that can be freed
+MEMORY = {  # of each version of cgroups: folder, limit, use, and the cache in it that can be freed
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
@@ -23,7 +23,7 @@ _float32_only = ContextVar("float32_only", default=False)
 @cache
 def device() -> str:
     """Return "cuda" if there is a GPU for which torch has kernels, else "cpu"."""
-    import torch  # the workflow, which counts cores here, needs no torch
+    import torch  # the workflow counts cores here without torch
 
     if not torch.cuda.is_available():
         return "cpu"
@@ -62,7 +62,7 @@ def float32() -> Iterator[None]:
 
 
 def fits(n_bytes: int) -> bool:
-    """Whether `n_bytes` take less than half of a GPU's free memory; False without one."""
+    """Whether `n_bytes` take less than half of the GPU's free memory; False without a GPU."""
     return device() == "cuda" and n_bytes < free_bytes() / 2
 
 
@@ -74,12 +74,12 @@ def free_bytes() -> int:
 
 
 def free_memory() -> int:
-    """Bytes of main memory that this process can get; a container or a job may have a limit."""
+    """Free main memory in bytes, within the limits of a container or job."""
     return min([psutil.virtual_memory().available, *_left_to_cgroups()])
 
 
 def _left_to_cgroups() -> Iterator[int]:
-    """Bytes below the limit of this process's cgroup, and of each that contains it."""
+    """Free bytes within the limits of this process's cgroup and of each that contains it."""
     for line in OWN_CGROUP.read_text().splitlines() if OWN_CGROUP.is_file() else []:
         _, controllers, path = line.split(":", 2)
         for controller in MEMORY.keys() & controllers.split(","):
@@ -95,7 +95,7 @@ def _left_to_cgroups() -> Iterator[int]:
 
 
 def peak_memory() -> int:
-    """Most bytes of main memory that this process has had."""
+    """Peak main memory of this process in bytes."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource
@@ -105,12 +105,12 @@ def peak_memory() -> int:
 
 
 def cores() -> int:
-    """Processor cores that this process may use; a container or a job may have fewer than the machine."""
+    """Processor cores that this process may use, within the limits of a container or job."""
     return min(joblib.cpu_count(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize)))
 
 
 def limit_threads() -> None:
-    """Let torch use `cores` only; it counts those of the machine."""
+    """Limit torch's threads to `cores`; its default is the number of the machine's cores."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), cores()))

@@ -1,4 +1,4 @@
-"""Notebook set-up and headline numbers."""
+"""Parameters, set-up and headline numbers of notebooks."""
 
 import ast
 import importlib.metadata
@@ -46,7 +46,7 @@ def series_parameters() -> dict[str, dict]:
 def check_parameters(notebook: str, parameters: dict) -> dict:
     """Check parameters; returns those that a notebook has.
 
-    As presets hold the parameters of the whole series, only names that no notebook has are refused.
+    Presets have parameters of the whole series, so only names that no notebook has are rejected.
     """
     series = series_parameters()
     defaults = {name: value for values in series.values() for name, value in values.items()}
@@ -88,7 +88,7 @@ def write_parameters(run_dir: str, parameters: dict) -> None:
 def start(notebook: str, namespace: dict) -> dict:
     """Check a notebook's parameters, set the seed and print versions; returns all parameters.
 
-    `namespace` is the notebook's ``globals()``, with the cell that papermill injected.
+    `namespace` is the notebook's ``globals()``. Its `In` has the cell that papermill injected.
     """
     injected = [cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")]
     assigned = _assignments(injected[-1] if injected else "")
@@ -115,7 +115,7 @@ def start(notebook: str, namespace: dict) -> dict:
 
 
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
-    """Print a notebook's headline numbers, and write headline.json, for which the workflow waits."""
+    """Print a notebook's headline numbers, and write headline.json, its output in the workflow."""
     write_json(folder / "headline.json", {"notebook": notebook, "numbers": numbers})
     for name, value in numbers.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
@@ -128,8 +128,8 @@ def check_demo(
     """Compare the demo's headline numbers with the expected ones; print `ok`, or the differences.
 
     nbval compares the output with the notebook's stored `ok`. `parameters` are those that `start`
-    returned; unless all are the notebook's defaults, nothing is compared. `tolerance` is absolute:
-    training differs between processors, and differences grow.
+    returned; unless all are the notebook's defaults, nothing is compared. `tolerance` is absolute. It is
+    needed because rounding differs between processors, and differences grow during training.
     """
     defaults = notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb")
     changed = [name for name in defaults if parameters[name] != defaults[name]]
@@ -137,7 +137,7 @@ def check_demo(
         print(f"not compared: {', '.join(changed)} not as in the demo")
         return
     differing = [
-        f"{name}: {numbers[name]:.3f}, on record {value} ± {tolerance}"
+        f"{name}: {numbers[name]:.3f}, expected {value} ± {tolerance}"
         for name, value in expected.items()
         if not abs(numbers[name] - value) <= tolerance
     ]

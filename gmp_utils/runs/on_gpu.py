@@ -1,6 +1,6 @@
 """Run a command on a GPU that no other such command uses: python -m gmp_utils.runs.on_gpu COMMAND...
 
-Waits until one of CUDA_VISIBLE_DEVICES, or of all GPUs, is free. Without GPUs the command runs at once.
+It waits until one of CUDA_VISIBLE_DEVICES, or of all GPUs, is free. Without GPUs, the command runs at once.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from itertools import takewhile
 def gpus() -> list[str]:
     """GPUs of CUDA_VISIBLE_DEVICES, or the numbers of all that the driver lists."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # CUDA ignores what follows a name that no GPU has, such as -1
+    if visible is not None:  # CUDA ignores everything after an invalid name, such as -1
         names = map(str.strip, visible.split(","))
         return list(takewhile(re.compile(r"\d|GPU-|MIG-").match, names))
     try:
@@ -26,7 +26,7 @@ def gpus() -> list[str]:
 
 
 def reserve(names: list[str]) -> str:
-    """Wait for a GPU whose lock is free; this process keeps the lock, also after `exec`."""
+    """Wait for a GPU whose lock is free, and lock it until this process ends, also after `exec`."""
     owner = f"{os.getuid()}-{os.environ.get('SLURM_JOB_ID', '')}"  # each Slurm job counts from 0
     while True:
         for name in names:

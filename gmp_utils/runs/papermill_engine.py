@@ -20,11 +20,11 @@ REASONS = {
     KeyboardInterrupt: "stopped from outside: by Ctrl-C, a closed terminal or a scheduler. Run it again; "
     "trainings resume from their last checkpoint.",
 }
-SHORT = 70  # of the 104 characters that a socket's path may have, or 108 on Linux
+SHORT = 70  # of the 104 characters of a socket's path, or 108 on Linux
 
 
 class OwnKernelManager(AsyncKernelManager):
-    """Starts ipykernel of this environment, whichever kernel has the name of that in JUPYTER_PATH."""
+    """Starts this environment's ipykernel, even if JUPYTER_PATH has another kernel of its name."""
 
     @default("kernel_spec_manager")
     def _kernel_spec_manager_default(self) -> KernelSpecManager:
@@ -36,7 +36,7 @@ class IpcEngine(NBClientEngine):
 
     A TCP port that is taken before the kernel binds it leaves a kernel that never answers (papermill,
     issue 511). When a kernel dies, times out or is stopped, papermill marks its cell and all later ones
-    as completed. Here the cell failed and contains the reason, and later ones are pending.
+    as completed. Here the cell is marked as failed with the reason, and later ones as pending.
     """
 
     @classmethod
@@ -50,7 +50,7 @@ class IpcEngine(NBClientEngine):
             options |= {"kernel_manager_class": OwnKernelManager}
             try:
                 super().execute_managed_notebook(nb_man, kernel_name, **options)
-            except (Exception, KeyboardInterrupt) as error:  # papermill fails once a cell has it
+            except (Exception, KeyboardInterrupt) as error:  # papermill fails if a cell has it
                 if not _record_error(nb_man, error):
                     raise
 

@@ -19,7 +19,7 @@ PERSONALIZE = "08_personalize"
 RECOGNIZE = "09_recognize"
 ROBUSTNESS = "robustness"  # of notebook 07
 FOLD = "fold{fold}/"
-MODELS = {  # that can be probed, with their stages
+MODELS = {  # models that can be probed, and their stages
     "encoder": PREPARE_DATA,
     "multitask": FOLD + TRAIN_MULTITASK,
     "retrained": FOLD + RETRAIN,
@@ -50,7 +50,7 @@ def run_and_fold(stage: Path) -> tuple[str, int]:
 
 
 def figures_folder(run_dir: str) -> Path:
-    """Folder of a run's figures: figures/<run>, or in the run's folder if it is not in runs/."""
+    """Folder of a run's figures: figures/<run>, or the run's own figures/ if it is not in runs/."""
     run = run_folder(run_dir)
     in_runs = run.is_relative_to(ROOT / "runs")
     return ROOT / "figures" / run.relative_to(ROOT / "runs") if in_runs else run / "figures"
@@ -63,17 +63,17 @@ def stage_of(model: str) -> str:
 
 
 def missing_artifact(folder: Path, notebook: str) -> GmpError:
-    """Error for a stage that was not made yet."""
+    """The error for a stage that does not exist yet."""
     remedy = f"run notebooks/{notebook}.ipynb with the same run_dir and fold."
     return GmpError(f"{display_path(folder)}: not found; {remedy}")
 
 
 def notebook_of(folder: Path) -> str:
-    """Notebook that makes a stage's folder; 01 for folders without a number."""
+    """Notebook that makes a stage's folder; 01 for folders that name none."""
     names = [part for part in folder.parts if (NOTEBOOKS / f"{part}.ipynb").is_file()]
     return names[-1] if names else PREPARE_DATA
 
 
 def display_path(path: Path) -> str:
-    """Path for messages: relative to the checkout if it lies there."""
+    """Path for messages: relative to the checkout if it is inside."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

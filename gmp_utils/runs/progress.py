@@ -13,7 +13,7 @@ from gmp_utils.runs.experiments import Plan, read_declaration
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, display_path, figures_folder, run_folder
 
-FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")  # by nbconvert's page, unused here
+FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")  # by nbconvert's pages, but unused here
 
 
 def jobs(plan: Plan) -> pd.DataFrame:
@@ -61,7 +61,7 @@ def print_progress(plan: Plan) -> None:
     print(shown.astype(object).fillna("not known").to_markdown(index=False))
     unknown = shown.notebook[shown["seconds left"].isna() & (shown["to do"] > 0)]
     if len(unknown):
-        print(f"Not known yet how long these take: {', '.join(unknown)}.")
+        print(f"Duration not known yet: {', '.join(unknown)}.")
     without = " and without these" if len(unknown) else ""
     hours = shown["seconds left"].sum() / 3600
     print(f"About {hours:.1f} hours left, one after the other{without}.")

@@ -21,9 +21,9 @@ from gmp_utils.runs.code import code_digest
 from gmp_utils.runs.files import exclusive_lock, read_json, text_digest, write_json
 from gmp_utils.runs.paths import FOLD, ROOT, display_path, missing_artifact, notebook_of, run_folder
 
-CACHE = ".shared"  # next to runs that share stages, with the place where each was made
+CACHE = ".shared"  # next to runs that share stages; it records where each was made
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
-FULL = 2**20  # bytes free on a disk that counts as full
+FULL = 2**20  # a disk with fewer free bytes counts as full
 
 
 def upstream(stage: str, parameters: dict) -> list[str]:
@@ -105,7 +105,7 @@ def _check_upstream(folder: Path, provenance: dict) -> None:
             current = _check(source, read=())
             _check_upstream(source, current)
             if current["identity"] != identity:
-                found = f"{display_path(folder)} was made from another {display_path(source)}"
+                found = f"{display_path(folder)} was made from another version of {display_path(source)}"
                 remedy = f"run notebooks/{notebook_of(folder)}.ipynb again, or remove the folder"
                 raise GmpError(f"{found}; {remedy}.")
 
@@ -135,10 +135,10 @@ def make_stage(
 ) -> Path:
     """Make a stage completely or not at all, unless it is up to date.
 
-    `build` fills a temporary folder. After an interruption it still contains what was written before, unless
+    `build` fills a temporary folder. After an interruption, it still contains what was written before, unless
     the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (by
-    default that of `build`, see `gmp_utils.runs.code`) have changed. The protocol is that of the stages that
-    are read, unless it is given. Runs next to a folder named `CACHE` share stages by hard links.
+    default that of `build`, see `gmp_utils.runs.code`) have changed. By default, the protocol is that of the
+    stages that are read. Runs next to a folder named `CACHE` share stages by hard links.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
     described = [parameters, list(made_from.values()), list(inputs)]
@@ -164,7 +164,7 @@ def make_stage(
 
 
 def _is_current(folder: Path, identity: str) -> bool:
-    """Whether a folder is the undamaged stage of that identity."""
+    """Whether a folder is an undamaged stage of an identity."""
     if not (folder / "provenance.json").is_file():
         return False
     try:
@@ -175,7 +175,7 @@ def _is_current(folder: Path, identity: str) -> bool:
 
 
 def _link(cache: Path, folder: Path, identity: str) -> bool:
-    """Link the files of an equal stage of another run, if the cache names an undamaged one."""
+    """Link the files of an equal stage of another run, if the cache records an undamaged one."""
     entry = cache / f"{identity}.json"
     cached = cache.parent / read_json(entry)["made"] if entry.is_file() else None
     if not cached or not _is_current(cached, identity):
@@ -193,7 +193,7 @@ def _link(cache: Path, folder: Path, identity: str) -> bool:
 
 
 def _replace(folder: Path, partial: Path) -> None:
-    """Rename a finished stage, in place of an older one."""
+    """Rename a finished stage, replacing an older one."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -218,7 +218,7 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record:
     try:
         build(partial)
     except Exception as error:
-        if shutil.disk_usage(partial).free < FULL:  # not every library says so
+        if shutil.disk_usage(partial).free < FULL:  # not every library reports it
             error.add_note(f"{display_path(partial)}: no space left; free some and run it again.")
         raise
     marker.unlink()

@@ -11,7 +11,7 @@ from gmp_utils.runs.files import file_digest, read_json, text_digest
 from gmp_utils.runs.paths import ROOT
 
 EMBEDDED = Path(__file__).parents[1] / "models" / "embedded"  # a small HuBERT
-HUB_NAME = r"\w[\w.-]*(/[\w.-]+)?(@.+)?"  # and a branch, tag or commit
+HUB_NAME = r"\w[\w.-]*(/[\w.-]+)?(@.+)?"  # with an optional branch, tag or commit
 TRAINING_RECORDINGS = "training_recordings.txt"  # next to a model's weights, one per line
 
 
@@ -23,7 +23,7 @@ def _local(encoder: str) -> Path | None:
     if (folder / "config.json").is_file():
         return folder
     if folder.is_dir() or not re.fullmatch(HUB_NAME, encoder):
-        raise GmpError(f"encoder {encoder!r}: no such folder, or none with a model's config.json.")
+        raise GmpError(f"encoder {encoder!r}: no such folder, or no config.json in it.")
     return None
 
 
@@ -38,7 +38,7 @@ def resolve(encoder: str) -> str:
 
 @cache  # one commit per process
 def _download(encoder: str) -> str:
-    """Folder of a hub model's commit, the last one downloaded if the hub cannot be reached."""
+    """Folder of a hub model's commit; without a connection, of the last one downloaded."""
     name, _, revision = encoder.partition("@")
     try:
         for pattern in ("model*.safetensors", "pytorch_model*.bin"):
@@ -61,7 +61,7 @@ def files(encoder: str) -> list[Path]:
 
 
 def cached(encoder: str) -> Path | None:
-    """Folder of an encoder, for one on the hub what was downloaded before; None without."""
+    """Folder of an encoder without downloading it; None for one that is not in the hub's cache."""
     name, _, revision = encoder.partition("@")
     folder = _local(encoder)
     if not folder:
@@ -71,7 +71,7 @@ def cached(encoder: str) -> Path | None:
 
 
 def source_of(stage: Path) -> str:
-    """Folder of the encoder that a stage was made with; on the hub, of the same commit."""
+    """Folder of the encoder that a stage was made with; of the same commit if it is on the hub."""
     encoder, inputs = (read_json(stage / f"{name}.json") for name in ("params", "provenance"))
     return resolve(encoder["encoder"] if _local(encoder["encoder"]) else inputs["inputs"][0])
 
@@ -93,10 +93,10 @@ def pretraining_objective(encoder: str) -> str:
 
 
 def training_recordings(source: str | Path) -> set[tuple[str, str]]:
-    """Recordings that a model (`resolve`), and what it started from, was trained or selected on.
+    """Recordings that a model (a folder, see `resolve`) and its initial models were trained or selected on.
 
-    Each is a digest and the part of a fold whose labels were used, "" for audio without labels. Empty for
-    models of others.
+    Each is a digest and the part of a fold whose labels were used, "" for audio without labels. The set is
+    empty for models from elsewhere.
     """
     folder = Path(source)
     if (folder / TRAINING_RECORDINGS).is_file():
