@@ -1,4 +1,4 @@
-"""Data that may exceed the memory: a corpus of 100 hours, and the frames of a corpus of seven hours.
+"""Time and memory for data larger than memory: a corpus of 100 hours, and the frames of seven hours.
 
 python benchmarks/bounded.py --recordings <folder of recordings>
 """
@@ -36,7 +36,7 @@ def prepare(recordings: Path, hours: float, folder: Path) -> None:
 
 
 def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
-    """k-means of a sample, and the nearest centroid of every frame. The frames are on disk."""
+    """Fit k-means to a sample of frames on disk, and assign every frame to its nearest centroid."""
     rng = np.random.default_rng(0)
     names, lengths = ["a", "b"], [n_frames // 2, n_frames - n_frames // 2]
     frames = Ragged.create(

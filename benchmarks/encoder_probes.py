@@ -14,7 +14,7 @@ speaker's unlabeled audio.
 --run compares the classifiers of a finished run on EmoDB's seven emotions (`presets/seven.yaml`) with
 the baselines, by speaker. Its folds test on two speakers each, the baselines on one.
 
---picture draws the figure of docs/findings.md only: maps of layers on EmoDB beside their probes.
+--picture only draws the figure of docs/findings.md: maps of layers on EmoDB next to their probes.
 
 Without --picture it needs the extra `benchmarks` (opensmile's license allows research and private use only).
 """
@@ -54,7 +54,7 @@ GRID = {"logisticregression__C": [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0]}
 
 
 def probe(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, tuned: bool) -> np.ndarray:
-    """Predict every utterance with a probe trained on the other speakers."""
+    """Predict each utterance by a probe trained on the other speakers."""
     predicted = np.empty_like(labels)
     for train, test in LeaveOneGroupOut().split(x, labels, groups):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
@@ -116,7 +116,7 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
 
 
 def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Scores of every system and layer; UAR of emotion by speaker."""
+    """Scores of every system and layer, and UAR of emotion by speaker."""
     rows, speakers = [], []
     groups = manifest.speaker.to_numpy()
     with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +201,7 @@ def picture(scores: pd.DataFrame):
 
 
 def maps_and_probes(manifest: pd.DataFrame, encoder: str) -> go.Figure:
-    """UMAP of utterances (mean and deviation of some layers), and the probes of all layers."""
+    """UMAP of utterances (mean and standard deviation of some layers), and the probes of all layers."""
     with tempfile.TemporaryDirectory() as folder:
         waveforms, _ = waveform_store.write_store(manifest, Path(folder) / "waveforms")
         values = layers(weights.resolve(encoder), waveforms)
@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--emodb", default=corpora.EMBEDDED["emodb"], help="folder of EmoDB")
     parser.add_argument("--encoder", default="embedded")
     parser.add_argument("--run", help="a run whose classifiers are compared with the baselines")
-    parser.add_argument("--picture", help="PNG file of the maps and probes, and nothing else")
+    parser.add_argument("--picture", help="only draw maps and probes into this PNG file")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "encoder_probes")
     arguments = parser.parse_args()
     emodb = corpora.load("emodb", arguments.emodb)

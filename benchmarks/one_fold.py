@@ -1,4 +1,4 @@
-"""One fold of GMP-TL at the paper's size: speed of every stage, and its share of the device's peak.
+"""One fold of GMP-TL at the paper's size: the speed of each stage, and its share of the device's peak.
 
 python benchmarks/one_fold.py
 

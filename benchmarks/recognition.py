@@ -38,7 +38,7 @@ def base() -> Recognizer:
 
 
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
-    """Seconds of audio per second, alternating. The encoder gets decoded waveforms in the same batches."""
+    """Measure, alternately, seconds of audio per second of recognition and of the encoder on decoded waveforms."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
     lengths = list(map(len, waveforms))
     store = Ragged(
@@ -97,7 +97,7 @@ def hour(model: str, paths: list[str]) -> None:
 
 
 def main() -> None:
-    """Print a table."""
+    """Print a table of speeds, and the start-up time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recordings", type=Path, required=True)
     parser.add_argument("--files", type=int, default=100)

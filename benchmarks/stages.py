@@ -1,4 +1,4 @@
-"""Each stage against a straightforward implementation with the same libraries: seconds, ratios, peak memory.
+"""Each stage against a straightforward implementation with the same libraries: time, ratios and peak memory.
 
 make bench
 
@@ -71,7 +71,7 @@ class TooLong(Exception):
 def measure(function: Callable[[], object]) -> tuple[float, float, object]:
     """Seconds, peak memory above the memory in use before (MB, of the GPU if available), and the result."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # otherwise one function reuses the memory of the other
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise a function reuses the memory of the other one
     if hardware.device() == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -189,7 +189,7 @@ def _noises(folder: Path, n: int, rng: np.random.Generator) -> list[Path]:
 
 
 def prepare(data: Recordings, repeats: int) -> list[dict]:
-    """Ten epochs over recordings: decoded by a DataLoader each time, or once into the store."""
+    """Ten epochs over recordings, decoded by a DataLoader each time, or once into the store."""
     finer = [str(data.folder / f"{index}-48k.wav") for index in range(len(data.paths))]
     for path, name in zip(finer, data.names):
         wave = torch.from_numpy(audio.to_float(data.waveforms[name]))
@@ -233,7 +233,7 @@ def prepare(data: Recordings, repeats: int) -> list[dict]:
 
 
 def extract(data: Recordings, repeats: int) -> list[dict]:
-    """Layer -3 of every utterance."""
+    """Write layer -3 of every utterance."""
     reference_model = HubertModel.from_pretrained(data.encoder).eval().to(hardware.device())
     model = SpeechModel.load(data.encoder).eval()
 
@@ -263,7 +263,7 @@ def extract(data: Recordings, repeats: int) -> list[dict]:
 
 
 def cluster(n_frames: int, scales: list[int]) -> list[dict]:
-    """k-means of frames: HuBERT's recipe, and ours with more seeds until its inertia is as low."""
+    """k-means of frames: HuBERT's recipe, and ours with more seeds until its inertia is no higher."""
     rng = np.random.default_rng(0)
     kinds = rng.normal(size=(300, 768)).astype(np.float32)
     frames = kinds[rng.integers(300, size=n_frames)]
@@ -335,7 +335,7 @@ def steps(model: torch.nn.Module, batches: Iterable[dict]) -> None:
 
 
 def in_bfloat16(model: torch.nn.Module) -> torch.nn.Module:
-    """Run a reference's forward pass under autocast on a GPU, as ours does itself."""
+    """Run a reference's forward pass under autocast on a GPU, as our models do."""
     on_gpu = hardware.device() == "cuda"
     model.forward = torch.autocast("cuda", torch.bfloat16, enabled=on_gpu)(model.forward)
     return model

@@ -206,7 +206,7 @@ def test_pickled_a_file_is_its_place_and_an_array_its_values(tmp_path):
 
 def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(GmpError, match="processes: found 2, expected at most 1, the GPUs"):
+    with pytest.raises(GmpError, match="processes: found 2, expected at most 1 "):
         config = TrainingConfig(epochs=1, processes=2)
         train(None, [0], [0], tmp_path, config, compute_metrics=None, selection_metric="loss")
     with pytest.raises(GmpError, match="processes: found 0, expected more than 0"):

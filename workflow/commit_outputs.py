@@ -22,14 +22,14 @@ RUNS = {  # folder: parameters of notebook 01
 
 
 def reduced(png: str) -> str:
-    """A PNG, base64, with 256 colors, which is a quarter of its size."""
+    """Reduce a PNG in base64 to 256 colors, which takes a quarter of the size."""
     file, image = io.BytesIO(), Image.open(io.BytesIO(base64.b64decode(png)))
     image.convert("RGB").quantize(256).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
 
 
 def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The executed notebook without papermill's metadata, interactive copies of figures, and large sounds."""
+    """The executed notebook without papermill's metadata, interactive copies of figures and large sounds."""
     cells = []
     for cell in executed.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
@@ -65,14 +65,14 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def reject_others(
     executed: dict[str, nbformat.NotebookNode], prepared: dict[str, nbformat.NotebookNode]
 ) -> None:
-    """Reject executed notebooks that are not the demo's, because they may contain real recordings.
+    """Reject executed notebooks that are not the demo's, as they may contain other recordings.
 
     Parameters
     ----------
     executed : dict of str to NotebookNode
-        Keys are the names of their sources.
+        By the name of their source.
     prepared : dict of str to NotebookNode
-        Notebook 01 of each of `RUNS`.
+        Notebook 01 of each run in `RUNS`.
     """
     checked = [(name, None, book) for name, book in executed.items()]
     checked += [("01_prepare_data", run, book) for run, book in prepared.items()]

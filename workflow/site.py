@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: the repository's pages at their own paths, notebooks as pages, equations as MathML."""
+"""Hooks for mkdocs: the repository's pages at their own paths, notebooks as pages, equations as MathML."""
 
 import html
 import re
@@ -35,12 +35,12 @@ def on_files(files: Files, config) -> Files:
 
 
 def on_page_markdown(markdown: str, **_) -> str:
-    """Let links to notebooks lead to their pages."""
+    """Point links to notebooks at their pages."""
     return markdown.replace(".ipynb)", ".md)")
 
 
 def on_page_content(content: str, **_) -> str:
-    """Convert equations to MathML, which browsers draw without a script."""
+    """Convert equations to MathML, which browsers render without scripts."""
 
     def mathml(match: re.Match) -> str:
         display = "block" if match[1] == "[" else "inline"

@@ -159,7 +159,7 @@ class RatingModelConfig:
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
-    """All pairs of representation and interpreter, but other positions than "output" with the first one only."""
+    """All pairs of representation and interpreter; positions but "output" with the first one only."""
     pairs = [(name, head) for head in interpreters for name in representations if name != "papt"]
     configs = [RatingModelConfig(representation, head) for representation, head in pairs]
     if "papt" in representations:

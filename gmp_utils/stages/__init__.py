@@ -1,1 +1,1 @@
-"""One module per notebook, with its name: reads artifacts and writes artifacts. Draws no figure."""
+"""Computations of the notebooks, from artifacts to artifacts, without figures."""

@@ -36,7 +36,7 @@ from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
-PROBES = {  # the models that are probed
+PROBES = {  # the probed model of each
     "probe": "encoder",
     "probe-z": "encoder",
     "probe-multitask": "multitask",
@@ -70,7 +70,7 @@ class Fold:
         return uar(self.labels[part], scores[part].argmax(axis=1))
 
     def select(self, fit: Callable[[float], Scores], values: Sequence[float]):
-        """The first value with the highest UAR, or the second value without a selection, and its scores."""
+        """The first value with the highest UAR, or the second one if nothing is selected, and its scores."""
         if self.corpus.protocol.selection == "last":
             values = values[1:2]
         candidates = [(value, fit(value)) for value in values]
@@ -84,7 +84,7 @@ class Fold:
 
 
 def functionals(corpus: Corpus) -> Path:
-    """The stage with the 88 eGeMAPS functionals of every utterance, functionals.parquet.
+    """Make the stage with the 88 eGeMAPS functionals of every utterance, functionals.parquet.
 
     Eyben et al., "The Geneva Minimalistic Acoustic Parameter Set", 2016; the extended set, version 2.
     """
@@ -105,9 +105,9 @@ def functionals(corpus: Corpus) -> Path:
 
 
 def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) -> Path:
-    """The stage with a model's `pooled_layers` in the manifest's order, statistics.npy.
+    """Make the stage with a model's `pooled_layers` in the manifest's order, statistics.npy.
 
-    The model is that of a stage, `trained`, or else the encoder.
+    The model is that of the stage `trained`, if given, or else the encoder.
     """
 
     def build(folder: Path) -> None:
@@ -147,7 +147,7 @@ def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
 
 
 def z_by_speaker(statistics: np.ndarray, speakers: pd.Series) -> np.ndarray:
-    """Statistics with mean 0 and deviation 1 over each speaker's utterances, test speakers' among them."""
+    """Z-scores of statistics over the utterances of each speaker, test speakers included."""
     z = np.empty_like(statistics)
     for rows in speakers.reset_index(drop=True).groupby(speakers.to_numpy()).groups.values():
         mean, deviation = statistics[rows].mean(axis=0), statistics[rows].std(axis=0)
@@ -156,7 +156,7 @@ def z_by_speaker(statistics: np.ndarray, speakers: pd.Series) -> np.ndarray:
 
 
 def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
-    """Scores and metrics of a linear SVM on features that are indexed by utterance."""
+    """Scores and metrics of a linear SVM on features, indexed by utterance."""
     rows = {part: x.loc[names] for part, names in fold.parts.items()}
 
     def fit(c: float) -> Scores:
@@ -173,7 +173,7 @@ def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
 
 
 def _majority(fold: Fold) -> tuple[Scores, dict]:
-    """The training counts of the emotions, as the scores of every utterance."""
+    """The emotions' training counts as scores of every utterance."""
     counts = np.bincount(fold.labels["train"], minlength=fold.n_classes).astype(float)
     scores = {part: np.tile(counts, (len(fold.parts[part]), 1)) for part in fold.scored_parts}
     return scores, {"parameters": 0}
@@ -198,11 +198,11 @@ def classify(
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    "probe" and "probe-z" are probes of the untouched `encoder`, the others of the models of 02 and 05.
-    "probe-z" uses z-scores by speaker. It is transductive: it uses the audio of all utterances of a test
-    speaker. With `readout_draws`, a probe has a readout.parquet too, see `gmp_utils.evaluation.readout`. Its
-    draws depend on the `seed`. Otherwise `finetune_from` and `seed` only name the networks that the baseline
-    is listed with.
+    "probe" and "probe-z" are probes of the pre-trained `encoder`, the others of the models of 02 and 05.
+    "probe-z" uses z-scores by speaker, which is transductive: they use the audio of all utterances of a test
+    speaker. With `readout_draws`, a probe also has a readout.parquet (see `gmp_utils.evaluation.readout`),
+    whose draws depend on the `seed`. Otherwise, `finetune_from` and `seed` only name the networks that the
+    baseline is listed with.
     """
     check_baselines([baseline])
     corpus = open_corpus(run_dir)
@@ -270,7 +270,7 @@ def embed(texts: list[str], encoder: str) -> np.ndarray:
 
 
 def _transcripts(corpus: Corpus) -> list[str]:
-    """The text of every utterance, or a GmpError if any has none."""
+    """The text of every utterance; raises a GmpError if any has none."""
     texts = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
     missing = texts.index[texts.isna()]
     if len(missing):
@@ -286,7 +286,7 @@ def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[s
     for kind in kinds:
         check_choice("text", kind, TEXT_KINDS)
     if not losses:
-        raise GmpError("text with losses []: there is no network to fuse it with. Name a loss.")
+        raise GmpError("text with losses []: there is no network to fuse it with; add a loss.")
     _transcripts(open_corpus(run_dir))
     if text_encoder != "tf-idf":
         AutoTokenizer.from_pretrained(weights.resolve(text_encoder), trust_remote_code=False)
@@ -300,7 +300,7 @@ def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -
 
 
 def _classify_text(fold: Fold, text: Features) -> tuple[Scores, dict]:
-    """Logistic regression on text features."""
+    """Scores and metrics of logistic regression on text features."""
     model = LogisticRegression(max_iter=1000, class_weight="balanced")
     if isinstance(text["train"], np.ndarray):
         model = make_pipeline(StandardScaler(), model)
@@ -310,7 +310,7 @@ def _classify_text(fold: Fold, text: Features) -> tuple[Scores, dict]:
 
 
 def _fuse_late(fold: Fold, text: Features, speech: Path) -> tuple[Scores, dict]:
-    """Weighted mean of the probabilities of text and speech."""
+    """Scores and metrics of weighted means of the probabilities of text and speech."""
     by_text, metrics = _classify_text(fold, text)
     table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
     logits = {part: table.loc[fold.parts[part], fold.corpus.emotions] for part in by_text}
@@ -323,7 +323,7 @@ def _fuse_late(fold: Fold, text: Features, speech: Path) -> tuple[Scores, dict]:
 
 
 def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tuple[Scores, dict]:
-    """A perceptron on the network's features and text features."""
+    """Scores and metrics of a perceptron on the network's features and text features."""
     network = EmotionClassifier.load(str(speech / "model"))
     inputs = features.model_inputs(network, fold.corpus)
     x = {}
@@ -346,12 +346,12 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
 def fuse(
     run_dir: str, fold: int, *, kind: str, speech: Path, text_encoder: str = "tf-idf", seed: int = 0
 ) -> Path:
-    """Classify transcripts, alone or fused with speech, as a stage next to that of the speech.
+    """Classify transcripts, alone or fused with speech, in a stage next to that of the speech.
 
     `kind` is "text" alone (logistic regression), "late-fusion" of probabilities, with the best weight on the
     part that the protocol selects on, or "embedding-fusion", a perceptron on the features of both. `speech`
     is a stage of `gmp_utils.stages.finetune.finetune`. `text_encoder` is "tf-idf", which embedding fusion
-    reduces to `TOPICS` dimensions, or as for `embed`.
+    reduces to `TOPICS` dimensions, or a model for `embed`.
     """
     corpus = open_corpus(run_dir)
     transcripts, index = _transcripts(corpus), corpus.manifest.index

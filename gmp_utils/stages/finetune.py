@@ -1,4 +1,4 @@
-"""Stage 06: fine-tune on the utterances' emotions with AM-Softmax or cross-entropy (stage 3)."""
+"""Stage 06: fine-tune on the utterances' emotions with AM-Softmax or cross-entropy (stage 3 of the paper)."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,8 +42,8 @@ def finetune(
     The loss is "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE
     model of the same fold, so they have twice the updates and a second warm-up. The others start from the
     "retrained" model (of stage 05), "multitask" (of stage 02, with a new head) or the "encoder". `scale` and
-    `margin` are AM-Softmax's, which has no class weights. Its gradients are clipped to `scale` times CE's
-    norm.
+    `margin` are AM-Softmax's, which has no class weights. Its gradients are clipped to `scale` times the norm
+    for CE.
     """
     check_choice("loss", loss, LOSSES)
     check_choice("finetune_from", finetune_from, INITIAL_MODELS)
@@ -70,7 +70,7 @@ def finetune(
         classify = partial(embed_and_classify, model, inputs)
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
-        factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger
+        factor = scale if settings["loss"] == "ams" else 1.0  # by which AM-Softmax's gradients are larger
         schedule = replace(training, max_grad_norm=factor * training.max_grad_norm)
         train(model, *datasets, folder, schedule, compute_metrics=_metrics, **selection)
         corpus.write_training_recordings(folder / "model", fold, source)

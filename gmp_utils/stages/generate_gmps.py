@@ -50,16 +50,16 @@ def generate_gmps(
     Parameters
     ----------
     clustered_model : str
-        "multitask", the model of stage 02; or as a control "encoder", the initial one, or "random", the same
-        architecture with random weights.
+        "multitask", the model of stage 02; or as a control "encoder", the pre-trained encoder, or "random",
+        the same architecture with random weights.
     permuted : bool
-        As a control: shuffle the labels over each utterance's frames.
+        As a control, shuffle the labels over each utterance's frames.
     normalize_frames : str
-        Before clustering: "none"; "speaker", to mean 0 and deviation 1 over a speaker's frames; or
+        Before clustering: "none"; "speaker", to mean 0 and standard deviation 1 over a speaker's frames; or
         "utterance", to mean 0 over an utterance's. No labels are used, but held-out speakers are normalized
-        by their own audio, which is transductive. Their pseudo-labels are used only to evaluate.
+        by their own audio, which is transductive. Their pseudo-labels are used only for evaluation.
     kmeans_frames : int
-        Number of random frames that k-means is fitted to; 0 for all. Each takes 6 bytes × hidden size.
+        Number of random frames that k-means is fitted to, 0 for all. Each takes 6 bytes × hidden size.
     """
     if clustered_model not in ("multitask", "encoder", "random"):
         expected = "expected multitask, encoder or random"
@@ -135,7 +135,7 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
 
 
 def load_clustered_model(stage: Path, encoder: str, parameters: dict) -> SpeechModel:
-    """The model whose frames a stage clusters: that of stage 02, the encoder, or one of random weights."""
+    """The model whose frames a stage clusters: that of stage 02, the encoder, or one with random weights."""
     source = str(stage.with_name(TRAIN_MULTITASK) / "model")
     if parameters["clustered_model"] != "multitask":
         source = weights.resolve(encoder)
@@ -153,7 +153,7 @@ def normalize(frames: Ragged, speakers: pd.Series, how: str) -> None:
     groups = speakers if how == "speaker" else speakers.index.to_series()
     for names in groups.groupby(groups).groups.values():
         n, total, squares = sum(frames.lengths[name] for name in names), 0.0, 0.0
-        for name in names:  # a speaker's frames may be larger than the memory
+        for name in names:  # a speaker's frames may not fit into memory
             values = frames[name].astype(np.float64)
             total, squares = total + values.sum(axis=0), squares + np.square(values).sum(axis=0)
         mean, deviation = total / n, 1.0
@@ -166,8 +166,8 @@ def normalize(frames: Ragged, speakers: pd.Series, how: str) -> None:
 def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.ndarray]:
     """Pseudo-labels, (frames,) int32 by "K = 64" and so on, of a recording that is not in the corpus.
 
-    `waveform` is (n_samples,) float32 or int16 at 16 kHz; `encoder` is used unless `stage` clustered the
-    multi-task model. Normalization by speaker is by the recording's own mean and deviation.
+    `waveform` is (n_samples,) float32 or int16 at 16 kHz. `encoder` is used unless `stage` clustered the
+    multi-task model. Normalization by speaker uses the recording's own mean and standard deviation.
     """
     parameters = read_json(stage / "params.json")
     model, layers = load_clustered_model(stage, encoder, parameters), [parameters["layer"]]

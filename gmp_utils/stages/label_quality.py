@@ -1,4 +1,4 @@
-"""Quality of the pseudo-labels of stage 04: what they predict, how stable and how long they are."""
+"""Quality of the pseudo-labels of stage 04: what they predict, and how stable and how long they are."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from gmp_utils.training.features import open_labels
 
 
 def label_quality(stage: Path, corpus: Corpus) -> pd.DataFrame:
-    """Describe the pseudo-labels of the utterances that the protocol selects on, a row per scale.
+    """Describe the pseudo-labels of the part that the protocol selects on, a row per scale.
 
     Columns are `bag UAR` (see `bag_uar`), the stage's `stability`, `run, frames`, `permuted, frames` and
     `run, ms` (see `mean_runs`), `eta2 log F0` of voiced frames and `eta2 energy` (see `variance_explained`).
@@ -41,7 +41,7 @@ def label_quality(stage: Path, corpus: Corpus) -> pd.DataFrame:
 
 
 def mean_runs(utterances: list[np.ndarray]) -> tuple[float, float]:
-    """Mean frames per run of one label, and its expected value for labels permuted in time.
+    """Mean number of frames per run of a label, and its expected value for labels permuted in time.
 
     The permutations of n labels, n_c of them in cluster c, have 1 + n - Σ n_c² / n runs on average (Barton
     and David, "Multiple runs", 1957).
@@ -53,9 +53,9 @@ def mean_runs(utterances: list[np.ndarray]) -> tuple[float, float]:
 
 
 def variance_explained(values: np.ndarray, clusters: np.ndarray) -> float:
-    """Share of the variance that is between clusters: eta squared, corrected to 0 for random clusters.
+    """Share of the variance between clusters: eta squared, corrected to be 0 for random clusters.
 
-    Kelley, "An Unbiased Correlation Ratio Measure", 1935. NaN if every value has a cluster of its own.
+    Kelley, "An Unbiased Correlation Ratio Measure", 1935. NaN if every value has its own cluster.
     """
     values, n_used = pd.Series(values, dtype=float), len(np.unique(clusters))
     if len(values) <= n_used:

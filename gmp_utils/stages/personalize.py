@@ -42,7 +42,7 @@ def summarize_utterances(task: RatingTask) -> Path:
     """Write mean, standard deviation and maximum over time of the pre-trained encoder's last layer.
 
     mean.npy, std.npy and max.npy are (n_utterances, hidden_size) float32, in the manifest's order. The frames
-    are kept unless the encoder is going to be trained.
+    are kept unless the encoder will be trained.
     """
     corpus, keep_frames = open_corpus(task.run_dir), not task.train_encoder
 
@@ -125,7 +125,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
 
 
 def _papt_frames(fold: RatedFold, position: str) -> Path:
-    """Frames of the last layer of PAPT's model, without the embedding that is added to them."""
+    """Frames of the last layer of PAPT's model, without an embedding added to them."""
     source = fold.task.folder / f"papt-{position}"
 
     def build(folder: Path) -> None:
@@ -141,7 +141,7 @@ def _papt_frames(fold: RatedFold, position: str) -> Path:
 
 
 def _load_model(fold: RatedFold, system: RatingModelConfig, source: str) -> AttributeModel:
-    """A system's model with the weights of `source`, and with the training labels' mean and scale."""
+    """A system's model with the weights of `source`, and the training labels' mean and standard deviation."""
     labels = fold.corpus.manifest.loc[fold.parts["train"], fold.task.attributes]
     return AttributeModel.load(
         source,
@@ -158,7 +158,7 @@ def _load_model(fold: RatedFold, system: RatingModelConfig, source: str) -> Attr
 
 
 def _speaker_targets(fold: RatedFold, system: RatingModelConfig) -> dict[str, pd.DataFrame]:
-    """`speaker` by utterance: mixtures of training speakers, or fixed embeddings."""
+    """`speaker` by utterance: weights of training speakers, or fixed embeddings."""
     if system.learns_embeddings:
         return {"speaker": fold.mixtures}
     if not system.has_fixed_embeddings:
@@ -187,7 +187,7 @@ def _fit_and_predict(
 ) -> None:
     """Train a system's model, and write the ratings that it predicts for all utterances.
 
-    `sample_weight` is indexed by training utterances, which may occur repeatedly; the default is 1 for all.
+    `sample_weight` is indexed by training utterances, which may be repeated. The default is 1 for each.
     """
     set_seed(training.seed)
     manifest, protocol, attributes = (
@@ -230,7 +230,7 @@ def train_and_predict(
 ) -> Path:
     """Train a system on a fold's training speakers, and predict the ratings of all its utterances.
 
-    A "papt" system starts with the model of `adapt`. The stage has history.csv, metrics.json, model/,
+    A "papt" system starts from the model of `adapt`. The stage has history.csv, metrics.json, model/,
     predictions.parquet (utterance, speaker, gender, part, attribute, true, predicted) and speakers.parquet
     (each speaker's mean features).
     """
@@ -252,16 +252,16 @@ def adapt_unsupervised(
 ) -> Path:
     """Sridhar & Busso's personalization: continue training on speakers similar to the test speakers.
 
-    Each test speaker chooses `n_chosen` training speakers by `gmp_utils.data.speakers.divergences`.
+    For each test speaker, `n_chosen` training speakers are chosen by `gmp_utils.data.speakers.divergences`.
 
     | adaptation | training utterances |
     |---|---|
     | unique | those of chosen speakers, once |
     | oversampling | those of chosen speakers, once for every choice |
     | weighting | all, with a weight of one plus the number of choices |
-    | all | all: more training and nothing else |
+    | all | all, as a control with more training only |
 
-    It starts from "none-mlp" of `train_and_predict`, and writes the same files.
+    Training starts from "none-mlp" of `train_and_predict`, whose files the stage has, too.
     """
     system, fold = RatingModelConfig(adaptation=adaptation), open_fold(task)
     source = task.folder / system.initial_model
@@ -289,8 +289,8 @@ def adapt_unsupervised(
 def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfig) -> Path:
     """Train "none-mlp" on half of the utterances of n training speakers, drawn by the training's seed.
 
-    The other half is the part "seen" of its predictions, for the personalization gap: their CCC minus that of
-    the unseen test speakers. It writes the same files as `train_and_predict`.
+    The other half is the part "seen" of its predictions, for the personalization gap: its CCC minus that of
+    the unseen test speakers. The stage has the same files as that of `train_and_predict`.
     """
     fold, system = open_fold(task), RatingModelConfig()
     order = np.random.default_rng(training.seed).permutation(fold.similarity.columns)
@@ -305,7 +305,7 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
 
 
 def combine_seeds(stages: Sequence[Path]) -> Path:
-    """`write_results` of runs that differ in their seeds, given their results, next to the runs."""
+    """Combine the results, which are stages, of runs that differ in their seeds, next to the runs."""
     settings = read_json(stages[0] / "params.json")
     tasks = [RatingTask(**task) for task in settings["tasks"]]
     systems = [RatingModelConfig(**system) for system in settings["systems"]]

@@ -1,4 +1,4 @@
-"""Stage 01: a corpus to a manifest, a waveform store and a protocol."""
+"""Stage 01: the manifest, waveform store and protocol of a corpus."""
 
 import os
 from pathlib import Path
@@ -32,12 +32,12 @@ def read_manifest(
 ) -> pd.DataFrame:
     """Read the manifest of a corpus, or of two: one to train on and one to test on.
 
-    The folder is that of the recordings, or the file of a table; "" for embedded corpora, and for synthetic
-    ones, which are synthesized into the run (`seed` and `shifts`, see `synthetic_speakers.make`). The
+    A folder is that of the recordings, the file of a table, or "" for embedded corpora and for synthetic
+    ones, which are synthesized into the run (for `seed` and `shifts` see `synthetic_speakers.make`). The
     `options` are those of `gmp_utils.data.corpora.load`.
     """
     if test_corpus_dir and not test_corpus:
-        raise GmpError(f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set it too.")
+        raise GmpError(f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set both or neither.")
     folder = _corpus_folder(run_dir, corpus, corpus_dir, seed, shifts)
     if not test_corpus:
         return corpora.load(corpus, folder, **options)
@@ -46,7 +46,7 @@ def read_manifest(
 
 
 def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts: str) -> Path:
-    """Folder of a corpus, made first for synthetic ones."""
+    """Folder of a corpus; a synthetic one is synthesized first."""
     if corpus in corpora.EMBEDDED and not corpus_dir:
         return corpora.EMBEDDED[corpus]
     if (corpus in SYNTHETIC) == bool(corpus_dir):
@@ -79,7 +79,7 @@ def prepare(
     `gmp_utils.data.protocol.make_protocol`.
     """
     run = run_folder(run_dir)
-    # Synthetic and embedded corpora are the same wherever the run or the checkout is.
+    # Relative paths: synthetic and embedded corpora do not depend on the place of the run or the checkout.
     paths = manifest.path.str.removeprefix(f"{run}/").str.removeprefix(f"{ROOT}/")
     relative = manifest.assign(path=paths)
     recordings = _decode(run, manifest, relative)
@@ -163,5 +163,5 @@ def _find_problems(
 
 
 def _is_rated(manifest: pd.DataFrame) -> pd.Series:
-    """Whether each utterance has a rating, and can be used without an emotion."""
+    """Whether each utterance has a rating, and so can be used without an emotion."""
     return manifest.reindex(columns=RATINGS).notna().any(axis=1)

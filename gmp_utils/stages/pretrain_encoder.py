@@ -2,7 +2,7 @@
 
 The targets of the first round are clusters of MFCCs, those of later rounds clusters of a hidden layer of the
 previous round's model. Every round may have clusters of prosody too. Further pre-training with the
-contrastive objective makes it a wav2vec 2.0.
+contrastive objective turns the model into a wav2vec 2.0.
 """
 
 import shutil
@@ -34,11 +34,11 @@ from gmp_utils.training.trainer import TrainingConfig, train
 
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
-LONGEST_SEGMENT = 20.0  # seconds that the encoder processes at once to make targets, at most
+LONGEST_SEGMENT = 20.0  # seconds, at most, that the encoder processes at once to make targets
 CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
 CONTRASTIVE_MASKING = Masking(0.65, 10)  # wav2vec 2.0's
-CLUSTERED_FRAMES = 1_000_000  # sampled for k-means if there are more
-LAST_STEP = {"selection_metric": "validation_loss", "selection": "last"}  # its model is kept
+CLUSTERED_FRAMES = 1_000_000  # that k-means is fitted to, if there are more
+LAST_STEP = {"selection_metric": "validation_loss", "selection": "last"}  # whose model is kept
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def read_recordings(
 def _segments(waveforms: Ragged, crop: int) -> dict[str, np.ndarray]:
     """Segments of at least `crop` samples, by ``<recording>@<first sample>``.
 
-    Long recordings are divided evenly. Shorter ones than a crop are joined with the next such recordings of
-    their folder, and dropped if these do not suffice.
+    Long recordings are divided evenly. Recordings shorter than a crop are joined with the next ones in their
+    folder, and dropped if these do not suffice.
     """
     segments, short = {}, defaultdict(list)
     longest = max(int(LONGEST_SEGMENT * SAMPLE_RATE), 2 * crop)
@@ -156,10 +156,10 @@ def pretrain_round(
     """One round of masked prediction, with a stream of clusters for each of the `scales` and one for prosody.
 
     Round 1 clusters MFCCs and starts from random weights. Later rounds cluster hidden state `layer` of the
-    previous round's model and start from its weights, while HuBERT's start at random, which takes longer.
-    Every round has `prosody_clusters`, or no such stream if they are 0. `loss_on` is "masked" frames, as in
-    HuBERT, or "all": in a short training unmasked frames help to train the CNN. The stage's encoder/ is a
-    HubertModel with the digests of its recordings.
+    previous round's model and start from its weights. HuBERT's later rounds start at random, which takes
+    longer. The prosody stream has `prosody_clusters` clusters, and is left out if they are 0. `loss_on` is
+    "masked" frames, as in HuBERT, or "all": in a short training, unmasked frames help to train the CNN. The
+    stage's encoder/ is a HubertModel with the digests of its recordings.
     """
     run = run_folder(run_dir) / PRETRAIN_ENCODER
     recordings, previous = run / "recordings", run / f"round{number - 1}"
@@ -215,7 +215,7 @@ def stream_names(scales: Sequence[int], prosody_clusters: int) -> list[str]:
 def _acoustic_frames(
     segments: Ragged, train_names: Sequence[str], function: Callable[[np.ndarray], np.ndarray]
 ) -> Ragged:
-    """Acoustic features of all segments, standardized as those of the training segments are."""
+    """Acoustic features of all segments, standardized by those of the training segments."""
     names = segments.utterances
     features_of = [function(segments[name]) for name in names]
     frames = Ragged(np.concatenate(features_of), names, list(map(len, features_of)), kind="hidden")
@@ -228,9 +228,9 @@ def _acoustic_frames(
 def _write_targets(
     kinds: Sequence[tuple[Ragged, Sequence[int]]], train_names: list[str], seed: int, stem: Path
 ) -> Ragged:
-    """Clusters of frames of one or more kinds at their scales, (frames, streams) int32.
+    """Write the clusters of one or more kinds of frames at their scales, (frames, streams) int32.
 
-    The centroids come from the training segments.
+    Centroids are fitted to the training segments.
     """
     frames, n_streams = kinds[0][0], sum(len(scales) for _, scales in kinds)
     shape, lengths = (n_streams,), list(frames.lengths.values())
@@ -282,7 +282,7 @@ def pretrain_contrastive(
 
 
 def _as_wav2vec2(encoder: str, folder: Path) -> ContrastiveModel:
-    """A contrastive model with a HuBERT's weights, by way of a temporary folder."""
+    """A contrastive model with a HuBERT's weights, converted in a temporary folder."""
     hubert = SpeechModel.load(weights.resolve(encoder))
     if hubert.config.model_type != "hubert":
         raise GmpError(f"encoder {encoder!r}: a {hubert.config.model_type}, expected a HuBERT.")

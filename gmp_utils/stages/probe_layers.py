@@ -33,10 +33,10 @@ from gmp_utils.training.kmeans import assign, fit_kmeans
 COLUMNS = ("utterance", *ATTRIBUTES, *RATINGS, "emotion_start", "emotion_end", "phonemes")
 SENTENCES = 50  # at most, the most frequent
 FRAMES_PER_UTTERANCE = 12  # at most, for probes, maps and few clusters
-FRAMES_PER_CLUSTER = 10  # at least, where the corpus has as many
+FRAMES_PER_CLUSTER = 10  # at least, if the corpus has as many
 PROBED_FRAMES = 3000  # at most, of each part of a fold
 COMPARED_FRAMES = 1200  # at most, for CKA
-DRAWN_FRAMES = 100_000  # in memory at every layer, unless the clusters need more
+DRAWN_FRAMES = 100_000  # in memory for each layer, unless the clusters need more
 
 Points = tuple[np.ndarray, pd.DataFrame]  # (layers, n, dim), and a row for each of the n
 
@@ -50,9 +50,9 @@ def _probe(metric: str) -> Pipeline:
 def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     """Probe one layer for every class and rating, and score one part.
 
-    Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. All but speakers
-    are trained on the training part. Speakers are classified by half of the utterances of each
-    validation and test speaker, and scored on the other half. A task with fewer than two values to train on
+    Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. Training is on the
+    training part, except for speakers, which are learned from half of the utterances of each validation and
+    test speaker, and scored on the other half. A task with fewer than two values in training
     is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes
     and ratings of each. Rows have the score, its 95 % interval and the chance level, see `_interval`.
     """
@@ -79,7 +79,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
 
 
 def _interval(scored: pd.DataFrame, metric: str) -> dict:
-    """`low` and `high` of a score by jackknife `over` speakers, or over utterances if they are too few."""
+    """`low` and `high` of a score, by jackknife `over` speakers, or utterances if speakers are too few."""
     over = "speaker" if scored.speaker.nunique() >= MIN_SPEAKERS else "utterance"
     if metric == "UAR":
         _, low, high = with_intervals(scored, over)["UAR"]
@@ -97,7 +97,7 @@ def cluster_layer(
 
     Rows have the `adjusted_information` (`ami`) and purity of each number of clusters K and attribute, and
     `cluster_usage`, the exponential of the entropy over K. See `probe_layer` for `x` and `points`, which also
-    has `is_emotional` where the emotional segment is annotated.
+    has `is_emotional` if emotional segments are annotated.
     """
     x, points = x[points.part == part], points[points.part == part]
     compared = {name: (name, np.full(len(points), True)) for name in attributes(points)}
@@ -116,7 +116,7 @@ def cluster_layer(
 
 
 def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str) -> float:
-    """UAR of emotion, probed from bags of clusters: the roots of their shares of each utterance's frames.
+    """UAR of emotion, probed from bags of clusters: square roots of their shares of an utterance's frames.
 
     NaN without emotions. `counts`, (n_utterances, k), are numbers of frames.
     """
@@ -143,7 +143,7 @@ def phoneme_at(phonemes: str, seconds: float) -> str | None:
 
 
 def _sentences(manifest: pd.DataFrame, parts: pd.Series) -> pd.Series:
-    """Texts that at least half of the training speakers, and two, say; other texts are missing."""
+    """Texts that at least half of the training speakers, and at least two, say; others are missing."""
     texts = manifest.get("text", pd.Series(None, manifest.index, dtype=object))
     training = manifest.speaker[parts == "train"]
     speakers = training.groupby(texts).nunique()
@@ -152,7 +152,7 @@ def _sentences(manifest: pd.DataFrame, parts: pd.Series) -> pd.Series:
 
 
 def _choose_utterances(corpus: Corpus, fold: int, scales: Sequence[int], seed: int) -> pd.DataFrame:
-    """Utterances of a fold with their attributes, sampled where all of them have too many frames."""
+    """Utterances of a fold with their attributes, a sample of them if they have too many frames."""
     parts = corpus.protocol.parts(corpus.manifest, fold)
     manifest = corpus.manifest.assign(sentence=_sentences(corpus.manifest, parts))
     points = manifest[manifest.columns.intersection(COLUMNS)].assign(part=parts)
@@ -165,9 +165,9 @@ def _choose_utterances(corpus: Corpus, fold: int, scales: Sequence[int], seed: i
 def _draw(
     network: SpeechModel, corpus: Corpus, points: pd.DataFrame, n_frames: int, seed: int
 ) -> dict[str, Points]:
-    """Means over time, and up to `n_frames` frames each, of utterances, by unit.
+    """Mean over time, and up to `n_frames` frames, of each utterance, by unit.
 
-    The frames depend on the seed, the utterances and their lengths only. Rows gain `energy` (dB below full
+    The frames depend only on the seed, the utterances and their lengths. Rows gain `energy` (dB below full
     scale) and, for frames, `seconds` (the middle of each) and `draw` (0, 1, … within the utterance: a smaller
     draw is the start of a larger one).
     """
@@ -201,7 +201,7 @@ def _cluster_layers(
 ) -> list[dict]:
     """`cluster_layer` of every layer, clustered on the training part's frames, and `bag_uar` of each K.
 
-    The bags are of all frames of the utterances, which are encoded again for them.
+    Bags are of all frames of the utterances, which are encoded again for this.
     """
     (x, table), inputs = frames, features.model_inputs(network, corpus)
     centroids = [fit_kmeans(states[table.part == "train"], **kmeans) for states in x]

@@ -1,4 +1,4 @@
-"""Stage 09: publish a trained classifier: calibrated, with further heads and a model card."""
+"""Stage 09: publish a trained classifier, calibrated, with further heads and a model card."""
 
 import warnings
 from contextlib import suppress
@@ -54,7 +54,7 @@ def _fit(
     ratings = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
     train_ratings, gender = manifest.loc[train, ratings].to_numpy(float), manifest.gender.loc[train]
     config = RecognizerConfig(
-        network=network.config.to_dict() | {"_name_or_path": ""},  # a path on this machine
+        network=network.config.to_dict() | {"_name_or_path": ""},  # otherwise a path on this machine
         has_gender_head=gender.nunique() == 2,
         ratings=ratings,
         rating_ranges=[[column.min(), column.max()] for column in train_ratings.T],
@@ -108,7 +108,7 @@ def same_system(stage: Path) -> pd.DataFrame:
 
 
 def _robustness(stage: Path) -> list[Path]:
-    """The stage with altered recordings of a network's run, if it is there and fits the run."""
+    """The stage of altered recordings of a network's run, in a list; empty if it is missing or outdated."""
     folder = run_folder(run_and_fold(stage)[0]) / paths.ROBUSTNESS
     with suppress(GmpError):
         check_and_identify(folder)
@@ -173,7 +173,7 @@ def model_card(
 
 
 def best_network(run_dir: str) -> Path:
-    """The network of a run with the highest validation UAR, or the first without validation speakers."""
+    """The network of a run with the highest validation UAR; the first one without validation speakers."""
     networks = [stage for stage in classifiers(run_dir).stage if (stage / "model").is_dir()]
     if not networks:
         raise GmpError(f"{run_dir}: found baselines only; run notebook 06 to train a network.")
@@ -215,7 +215,7 @@ def publish(stage: Path) -> Path:
 def find_or_publish(model: str) -> str:
     """The published model of a run or of a stage of notebook 06 or 09, published first if necessary.
 
-    Of a run it is the best network. Other names of models are returned unchanged.
+    For a run, it is the best network. Other names of models are returned unchanged.
     """
     folder = Path(model).expanduser()
     folder = (folder if folder.is_dir() else run_folder(model)).resolve()
@@ -246,7 +246,7 @@ class _OnnxGraph(nn.Module):
 
 
 def export_onnx(model: str, path: str) -> None:
-    """Write a model of `find_or_publish` as ONNX, for any batch size and length, and compare its outputs.
+    """Write a model of `find_or_publish` as ONNX, for any batch size and length, and compare it with torch.
 
     Its outputs are the fields of `RecognizerOutput` that the model has. Needs the extra `onnx`.
     """
@@ -263,10 +263,10 @@ def export_onnx(model: str, path: str) -> None:
         warnings.simplefilter("ignore")  # the exporter is deprecated; shapes are compared below
         outputs = list(recognizer(*batch(8000)).keys())
         torch.onnx.export(
-            _OnnxGraph(recognizer).eval(),  # the exporter restores the mode that it finds
+            _OnnxGraph(recognizer).eval(),  # the exporter restores this mode
             batch(16000, 12000),
             str(partial),
-            dynamo=False,  # the newer exporter fixes the number of an LSTM's steps
+            dynamo=False,  # the newer exporter fixes an LSTM's number of steps
             input_names=inputs,
             output_names=outputs,
             dynamic_axes=dict.fromkeys(inputs, axes) | {name: {0: "batch"} for name in outputs},

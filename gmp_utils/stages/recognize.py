@@ -1,7 +1,7 @@
 """Stage 09: emotions over time in recordings.
 
-Recordings are processed in overlapping windows. A window's output is assigned to its central part, that of
-the first and the last window to the recording's ends as well.
+Recordings are processed in overlapping windows. A window's output is assigned to its central part, which in
+the first and the last window extends to the end of the recording.
 """
 
 import math
@@ -64,8 +64,8 @@ def _speech_detector() -> Callable[[torch.Tensor], list[dict[str, int]]]:
 def detect_speech(waveform: np.ndarray) -> np.ndarray:
     """Segments of speech, (n_segments, 2) starts and ends in samples, by Silero VAD.
 
-    It runs in one thread, to which its import limits the whole process: on its small matrices, several
-    threads take up to 20 times as long.
+    It runs in one thread, because several take up to 20 times as long on its small matrices. Its import would
+    limit the whole process to one.
     """
     n_threads = torch.get_num_threads()
     try:
@@ -84,9 +84,9 @@ def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
-    """A window, (n_samples,), from its first to its last speech, with a `MARGIN` around them.
+    """Trim a window, (n_samples,), to its speech and a `MARGIN` before and after it.
 
-    Of a side that is trimmed, digital silence is left out of the margin, too.
+    At a trimmed end, digital silence is removed from the margin, too.
     """
     margin = int(MARGIN * SAMPLE_RATE)
     start, end = max(segments[0, 0] - margin, 0), segments[-1, 1] + margin
@@ -97,7 +97,7 @@ def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 def expand_folders(paths: str | os.PathLike | Sequence) -> list[str]:
-    """Paths of recordings, in place of a folder all recordings below it."""
+    """Paths of recordings. A folder is replaced by all recordings below it."""
     recordings = []
     for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
         if not str(path) or "://" in str(path):
@@ -170,7 +170,7 @@ def _recognize_sources(
 
 
 def _sources(audio: Any, sample_rate: float | None) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that return 16 kHz waveforms, by path or, of what is in memory, by number or ""."""
+    """Functions that return 16 kHz waveforms, by path, or for audio in memory by number ("" if it is one)."""
     several, sources = isinstance(audio, Iterable) and not is_recording(audio), {}
     for number, item in enumerate(audio if several else [audio]):
         if not is_recording(item):
@@ -208,8 +208,8 @@ def recognize(
     sample_rate : int, optional
         Hz, of an array or a tensor.
     window, hop : float
-        Length of a window, and maximum from one window to the next (s). A recording that is not longer than
-        a window is one window, as training utterances are. Silence at its ends is left out.
+        Length of windows, and maximum distance between their starts (s). A recording no longer than a window
+        is one window, like training utterances. Silence at the ends of windows is left out.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         expected = f"{MIN_SECONDS} <= hop <= window, in seconds"
@@ -222,7 +222,7 @@ def recognize(
 
 
 def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
-    """Write an utterance per emotion of the test speakers of a stage of notebook 06, and white noise.
+    """Write a recording of one utterance per emotion, by test speakers of a stage of 06, and white noise.
 
     Each is followed by a second of silence. Returns the labels, emotions or "noise", with start and end (s).
     """

@@ -17,8 +17,8 @@ from gmp_utils.training import features
 def inference_speed(run_dir: str) -> float | None:
     """Seconds of audio classified per second on this machine, from waveforms to scores.
 
-    Measured with the first network of the run on its test utterances, after a warm-up; None for a run that
-    has baselines only.
+    It is measured with the first network of the run on its test utterances, after a warm-up. It is None for a
+    run that has only baselines.
     """
     finished = classifiers(run_dir)
     networks = finished[[(stage / "model").is_dir() for stage in finished.stage]]

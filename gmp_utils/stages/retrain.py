@@ -49,10 +49,10 @@ def retrain(
 
     Training starts from the initial "encoder", or from "multitask", the model of stage 02. The objective
     "clusters" predicts the pseudo-labels of stage 04; "contrastive" is wav2vec 2.0's and needs no stage 04;
-    "own" is the one that the encoder was pre-trained with. Several processes count the contrastive
-    objective's codes separately, so results differ slightly from one process. Each stream's head has
+    "own" is the one that the encoder was pre-trained with. For the contrastive objective, processes count
+    codes separately, so results depend slightly on the number of processes. Each stream's head has
     `stream_hidden_size` hidden units. The `retrain_selection` "last" keeps the model of the last step,
-    "validation" that of the evaluation that the protocol selects, by the loss.
+    "validation" the one that the protocol selects by the loss.
     """
     objective = weights.pretraining_objective(encoder) if objective == "own" else objective
     network = {"loss_on": loss_on, "activation": activation}
@@ -62,9 +62,9 @@ def retrain(
     for name, choices in CHOICES.items():
         check_choice(name, settings[name], choices)
     if not masking.probability:
-        raise GmpError("masked prediction needs masks: mask_probability above 0.")
+        raise GmpError("masked prediction needs masks: mask_probability must be above 0.")
     if objective == "contrastive" and train_cnn:
-        raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn false.')
+        raise GmpError('objective "contrastive" takes its targets from the CNN: train_cnn must be false.')
     corpus, fold_dir = open_corpus(run_dir), fold_folder(run_dir, fold)
     corpus.check_encoder(encoder, fold)
     parts, protocol = corpus.partition(fold), corpus.protocol
@@ -97,7 +97,7 @@ def retrain(
 
 
 def _load(objective: str, source: str, gmps: Path, network: dict) -> tuple:
-    """Model, pseudo-labels (None without) and metrics of an objective."""
+    """Model, pseudo-labels (or None) and metrics of an objective."""
     if objective == "contrastive":
         model = ContrastiveModel.load(source, train_encoder=True, train_cnn=False)
         return model, None, contrastive_metrics

@@ -44,7 +44,7 @@ def reverberation(waveform: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def telephone(waveform: np.ndarray, _rng: np.random.Generator) -> np.ndarray:
-    """Keep the band of a telephone."""
+    """Keep only the band of a telephone."""
     band = signal.butter(8, TELEPHONE, "bandpass", fs=SAMPLE_RATE, output="sos")
     return signal.sosfilt(band, waveform)
 
@@ -88,7 +88,7 @@ def altered(waveforms: Ragged, names: list[str], condition: str) -> Ragged:
 
 
 def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
-    """Scores, (n_utterances, emotions), of waveforms by a network or a probe; None for others."""
+    """A network's or probe's function from waveforms to scores, (n_utterances, emotions); None for others."""
     corpus = corpus_of(stage)
     if (stage / "model").is_dir():
         network = EmotionClassifier.load(str(stage / "model"))
@@ -107,8 +107,8 @@ def classify_altered(run_dir: str) -> Path:
     """Classify the test utterances of a run's or an experiment's networks and probes under `CONDITIONS`.
 
     Returns the stage with predictions.parquet, in which `variant` is the condition and `system` names both
-    variant and system, so that `gmp_utils.evaluation.tables.scores` has a row for each condition. It has
-    the uncalibrated score of each emotion, too.
+    variant and system, so that `gmp_utils.evaluation.tables.scores` has a row for each condition. It also has
+    the uncalibrated score of each emotion.
     """
     finished = classifiers(run_dir)
 

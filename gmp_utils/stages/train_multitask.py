@@ -75,7 +75,7 @@ def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict
 
 
 def gender_augmented(stage: Path) -> bool:
-    """Whether a finished stage's encoder learned gender. Only then are its clusters gender-augmented."""
+    """Whether a finished stage's encoder learned gender, so that its clusters are gender-augmented."""
     learned = read_json(stage / "metrics.json").get("gender_uar", 0.0) >= GENDER_UAR
     return learned and read_json(stage / "params.json")["train_encoder"]
 

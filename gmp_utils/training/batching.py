@@ -29,7 +29,7 @@ class Masking:
         """Draw the mask of an utterance, (n_frames,) bool.
 
         Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded at random. Spans start at
-        different frames and may overlap. In utterances up to a span's length, they take half the frames.
+        different frames and may overlap. In utterances no longer than a span, spans have half of the frames.
         """
         mask = np.zeros(n_frames, dtype=bool)
         if not self.probability:
@@ -61,7 +61,7 @@ class Utterances(Dataset):
     frame_labels: Ragged | None = None  # pseudo-labels, (frames, streams)
     masking: Masking | None = None  # of frames
     seed: int = 0  # of crops and masks
-    hidden_size: int = 0  # of the model if features are masked too
+    hidden_size: int = 0  # of the model, if features are masked too
     crop_seconds: float = 0.0  # 0 for whole utterances
 
     def __post_init__(self):
@@ -105,20 +105,20 @@ class Utterances(Dataset):
 
 
 def crop_rows(crop_seconds: float, kind: str) -> int:
-    """Frames of a crop, or samples that yield this many, if the kind of `Ragged` is "waveform"."""
+    """Number of a crop's frames, or of the samples of so many if the kind of `Ragged` is "waveform"."""
     n_frames = round(crop_seconds * FRAMES_PER_SECOND)
     return (n_frames - 1) * FRAME_HOP + FRAME_WINDOW if kind == "waveform" else n_frames
 
 
 def crops(inputs: Ragged, names: Sequence[str], crop_seconds: float, **settings) -> Utterances:
-    """A dataset of as many crops of each utterance per epoch as fit into it."""
+    """A dataset of random crops: per epoch as many of each utterance as fit into it."""
     rows = crop_rows(crop_seconds, inputs.kind)
     repeated = [name for name in names for _ in range(inputs.lengths[name] // rows)]
     return Utterances(inputs, repeated, crop_seconds=crop_seconds, **settings)
 
 
 def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
-    """Copy CNN outputs to the GPU if they take up to half of its free memory: no step copies a batch."""
+    """Copy CNN outputs to the GPU if they fit into half of its free memory, so that no batch is copied."""
     if inputs.kind == "waveform" or not hardware.fits(inputs.values.nbytes):
         return inputs
     values = torch.tensor(inputs.values, device=hardware.device())
@@ -139,9 +139,9 @@ class DurationBatchSampler(Sampler[list[int]]):
     """Batches of utterances of similar length, limited in padded seconds.
 
     Each shuffled half of the utterances (up to `BUCKET` at a time) is sorted by length and cut into batches.
-    So there is little padding (4 % for IEMOCAP's lengths in batches of 64), and batches differ from epoch to
-    epoch. Every process gets a part of each shuffled batch, so that all of them make every step. Batches in
-    order are distributed whole.
+    There is little padding (4 % for IEMOCAP's lengths in batches of 64), and batches differ from epoch to
+    epoch. Every process gets a part of each shuffled batch, so all of them take part in every step. Batches
+    that are not shuffled are distributed whole.
     """
 
     dataset: Utterances
@@ -149,7 +149,7 @@ class DurationBatchSampler(Sampler[list[int]]):
     max_utterances: int = 64
     shuffle: bool = True  # False keeps the dataset's order, for evaluation
     seed: int = 0
-    n_batches: int = 0  # the least, reached by halving the largest batches
+    n_batches: int = 0  # minimum, reached by halving the largest batches
     process: int = 0
     n_processes: int = 1
     epoch: int = field(default=0, init=False)
@@ -166,7 +166,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         self.epoch = current
 
     def _batches(self) -> list[list[int]]:
-        """All processes' batches of this epoch, as indices without the epoch."""
+        """Batches of this epoch for all processes together, as indices within the epoch."""
         seconds = self.dataset.seconds
         if not self.shuffle:
             return list(self._cut(range(len(seconds))))
@@ -200,7 +200,7 @@ class DurationBatchSampler(Sampler[list[int]]):
         first = self.epoch * len(self.dataset.seconds)
         batches, share = self._batches(), slice(self.process, None, self.n_processes)
         for batch in batches if self.shuffle else batches[share]:
-            # every process gets the whole of a batch with fewer utterances than processes
+            # every process gets a whole batch if it has fewer utterances than processes
             divided = self.shuffle and len(batch) >= self.n_processes
             yield [first + index for index in (batch[share] if divided else batch)]
 

@@ -27,10 +27,10 @@ ENCODER_SECONDS = {"cuda": 120.0, "cpu": 24.0}
 def batches(
     dataset: Utterances, title: str, function: Callable, seconds: dict[str, float] = ENCODER_SECONDS
 ) -> Iterator[tuple[list[str], object]]:
-    """Apply a function to a dataset batch by batch, and yield names of utterances and its result.
+    """Apply a function to a dataset batch by batch, and yield the utterances' names and the result.
 
     The function gets a batch's tensors by name. `seconds` are padded seconds per batch by device. Without a
-    title there is no progress bar.
+    title, there is no progress bar.
     """
     sampler = DurationBatchSampler(dataset, seconds[hardware.device()], shuffle=False)
     for indices in tqdm(sampler, title, disable=None if title else True):
@@ -46,7 +46,7 @@ def batches(
 
 
 def outputs(function: Callable, dataset: Utterances, title: str = "") -> dict[str, np.ndarray]:
-    """A function's outputs for a dataset by name, (n_utterances, ...) float32; see `batches`."""
+    """Outputs of a function for a dataset by name, (n_utterances, ...) float32; see `batches`."""
     seconds = CNN_SECONDS if dataset.inputs.kind == "waveform" else ENCODER_SECONDS
     with torch.inference_mode():
         results = [result for _, result in batches(dataset, title, function, seconds)]
@@ -123,7 +123,7 @@ def layer_states_by_length(
 
 
 def pooled_layers(model: SpeechModel, inputs: Ragged, utterances: Sequence[str]) -> np.ndarray:
-    """Mean and deviation over time of every layer, (n_utterances, layers, 2 · hidden_size) float32."""
+    """Mean and standard deviation over time of layers, (n_utterances, layers, 2 · hidden_size) float32."""
     layers, pooled = range(model.n_layers + 1), {}
     for name, states in layer_states_by_length(model, inputs, utterances, layers):
         states = states.astype(np.float32)

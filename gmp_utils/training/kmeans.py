@@ -1,4 +1,4 @@
-"""k-means of frames at several scales, by faiss, or on the GPU if there is one."""
+"""k-means of frames at several scales, by faiss, or by torch on a GPU."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from gmp_utils import GmpError
 from gmp_utils.runs import hardware
 
-CHUNK = 2**16  # frames that are converted to float32 at a time
+CHUNK = 2**16  # frames that are converted to float32 at once
 
 
 def fit_kmeans(
     frames: np.ndarray, scales: Sequence[int], seed: int = 0, iterations: int = 25
 ) -> list[np.ndarray]:
-    """Centroids, (k, dim) float32 for each scale k, of all frames, (n_frames, dim), by k-means."""
+    """Fit k-means to frames, (n_frames, dim); returns centroids, (k, dim) float32, for each scale k."""
     if max(scales) > len(frames):
         raise GmpError(f"scale {max(scales)}: more clusters than the {len(frames)} frames.")
     if hardware.device() == "cuda":
@@ -36,8 +36,8 @@ def lloyd(
 ) -> list[Tensor]:
     """`fit_kmeans` on a GPU: faiss's initial centroids, and one pass over the frames for all scales.
 
-    Empty clusters are re-seeded with random frames, while faiss splits large ones. GPUs add in any order, so
-    the last bits differ from run to run.
+    Empty clusters are re-seeded with random frames, whereas faiss splits large ones. GPUs add in any order,
+    so the last bits differ from run to run.
     """
     order = np.empty(len(frames), np.int32)
     faiss.rand_perm(faiss.swig_ptr(order), len(order), seed + 1)
@@ -64,12 +64,12 @@ def lloyd(
 
 
 def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
-    """The centroid with the smallest squared distance to each frame, constant term dropped."""
+    """Index of the centroid with the smallest squared distance to each frame, constant term dropped."""
     return torch.addmm(-centroids.square().sum(1) / 2, x, centroids.T).argmax(1)
 
 
 def assign(frames: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """The nearest centroid of each frame, (n_frames,) int32. Frames may be larger than the memory."""
+    """Index of the nearest centroid of each frame, (n_frames,) int32. Frames may not fit into memory."""
     labels, device = np.empty(len(frames), np.int32), hardware.device()
     centers = torch.from_numpy(centroids).to(device)
     for start in range(0, len(frames), CHUNK):

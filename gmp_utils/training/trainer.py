@@ -47,11 +47,11 @@ class TrainingConfig:
     batch_seconds: float = 320.0  # padded seconds of audio per batch
     batch_size: int = 64  # utterances per batch, at most
     seed: int = 0
-    processes: int = 1  # GPUs, or processes of a CPU, that share every batch, in other roundings
-    head_learning_rate: float = 0.0  # of what is on top of the encoder; 0 for `learning_rate`
+    processes: int = 1  # GPUs, or processes on a CPU, that share every batch; rounding differs
+    head_learning_rate: float = 0.0  # of the heads; 0 for `learning_rate`
     weight_decay: float = 0.0  # of AdamW, which equals Adam at 0
     betas: tuple[float, float] = (0.9, 0.999)  # of Adam's moving averages
-    max_grad_norm: float = 1.0  # that gradients are clipped to; 0 for no clipping
+    max_grad_norm: float = 1.0  # to which gradients are clipped; 0 for no clipping
 
     def __post_init__(self):
         if (self.epochs > 0) == (self.max_steps > 0) or min(self.epochs, self.max_steps) < 0:
@@ -65,7 +65,7 @@ class TrainingConfig:
 def training_bytes(model: SpeechModel, seconds: float) -> int:
     """Estimate the memory, in bytes, of training with batches of `seconds`, padding included.
 
-    It holds parameters, gradients, Adam's moments, and per frame and hidden unit of a Transformer layer 34
+    It counts parameters, gradients, Adam's moments, and per frame and hidden unit of a Transformer layer 34
     bytes in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
     2022, equation 1, without the attention matrix), 68 in 32 bits. A trained CNN keeps three values per step
     and channel of each convolution.
@@ -151,7 +151,7 @@ class DurationTrainer(Trainer):
         return self._loader(eval_dataset or self.eval_dataset, train=False)
 
     def create_optimizer(self, model=None):
-        """AdamW, with a learning rate for the encoder and one for what is on top of it."""
+        """Create AdamW with one learning rate for the encoder and one for the heads."""
         if self.optimizer is None:
             encoder, config = set(self.model.base_model.parameters()), self.config
             trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -164,7 +164,7 @@ class DurationTrainer(Trainer):
         return self.optimizer
 
     def training_step(self, model, inputs, num_items_in_batch=None):
-        """Call the model's hook, and make a step."""
+        """Call the model's hook, and take a step."""
         self.model.on_step_begin(self.state.global_step / max(self.state.max_steps, 1))
         return super().training_step(model, inputs, num_items_in_batch)
 
@@ -173,7 +173,7 @@ class DurationTrainer(Trainer):
         outputs = model(**inputs)
         if model.training:
             if self.args.world_size > 1 and not self.model.loss_of_batch:
-                # losses are means over a process's frames or utterances; gradients will be averaged
+                # losses are means over the frames or utterances of a process, and gradients will be averaged
                 n = outputs.get("n_frames", torch.ones_like(inputs["lengths"])).sum().float()
                 weight = n / self.accelerator.reduce(n, "mean")
                 outputs |= {k: weight * v for k, v in outputs.items() if k.endswith("loss")}
@@ -181,7 +181,7 @@ class DurationTrainer(Trainer):
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def log(self, logs, start_time=None):
-        """Add the parts of the loss. NaN and infinity are errors."""
+        """Add the parts of the loss. NaN and infinity raise a GmpError."""
         for name, title in (("loss", "loss"), ("grad_norm", "gradient")):
             if not math.isfinite(logs.get(name, 0.0)):
                 raise self._not_finite(f"the {title} is {logs[name]}")
@@ -193,7 +193,7 @@ class DurationTrainer(Trainer):
         super().log(logs, start_time)
 
     def _not_finite(self, problem: str) -> GmpError:
-        """Error with the utterances of the last step's batches, those of all processes."""
+        """The error, with the utterances in the last step's batches of all processes."""
         step, accumulated = self.state.global_step, self.args.gradient_accumulation_steps
         epoch, index = divmod(step - 1, math.ceil(len(self._sampler) / accumulated))
         sampler = replace(self._sampler, process=0, n_processes=1)
@@ -238,7 +238,7 @@ def fit_batches_to_memory(
     """Accumulate gradients over as many steps as it takes for the largest batch to fit into memory.
 
     The batch is tried forward and backward, with memory for Adam's moments allocated. The mean over smaller
-    batches differs from that over a whole one if they are not equally large.
+    batches differs from that over the whole batch if their sizes differ.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     while True:
@@ -264,8 +264,8 @@ def fit_batches_to_memory(
     steps = max(gather_object([arguments.gradient_accumulation_steps]))
     arguments.gradient_accumulation_steps = steps
     if steps > 1:
-        print(f"the GPU's memory is small: gradients are accumulated over {steps} smaller batches")
-        arguments.output_dir += f"/accumulated-{steps}"  # resumes only with the same batches
+        print(f"the batches do not fit into GPU memory: gradients are accumulated over {steps} smaller ones")
+        arguments.output_dir += f"/accumulated-{steps}"  # to resume with the same batches only
         Path(arguments.output_dir).mkdir(exist_ok=True)
 
 
@@ -284,7 +284,7 @@ def train(
 
     Training resumes from the last complete one of checkpoints/, which is removed at the end. Then the model
     has the weights of the selected epoch: that with the highest `selection_metric`, or the lowest if its name
-    ends in "loss", or the last epoch if `selection` is "last". Returned are the selected row of history.csv,
+    ends in "loss", or the last epoch if `selection` is "last". Returns the selected row of history.csv,
     the number of trained `parameters`, and the `accumulation_steps` of gradients.
 
     The model's forward returns a dict of `loss`, parts of it named `<part>_loss` while training, and the
@@ -295,7 +295,7 @@ def train(
         raise GmpError("the training set is empty.")
     n_gpus = torch.cuda.device_count()
     if 0 < n_gpus < config.processes:
-        raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus}, the GPUs.")
+        raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus} (GPUs).")
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete_checkpoints(checkpoints, config.processes)
@@ -317,9 +317,9 @@ def train(
 
 
 def launch(function: Callable, *arguments, processes: int, folder: Path) -> None:
-    """Call an importable function in several connected processes, and raise the GmpError of any.
+    """Call an importable function in several connected processes, and raise a GmpError of any of them.
 
-    The message of the error is written to the folder.
+    Its message is passed by a file in the folder.
     """
     message = folder / "error.txt"
     message.unlink(missing_ok=True)
@@ -351,7 +351,7 @@ def _call(message: Path, function: Callable, *arguments) -> None:
 
 
 def _fit_saved(load: Callable[[str], SpeechModel], initial: str, *task) -> None:
-    """Run `_fit` in one of several processes, which get the model as files."""
+    """Run `_fit` in one of several processes, which read the model from files."""
     _fit(load(initial), *task)
 
 
@@ -370,7 +370,7 @@ def _arguments(
         warmup_steps=0.1,
         **dict.fromkeys(("eval_strategy", "save_strategy"), strategy),
         **dict.fromkeys(("eval_steps", "save_steps"), every),
-        save_total_limit=1,  # and the best
+        save_total_limit=1,  # besides the best
         logging_steps=1,
         load_best_model_at_end=selection != "last",
         metric_for_best_model=selection_metric,
@@ -383,7 +383,7 @@ def _arguments(
     )
     arguments.seed += arguments.process_index  # of dropout
     if arguments.device.type == "cuda":  # reading it selects the process's GPU
-        arguments._n_gpu = 1  # Trainer would split batches over all GPUs, out of reach of hooks
+        arguments._n_gpu = 1  # otherwise Trainer splits batches over all GPUs, where hooks have no effect
     return arguments
 
 
@@ -397,7 +397,7 @@ def _fit(
     selection_metric: str,
     selection: str,
 ) -> None:
-    """Train in this process, the only one or one of several."""
+    """Train in this process, which may be one of several."""
     arguments = _arguments(folder, config, selection_metric, selection)
     arguments.label_names = list(training_set.targets) or ["lengths"]
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(folder / "tensorboard")
