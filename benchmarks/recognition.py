@@ -38,7 +38,7 @@ def base() -> Recognizer:
 
 
 def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
-    """Measure, alternately, seconds of audio per second of recognition and of the encoder on decoded waveforms."""
+    """Seconds of audio per second of the encoder on decoded waveforms and of recognition, alternately."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
     lengths = list(map(len, waveforms))
     store = Ragged(

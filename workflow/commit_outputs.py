@@ -65,7 +65,7 @@ def committed(executed: nbformat.NotebookNode) -> nbformat.NotebookNode:
 def reject_others(
     executed: dict[str, nbformat.NotebookNode], prepared: dict[str, nbformat.NotebookNode]
 ) -> None:
-    """Reject executed notebooks that are not the demo's, as they may contain other recordings.
+    """Reject executed notebooks that are not the demo's, as they may contain recordings of other people.
 
     Parameters
     ----------
