@@ -176,9 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         if options.command == "verify":
             problems = stage.verify(options.run_dir)
-            print(
-                *problems or [f"{options.run_dir}: all files match their recorded hashes"], sep="\n"
-            )
+            print(*problems or [f"{options.run_dir}: all files match their hashes"], sep="\n")
             return int(len(problems) > 0)
         plan = _plan(options)
         with suppress(GmpError), experiments.prepare(plan):

@@ -162,7 +162,7 @@ def test_a_second_process_is_refused_and_may_look(tmp_path):
 
 def test_verify_names_what_has_changed(noise_corpus):
     folder = str(noise_corpus)
-    assert "all files match their recorded hashes" in finished(cli("verify", {}, folder))
+    assert "all files match their hashes" in finished(cli("verify", {}, folder))
     (noise_corpus / "01_prepare_data" / "protocol.json").write_text("{}")
     changed = cli("verify", {}, folder)
     assert "protocol.json" in changed.communicate()[0]

@@ -18,10 +18,7 @@ WINDOW = 50  # frames of a second
 HOP = 5  # frames from one window to the next
 POINTS = 2000  # of a drawn waveform, alternately minimum and maximum
 GOLDEN = 0.618034  # its multiples give neighboring clusters different colors
-PARTS = {
-    "played": SEQUENCE[0],
-    "emotional part": SEQUENCE[1],
-}  # colors of parts that are not labels
+PARTS = {"played": SEQUENCE[0], "emotional part": SEQUENCE[1]}  # colors of parts without a label
 
 
 def scores_over_time(

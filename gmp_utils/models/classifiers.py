@@ -11,9 +11,7 @@ from gmp_utils.models.losses import am_softmax
 
 FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's code
 LOSSES = ("ce", "ams", "ce-then-ams", "ce-then-ce")
-GENDER_UAR = (
-    0.8  # from which gender counts as learned; a probe of the embedded encoder has 0.85 on EmoDB
-)
+GENDER_UAR = 0.8  # minimum for learned gender; a probe of the embedded encoder has 0.85 on EmoDB
 
 
 def tasks(alpha: float) -> tuple[str, ...]:

@@ -57,9 +57,7 @@ class MlpInterpreter(nn.Module):
     ) -> Tensor:
         """Ratings (batch, n_ratings) of frames (batch, frames, dim) with an embedding (batch, dim)."""
         x = mean_over_time(frames, attention_mask)
-        self.layers.train(
-            self.training and len(x) > 1
-        )  # a single utterance uses running statistics
+        self.layers.train(self.training and len(x) > 1)  # running statistics for one utterance
         return self.layers(x if embedding is None else x + embedding)
 
 

@@ -13,12 +13,7 @@ from gmp_utils.runs.experiments import Plan, read_declaration
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, display_path, figures_folder, run_folder
 
-FETCHED = (
-    "mathjax",
-    "require_js",
-    "jquery",
-    "widget_renderer",
-)  # by nbconvert's pages, but unused here
+FETCHED = ("mathjax", "require_js", "jquery", "widget_renderer")  # by nbconvert's page, unused here
 
 
 def jobs(plan: Plan) -> pd.DataFrame:

@@ -70,9 +70,7 @@ def finetune(
         classify = partial(embed_and_classify, model, inputs)
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
-        factor = (
-            scale if settings["loss"] == "ams" else 1.0
-        )  # by which AM-Softmax's gradients are larger
+        factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger
         schedule = replace(training, max_grad_norm=factor * training.max_grad_norm)
         train(model, *datasets, folder, schedule, compute_metrics=_metrics, **selection)
         corpus.write_training_recordings(folder / "model", fold, source)

@@ -37,9 +37,7 @@ def read_manifest(
     `options` are those of `gmp_utils.data.corpora.load`.
     """
     if test_corpus_dir and not test_corpus:
-        raise GmpError(
-            f"test_corpus_dir {test_corpus_dir!r} without a test_corpus: set both or neither."
-        )
+        raise GmpError(f"test_corpus_dir {test_corpus_dir!r} without test_corpus: set both.")
     folder = _corpus_folder(run_dir, corpus, corpus_dir, seed, shifts)
     if not test_corpus:
         return corpora.load(corpus, folder, **options)

@@ -54,8 +54,7 @@ def _fit(
     ratings = [name for name in RATINGS if name in manifest and manifest[name].notna().all()]
     train_ratings, gender = manifest.loc[train, ratings].to_numpy(float), manifest.gender.loc[train]
     config = RecognizerConfig(
-        network=network.config.to_dict()
-        | {"_name_or_path": ""},  # otherwise a path on this machine
+        network=network.config.to_dict() | {"_name_or_path": ""},  # a path on this machine
         has_gender_head=gender.nunique() == 2,
         ratings=ratings,
         rating_ranges=[[column.min(), column.max()] for column in train_ratings.T],

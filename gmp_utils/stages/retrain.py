@@ -64,9 +64,7 @@ def retrain(
     if not masking.probability:
         raise GmpError("masked prediction needs masks: mask_probability must be above 0.")
     if objective == "contrastive" and train_cnn:
-        raise GmpError(
-            'objective "contrastive" takes its targets from the CNN: train_cnn must be false.'
-        )
+        raise GmpError('objective "contrastive" needs a frozen CNN: set train_cnn to false.')
     corpus, fold_dir = open_corpus(run_dir), fold_folder(run_dir, fold)
     corpus.check_encoder(encoder, fold)
     parts, protocol = corpus.partition(fold), corpus.protocol

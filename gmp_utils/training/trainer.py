@@ -264,9 +264,7 @@ def fit_batches_to_memory(
     steps = max(gather_object([arguments.gradient_accumulation_steps]))
     arguments.gradient_accumulation_steps = steps
     if steps > 1:
-        print(
-            f"the batches do not fit into GPU memory: gradients are accumulated over {steps} smaller ones"
-        )
+        print(f"batches do not fit into GPU memory: gradients are accumulated over {steps} parts")
         arguments.output_dir += f"/accumulated-{steps}"  # to resume with the same batches only
         Path(arguments.output_dir).mkdir(exist_ok=True)
 
@@ -385,9 +383,7 @@ def _arguments(
     )
     arguments.seed += arguments.process_index  # of dropout
     if arguments.device.type == "cuda":  # reading it selects the process's GPU
-        arguments._n_gpu = (
-            1  # otherwise Trainer splits batches over all GPUs, where hooks have no effect
-        )
+        arguments._n_gpu = 1  # otherwise Trainer splits batches over GPUs, which bypasses hooks
     return arguments
 
 
