@@ -40,7 +40,7 @@ CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMCon
 
 
 def save_encoder(folder: Path, kind: str, norm: str) -> Path:
-    """A tiny encoder with random weights; of large ones, CNN and layers are normalized otherwise."""
+    """A tiny encoder with random weights. The CNN and layers of large ones are normalized differently."""
     config = CONFIGS[kind](**TINY, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
     torch.manual_seed(0)
     AutoModel.from_config(config).save_pretrained(folder)
@@ -53,7 +53,7 @@ needs_browser = pytest.mark.skipif(style.browser() is None, reason="no Chromium 
 
 @pytest.fixture(scope="session", autouse=True)
 def float32():
-    """References compute in float32; notebooks and processes that tests start do what users' do."""
+    """Compute in float32, like the references. Notebooks and processes that tests start do not."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hardware, "bfloat16", lambda: False)
         yield
@@ -61,7 +61,7 @@ def float32():
 
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> Path:
-    """A HuBERT with group norm and random weights, saved as the published one is."""
+    """A HuBERT with group norm and random weights, saved like the published one."""
     folder = tmp_path_factory.mktemp("tiny")
     torch.manual_seed(0)
     HubertModel(HubertConfig(**TINY)).save_pretrained(folder)
@@ -70,7 +70,7 @@ def tiny_encoder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_wav2vec2(tmp_path_factory) -> Path:
-    """A wav2vec 2.0 with random weights and the heads of its pre-training, as the hub has it."""
+    """A wav2vec 2.0 with random weights and pre-training heads, as on the hub."""
     folder = tmp_path_factory.mktemp("wav2vec2")
     torch.manual_seed(0)
     heads = {"codevector_dim": 16, "proj_codevector_dim": 12, "num_negatives": 20}
@@ -139,7 +139,7 @@ def write_noise_corpus(
 
 
 def seal_again(stage: Path) -> None:
-    """Record the files of a stage as they are now, after a test has changed them."""
+    """Record the current files of a stage, after a test has changed them."""
     provenance, described = read_json(stage / "provenance.json"), describe_files(stage)
     del provenance["sha256"]
     provenance["files"] = {name: described[name] for name in provenance["files"]}
@@ -158,20 +158,20 @@ ONCE = TrainingConfig(1e-3, epochs=1, batch_seconds=10, batch_size=8)
 
 
 def multitask(run: Path, encoder: Path, schedule=QUICK) -> Path:
-    """Fold 1's multi-task model."""
+    """Train the multi-task model of fold 1."""
     return train_multitask.train_multitask(str(run), 1, str(encoder), schedule, network=SMALL)
 
 
 def classifier(
     run: Path, encoder: Path, loss="ce", schedule=ONCE, *, fold=1, network=SMALL
 ) -> Path:
-    """A classifier that starts from the encoder."""
+    """Train a classifier that starts from the encoder."""
     settings = {"finetune_from": "encoder", "network": network}
     return finetune.finetune(str(run), fold, str(encoder), loss, schedule, **settings)
 
 
 def run_series(run: Path, encoder: Path, schedule=QUICK, max_steps=4, scales=(4, 8)) -> Path:
-    """Every stage of fold 1, and every loss."""
+    """Make every stage of fold 1, and train with every loss."""
     where = (str(run), 1, str(encoder))
     multitask(run, encoder, schedule)
     generate_gmps.generate_gmps(str(run), 1, scales=scales)
@@ -191,19 +191,19 @@ CLEAN = {name: value for name, value in os.environ.items() if name not in VARIAB
 
 
 def python_path(*folders: Path) -> dict[str, str]:
-    """An environment in which Python looks for modules in some folders first."""
+    """An environment in which Python searches some folders for modules first."""
     paths = (*map(str, folders), os.environ.get("PYTHONPATH"))
     return {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
 def python(*arguments, **options) -> subprocess.CompletedProcess:
-    """Python with some arguments, once it has ended."""
+    """Run Python with some arguments."""
     options = {"cwd": ROOT, "capture_output": True, "text": True, "timeout": 1800} | options
     return subprocess.run([sys.executable, *map(str, arguments)], **options)
 
 
 def make(*arguments, timeout=3600, **environment):
-    """`make` in the checkout, whatever settings the caller's environment has."""
+    """Run `make` in the checkout, without settings of the caller's environment."""
     return subprocess.run(
         ["make", *arguments], cwd=ROOT, env=CLEAN | environment, capture_output=True, text=True,
         timeout=timeout,
@@ -211,13 +211,13 @@ def make(*arguments, timeout=3600, **environment):
 
 
 def succeeded(done):
-    """What a process printed, once it has ended well."""
+    """Output of a process, which must have ended with status 0."""
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 
 
 def cli(command: str, settings: dict, *others: str, environment=(), **options) -> subprocess.Popen:
-    """`python -m gmp_utils` with settings by their names in experiments.Settings; without pictures."""
+    """Start `python -m gmp_utils` with fields of experiments.Settings, and without a browser for pictures."""
     arguments = [settings["experiment"]] if "experiment" in settings else []
     for name, value in settings.items():
         if name != "experiment":
@@ -231,7 +231,7 @@ def cli(command: str, settings: dict, *others: str, environment=(), **options) -
 
 
 def workflow(settings: dict, *others: str, **options) -> subprocess.Popen:
-    """A run, or an experiment where the settings name one, on two cores."""
+    """Start a run, or an experiment if the settings name one, on two cores."""
     command = "experiment" if "experiment" in settings else "run"
     return cli(command, settings, "--cores", "2", "--gpus", "0", *others, **options)
 
@@ -259,9 +259,9 @@ sys.addaudithook(watch)
 def kill_when(
     settings, moment: str, victim: str, folder: Path, delay: float = 0.0, gpus: int = 0
 ) -> None:
-    """Start the workflow; stop a kernel at a moment, and kill it, or what started it.
+    """Start the workflow, stop a kernel at a moment, and kill it or the processes that started it.
 
-    The moment is a regular expression of the file that the kernel is about to write or rename; the
+    The moment is a regular expression for the file that the kernel is about to write or rename. The
     victim is "all" processes, "papermill", its "kernel", or "snakemake" alone.
     """
     flag, site = folder / "stopped", folder / "site"
@@ -292,7 +292,7 @@ def kill_when(
 
 
 def finished(process) -> str:
-    """What a process printed, once it has ended well."""
+    """Wait until a process ends with status 0; returns what it printed."""
     output = process.communicate(timeout=3600)[0]
     assert process.returncode == 0, output[-4000:]
     return output
@@ -319,7 +319,7 @@ def smoke(tiny_encoder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(smoke, tmp_path_factory):
-    """The smoke experiment as it ends when nothing happens to it."""
+    """The smoke experiment without any interruption."""
     run = tmp_path_factory.mktemp("undisturbed") / "smoke"
     finished(workflow(smoke(run)))
     return run

@@ -22,7 +22,7 @@ def test_masks_stay_inside_and_exist(n_frames):
 
 
 def test_masks_need_no_pseudo_labels(noise_corpus):
-    """As many frames as the CNN makes of so many samples, and features of the model's size."""
+    """Masks have as many frames as the CNN's output, and as many features as the model."""
     corpus = open_corpus(str(noise_corpus))
     names = corpus.waveforms.utterances[:4]
     dataset = Utterances(corpus.waveforms, names, None, None, Masking(0.5, 5), hidden_size=100)
@@ -36,7 +36,7 @@ def test_masks_need_no_pseudo_labels(noise_corpus):
 
 
 def test_masked_share_is_huberts():
-    """0.8 / 10 covers 0.566 to 0.589 of the frames in fairseq and transformers alike."""
+    """With 0.8 / 10, fairseq and transformers both mask 0.566 to 0.589 of the frames."""
     rng = np.random.default_rng(0)
     share = np.mean([Masking(0.8, 10).draw(300, rng).mean() for _ in range(500)])
     assert share == pytest.approx(0.57, abs=0.015)
@@ -93,7 +93,7 @@ def test_waveforms_are_normalized_before_padding():
 
 
 def test_batches_on_the_gpu_are_the_same(monkeypatch):
-    """Without a GPU: tensors are sliced and padded as arrays are."""
+    """Tested without a GPU: tensors are sliced and padded like arrays."""
     frames, labels = ragged_frames([30, 12, 40])
     monkeypatch.setattr(hardware, "device", lambda: "cpu")
     monkeypatch.setattr(hardware, "fits", lambda n_bytes: False)
@@ -127,7 +127,9 @@ def lognormal_lengths(n, mean=1.3, spread=0.65):
 @pytest.mark.parametrize(
     "lengths, budget, size", [((340, 0.96, 0.35), 60, 8), ((4300,), 320, 64), ((12000,), 200, 64)]
 )
-def test_batches_hold_everything_once_under_the_budget_with_little_padding(lengths, budget, size):
+def test_batches_have_each_utterance_once_within_the_limit_with_little_padding(
+    lengths, budget, size
+):
     """EmoDB's size and mean (2.8 s) with the demo's batches, IEMOCAP's with the paper's, and more."""
     dataset, n = lognormal_lengths(*lengths), lengths[0]
     sampler = DurationBatchSampler(dataset, budget, max_utterances=size)
@@ -148,13 +150,13 @@ def test_epochs_differ_seeds_repeat_and_evaluation_keeps_order():
     sampler.set_epoch(1)
     second = {frozenset(index - 300 for index in batch) for batch in sampler}
     assert len(second & {frozenset(batch) for batch in first}) < len(first) / 2
-    assert sorted(sum(sampler, [])) == list(range(300, 600))  # the epoch counts on
+    assert sorted(sum(sampler, [])) == list(range(300, 600))  # indices continue in the next epoch
     plain = list(DurationBatchSampler(dataset, 100, shuffle=False))
     assert sum(plain, []) == list(range(300))
 
 
 def test_every_epoch_has_as_many_batches():
-    """Trainer plans with one number; an epoch with more would lose the rest."""
+    """Trainer expects one number, and an epoch with more batches would lose the rest."""
     dataset = lognormal_lengths(300)
     sampler = DurationBatchSampler(dataset, 40, seed=3)
     plain = set()

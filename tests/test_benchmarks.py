@@ -1,4 +1,4 @@
-"""The benchmarks still run, at sizes that say nothing."""
+"""The benchmarks run, at sizes too small for meaningful numbers."""
 
 import json
 
@@ -14,7 +14,7 @@ def benchmark(name, *arguments):
     return done.stdout
 
 
-def test_stages_beside_their_references(tmp_path):
+def test_stages_next_to_their_references(tmp_path):
     sizes = ("--utterances", 3, "--frames", 2000, "--scales", 8, "--repeats", 1)
     benchmark("stages", *sizes, "--only", "extract", "cluster", "--out", tmp_path)
     rows = json.loads((tmp_path / "stages.json").read_text())["rows"]
@@ -32,14 +32,14 @@ def test_one_fold_at_any_size(tmp_path, tiny_encoder):
     assert len(next(measured[name] for name in measured if name.startswith("a fold"))) == 7
 
 
-def test_what_may_be_larger_than_the_memory(tmp_path, smoke):
+def test_data_larger_than_memory(tmp_path, smoke):
     folder = smoke(tmp_path)["corpus_dir"].removesuffix("table.csv")
     sizes = ("--hours", 0.02, "--frames", 3000, "--sample", 1000, "--clusters", 16)
     printed = benchmark("bounded", "--recordings", folder, *sizes)
     assert printed.count("above the memory in use before") == 2
 
 
-def test_recognition_beside_the_encoder(tmp_path, smoke, tiny_encoder, noise_corpus):
+def test_recognition_next_to_the_encoder(tmp_path, smoke, tiny_encoder, noise_corpus):
     stage = classifier(noise_corpus, tiny_encoder)
     folder = smoke(tmp_path)["corpus_dir"].removesuffix("table.csv")
     arguments = ("--recordings", folder, "--files", 2, "--pairs", 1, "--model", stage)

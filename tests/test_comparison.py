@@ -28,7 +28,7 @@ def test_intervals_of_recalls_by_leaving_speakers_out():
 
 
 def counted(rng, shape, n_speakers, spread, *, mean=0.7, others=0.0):
-    """Right predictions and utterances, (n_speakers, *shape, 2, 4): recalls differ by speaker and class."""
+    """Correct predictions and utterances, (n_speakers, *shape, 2, 4); recalls differ by speaker and class."""
     recalls = mean + np.array([-0.1, -0.05, 0.05, 0.1]) + others
     recalls = recalls + rng.normal(0, spread, (n_speakers, *shape, 4))
     n = rng.poisson(8, (n_speakers, *[1] * len(shape), 4))
@@ -67,10 +67,10 @@ def simulated(rng, draws, n, k, variances):
 
 
 @pytest.mark.parametrize(("n", "k"), DESIGNS)
-def test_at_most_6_percent_of_null_effects_are_found(n, k):
-    """10,000 draws: a standard error of 0.2 %; of 60,000 draws, 5.6 % are found in the worst of these cases.
+def test_at_most_6_percent_of_null_effects_are_significant(n, k):
+    """10,000 draws: a standard error of 0.2 %. In 60,000 draws of the worst case, 5.6 % are significant.
 
-    The interval is that of the test, so it covers at least 94 %.
+    The interval matches the test, so it covers at least 94 %.
     """
     rng = np.random.default_rng(0)
     for variances in VARIANCES:
@@ -82,8 +82,8 @@ def test_at_most_6_percent_of_null_effects_are_found(n, k):
 
 
 @pytest.mark.parametrize(("n", "k"), [(6, 3), (10, 5), (24, 10)])
-def test_at_most_6_percent_of_null_effects_are_found_in_recalls(n, k):
-    """Networks of one system: recalls of a seed vary, and so do those of a fold of two speakers."""
+def test_at_most_6_percent_of_null_effects_in_recalls_are_significant(n, k):
+    """Networks of one system: recalls vary between seeds, and between folds of two speakers."""
     rng = np.random.default_rng(0)
     seeds = rng.normal(0, 0.02, (2, 1, 2000, k, 1))
     folds = np.repeat(rng.normal(0, 0.03, (2, n // 2, 2000, k, 1)), 2, axis=1)
@@ -100,7 +100,7 @@ def test_at_most_6_percent_of_null_effects_are_found_in_recalls(n, k):
 @pytest.mark.parametrize(("n", "k"), DESIGNS[::2])
 @pytest.mark.parametrize("level", [0.05, 0.05 / 9])
 def test_the_minimum_detectable_difference_is_found_with_80_percent_power(n, k, level):
-    """4,000 draws: a standard error of 0.6 points, and 0.3 of the draws that the number is based on."""
+    """4,000 draws: a standard error of 0.6 points, and of 0.3 for the draws that the number is based on."""
     rng = np.random.default_rng(1)
     for speakers, seeds, interaction in VARIANCES[1:]:
         expected = np.array([speakers + interaction, seeds + interaction, interaction])
@@ -149,7 +149,7 @@ PLAIN, BETTER = [10, 20, 30, 40, 50, 60], [40, 40, 60, 60, 80, 80]
 
 
 def test_a_pair_is_compared_speaker_by_speaker():
-    """The same predictions with every seed, as of systems without a random seed."""
+    """The same predictions with every seed, as from systems without a random seed."""
     table = comparison.comparisons(sums({"a": PLAIN, "b": BETTER}), [("a", "b"), ("b", "a")])
     assert table.compared.tolist() == ["a → b", "b → a"]
     assert table.speakers.tolist() == [6, 6]
@@ -180,7 +180,7 @@ def test_three_seeds_by_hand():
     assert row.finding == text + "points)"
 
 
-def test_fewer_than_three_seeds_are_no_finding_about_systems():
+def test_fewer_than_three_seeds_give_no_finding_about_systems():
     both = [sums({"a": PLAIN, "b": BETTER}), sums({"a": PLAIN}, [3, 4])]
     both = pd.concat([both[0].query("system == 'a' or seed < 2"), both[1]])
     row = comparison.comparisons(both, [("a", "b")]).iloc[0]
@@ -191,14 +191,14 @@ def test_fewer_than_three_seeds_are_no_finding_about_systems():
 
 
 def test_only_seeds_with_all_shared_speakers_are_compared():
-    """A run that was interrupted: of seed 2 there are two speakers, and one speaker is of "a" only."""
+    """An interrupted run: seed 2 has two speakers, and one speaker is only in "a"."""
     table = sums({"a": PLAIN, "b": BETTER}).query("not (system == 'b' and speaker == 5)")
     row = comparison.comparisons(table.query("seed < 2 or speaker < 2"), [("a", "b")]).iloc[0]
     assert (row.speakers, row.seeds) == (5, 2)
     assert row.difference == pytest.approx(np.mean([30, 20, 30, 20, 30]))
 
 
-def test_every_comparison_makes_findings_harder():
+def test_more_comparisons_make_findings_less_likely():
     systems = sums({"a": PLAIN, "b": BETTER})
     few, many = (comparison.comparisons(systems, [("a", "b")] * n).iloc[0] for n in (1, 3))
     assert many.p == pytest.approx(3 * few.p)
@@ -208,7 +208,7 @@ def test_every_comparison_makes_findings_harder():
         assert row.minimum_detectable == pytest.approx(expected)
 
 
-def test_few_speakers_allow_no_statement():
+def test_too_few_speakers_are_not_compared():
     table = comparison.comparisons(sums({"a": [1, 2], "b": [8, 9]}), [("a", "b")])
     assert table.finding.tolist() == ["no statement from 2 speakers"]
     assert table.difference.isna().all()
@@ -219,7 +219,7 @@ WITHOUT, WITH, AMS = ("no GMPs", "CE"), ("GMPs", "CE"), ("GMPs", "AMS")
 
 
 def test_systems_that_differ_in_one_thing_are_compared():
-    """Others with the named variant only, by the first system of each where they share none."""
+    """Different variants are compared only with the named one, by their first systems if they share none."""
     pairs = tables.comparable_pairs([WITHOUT, WITH, AMS])
     assert pairs == [("no GMPs, CE", "GMPs, CE"), ("GMPs, CE", "GMPs, AMS")]
     assert tables.comparable_pairs([WITH]) == []
@@ -234,7 +234,7 @@ def test_systems_that_differ_in_one_thing_are_compared():
 
 
 def test_the_difference_is_that_of_the_table():
-    """Pooled UAR, where speakers have the classes unequally often."""
+    """Pooled UAR, for speakers with different frequencies of the classes."""
     rng = np.random.default_rng(0)
     rows = [
         (*system, speaker, seed, true, true if rng.random() < right else "c")
@@ -251,8 +251,8 @@ def test_the_difference_is_that_of_the_table():
     assert row.finding == f"{row.difference:.1f} points higher"
 
 
-def test_shares_of_labels_are_compared_within_themselves():
-    """Each with the line of the variant that the others are compared with."""
+def test_systems_are_compared_within_their_share_of_labels():
+    """Each is compared with the line of the reference variant."""
     variants = {f"{x} %, {line}": {"labeled_share": x / 100} for x in (5, 100) for line in "ab"}
     table = pd.DataFrame(
         [
@@ -273,7 +273,7 @@ def test_shares_of_labels_are_compared_within_themselves():
 
 
 def test_readouts_are_compared_by_their_mean_uar():
-    """Without the probes of all labels. One of two draws is right with 16 labels, for some speakers both."""
+    """Without probes of all labels. With 16 labels, one of two draws is correct, for some speakers both."""
     rows = [
         (name, "probe", speaker, seed, labels, draw, true, true if right else "sad")
         for name in ("a", "b")

@@ -13,7 +13,7 @@ from gmp_utils.figures import series
 
 
 def drawn(n, classes, scale, seed=0):
-    """Logits that are `scale` times too large, and labels drawn from the right probabilities."""
+    """Logits that are `scale` times too large, and labels drawn from the true probabilities."""
     rng = np.random.default_rng(seed)
     logits = 2 * rng.normal(size=(n, classes))
     labels = np.array([rng.choice(classes, p=p) for p in softmax(logits, axis=1)])
@@ -21,7 +21,7 @@ def drawn(n, classes, scale, seed=0):
 
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 5.0])
-def test_a_temperature_is_what_logits_are_too_large_by(scale):
+def test_a_temperature_is_the_factor_by_which_logits_are_too_large(scale):
     logits, labels = drawn(20000, 4, scale)
     temperature = metrics.fit_temperature(logits, labels)
     assert temperature == pytest.approx(scale, rel=0.05)  # its standard error here is about 0.01
@@ -40,7 +40,7 @@ def test_a_few_utterances_without_error_do_not_drive_confidence_to_one():
 
 
 def test_a_temperature_that_does_not_help_left_out_speakers_is_not_used():
-    """Two speakers, each of whom would mislead about the other, and one who cannot be left out."""
+    """Two speakers with opposite temperatures, and a single speaker, who cannot be left out."""
     (first, *few), (second, *many) = drawn(500, 4, 0.3), drawn(500, 4, 3.0, seed=1)
     speakers = np.repeat(["a", "b"], 500)
     unlike = np.concatenate([first, second]), np.concatenate([*few, *many])
@@ -98,7 +98,7 @@ def test_the_accuracy_of_a_bin_has_an_interval_over_speakers():
 
 
 def test_networks_of_a_run(noise_corpus, tiny_encoder):
-    """Temperatures are of each fold's validation speakers, and confidences of test utterances only."""
+    """Temperatures are those of each fold's validation speakers, and confidences those of test utterances."""
     for loss in ("ce", "ams"):
         stage = classifier(noise_corpus, tiny_encoder, loss)
     table = tables.confidences(str(noise_corpus))

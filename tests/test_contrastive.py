@@ -21,14 +21,14 @@ def masks(*rows):
 def test_negatives_are_other_frames_of_the_same_utterance():
     mask = masks("x.xx....", "........", "..x.....", "xx......")
     negatives = draw_negatives(mask, 500, torch.Generator().manual_seed(0))
-    others = [{1, 2}, {0, 2}, {0, 1}, {3}, {5}, {4}]  # the only one of its utterance has itself
+    others = [{1, 2}, {0, 2}, {0, 1}, {3}, {5}, {4}]  # the only frame of its utterance has itself
     assert [set(row.tolist()) for row in negatives] == others
     share = (negatives[0] == 1).float().mean().item()
     assert share == pytest.approx(0.5, abs=0.1)  # 500 draws: a standard deviation of 0.02
 
 
 def test_loss_and_gradients_equal_transformers(tiny_wav2vec2):
-    """With the same negatives; float32 sums in another order."""
+    """With the same negatives. Float32 sums are in another order."""
     ours = ContrastiveModel.load(str(tiny_wav2vec2)).eval()
     theirs = Wav2Vec2ForPreTraining.from_pretrained(tiny_wav2vec2).eval()
     theirs.freeze_feature_encoder()
@@ -52,7 +52,7 @@ def test_loss_and_gradients_equal_transformers(tiny_wav2vec2):
         torch.testing.assert_close(ours.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-3)
 
 
-def test_heads_are_initialized_where_an_encoder_has_none(tiny_wav2vec2, tmp_path):
+def test_heads_are_initialized_if_an_encoder_has_none(tiny_wav2vec2, tmp_path):
     Wav2Vec2ForPreTraining.from_pretrained(tiny_wav2vec2).wav2vec2.save_pretrained(tmp_path)
     torch.manual_seed(0)
     quantizer = ContrastiveModel.load(str(tmp_path)).quantizer
@@ -70,7 +70,7 @@ def test_the_temperature_is_annealed(tiny_wav2vec2):
 
 
 def test_metrics_by_hand():
-    """Two utterances of 1 and 3 frames; then none that has distractors."""
+    """Two utterances of 1 and 3 frames, and then no frame with distractors."""
     sums = [np.array(x, float) for x in ([1, 3], [[2], [6]], [[1], [1]], [[0.1], [0.7]], [4, 8])]
     metrics = contrastive_metrics(type("Prediction", (), {"predictions": sums}))
     assert metrics == pytest.approx(
@@ -82,7 +82,7 @@ def test_metrics_by_hand():
 
 
 def test_task_adaptive_pre_training_needs_no_clusters(tmp_path, tiny_wav2vec2, tiny_encoder):
-    """With utterances shorter than a mask; then V-FT's head on the retrained model."""
+    """With utterances shorter than a mask, and then V-FT's head on the retrained model."""
     run, encoder = str(write_noise_corpus(tmp_path / "run")), str(tiny_wav2vec2)
     training = TrainingConfig(1e-3, max_steps=4, batch_seconds=10)
     masking = Masking(0.65, 30)

@@ -1,4 +1,4 @@
-"""Readers of corpora: small folders that follow each corpus's names, and the corpora where present."""
+"""Readers of corpora, on small folders named like each corpus, and on the corpora themselves if present."""
 
 import hashlib
 import os
@@ -31,7 +31,7 @@ def rows(corpus, folder, *columns, **options):
 
 @pytest.fixture
 def iemocap(tmp_path):
-    """Two dialogs: the marked actor of the first is the woman, of the second the man."""
+    """Two dialogs: the woman wears the markers in the first, the man in the second."""
     labels = {
         "Ses01F_impro01": [
             ("6.2901 - 8.2357", "Ses01F_impro01_F000", "neu", "2.5000, 2.5000, 3.5000"),
@@ -92,7 +92,7 @@ def test_iemocap_of_the_wrong_level_or_incomplete(iemocap):
         corpora.load("iemocap", iemocap)
 
 
-NAMES = {  # utterance, speaker, gender, emotion, text; None for a recording without a label
+NAMES = {  # utterance, speaker, gender, emotion and text; None for a recording without a label
     "crema_d": {
         "AudioWAV/1001_DFA_ANG_XX.wav": ("1001_DFA_ANG_XX", "1001", "male", "angry", "DFA"),
         "AudioWAV/1002_IEO_SAD_HI.wav": ("1002_IEO_SAD_HI", "1002", "female", "sad", "IEO"),
@@ -117,7 +117,7 @@ NAMES = {  # utterance, speaker, gender, emotion, text; None for a recording wit
         "JE_su03.wav": ("JE_su03", "JE", "male", "surprised", None),
         "AudioData/other/a01.wav": None,
     },
-    "tess": {  # labels are in the names, whatever the folder is called
+    "tess": {  # labels are in the names, whatever the folder's name
         "OAF_Pleasant_surprise/OAF_back_ps.wav": ("OAF_back_ps", "OAF", "female", "surprised", "back"),
         "yaf_sad/yaf_cat_Sad.wav": ("yaf_cat_Sad", "YAF", "female", "sad", "cat"),
         "YAF_sad/YAF_dog_angry.wav": ("YAF_dog_angry", "YAF", "female", "angry", "dog"),
@@ -224,8 +224,8 @@ def test_a_table(tmp_path, ending):
 
 
 def test_ratings_have_a_declared_scale(tmp_path, iemocap):
-    """A table's is a parameter. As a test corpus it gets the training corpus's: 73 of 0 to 100 is
-    1 + 0.73 · 4 of IEMOCAP's 1 to 5.
+    """A table's scale is a parameter. Test corpora get the training corpus's scale: 73 on 0 to 100 is
+    1 + 0.73 · 4 on IEMOCAP's 1 to 5.
     """
     touch(tmp_path / "own", "1.wav", "2.wav")
     text = "path,speaker,gender,emotion,age,valence\n1.wav,a,female,happy,9,{}\n2.wav,b,male,angry,9,\n"
@@ -280,7 +280,7 @@ def test_a_table_that_lacks_something_is_rejected(tmp_path, text, message):
 
 @pytest.mark.parametrize("ending", ["csv", "PARQUET"])
 def test_a_table_is_read_as_it_is_meant(tmp_path, ending):
-    """White space, Unicode forms, words that pandas takes for missing, digits as labels, more columns."""
+    """White space, Unicode forms, words that pandas reads as missing, digits as labels, further columns."""
     touch(tmp_path, "1.wav", "NA.wav", "3.wav", "4.wav")
     table = pd.DataFrame(
         {"path": ["1.wav", "NA.wav", "3.wav", "4.wav"], "utterance": list("abcd"),
@@ -322,7 +322,7 @@ def test_lines_that_are_nearly_turns_are_rejected(iemocap, change):
 
 @pytest.fixture
 def linked(tmp_path):
-    """A folder with a recording in it and ways out of it, and a link to the folder."""
+    """A folder with a recording and links that lead out of it, and a link to the folder."""
     touch(tmp_path, "secret.wav", "corpus/in.wav", "corpus/deep/in.wav")
     (tmp_path / "corpus" / "out").symlink_to(tmp_path)
     (tmp_path / "corpus" / "out.wav").symlink_to(tmp_path / "secret.wav")
@@ -339,7 +339,7 @@ OUTSIDE = ["../secret.wav", "deep/../../secret.wav", "out/secret.wav", "out.wav"
 
 @pytest.mark.parametrize("folder", ["corpus", "link"])
 def test_a_table_names_recordings_below_its_folder_only(linked, folder):
-    """A parameter allows others; a folder that is a link is no way out."""
+    """A parameter allows others. A link to the folder itself does not lead out of it."""
     file = linked / folder / "mine.csv"
     inside = [path.format(linked) for path in INSIDE]
     table = pd.DataFrame({"utterance": [str(n) for n in range(len(inside))], "path": inside})
@@ -412,7 +412,7 @@ def test_a_table_of_wrong_types_is_rejected(tmp_path, columns, message):
     assert manifest.speaker.tolist() == ["a", "b"]
 
 
-def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):
+def test_parts_at_nearly_the_same_time_have_different_names(tmp_path):
     touch(tmp_path, "in.wav")
     starts = [0.0, 1.5, 1234.567, 1234.571]
     table = pd.DataFrame({"path": "in.wav", "start": starts, "speaker": "1"})
@@ -421,7 +421,7 @@ def test_parts_at_nearly_the_same_time_have_names_of_their_own(tmp_path):
     assert names.tolist() == ["in@1234.571", "in@1234.567", "in@0", "in@1.5"]
 
 
-def test_a_label_that_no_map_names(iemocap):
+def test_a_label_that_is_in_no_map(iemocap):
     path = iemocap / "Session1/dialog/EmoEvaluation/Ses01F_impro01.txt"
     path.write_text(path.read_text("latin-1").replace("\tneu\t", "\tmeh\t"), "latin-1")
     with pytest.raises(GmpError, match=r"F000\.wav: label 'meh'; iemocap has ang, hap"):
@@ -429,7 +429,7 @@ def test_a_label_that_no_map_names(iemocap):
     assert "bored" in set(corpora.load("iemocap", iemocap, label_map={"meh": "bored"}).emotion)
 
 
-PUBLISHED = {  # utterances and speakers, as the corpora's own papers and pages state
+PUBLISHED = {  # utterances and speakers, as stated by papers and pages of the corpora
     "iemocap": (10039, 10), "crema_d": (7442, 91), "ravdess": (1440, 24), "savee": (480, 4),
     "tess": (2800, 2), "esd": (35000, 20),
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Two processes do what one does: batches, gradients, metrics, files."""
+"""Two processes give the results of one: batches, gradients, metrics and files."""
 
 import pickle
 from functools import partial
@@ -28,7 +28,7 @@ RATER = {
 
 @pytest.fixture
 def cpu_processes(monkeypatch, tmp_path_factory):
-    """Float32 and gloo whatever the hardware; the processes find this module."""
+    """Use float32 and gloo on any hardware, and let the processes find this module."""
     site = tmp_path_factory.mktemp("site")
     patch = "from gmp_utils.runs import hardware\n\nhardware.bfloat16 = lambda: False\n"
     (site / "sitecustomize.py").write_text(patch)
@@ -39,7 +39,7 @@ def cpu_processes(monkeypatch, tmp_path_factory):
 
 
 class Rater(regression.AttributeModel):
-    """Without dropout, which each process draws for itself."""
+    """A model without dropout, which differs between processes."""
 
     def _build_heads(self, config):
         super()._build_heads(config)
@@ -51,7 +51,7 @@ class Rater(regression.AttributeModel):
 
 
 def leave_gradients(cases: dict, folder: Path) -> None:
-    """Gradients of each case's only batch, as `train` computes them, and this process's share."""
+    """Write the gradients of each case's only batch, as `train` computes them, and this process's share."""
     for name, (load, source, dataset) in cases.items():
         options = {"use_cpu": True, "remove_unused_columns": False, "report_to": "none"}
         arguments, config = TrainingArguments(str(folder), **options), TrainingConfig(epochs=1)
@@ -75,7 +75,7 @@ def store(stem, lengths, dtype, values, kind):
 
 
 def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, cpu_processes):
-    """Each value within 1e-5 of at most some 0.1: float32 sums in another order.
+    """Values of up to about 0.1 agree within 1e-5: float32 sums in another order.
 
     Means over the processes' own utterances or frames, averaged, are off by 0.03 and 0.06.
     """
@@ -134,9 +134,9 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
             torch.testing.assert_close(share, whole, atol=tolerance, rtol=0)
 
 
-def test_processes_take_equally_many_batches_and_every_utterance():
+def test_processes_have_equal_numbers_of_batches_and_together_every_utterance():
     dataset = SimpleNamespace(seconds=np.random.default_rng(0).uniform(1, 9, 200))
-    dataset.seconds[7] = 50  # beyond the budget: alone
+    dataset.seconds[7] = 50  # above the limit: alone in a batch
 
     def batches(**share):
         return list(DurationBatchSampler(dataset, 40, max_utterances=9, n_batches=61, **share))
@@ -168,7 +168,7 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
 ):
     """Five validation utterances, in batches of three and two.
 
-    Losses, norms and scores within 1e-4: rounding differs at every step, and Adam's first
+    Losses, norms and scores agree within 1e-4: rounding differs at every step, and Adam's first
     steps follow the sign of gradients that are nearly zero.
     """
     stages = []
@@ -195,7 +195,7 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
     assert files[0] == files[1]
 
 
-def test_pickled_a_file_is_its_place_and_an_array_its_values(tmp_path):
+def test_a_file_is_pickled_as_its_path_and_an_array_as_its_values(tmp_path):
     on_disk = store(tmp_path / "frames", [600, 400], np.float32, np.arange(1000), "waveform")
     pickled = pickle.dumps(on_disk)
     assert len(pickled) < 1000
@@ -204,7 +204,7 @@ def test_pickled_a_file_is_its_place_and_an_array_its_values(tmp_path):
     assert pickle.loads(pickle.dumps(in_memory))["b"].tolist() == [2, 3, 4]
 
 
-def test_more_processes_than_gpus_are_refused(tmp_path, monkeypatch):
+def test_more_processes_than_gpus_are_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(GmpError, match="processes: found 2, expected at most 1 "):
         config = TrainingConfig(epochs=1, processes=2)

@@ -45,7 +45,7 @@ def padded_batch(lengths):
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_padding_changes_nothing(tmp_path, norm, kind):
-    """1e-4 is far above float32 rounding, and far below any leak (0.01 and more)."""
+    """The tolerance of 1e-4 is far above float32 rounding, and far below any leak (0.01 or more)."""
     encoder = save_encoder(tmp_path, kind, norm)
     torch.manual_seed(0)
     model = MultitaskModel.load(str(encoder), **MULTITASK).eval()
@@ -70,7 +70,7 @@ def test_padding_changes_nothing(tmp_path, norm, kind):
 @pytest.mark.parametrize("kernel", [128, 64, 31])
 @pytest.mark.parametrize("frames", [40, 231])
 def test_position_embeddings_by_fft_equal_transformers(kind, kernel, frames):
-    """Forward and gradients, on the CPU in float32, for even and odd lengths: 1e-5 is its rounding."""
+    """Output and gradients on the CPU in float32, for even and odd lengths: rounding is about 1e-5."""
     torch.manual_seed(0)
     config = CONFIGS[kind](**TINY | {"num_conv_pos_embeddings": kernel})
     embedding = SpeechModel(config).base_model.encoder.pos_conv_embed
@@ -90,7 +90,7 @@ def test_position_embeddings_by_fft_equal_transformers(kind, kernel, frames):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_computes_what_the_cpu_does(tiny_encoder):
-    """The fast position embedding and the norm without a loop, in float32 up to TF32's rounding."""
+    """The fast position embedding and the norm without a loop, up to the rounding of TF32."""
     model = SpeechModel.load(str(tiny_encoder)).eval()
     batch = padded_batch([16000, 9000, 801])
     with torch.no_grad(), hardware.float32():
@@ -104,9 +104,9 @@ def test_a_gpu_computes_what_the_cpu_does(tiny_encoder):
 @pytest.mark.parametrize("kind", CONFIGS)
 @pytest.mark.parametrize("size", ["base", "large"])
 def test_full_size_encoders_equal_transformers(tmp_path, kind, size):
-    """Random weights, one utterance: without padding the published forward is a reference.
+    """Random weights and one utterance: without padding, the forward of transformers is a reference.
 
-    Hugging Face's last hidden state of a stable-norm model is the one before the norm, ours the one after it.
+    The last hidden state of a stable-norm model is before the norm in transformers, and after it here.
     Large models have four of their 24 layers here.
     """
     torch.manual_seed(0)
@@ -180,7 +180,7 @@ def test_bfloat16_is_float32_up_to_its_rounding(monkeypatch, kind):
 
 
 def saved_bytes_of_cnn(model) -> int:
-    """Bytes that autograd saves while the CNN runs."""
+    """Number of bytes that autograd saves while the CNN runs."""
     sizes, hooks = [], torch.autograd.graph.saved_tensors_hooks
     with hooks(lambda x: sizes.append(x.nbytes) or x, lambda x: x):
         model.cnn(*padded_batch([16000]))
@@ -227,7 +227,7 @@ def test_old_weight_norm_keys_load(tiny_encoder, tmp_path):
 
 
 def test_heads_are_initialized_by_torch(tiny_encoder):
-    """transformers would leave modules of ours uninitialized, and linear layers at a deviation of 0.02."""
+    """transformers would not initialize our modules, and give linear layers a standard deviation of 0.02."""
     settings = FINETUNED | {"projection_size": 200}
     model = EmotionClassifier.load(str(tiny_encoder), **settings)
     bounds = {
@@ -241,7 +241,7 @@ def test_heads_are_initialized_by_torch(tiny_encoder):
 
 
 def test_loaded_weights_are_aligned(tiny_encoder):
-    """To 64 bytes, like torch's own tensors; otherwise the last bits of results vary between processes."""
+    """They are aligned to 64 bytes like torch's own tensors; otherwise the last bits of results vary."""
     model = SpeechModel.load(str(tiny_encoder))
     assert {parameter.data_ptr() % 64 for parameter in model.parameters()} == {0}
 
@@ -261,7 +261,7 @@ def half(path):
     ],
 )  # fmt: skip
 def test_unusable_weights_are_named(tiny_encoder, tmp_path, file, damage, message):
-    """None at all, cut short, incomplete, or no numbers."""
+    """Missing, truncated, incomplete, or not finite."""
     shutil.copy(tiny_encoder / "config.json", tmp_path)
     tensors = load_file(tiny_encoder / "model.safetensors")
     if damage not in (None, half):
@@ -306,7 +306,7 @@ def test_other_architectures_are_rejected(tmp_path, kind, settings, message):
 
 
 def test_encoders_of_other_recordings_are_rejected(tmp_path):
-    """Group norm over time makes normalized and other inputs the same, up to its epsilon."""
+    """Group norm over time makes normalized and other inputs equal, up to its epsilon."""
     group, layer = (save_encoder(tmp_path / norm, "wavlm", norm) for norm in ("group", "layer"))
     for folder in (group, layer):
         Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(folder)
@@ -350,7 +350,7 @@ def test_a_revision_is_that_of_the_hub(hub):
 
 
 def test_changed_weights_on_the_hub_are_noticed(hub, noise_corpus, capsys):
-    """Of an encoder without a revision: the stage is made again, and names the commit."""
+    """Without a revision, the stage is made again and names the commit."""
     stage = multitask(noise_corpus, "me/encoder", ONCE)
     assert read_json(stage / "provenance.json")["inputs"] == [f"me/encoder@{'a' * 40}"]
     multitask(noise_corpus, "me/encoder", ONCE)

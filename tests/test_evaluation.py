@@ -1,4 +1,4 @@
-"""Metrics, the tables of results and their figures."""
+"""Metrics, tables of results and their figures."""
 
 import numpy as np
 import pandas as pd
@@ -64,7 +64,7 @@ def test_the_table_has_the_papers_numbers_next_to_ours():
 
 
 def test_the_gender_uar_is_that_of_the_multitask_models():
-    """One model for each fold, and none for the variant without GMPs: 90 and 70, so 80 ± 14.1."""
+    """One model per fold, and none for the variant without GMPs: 90 and 70 give 80 ± 14.1."""
     both = pd.concat([predictions(4), predictions(4, "no GMPs")])
     assert "gender UAR, validation" not in table_of(both)
     first = both.fold == both.fold.min()
@@ -85,7 +85,7 @@ def test_what_was_declared_and_not_run_stays_in_the_table():
 
 
 def test_folds_with_their_standard_deviation_over_seeds():
-    """On one fold all right, then half of them: 100 and 50, so 75 ± 35.4; the other fold has one seed."""
+    """On one fold, all and then half are correct: 100 and 50 give 75 ± 35.4. The other fold has one seed."""
     first, second = predictions(4, right=1.0), predictions(4, right=1.0, seed=1)
     half = second.index % 2 == 0
     second.loc[half, "predicted"] = "none"
@@ -130,7 +130,7 @@ def test_recall_by_gender():
 
 
 def test_confusions_have_the_recalls_with_their_intervals():
-    """Angry is predicted as itself or as sad, and sad as itself; two speakers have no interval."""
+    """Angry is predicted as itself or as sad, and sad as itself. Two speakers give no interval."""
     emotions, rows = ["angry", "happy", "sad"], predictions(4)
     (panel,) = series.confusions({"a": rows}, emotions).data
     recall, low, high = 100 * np.array(comparison.with_intervals(rows)["angry"])
@@ -195,7 +195,7 @@ def test_the_selected_epoch_is_a_star():
 
 
 def test_features_before_and_after_training_are_drawn(tmp_path, tiny_encoder):
-    """Those after training are the features of the model that was written."""
+    """Those after training are features of the saved model."""
     run = write_noise_corpus(tmp_path / "run")
     stages = [classifier(run, tiny_encoder, loss) for loss in ("ams", "ce")]
     names = open_corpus(str(run)).partition(1)["validation"]

@@ -1,4 +1,4 @@
-"""Experiments as declared, laid out and run: killed in the middle they end as if nothing had been."""
+"""Experiments: declaring, planning and running them, also when they are killed and resumed."""
 
 import csv
 import os
@@ -113,7 +113,7 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
         ({"preset": ["text.yaml"]}, {}, "text.yaml: found 'text'"),
     ],
 )
-def test_what_is_wrong_is_named_before_any_work(tmp_path, monkeypatch, settings, changes, message):
+def test_errors_are_reported_before_any_work(tmp_path, monkeypatch, settings, changes, message):
     monkeypatch.chdir(tmp_path)
     for name, text in (("wrong", "encoder: 5\n"), ("text", "text")):
         (tmp_path / f"{name}.yaml").write_text(text)
@@ -122,7 +122,7 @@ def test_what_is_wrong_is_named_before_any_work(tmp_path, monkeypatch, settings,
         lay_out(Settings(**{"experiment": "mine.yaml"} | settings))
 
 
-def test_of_presets_the_last_counts_most_and_names_may_have_spaces(tmp_path):
+def test_later_presets_override_earlier_ones_and_names_may_have_spaces(tmp_path):
     first, other = tmp_path / "my 'own' {1}.yaml", tmp_path / "other.yaml"
     first.write_text("alpha: 0.5\nlayer: -2\n")
     other.write_text("alpha: 0.7\n")
@@ -131,11 +131,11 @@ def test_of_presets_the_last_counts_most_and_names_may_have_spaces(tmp_path):
     assert alone.folder == "runs/emodb-embedded-my-own-1"
     (both,) = lay_out(Settings(preset=[str(first), str(other)])).runs
     assert (both.parameters["alpha"], both.parameters["layer"]) == (0.7, -2)
-    (both,) = lay_out(Settings(preset=[f"{other} presets/quick.yaml"])).runs  # as make has it
+    (both,) = lay_out(Settings(preset=[f"{other} presets/quick.yaml"])).runs  # as make passes it
     assert (both.parameters["alpha"], both.parameters["multitask_epochs"]) == (0.7, 1)
 
 
-def test_folders_are_as_the_notebooks_will_have_them(monkeypatch):
+def test_folders_are_as_notebooks_resolve_them(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert lay_out(Settings(run_dir="~/a//b/")).folder == "/home/me/a/b"
     (run,) = lay_out(Settings(corpus="emodb", corpus_dir="~/wav")).runs
@@ -149,8 +149,8 @@ def test_every_command_explains_itself():
     assert "(default: 6.0)" in page
 
 
-def test_a_second_process_is_refused_and_may_look(tmp_path):
-    """Also one that would write other parameters."""
+def test_a_second_process_may_plan_but_not_run(tmp_path):
+    """Even if it would write other parameters."""
     settings = {"run_dir": str(tmp_path / "run")}
     with experiments.prepare(lay_out(Settings(**settings))):
         refused = workflow(settings | {"encoder": "elsewhere"})
@@ -169,8 +169,8 @@ def test_verify_names_what_has_changed(noise_corpus):
     assert changed.returncode == 1
 
 
-def test_the_plan_overlooks_notebooks_that_a_kill_left_in_pieces(tmp_path):
-    """Papermill writes while it runs; a partial file has no duration."""
+def test_the_plan_ignores_partial_notebooks(tmp_path):
+    """Papermill writes notebooks while it runs, so a killed one may be partial and has no duration."""
     folder = tmp_path / "run" / "notebooks"
     folder.mkdir(parents=True)
     (folder / "01_prepare_data.ipynb").write_text('{"cells": [')
@@ -181,7 +181,7 @@ def test_the_plan_overlooks_notebooks_that_a_kill_left_in_pieces(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(smoke, tmp_path_factory):
-    """The workflow, a kernel, the workflow and all that it started, killed one after the other."""
+    """An experiment that was killed three times, as a whole or only a kernel, and then finished."""
     run = tmp_path_factory.mktemp("killed") / "smoke"
     notes = tmp_path_factory.mktemp("notes")
     for moment, victim in (
@@ -198,8 +198,8 @@ def killed(smoke, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_killed_workflow_resumes_and_ends_as_if_undisturbed(killed, undisturbed):
-    """What was finished is not repeated, and variants share the stages that they agree on."""
+def test_a_killed_workflow_resumes_with_the_same_results(killed, undisturbed):
+    """Finished stages are not repeated, and variants share equal stages."""
     run, done, _ = killed
     names = {path.parent.name for path in done}
     assert {"01_prepare_data", "02_train_multitask", "04_generate_gmps"} <= names
@@ -232,7 +232,7 @@ def test_the_plan_prints_what_is_done_and_what_is_missing(killed):
 
 @pytest.mark.slow
 @needs_browser
-def test_the_report_holds_its_figures_and_fetches_nothing(killed, smoke):
+def test_the_report_contains_its_figures_and_requests_nothing(killed, smoke):
     run = killed[0]
     report = cli("report", smoke(run), environment={"BROWSER_PATH": style.browser()})
     assert "report.html" in finished(report)
@@ -243,7 +243,7 @@ def test_the_report_holds_its_figures_and_fetches_nothing(killed, smoke):
 
 
 def test_commands_never_share_a_gpu(tmp_path):
-    """Two GPUs, three commands: the third waits for one that is free again."""
+    """Two GPUs and three commands: the third one waits until a GPU is free."""
     code = (
         "import os, sys, time; gpu = os.environ['CUDA_VISIBLE_DEVICES']\n"
         "open(f'{sys.argv[1]}/{os.getpid()}', 'w').write(gpu); time.sleep(3)\n"

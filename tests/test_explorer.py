@@ -1,4 +1,4 @@
-"""The explorers: what they show of a run, and that they work in a real browser."""
+"""The explorers: what they show of a run, and whether they work in a browser."""
 
 import io
 import json
@@ -42,7 +42,7 @@ def map_layers(run, encoder, map_points):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, tiny_encoder):
-    """Every stage on noise, and maps of two models."""
+    """A run of every stage on noise, with maps of two models."""
     run = write_noise_corpus(tmp_path_factory.mktemp("explored") / "run")
     run_series(run, tiny_encoder)
     map_layers(run, tiny_encoder, 200)
@@ -50,7 +50,7 @@ def run(tmp_path_factory, tiny_encoder):
     return run
 
 
-def test_the_number_of_points_changes_the_maps_only(run, tmp_path, tiny_encoder):
+def test_the_number_of_points_changes_only_the_maps(run, tmp_path, tiny_encoder):
     """Maps of different points are not shown next to each other."""
     other = shutil.copytree(run, tmp_path / "run")
     map_layers(other, tiny_encoder, 100)
@@ -234,7 +234,7 @@ def test_a_selection_on_one_map_is_one_on_the_other(run):
         assert pd.read_csv(folder / name).utterance.tolist() == selected.utterance.tolist()
 
 
-def test_a_view_shows_the_selection_only(run, tmp_path):
+def test_a_view_shows_only_the_selection(run, tmp_path):
     """Another unit, no points, another run, a run that cannot be shown."""
     runs = [str(shutil.copytree(run, tmp_path / name)) for name in ("a", "b")]
     explorer = explore(runs[0])
@@ -307,7 +307,7 @@ def lab(run, tmp_path_factory):
 
 @pytest.fixture
 def page(lab):
-    """A page of Chromium that may reach the server only, and complains of nothing."""
+    """A page of Chromium without errors and without requests to other hosts than the server."""
     from playwright.sync_api import sync_playwright
 
     complaints, outside = [], []
@@ -347,7 +347,7 @@ def run_notebook(page, address, waits_for="canvas"):
 
 
 def place(page, maps, panel, point):
-    """Where a point of the last layer is on the screen; panels are drawn on two canvases each."""
+    """Position on the screen of a point of the last layer. Each panel has two canvases."""
     box = page.locator("canvas").nth(2 * panel).bounding_box()
     coordinates = list(maps.coordinates.values())[panel][-1]
     x, y = coordinates[point] / abs(coordinates).max() / 1.02 * box["height"] / 2
@@ -355,7 +355,7 @@ def place(page, maps, panel, point):
 
 
 def lonely(maps, panel, part):
-    """The point of a part that is farthest from all others: a click that cannot be taken by them."""
+    """The point of a part that is farthest from all others, so that a click cannot hit another one."""
     coordinates = list(maps.coordinates.values())[panel][-1]
     nearest = NearestNeighbors(n_neighbors=2).fit(coordinates).kneighbors(coordinates)[0][:, 1]
     return int(np.argmax(np.where(maps.points.part == part, nearest, -1)))
@@ -363,7 +363,7 @@ def lonely(maps, panel, part):
 
 @pytest.mark.slow
 @needs_browser
-def test_look_click_listen(run, lab, page):
+def test_points_are_shown_and_played(run, lab, page):
     run_notebook(page, lab.format("explore_layers.ipynb"))
     maps = FoldMaps(str(run), 1, "frames")
     titles = []
@@ -420,8 +420,8 @@ def test_look_click_listen(run, lab, page):
 
 @pytest.mark.slow
 @needs_browser
-def test_upload_record_look(lab, page, tmp_path):
-    """Chromium's made-up microphone beeps. With SHOWN_RUN=runs/demo, the picture in docs/ is taken."""
+def test_uploads_and_recordings_are_shown(lab, page, tmp_path):
+    """Chromium's simulated microphone beeps. With SHOWN_RUN=runs/demo, the picture in docs/ is taken."""
     run_notebook(page, lab.format("explore_recording.ipynb"), "text=Upload a recording (wav")
     path = tmp_path / "uploaded.wav"
     shown = os.environ.get("SHOWN_RUN")

@@ -17,7 +17,7 @@ WORDS = {"angry": "go away now", "happy": "what a day", "neutral": "the door is"
 
 @pytest.fixture(scope="module")
 def spoken(tmp_path_factory, tiny_encoder):
-    """A run of noises that no network can classify, with words that can be classified; and a network."""
+    """A run of noises, which no network can classify, with words, which can be classified; and a network."""
     run = write_noise_corpus(tmp_path_factory.mktemp("spoken") / "run")
     stage = run / "01_prepare_data"
     manifest = pd.read_parquet(stage / "manifest.parquet")
@@ -28,7 +28,7 @@ def spoken(tmp_path_factory, tiny_encoder):
     return run, classifier(run, tiny_encoder, schedule=QUICK)
 
 
-def test_the_speech_weight_is_the_best_and_of_equal_ones_the_nearest_to_a_half():
+def test_the_speech_weight_is_the_best_one_and_among_ties_nearest_to_a_half():
     true = np.array([0, 1, 0, 1])
     right, wrong = np.eye(2)[true], np.eye(2)[1 - true]
     assert baselines.best_speech_weight(right, wrong, true) == pytest.approx(0.55)
@@ -37,7 +37,7 @@ def test_the_speech_weight_is_the_best_and_of_equal_ones_the_nearest_to_a_half()
 
 
 @pytest.mark.parametrize("kind", baselines.TEXT_KINDS)
-def test_words_are_classified_where_noises_are_not(spoken, kind):
+def test_words_are_classified_if_noises_are_not(spoken, kind):
     run, network = spoken
     stage = baselines.fuse(str(run), 1, kind=kind, speech=network)
     fused = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
@@ -61,7 +61,7 @@ def test_fusions_are_rows_of_the_table(spoken):
     assert seconds[collect.SYSTEM_NAMES["late-fusion"]] > seconds["CE"]
 
 
-def test_what_cannot_be_fused_is_an_error(tmp_path, spoken):
+def test_impossible_fusions_are_rejected(tmp_path, spoken):
     silent, run = str(write_noise_corpus(tmp_path / "run")), str(spoken[0])
     with pytest.raises(GmpError, match=r"1f0 has no text \(72 such of 72\)"):
         baselines.fuse(silent, 1, kind="text", speech=spoken[1])
@@ -88,7 +88,7 @@ def test_words_of_other_speakers_do_not_change_the_training_features():
 
 
 def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):
-    """Together and alone, padding or not: float32 sums in another order."""
+    """In a batch and alone, with and without padding. Float32 sums are in another order."""
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "go", "away", "now", "what"]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)

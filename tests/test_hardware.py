@@ -1,4 +1,4 @@
-"""What a process gets of its machine: memory, cores and GPUs, on several kinds of machine."""
+"""Memory, cores and GPUs of a process, on several kinds of machine."""
 
 import subprocess
 import sys
@@ -21,14 +21,14 @@ NAMES = {"v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactiv
     [
         # a job of 8,000 bytes, whose step has no limit; 1,000 of the 5,000 in use are cache
         ("v2", "0::/job/step", {"job": ("8000", 5000, 1000), "job/step": ("max", 1, 0)}, 4000),
-        # the same by Slurm with cgroups v1, where no limit is a large number
+        # the same with Slurm and cgroups v1, where a large number stands for no limit
         (
             "v1",
             "4:memory:/job\n0::/",
             {"": (str(2**63 - 4096), 9, 0), "job": ("8000", 5000, 0)},
             3000,
         ),
-        # in a container, the path of the host is not mounted
+        # in a container, where the host's path is not mounted
         ("v1", "4:cpu,memory:/docker/f00", {"": ("8000", 7000, 0)}, 1000),
         ("v2", "0::/", {"": ("8000", 9000, 0)}, 0),
     ],
@@ -106,7 +106,7 @@ def test_peak_memory_has_the_unit_of_the_platform(monkeypatch):
 
 @pytest.mark.slow  # imports torch and transformers
 def test_recognition_needs_nothing_of_unix():
-    """Windows has neither module; transformers has other ways there."""
+    """Windows has neither module, and transformers does without them."""
     code = (
         "import sys; from transformers import HubertModel, Trainer\n"
         "sys.modules |= {'fcntl': None, 'resource': None}\n"
@@ -116,7 +116,7 @@ def test_recognition_needs_nothing_of_unix():
     assert done.returncode == 0, done.stderr
 
 
-def test_runs_on_windows_are_refused(monkeypatch, capsys):
+def test_runs_on_windows_are_rejected(monkeypatch, capsys):
     monkeypatch.setattr(sys, "platform", "win32")
     assert main(["run"]) == 1
     assert capsys.readouterr().err == "runs need Linux or macOS; on Windows, work in WSL.\n"

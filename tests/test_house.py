@@ -1,4 +1,4 @@
-"""The rooms of the package: which may import which, and how many floors they have."""
+"""The subpackages: which may import which, and how deep imports are."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["runs", "data", "models", "training", "evaluation", "stages", "figures"]
-FORBIDDEN = {  # besides every later room
+FORBIDDEN = {  # besides all later subpackages
     "models": ["runs.paths", "runs.code", "runs.stage", "runs.notebook",
                "runs.experiments"],
     "evaluation": ["training"],
@@ -16,7 +16,7 @@ FLOORS = 9
 
 
 def read_imports() -> dict[str, set[str]]:
-    """Modules of the package, each with the modules of the package that it imports."""
+    """For each module of the package, the modules of the package that it imports."""
     paths = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted((ROOT / "gmp_utils").rglob("*.py"))
@@ -50,18 +50,18 @@ def test_imports_run_one_way(module):
     for imported in sorted(IMPORTS[module]):
         for forbidden in [*later, *FORBIDDEN.get(room, [])]:
             broken = imported == forbidden or imported.startswith(f"{forbidden}.")
-            assert not broken, f"{module} imports {imported}: {room}/ must not know {forbidden}"
+            assert not broken, f"{module} imports {imported}: {room}/ must not import {forbidden}"
 
 
-def test_there_are_at_most_nine_floors():
+def test_imports_are_at_most_nine_deep():
     floors: dict[str, int] = {}
 
     def floor(module: str, above: tuple[str, ...] = ()) -> int:
-        assert module not in above, f"imports go in a circle: {' -> '.join((*above, module))}"
+        assert module not in above, f"circular import: {' -> '.join((*above, module))}"
         if module not in floors:
             below = [floor(name, (*above, module)) for name in IMPORTS[module]]
             floors[module] = 1 + max(below, default=0)
         return floors[module]
 
     highest = max(IMPORTS, key=floor)
-    assert floors[highest] <= FLOORS, f"{highest} stands on floor {floors[highest]}"
+    assert floors[highest] <= FLOORS, f"{highest} has an import depth of {floors[highest]}"

@@ -1,4 +1,4 @@
-"""SIGKILL at every kind of moment of a series: what was finished stays, and the end is the same."""
+"""SIGKILL at all kinds of moments of a series: finished stages stay, and the results are the same."""
 
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -10,14 +10,14 @@ from conftest import finished, kill_when, workflow
 
 from gmp_utils.runs.files import file_digest
 
-# What is killed alone leaves others that go on for a while, and may finish the stage: it comes last.
+# Processes that are killed alone come last: the others continue for a while, and may finish the stage.
 ALONE = dict.fromkeys(["multi-task training", "clustering", "retraining"], "papermill")
 ALONE["classifying"] = "snakemake"
 
 
 @pytest.fixture
 def series(smoke, tmp_path):
-    """Settings of a run with the embedded encoder, whose checkpoints take long enough to be met."""
+    """Settings of a run with the embedded encoder, which writes checkpoints slowly enough to be hit."""
     settings = smoke(tmp_path / "x") | {"encoder": "embedded"}
     del settings["experiment"], settings["seeds"]
     (tmp_path / "preset.yaml").write_text(
@@ -28,7 +28,7 @@ def series(smoke, tmp_path):
 
 
 CHECKPOINT = r".*/checkpoint-\d+/"
-MOMENTS = {  # what the kernel is opening, and how long after that at most
+MOMENTS = {  # a file that the kernel opens, and the maximum delay after that
     "decoding": (r"\.recordings\.partial/waveforms\.npy", 0),
     "writing the CNN's output": (r"/cnn/.*/frames\.npy", 0.2),
     "multi-task training, inside a checkpoint": (rf"02_train.*{CHECKPOINT}trainer_state", 0),
@@ -49,14 +49,14 @@ def stamps(run):
 
 
 @pytest.mark.slow
-def test_kills_of_a_series_lose_nothing_that_was_finished(series, tmp_path):
+def test_kills_of_a_series_lose_no_finished_stage(series, tmp_path):
     plain, rng, kills = tmp_path / "plain", random.Random(0), []
     victims = [{name: [victim] for name in MOMENTS} for victim in ("all", "kernel")]
     for name, victim in ALONE.items():
         victims[1][name].append(victim)
 
     def killed(number: int) -> Path:
-        """A series of its own. The two run side by side, each on one core (gpus=2), to save time."""
+        """Kill a series repeatedly. Two run in parallel, each on one core (gpus=2), to save time."""
         folder, done = tmp_path / str(number), {}
         run = folder / "killed"
         folder.mkdir()

@@ -18,7 +18,7 @@ def test_kmeans_uses_all_frames_and_finds_clear_clusters():
     truth = rng.integers(4, size=3000)
     frames = centers[truth] + rng.normal(size=(3000, 8))
     labels = assign(frames, *fit_kmeans(frames, [12]))
-    assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never cut across the 4 true ones
+    assert homogeneity_score(truth, labels) > 0.99  # 12 clusters never mix the 4 true ones
     # Three of 2000 frames are far away: faiss's default would train on 3 * 256 of them.
     frames = np.zeros((2000, 2)) + rng.normal(0, 0.01, (2000, 2))
     frames[[5, 700, 1500]] += 100
@@ -26,7 +26,7 @@ def test_kmeans_uses_all_frames_and_finds_clear_clusters():
     assert np.sort(centroids[:, 0]).tolist() == pytest.approx([0, 100], abs=0.1)
 
 
-def test_more_clusters_than_frames_is_refused():
+def test_more_clusters_than_frames_are_rejected():
     with pytest.raises(GmpError, match="scale 11: more clusters than the 10 frames"):
         fit_kmeans(np.random.default_rng(0).normal(size=(10, 3)), [4, 11])
 
@@ -43,8 +43,8 @@ def inertia(frames, centroids):
 
 
 @pytest.mark.parametrize("chunk", [kmeans.CHUNK, 700])
-def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk):
-    """Run on the CPU here: all scales in one pass, whole and in portions, inertia within 0.1 %."""
+def test_kmeans_of_gpus_equals_faiss_from_the_same_initial_centroids(monkeypatch, chunk):
+    """It runs on the CPU here: all scales in one pass, whole and in chunks. Inertia agrees within 0.1 %."""
     monkeypatch.setattr(kmeans, "CHUNK", chunk)
     monkeypatch.setattr(hardware, "device", lambda: "cpu")
     frames, scales = mixture(5000), [8, 64, 256]
@@ -60,8 +60,8 @@ def test_what_gpus_run_is_faiss_from_the_same_first_centroids(monkeypatch, chunk
     np.testing.assert_array_equal(nearest, assign(frames, ours[2].numpy()))
 
 
-def test_clusters_without_frames_begin_again():
-    """Nine of ten first centroids lie on one point, so that eight of them get no frame."""
+def test_empty_clusters_are_reseeded():
+    """Nine of ten initial centroids are equal, so that eight of them get no frame."""
     frames = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
     frames[:360] = 5.0
     (centroids,) = kmeans.lloyd(frames, [10], 0, 25, "cpu")
@@ -69,7 +69,7 @@ def test_clusters_without_frames_begin_again():
     assert len(np.unique(assign(frames.numpy(), centroids.numpy()))) > 5
 
 
-def test_frames_are_assigned_in_portions(monkeypatch):
+def test_frames_are_assigned_in_chunks(monkeypatch):
     frames = mixture(1000)
     (centroids,) = fit_kmeans(frames, [16])
     whole = assign(frames, centroids)

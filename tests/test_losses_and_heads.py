@@ -80,7 +80,7 @@ def test_head_is_a_bidirectional_lstm():
 
 
 def test_plain_heads_by_hand():
-    """V-FT: a ReLU after the mean. SUPERB: a linear layer. No LSTM. Always without padding."""
+    """V-FT has a ReLU after the mean, SUPERB a linear layer. Neither has an LSTM, and padding is ignored."""
     frames = torch.tensor([[[1.0, -4.0], [3.0, 2.0], [100.0, 100.0]]])
     valid = torch.tensor([[True, True, False]])
     mean = UtteranceHead(2, head="mean")
@@ -96,7 +96,7 @@ def test_plain_heads_by_hand():
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_pooling_of_a_padded_batch_equals_numpy_on_each_utterance(pooling):
-    """Attention is Okabe's equations 1 to 6 in float64; the padding is larger than all frames."""
+    """Attention follows Okabe's equations 1 to 6 in float64. The padding is larger than all frames."""
     torch.manual_seed(0)
     layer, frames = Pooling(5, pooling), torch.randn(2, 9, 5)
     lengths = torch.tensor([9, 4])
@@ -119,7 +119,7 @@ def test_pooling_of_a_padded_batch_equals_numpy_on_each_utterance(pooling):
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("head", ["bilstm", "mean", "linear"])
 def test_gradients_of_constant_frames_are_finite(pooling, head):
-    """A root's gradient at zero is infinite: silence, and an utterance of one frame."""
+    """The square root has an infinite gradient at zero: silence, and an utterance of one frame."""
     head = UtteranceHead(4, lstm_size=0, projection_size=3, head=head, pooling=pooling)
     frames = torch.full((2, 6, 4), 0.3, requires_grad=True)
     valid = torch.arange(6) < torch.tensor([[6], [1]])
@@ -131,7 +131,7 @@ def test_gradients_of_constant_frames_are_finite(pooling, head):
     assert frames.grad[0].abs().sum() > 0
 
 
-def test_dropout_of_features_is_for_training_only():
+def test_features_have_dropout_only_in_training():
     torch.manual_seed(0)
     head = UtteranceHead(4, lstm_size=0, projection_size=1000, dropout=0.25)
     frames, valid = torch.randn(1, 6, 4), torch.ones(1, 6, dtype=torch.bool)
@@ -142,7 +142,7 @@ def test_dropout_of_features_is_for_training_only():
 
 
 def test_layer_mix_by_hand():
-    """A softmax over weights, initially uniform: s3prl's Featurizer, `_weighted_sum`."""
+    """A softmax over weights, initially uniform, as in `_weighted_sum` of s3prl's Featurizer."""
     mix = LayerMix(2)
     states = [torch.full((1, 2, 3), value) for value in (1.0, 2.0, 6.0)]
     torch.testing.assert_close(mix(states), torch.full((1, 2, 3), 3.0))
@@ -162,7 +162,7 @@ def test_unknown_heads_and_half_frozen_encoders_are_rejected():
 
 
 def test_class_weights_by_hand(tiny_encoder):
-    """Uniform logits cost log 3 each: classes of weights 3, 1 and 0.5, once, once and twice."""
+    """Uniform logits cost log 3 each. Classes with weights 3, 1 and 0.5 occur once, once and twice."""
     settings = FINETUNED | {"loss": "ce", "emotion_weights": [3.0, 1.0, 0.5]}
     model = classifiers.EmotionClassifier.load(str(tiny_encoder), **settings)
     loss = model.emotion_loss(torch.zeros(4, 3), torch.tensor([0, 1, 2, 2]))
@@ -170,7 +170,7 @@ def test_class_weights_by_hand(tiny_encoder):
 
 
 def test_frame_loss_by_hand(tiny_encoder):
-    """Frames are averaged by utterance, then utterances: log 3, and 0 for a certain prediction."""
+    """Frames are averaged by utterance, then utterances are: log 3, and 0 for a certain prediction."""
     settings = MULTITASK | {"frame_weight": 0.5, "alpha": 1.0}
     model = classifiers.MultitaskModel.load(str(tiny_encoder), **settings).train()
     logits = torch.zeros(2, 3, 3)
@@ -196,7 +196,7 @@ def test_a_frozen_encoder_has_no_gradients_and_no_dropout(tiny_encoder):
 
 
 def test_separation_by_hand():
-    """Two classes at right angles; one lies at its center, the other 60 degrees around it."""
+    """Two orthogonal classes: one lies at its center, the other 60 degrees around it."""
     side = np.sqrt(3) / 2
     vectors = np.array([[2.0, 0, 0], [1, 0, 0], [0, 0.5, side], [0, 5, -10 * side]])
     separation = class_separation(vectors, np.array([0, 0, 1, 1]))

@@ -30,7 +30,7 @@ PERSONAL = "RECIPE=papt", "CORPUS=synthetic_speakers", "RUN=runs/personal"  # as
 
 
 def nbval(*arguments):
-    """A notebook's cells as pytest runs them."""
+    """Run a notebook's cells under nbval."""
     options = "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", 2400
     return python(
         "-m", "pytest", *options, "-p", "no:cacheprovider", "-q", *arguments, timeout=3600
@@ -39,7 +39,7 @@ def nbval(*arguments):
 
 @pytest.fixture(scope="session")
 def demo():
-    """`make run`, as in README; started on nothing only where nothing was made before."""
+    """`make run`, as in README. It starts from nothing only if there is no earlier run."""
     return succeeded(make("run"))
 
 
@@ -58,7 +58,7 @@ def test_make_run_ends_with_table_and_paths(demo):
 
 
 def test_a_second_make_run_does_no_work_and_says_so(demo):
-    results = (ROOT / "runs" / "demo").rglob("*/*.json")  # the plan beside them is written again
+    results = (ROOT / "runs" / "demo").rglob("*/*.json")  # the plan next to them is written again
     made = {path: path.stat().st_mtime_ns for path in results}
     assert made
     again = make("run")
@@ -114,9 +114,9 @@ def test_papermill_stops_before_any_work(demo, tmp_path, arguments, message):
 
 
 def test_notebooks_that_start_together_share_no_ports(tmp_path):
-    """The workflow's kernels are reached through files, and are of this environment.
+    """The workflow's kernels use sockets in files, and this environment.
 
-    Here TMPDIR is too long for a socket, and another environment's kernel has the name python3.
+    Here TMPDIR is too long for a socket, and the kernel of another environment is named python3.
     """
     spec = {"argv": ["/absent/python"], "display_name": "other", "language": "python"}
     (tmp_path / "jupyter/kernels/python3").mkdir(parents=True)
@@ -139,7 +139,7 @@ def test_notebooks_that_start_together_share_no_ports(tmp_path):
 
 @pytest.mark.slow
 def test_papermill_takes_another_fold_and_a_preset(demo, tmp_path):
-    """In another run folder, to leave the demo alone; -p comes after -f and wins."""
+    """In another run folder, so that the demo does not change. -p comes after -f and overrides it."""
     run = tmp_path / "run"
     for made in ("recordings", "01_prepare_data"):
         shutil.copytree(ROOT / "runs" / "demo" / made, run / made)
@@ -169,7 +169,7 @@ def test_the_workflow_probes_the_model_that_a_preset_names(tmp_path):
 
 @pytest.mark.slow
 def test_one_fold_of_a_folder(tmp_path):
-    """EmoDB as somebody's own recordings, in a pass or two, without pictures."""
+    """EmoDB as a user's own recordings, in one or two epochs, without pictures."""
     run = tmp_path / "a run's $(folder)"
     done = make("run", "CORPUS=emodb", f"CORPUS_DIR={EMODB}", "PRESET=presets/quick.yaml",
                 f"RUN={run}", timeout=3600, BROWSER_PATH="")  # fmt: skip
@@ -182,7 +182,7 @@ def test_one_fold_of_a_folder(tmp_path):
 
 @pytest.fixture
 def readers_corpus(demo):
-    """Forty of the demo's recordings as somebody's own, at the pages' place, and their commands."""
+    """Forty of the demo's recordings as a user's own, where the pages put them, and the pages' commands."""
     first, page = blocks("README.md"), TEXTS["corpora.md"].split("## Use your own data")[1]
     steps = re.findall(r"^```(\w*)\n(.*?)^```", page.split("\n## ")[0], re.MULTILINE | re.DOTALL)
     made = [ROOT / name for name in ("my", "runs/mine", "figures/mine")]
@@ -211,7 +211,7 @@ def readers_corpus(demo):
 
 @pytest.mark.slow
 def test_own_data_as_the_pages_say(readers_corpus):
-    """A quick pass as written, then a new recording; other runs are planned, which takes minutes instead."""
+    """A quick run as written, then a new recording. Other runs are only planned, to save time."""
     first, quick, full, new = readers_corpus
     assert "runs/mine: 1 runs, 0 done" in succeeded(make("plan", *shlex.split(first)[2:]))
     printed = succeeded(make(*shlex.split(quick)[1:]))
@@ -224,7 +224,7 @@ def test_own_data_as_the_pages_say(readers_corpus):
 
 
 def test_the_page_recognizes(demo, tmp_path):
-    """Its command and its snippet, on the demo's model."""
+    """The page's command and its snippet, with the demo's model."""
     (line,) = [text.strip() for kind, text in blocks("recognize.md") if kind == ""]
     (snippet,) = [text for kind, text in blocks("recognize.md") if kind == "python"]
     corpus = open_corpus("runs/demo")
@@ -246,7 +246,7 @@ def test_the_page_recognizes(demo, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_of_silence_changes_few_predictions(demo):
-    """Before or after test utterances of the demo's model: below 5 %; 10 % without trimming."""
+    """Before or after test utterances, it changes below 5 % of the predictions (10 % without trimming)."""
     corpus, silence = open_corpus("runs/demo"), np.zeros(16000, np.int16)
     waveforms = [corpus.waveforms[name] for name in corpus.partition(1)["test"]]
 
@@ -262,7 +262,7 @@ def test_a_second_of_silence_changes_few_predictions(demo):
 
 
 def test_make_lab_serves_the_notebooks(tmp_path):
-    """To this machine alone, whatever the user's settings, and to those who know the token."""
+    """Only to this machine, whatever the user's settings, and only with the token."""
     settings = {
         "ServerApp": {"allow_root": True, "open_browser": False, "port": 8951, "ip": "0.0.0.0"},
         "IdentityProvider": {"token": "t"},

@@ -1,4 +1,4 @@
-"""Numbers at the edge: no numbers, nothing but one, too few of them; and too many for the memory."""
+"""Edge cases: NaN and infinity, constant values, tiny corpora, and batches too large for the memory."""
 
 import contextlib
 from dataclasses import replace
@@ -28,8 +28,8 @@ from gmp_utils.training.trainer import TrainingConfig
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder, monkeypatch):
-    """The longest training utterance makes it; it is met in the first epoch, and after one if asked."""
+def test_nan_and_infinity_are_reported_with_their_batch(where, tmp_path, tiny_encoder, monkeypatch):
+    """The longest training utterance causes them, in the first epoch or after it."""
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
     poison = corpus.partition(1)["train"][-1]
@@ -40,7 +40,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
         outputs = forward(self, inputs, lengths, **labels)
         if self.training and frames in lengths:
             met.append(len(lengths))
-            # 0 · √x is 0 for x = 0, and its derivative 0 · ∞ is none
+            # 0 · √x is 0 for x = 0, and its derivative 0 · ∞ is NaN
             bad = float("nan") if where == "loss" else (self.emotion.bias[0] * 0).sqrt() * 0
             if where == "loss" or len(met) > 1:
                 outputs["loss"] = outputs["loss"] + bad
@@ -57,7 +57,7 @@ def test_what_is_no_number_is_named_with_its_batch(where, tmp_path, tiny_encoder
     assert not (run / "fold1" / "02_train_multitask").exists()
 
 
-def test_states_too_large_for_16_bits_are_refused(tmp_path, tiny_encoder, noise_corpus):
+def test_states_too_large_for_16_bits_are_rejected(tmp_path, tiny_encoder, noise_corpus):
     model = SpeechModel.load(str(tiny_encoder))
     with torch.no_grad():
         model.base_model.encoder.layers[-1].final_layer_norm.weight.fill_(1e6)
@@ -68,8 +68,8 @@ def test_states_too_large_for_16_bits_are_refused(tmp_path, tiny_encoder, noise_
 
 
 @pytest.mark.parametrize("frames", ["constant", "two values"])
-def test_clusters_of_constant_frames_are_numbers(frames):
-    """Frames of which there are fewer kinds than clusters: each still goes to a centroid of its own kind."""
+def test_clusters_of_constant_frames_are_finite(frames):
+    """There are fewer distinct frames than clusters. Each frame is still assigned to an equal centroid."""
     x = np.zeros((64, 4), np.float32)
     if frames == "two values":
         x[32:] = 1
@@ -80,7 +80,7 @@ def test_clusters_of_constant_frames_are_numbers(frames):
 
 
 def corpus_of(folder, rows, seconds, **rules):
-    """Noise of these speakers, genders and emotions, prepared; seconds of each."""
+    """A prepared corpus of noise with these speakers, genders, emotions and durations."""
     rng = np.random.default_rng(0)
     table = pd.DataFrame(rows, columns=["speaker", "gender", "emotion"])
     table["path"] = [f"{number}.wav" for number in range(len(table))]
@@ -105,7 +105,7 @@ def every_stage(run, encoder, scales=(2,)):
 
 
 PEOPLE = [("a", "female"), ("b", "male"), ("c", "female"), ("d", "male")]
-EDGES = {  # speakers, emotions of each, seconds, folds, and a word of the error
+EDGES = {  # speakers, emotions of each, seconds, folds, and part of the error
     "a batch larger than the corpus": (3, ("sad", "angry"), 0.5, 3, None),
     "clips of 60 ms, shorter than a mask": (4, ("sad", "angry") * 3, 0.06, 4, None),
     "one class": (4, ("sad",) * 3, 0.5, 4, "emotion"),
@@ -123,7 +123,7 @@ def test_corpora_at_the_edge_end_in_a_table_or_an_error(case, tmp_path, tiny_enc
 
 
 def limited(forward, most):
-    """The forward of a model on a device with memory for so many utterances."""
+    """A model's forward on a device with memory for this many utterances."""
 
     def run(self, inputs, lengths, *others, **labels):
         if len(lengths) > most:
@@ -144,7 +144,7 @@ def frames_and_labels(lengths):
 def test_large_batches_are_divided_and_their_gradients_accumulated(
     tmp_path, tiny_encoder, monkeypatch, capsys
 ):
-    """Batches of 8 with memory for 3: four steps of 2. Equal parts have the gradient of the batch."""
+    """Batches of 8 with memory for 3 take four steps of 2. Equal parts give the gradient of the batch."""
     dataset = frames_and_labels([40] * 8)
     config = TrainingConfig(epochs=1, batch_size=8)
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
@@ -179,7 +179,7 @@ def test_large_batches_are_divided_and_their_gradients_accumulated(
 
 
 def test_accumulated_training_is_recorded(tmp_path, tiny_encoder, monkeypatch):
-    """Losses are those of whole batches, up to the weights of their parts."""
+    """Losses are those of whole batches, except for the weights of their parts."""
     plain, histories = trainer._arguments, []
     for steps in (1, 2):
 
@@ -206,7 +206,7 @@ def test_an_utterance_too_large_for_the_memory_is_named(noise_corpus, tiny_encod
 
 @pytest.mark.parametrize("train_cnn", [False, True])
 def test_the_estimate_of_memory_is_what_training_keeps(train_cnn):
-    """Beside a count of what torch keeps for the backward pass of HuBERT base."""
+    """Compared with what torch keeps for the backward pass of HuBERT base."""
     torch.manual_seed(0)
     model = SpeechModel(HubertConfig(train_cnn=train_cnn, layerdrop=0.0)).train()
     if not train_cnn:
@@ -228,7 +228,7 @@ def test_the_estimate_of_memory_is_what_training_keeps(train_cnn):
     assert 0.9 < estimated / sum(kept.values()) < 1.25
 
 
-def test_a_warning_where_it_may_not_fit(capsys):
+def test_a_warning_if_it_may_not_fit(capsys):
     hardware.estimate("a model", 3_000_000_000, 2_000_000_000, "Take a smaller one.")
     assert "WARNING: this may not fit. Take a smaller one." in capsys.readouterr().out
     hardware.estimate("a model", 5_000_000, 2_000_000_000, "Take a smaller one.")

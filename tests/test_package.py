@@ -14,7 +14,7 @@ from gmp_utils.stages import publish
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory):
-    """The wheel, installed into a folder of its own."""
+    """The wheel, installed into a separate folder."""
     folder = tmp_path_factory.mktemp("package")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     source = folder / "source"  # setuptools builds in place
@@ -30,7 +30,7 @@ def installed(tmp_path_factory):
 
 
 def run(target, folder, *arguments):
-    """Python with the installed package, in a folder that is no checkout."""
+    """Run Python with the installed package, outside a checkout."""
     return python(*arguments, cwd=folder, env=CLEAN | {"PYTHONPATH": str(target)})
 
 

@@ -20,12 +20,12 @@ assert len(TEXTS) == 16
 
 
 def blocks(page):
-    """Fenced blocks of a page: language, empty for commands, and text."""
+    """Fenced blocks of a page: language (empty for commands) and text."""
     return re.findall(r"^```(\w*)\n(.*?)^```", TEXTS[page], re.MULTILINE | re.DOTALL)
 
 
 def commands():
-    """Commands of all pages, in blocks and between backticks, without comments."""
+    """Commands of all pages, in blocks and in backticks, without comments."""
     for page, text in TEXTS.items():
         for kind, block in blocks(page):
             if not kind and not block.startswith("|"):  # not a printed table
@@ -49,7 +49,7 @@ assert len(PLANNED) >= 15 and len(CHECKED) >= 20
 
 @pytest.mark.parametrize("line", PLANNED)
 def test_runs_of_the_pages_are_planned(tmp_path, line):
-    """No test has the hours, corpora and weights that they ask for; that they can be planned is tested."""
+    """They take too long, or need corpora and weights, to be run in a test, so they are only planned."""
     settings = dict(part.split("=", 1) for part in shlex.split(line)[2:])
     if "CORPUS_DIR" in settings:
         settings["CORPUS_DIR"] = str(tmp_path)
@@ -67,7 +67,7 @@ def test_runs_of_the_pages_are_planned(tmp_path, line):
 
 @pytest.mark.parametrize("line", CHECKED)
 def test_other_commands_exist(line):
-    """Targets, variables, notebooks, parameters, scripts and options; other tests run most of them."""
+    """Their targets, variables, notebooks, parameters, scripts and options. Other tests run most of them."""
     if line.startswith("git clone "):
         return
     program, *arguments = shlex.split(re.sub("[<>]", "", line))
@@ -95,7 +95,7 @@ def test_other_commands_exist(line):
 
 
 def anchors(text):
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Anchors of a page's headings on GitHub."""
     headings = re.findall(r"^#+ (.+)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -127,7 +127,7 @@ def test_the_pages_are_short_and_linked():
 
 
 def test_the_page_of_parameters_is_up_to_date():
-    """Else run `python workflow/parameters_page.py`."""
+    """Otherwise, run `python workflow/parameters_page.py`."""
     page = runpy.run_path(str(ROOT / "workflow" / "parameters_page.py"))["page"]()
     assert TEXTS["parameters.md"] == page
 

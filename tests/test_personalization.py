@@ -1,4 +1,4 @@
-"""Ratings, speaker embeddings and calibration: by hand, against references, and on planted shifts."""
+"""Ratings, speaker embeddings and calibration: by hand, against references, and with known shifts."""
 
 import shutil
 from dataclasses import replace
@@ -90,7 +90,7 @@ def test_a_batch_of_one_uses_running_statistics():
 
 @pytest.mark.parametrize("position", SPEAKER_POSITIONS[1:])
 def test_papt_with_zero_embeddings_is_masked_prediction(position, tiny_encoder):
-    """The same loss. A prefix is one more frame to attend to, so not there."""
+    """The loss is the same, except with a prefix, which is a further frame to attend to."""
     torch.manual_seed(0)
     plain = MaskedPredictionModel.load(str(tiny_encoder), **PREDICTING).eval()
     settings = PREDICTING | {"n_speakers": 3, "speaker_position": position}
@@ -187,7 +187,7 @@ def test_the_oracle_matches_the_speakers_labels():
 def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -> dict[str, float]:
     """A-CCC of predictions that do not depend on the speaker, uncalibrated and by each variant of PLDC.
 
-    60 speakers, 15 of whom are test speakers. Their labels are shifted by a voice that neighbors share.
+    Of 60 speakers, 15 are test speakers. Labels are shifted by the voice, which neighbors share.
     """
     rng = np.random.default_rng(seed)
     voice = rng.uniform(-1, 1, 60)
@@ -213,11 +213,11 @@ def simulated(mean: float, scale: float, seed: int = 0, by_voice: bool = True) -
     return {name: mean_ccc(values) for name, values in predictions.items()}
 
 
-def test_a_planted_shift_is_half_recovered_and_no_other():
-    """Of its cost: A-CCC without the shift minus that with it.
+def test_half_of_a_known_shift_is_recovered_and_nothing_without_one():
+    """Half of its cost: A-CCC without the shift minus A-CCC with it.
 
-    Without a shift, twenty corpora: the mean of a speaker's twenty latent values (standard deviation
-    0.22) is removed, too, which costs about 0.025 of CCC.
+    Without a shift, calibration also removes the mean of a speaker's twenty latent values (standard deviation
+    0.22), which costs about 0.025 of CCC, in the mean of twenty corpora.
     """
     unshifted = simulated(0, 0)["none"]
     for variant, shift, least in (("mean", (1.2, 0), 0.1), ("scale", (0, 0.7), 0.02)):
@@ -240,7 +240,7 @@ def test_ratings_follow_the_rule():
 
 @pytest.mark.slow
 def test_sixty_speakers_are_rated_by_their_voices(tmp_path):
-    """The same voices and latent values, rated by the voice and by chance."""
+    """The same voices and latent values, with ratings shifted by the voice and by chance."""
     height = synthetic_speakers.speakers().height
     related = {}
     for shifts in synthetic_speakers.SHIFTS:
@@ -264,7 +264,7 @@ def test_sixty_speakers_are_rated_by_their_voices(tmp_path):
 
 
 def prepare(run: Path, encoder: Path, **corpus) -> RatingTask:
-    """Noise of six speakers with ratings, two of them test speakers, its clusters and features."""
+    """Noise of six speakers with ratings, two of whom are test speakers, its clusters and features."""
     write_noise_corpus(run, ratings=RATED, **corpus)
     settings = {"layer": -1, "scales": [4], "clustered_model": "encoder", "encoder": str(encoder)}
     generate_gmps.generate_gmps(str(run), 1, **settings)
@@ -373,7 +373,7 @@ def test_results_of_seeds_are_combined(rated, tmp_path):
 
 
 def test_test_labels_change_nothing_but_scores(rated, tmp_path, tiny_encoder):
-    """Other labels of the test speakers: the same predictions, uncalibrated, calibrated and adapted."""
+    """With other labels of test speakers, predictions are the same: uncalibrated, calibrated and adapted."""
     other = prepare(tmp_path / "run", tiny_encoder, test_ratings=5.0)
     systems = list(map(RatingModelConfig, ("none", "mean", "learned", "papt")))
     for task in (rated, other):

@@ -26,7 +26,7 @@ from gmp_utils.stages import prepare_data
 
 @pytest.mark.parametrize("rate", [8000, 16000, 24414, 44100, 96000])
 def test_decoding_resamples_a_sine_and_averages_channels(tmp_path, rate):
-    """Frequency, phase and amplitude of 440 Hz, and no alias of 12 kHz."""
+    """Frequency, phase and amplitude of 440 Hz, and no aliasing of 12 kHz."""
     seconds = np.arange(2 * rate) / rate
     tone = 0.5 * np.sin(2 * np.pi * 440 * seconds)
     if rate > 30000:
@@ -41,8 +41,8 @@ def test_decoding_resamples_a_sine_and_averages_channels(tmp_path, rate):
 
 
 @pytest.mark.parametrize("block", [audio.BLOCK, 1000])
-def test_files_and_arrays_are_converted_alike(tmp_path, monkeypatch, block):
-    """In one block or in many; soxr's own call is the reference, and its length is kept."""
+def test_files_and_arrays_are_converted_equally(tmp_path, monkeypatch, block):
+    """In one block or in many. A single call of soxr is the reference, also for the length."""
     monkeypatch.setattr(audio, "BLOCK", block)
     samples = np.stack([noise(44110), noise(44110, 1)], axis=1).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, 44100, subtype="FLOAT")
@@ -87,7 +87,7 @@ def noise(n_samples, seed=0):
     return np.random.default_rng(seed).uniform(-0.9, 0.9, n_samples)
 
 
-def test_clipping_is_seen_in_one_channel_and_not_made_by_resampling(tmp_path):
+def test_clipping_is_detected_in_one_channel_and_not_caused_by_resampling(tmp_path):
     clean, clipped = noise(8000), noise(8000)
     clipped[:80] = 1.0
     soundfile.write(tmp_path / "stereo.wav", np.stack([clean, clipped], axis=1), 8000)
@@ -149,7 +149,7 @@ def test_unusable_recordings_are_reported(tmp_path, damage):
 
 
 def test_unusual_recordings_are_decoded(tmp_path):
-    """An AIFF named .wav, 96 kHz in 8 channels, 10 minutes, names that need quotes, a WAV that was cut."""
+    """An AIFF named .wav, 96 kHz with 8 channels, 10 minutes, names that need quotes, a truncated WAV."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(48000) / 96000)
     tones = tone[:, None] * np.arange(8) / 7  # half as loud on average
     long, wav = noise(600 * 8000), {"format": "WAV"}
@@ -174,7 +174,7 @@ def test_unusual_recordings_are_decoded(tmp_path):
 
 
 def faulty_corpus(folder):
-    """A table of eight utterances by four speakers: good ones, and one of each problem."""
+    """A table of eight utterances by four speakers: good ones, and one with each problem."""
     clipped = noise(16000)
     clipped[:100] = 1.0
     waves = {
@@ -201,7 +201,7 @@ def prepared(run, corpus="table", corpus_dir="", exclude=(), **rules):
 
 
 def write_table(folder, speakers, waves):
-    """A table of recordings by some men, alternately sad and happy."""
+    """Write a table of recordings by men, alternately sad and happy."""
     table = recordings(folder, **waves)
     table["path"], table["speaker"] = [f"{name}.wav" for name in waves], list(speakers)
     table["gender"], table["emotion"] = "male", (["sad", "happy"] * len(table))[: len(table)]
@@ -209,8 +209,8 @@ def write_table(folder, speakers, waves):
     return folder / "mine.csv"
 
 
-def test_problems_are_listed_and_excluded_by_rule_only(tmp_path):
-    """Each problem is listed once; only those that `exclude` names are excluded."""
+def test_problems_are_listed_and_excluded_only_by_rule(tmp_path):
+    """Each problem is listed once. Only those in `exclude` are excluded."""
     table = faulty_corpus(tmp_path / "corpus")
     with pytest.raises(GmpError, match=r'bad\.wav.*add "unreadable" to exclude'):
         prepared(tmp_path / "run", corpus_dir=table)
@@ -233,7 +233,7 @@ def test_problems_are_listed_and_excluded_by_rule_only(tmp_path):
 
 
 def test_ratings_do_without_emotions(tmp_path):
-    """An utterance may have a rating and no emotion; one with neither is an error."""
+    """An utterance may have a rating without an emotion, but one of them is needed."""
     table = faulty_corpus(tmp_path / "corpus")
     rows = pd.read_csv(table).drop(columns="emotion").assign(valence=3.0)
     rows.to_csv(table, index=False)
@@ -263,7 +263,7 @@ def test_the_store_is_kept_when_only_rules_change(tmp_path):
 
 
 def test_recordings_deleted_after_they_were_listed_are_unreadable(tmp_path):
-    """They are read once they are back."""
+    """They are read when they exist again."""
     waves = {f'{number}, it\'s "é"\n録': noise(16000, number) for number in range(9)}
     file, run = write_table(tmp_path / "corpus", "111222333", waves), str(tmp_path / "run")
     manifest = prepare_data.read_manifest(run, "table", corpus_dir=str(file))
@@ -295,8 +295,8 @@ def synthetic_folder(tmp_path_factory):
     return folder
 
 
-def test_across_corpora(synthetic_folder):
-    """Trained on the synthetic corpus and tested on EmoDB, with the emotions of both."""
+def test_cross_corpus(synthetic_folder):
+    """Training on the synthetic corpus and testing on EmoDB, with their common emotions."""
     manifest = corpora.cross_corpus(("synthetic", synthetic_folder), ("emodb", EMODB))
     assert manifest.groupby("split").size().to_dict() == {"test": 339, "train": 40}
     assert sorted(manifest.emotion.unique()) == ["angry", "happy", "neutral", "sad"]
@@ -314,7 +314,7 @@ def test_across_corpora(synthetic_folder):
     assert renamed.emotion.value_counts().to_dict() == {"calm": 79 + 10, "sad": 62 + 10}
 
 
-def test_a_corpus_across_itself_or_without_common_emotions_is_rejected(synthetic_folder, tmp_path):
+def test_cross_corpus_needs_two_corpora_with_common_emotions(synthetic_folder, tmp_path):
     synthetic_corpus = ("synthetic", synthetic_folder)
     with pytest.raises(GmpError, match="corpus and test_corpus are both synthetic"):
         corpora.cross_corpus(synthetic_corpus, synthetic_corpus)
@@ -324,7 +324,7 @@ def test_a_corpus_across_itself_or_without_common_emotions_is_rejected(synthetic
 
 
 def test_an_encoder_pre_trained_on_the_test_speakers_is_rejected(tmp_path):
-    """Notebook 00 keeps the digests of its recordings with the weights; strict protocols compare them."""
+    """Notebook 00 saves the digests of its recordings with the weights, and strict protocols compare them."""
     waves = {f"u{number:02d}": noise(8000, number) for number in range(18)}
     file = write_table(tmp_path, "111111222222333333", waves)
     corpus = prepared(tmp_path / "run", corpus_dir=file)
@@ -361,7 +361,7 @@ def emodb_run(tmp_path_factory):
 
 
 def test_emodb_is_prepared(emodb_run):
-    """Its 535 recordings are without problems, and every sentence is said by all."""
+    """Its 535 recordings have no problems, and every speaker says every sentence."""
     corpus = emodb_run[1]
     assert (len(corpus.manifest), len(corpus.protocol.folds)) == (535, 10)
     problems = pd.read_parquet(corpus.stage / "problems.parquet")
@@ -375,7 +375,7 @@ def test_emodb_is_prepared(emodb_run):
 def test_the_embedded_recordings_are_the_same_wherever_the_checkout_is(
     emodb_run, monkeypatch, tmp_path
 ):
-    """A run that was moved with the checkout is kept; one of a folder is of that folder."""
+    """A run that was moved with the checkout is up to date. A run of a folder depends on its path."""
     run = emodb_run[0]
     moved = tmp_path / "checkout" / EMODB.relative_to(ROOT)
     shutil.copytree(EMODB, moved)  # keeps the times of the files
@@ -403,13 +403,13 @@ def test_the_default_is_emodbs_four_emotions_in_five_folds_of_a_woman_and_a_man(
 
 
 @pytest.mark.parametrize(("corpus", "folder"), [("crema_d", ""), ("synthetic", "wav")])
-def test_a_folder_too_few_or_too_many_is_rejected(tmp_path, corpus, folder):
+def test_a_missing_or_superfluous_folder_is_rejected(tmp_path, corpus, folder):
     with pytest.raises(GmpError, match=f"corpus '{corpus}', corpus_dir '{folder}': expected "):
         prepare_data.read_manifest(str(tmp_path), corpus, corpus_dir=folder)
 
 
 def encode(path, samples, rate, codec, **options):
-    """A file of (n_samples,) float samples, as phones and recorders write it."""
+    """Encode float samples, (n_samples,), as phones and recorders do."""
     with av.open(str(path), "w", options=options) as file:
         stream = file.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None].astype(np.float32), "fltp", "mono")
@@ -431,14 +431,14 @@ def encode(path, samples, rate, codec, **options):
     ],
 )
 def test_compressed_recordings_are_decoded_to_their_end(tmp_path, name, codec, rate, options):
-    """Loud, then quiet: from such a start libsndfile guesses too few samples of an mp3 without header."""
+    """Loud, then quiet: from such a start, libsndfile estimates too few samples of headerless mp3."""
     time = np.arange(20 * rate) / rate
     tone = np.sin(2 * np.pi * 440 * time) * np.where(time < 1, 0.5, 0.02)
     tone[: rate // 2] += noise(rate // 2) / 4
     encode(tmp_path / name, tone, rate, codec, **options)
     waveform, description = audio.read(str(tmp_path / name))
     assert description["sample_rate"] == rate and description["channels"] == 1
-    assert 20 <= len(waveform) / 16000 < 20.2  # encoders add up to 0.1 s
+    assert 20 <= len(waveform) / 16000 < 20.2  # codecs add up to 0.1 s
     last = waveform[18 * 16000 : 19 * 16000] * np.hanning(16000)
     assert np.abs(np.fft.rfft(last)).argmax() == 440
     part = audio.read(str(tmp_path / name), 18.0, 19.0)[0]
@@ -447,7 +447,7 @@ def test_compressed_recordings_are_decoded_to_their_end(tmp_path, name, codec, r
         audio.read(str(tmp_path / name), 19.0, 30.0)
 
 
-def test_levels_are_judged_after_the_mix(tmp_path):
+def test_levels_are_checked_after_averaging_channels(tmp_path):
     wave = noise(16000)
     faults = {
         "opposite": (np.stack([wave, -wave], axis=1), "channels cancel out in their mean"),
@@ -469,7 +469,7 @@ def test_a_name_with_a_colon_is_no_protocol(tmp_path, monkeypatch):
     assert len(audio.decode("12:30.mp3")) >= 16000
 
 
-def test_files_that_are_no_recordings_say_what_they_are(tmp_path):
+def test_files_that_are_no_recordings_are_described(tmp_path):
     (tmp_path / "damaged.ogg").write_bytes(b"OggS" + bytes(2000))
     with pytest.raises(GmpError, match=r"damaged\.ogg: cannot be decoded"):
         audio.decode(str(tmp_path / "damaged.ogg"))
@@ -486,7 +486,7 @@ def test_files_that_are_no_recordings_say_what_they_are(tmp_path):
 
 
 def test_telephone_recordings_are_decoded(tmp_path):
-    """GSM 6.10, of which nothing but the start can be sought."""
+    """GSM 6.10, which can only be read from its start."""
     tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
     soundfile.write(tmp_path / "call.wav", tone, 8000, subtype="GSM610")
     waveform = audio.decode(str(tmp_path / "call.wav"))

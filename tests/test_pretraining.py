@@ -52,7 +52,7 @@ def read(run, recordings, seconds=2.0, utterances=0):
 
 
 def test_long_recordings_are_divided_and_short_ones_joined(tmp_path):
-    """Nothing of a long one is lost. Two of 1.5 s make a crop of 2 s, if they share a folder."""
+    """Long ones are kept whole. Two of 1.5 s make a crop of 2 s if they share a folder."""
     rng, files = np.random.default_rng(0), tmp_path / "recordings"
     seconds = {
         "a/long": 41.0,
@@ -71,14 +71,14 @@ def test_long_recordings_are_divided_and_short_ones_joined(tmp_path):
     divided = [f"a/long.flac@{start}" for start in starts]
     assert segments.utterances == [*divided, "a/rest.flac@0", "b/whole.flac@0"]
     np.testing.assert_array_equal(segments.rows(divided), whole["a/long.flac"])
-    joined = whole.rows(["a/one.flac", "a/rest.flac"])  # "two" is left alone
+    joined = whole.rows(["a/one.flac", "a/rest.flac"])  # only "two" is left
     np.testing.assert_array_equal(segments["a/rest.flac@0"], joined)
     with pytest.raises(GmpError, match=r"no folder has 60\.005 s .* lower crop_seconds"):
         read(tmp_path / "run", files, seconds=60.0)
 
 
 def test_crops_change_with_the_epoch_and_carry_their_labels():
-    """Sample i is i, and frame t has label t: a crop's label is the frame of its first sample."""
+    """Sample i is i, and frame t has label t, so a crop's first label is the frame of its first sample."""
     waveforms = Ragged(
         np.arange(100080, dtype=np.float32), ["a", "b"], [40080, 60000], kind="waveform"
     )
@@ -97,7 +97,7 @@ def test_crops_change_with_the_epoch_and_carry_their_labels():
         np.testing.assert_array_equal(item["frame_labels"][:, 0], first + np.arange(50))
         assert item["mask"].shape == (50,)
         firsts.append(first)
-    assert {*firsts[0::5], *firsts[1::5]} == set(range(76))  # all there are of "a"
+    assert {*firsts[0::5], *firsts[1::5]} == set(range(76))  # all of "a"
     assert firsts[0] == drawn[0]["frame_labels"][0, 0]
     cnn = Ragged(labels.values.astype(np.float32), ["a", "b"], frames, kind="cnn")
     item = crops(cnn, ["b"], 2.0, **settings)[0]
@@ -142,7 +142,7 @@ def test_acoustic_frames_are_the_encoders_frames(n_samples, tiny_encoder):
 
 @pytest.mark.parametrize("f0", [62, 81.3, 118, 173.7, 229, 298.8, 341.1, 395])
 def test_f0_of_tones_is_within_two_percent(f0):
-    """Of a sine, and of a complex tone whose harmonics fall by 6 dB per octave."""
+    """For a sine, and for a complex tone whose harmonics fall by 6 dB per octave."""
     phase = 2 * np.pi * f0 * np.arange(16000) / 16000
     harmonics = sum(np.sin(k * phase) / k for k in range(1, int(8000 / f0)))
     for tone in (np.sin(phase), harmonics):
@@ -152,7 +152,7 @@ def test_f0_of_tones_is_within_two_percent(f0):
 
 
 def test_slopes_and_levels_of_prosody():
-    """A glide by an octave and 20 dB in a second: 1 octave and log 100 of energy in 50 frames."""
+    """A glide by an octave and 20 dB per second: 1 octave and log 100 of energy in 50 frames."""
     seconds = np.arange(16000) / 16000
     phase = 2 * np.pi * 120 * (2**seconds - 1) / np.log(2)
     prosody = acoustic_features.prosody_frames(np.sin(phase) * 10**seconds)[8:-8]
@@ -172,7 +172,7 @@ def test_silence_and_noise_are_unvoiced():
 
 
 def test_a_tone_is_in_its_band_and_frames():
-    """1 kHz from 0.5 s on: the band with the nearest HTK mel center, from frame 25 on."""
+    """1 kHz after 0.5 s: the band with the nearest HTK mel center, after frame 25."""
     seconds = np.arange(16000) / 16000
     tone = np.where(seconds >= 0.5, np.sin(2 * np.pi * 1000 * seconds), 0) * 10000
     mel = acoustic_features.log_mel(tone.astype(np.int16))
@@ -183,7 +183,7 @@ def test_a_tone_is_in_its_band_and_frames():
 
 
 def test_targets_of_two_rounds(tmp_path, recordings):
-    """Clusters of MFCCs, then of the first model's layer, and of prosody; centroids come from training."""
+    """Clusters of MFCCs, then of the first model's layer, and of prosody, fitted to training segments."""
     run = str(tmp_path / "run")
     read(run, recordings)
     settings = {"training": TRAINING, "prosody_clusters": 3, **SMALL}
@@ -232,7 +232,7 @@ def test_targets_of_two_rounds(tmp_path, recordings):
 
 
 def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
-    """Transformers' own class loads all of it; the CNN is the HuBERT's, the Transformer is trained."""
+    """Transformers' class loads all weights. The CNN is the HuBERT's, and the Transformer was trained."""
     run, digest = str(tmp_path / "run"), "0123456789abcdef"
     listed = weights.training_recordings(read(run, recordings))
     hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
@@ -251,8 +251,8 @@ def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
         pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING, 2.0)
 
 
-def test_the_embedded_encoder_is_the_one_on_record():
-    """The card has the weights' checksum: a change of the weights has to be described there."""
+def test_the_embedded_encoder_is_that_of_its_card():
+    """The card has the weights' checksum, so that it is updated when the weights change."""
     folder = weights.EMBEDDED
     files = {path.name for path in folder.iterdir()}
     assert files == {"config.json", "training_recordings.txt", "model.safetensors", "README.md"}
@@ -263,7 +263,7 @@ def test_the_embedded_encoder_is_the_one_on_record():
 
 
 def test_the_embedded_encoder_needs_transformers_only(tmp_path):
-    """In a process of its own, outside the checkout."""
+    """In a new process, outside the checkout."""
     code = (
         "import sys, torch; from transformers import HubertModel;"
         f"m, r = HubertModel.from_pretrained({str(weights.EMBEDDED)!r}, dtype=torch.float32,"
@@ -277,7 +277,7 @@ def test_the_embedded_encoder_needs_transformers_only(tmp_path):
 
 
 def test_the_embedded_encoder_still_encodes_emotion_gender_and_speaker(tmp_path):
-    """Linear probes on the synthetic corpus, against the card's: a changed bit changes a few of 240."""
+    """Linear probes on the synthetic corpus agree with the card. A changed bit changes a few of 240."""
     synthetic.make(tmp_path)
     manifest = corpora.load("synthetic", tmp_path)
     waveforms, _ = waveform_store.write_store(manifest, tmp_path / "waveforms")

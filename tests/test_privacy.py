@@ -51,7 +51,7 @@ LOCAL = r"\w+\.\w+ (b?'(/|\\x00)|\(?'(127\.0\.0\.1|::1|localhost)'|None)"
 
 @pytest.fixture
 def audited(tmp_path):
-    """An environment whose Python processes log every address that they connect to or look up; the log."""
+    """An environment whose Python processes log addresses that they connect to or look up, and the log."""
     site, log = tmp_path / "site", tmp_path / "log"
     site.mkdir()
     log.touch()
@@ -77,7 +77,7 @@ def test_the_hook_logs_addresses(audited):
 
 
 def network_namespace():
-    """A command that runs another without a network, where that is permitted."""
+    """A command that runs another one without a network, if that is permitted."""
     for command in (["unshare", "--net"], ["unshare", "--map-root-user", "--net"]):
         if shutil.which("unshare") and not subprocess.run([*command, "true"]).returncode:
             return command
@@ -86,7 +86,7 @@ def network_namespace():
 
 @pytest.mark.slow
 def test_a_run_contacts_no_host_and_needs_none(smoke, audited, tmp_path):
-    """Up to notebook 05, in a network namespace of its own where that is permitted."""
+    """Up to notebook 05, in a separate network namespace if that is permitted."""
     environment, log = audited
     run = tmp_path / "run"
     headline = run / "gmps/seed0/fold1/05_retrain/headline.json"
@@ -133,7 +133,7 @@ def test_a_name_on_the_hub_is_rejected_offline_without_a_request(audited, tmp_pa
 @pytest.mark.slow
 @needs_browser
 def test_pictures_are_drawn_without_a_request(tmp_path):
-    """By Chromium's log: by default it contacts its maker, and Kaleido a host of MathJax."""
+    """Checked by Chromium's log: by default, it contacts its vendor, and Kaleido a host of MathJax."""
     browser, log = tmp_path / "chromium", tmp_path / "net.json"
     browser.write_text(f'#!/bin/sh\nexec "{style.browser()}" --log-net-log="{log}" "$@"\n')
     browser.chmod(0o755)
@@ -157,7 +157,7 @@ def test_pictures_are_drawn_without_a_request(tmp_path):
 
 
 def test_results_and_report_hold_no_speaker_names_and_no_sound(noise_corpus, audited, tiny_encoder):
-    """Speakers are "1f", "1m", "2f", …, utterances "1f0", …."""
+    """Speakers are named "1f", "1m", "2f", …, and utterances "1f0", …."""
     environment, log = audited
     classifier(noise_corpus, tiny_encoder, "ams")
     finished(cli("report", {"run_dir": str(noise_corpus)}, environment=environment))
@@ -172,10 +172,10 @@ def test_results_and_report_hold_no_speaker_names_and_no_sound(noise_corpus, aud
         assert "<audio" not in text and "data:audio" not in text, path
     assert "speaker 1" in (noise_corpus / "figures" / "07-speakers.html").read_text()
     predictions = pd.read_parquet(noise_corpus / "07_results" / "predictions.parquet")
-    assert set(predictions.speaker) == {"1f", "1m"}  # for whoever has the run
+    assert set(predictions.speaker) == {"1f", "1m"}  # for those who have the run
 
 
-def test_speakers_are_named_where_that_is_asked_for(tmp_path):
+def test_speakers_are_named_on_request(tmp_path):
     predictions = pd.DataFrame({"speaker": ["Zoë", "Ann", "Zoë"]})
     assert comparison.speaker_labels(predictions) == {"Ann": "speaker 1", "Zoë": "speaker 2"}
     assert comparison.speaker_labels(predictions, names=True) == {"Ann": "Ann", "Zoë": "Zoë"}
@@ -189,7 +189,7 @@ def test_speakers_are_named_where_that_is_asked_for(tmp_path):
 
 
 def executed(name, **changes):
-    """A notebook as papermill leaves it, changed."""
+    """A notebook executed by papermill, with changes."""
     metadata = {"parameters": {"run_dir": "runs/demo"}, "exception": None, "end_time": "2026-01-02"}
     return nbformat.from_dict({"metadata": {"papermill": metadata | changes}, "cells": []})
 
@@ -204,7 +204,7 @@ def executed(name, **changes):
         ({"end_time": "2026-01-01"}, "it is older than that of 01_prepare_data"),
     ],
 )
-def test_only_the_demos_outputs_are_committed(changes, words):
+def test_only_outputs_of_the_demo_are_committed(changes, words):
     books, prepared = books_of_the_demo()
     commit_outputs.reject_others(books, prepared)
     books["07_results"] = executed("07_results", **changes)
@@ -217,7 +217,7 @@ def test_only_the_demos_outputs_are_committed(changes, words):
 
 
 def books_of_the_demo():
-    """Every committed notebook as the demo leaves it, and both runs' notebook 01."""
+    """Every committed notebook as executed by the demo, and both runs' notebook 01."""
     personal = {"parameters": {"run_dir": "runs/personal"}}
     books = {path.stem: executed(path.stem) for path in COMMITTED}
     books["08_personalize"] = executed("08_personalize", **personal)

@@ -17,7 +17,7 @@ EMOTIONS = ("angry", "happy", "neutral", "sad")
 
 
 def points_of(n_speakers=6, each=40):
-    """Utterances of speakers of whom the first four are trained on."""
+    """Utterances of speakers, the first four of whom are training speakers."""
     rng = np.random.default_rng(0)
     n = n_speakers * each
     speaker = np.repeat(np.arange(n_speakers), each)
@@ -58,7 +58,7 @@ def test_a_layer_that_encodes_the_labels_scores_one_and_noise_scores_chance():
 
 
 def test_intervals_of_probes_are_over_speakers_or_utterances():
-    """Recall is the mean of correct predictions, with the t-interval of a mean."""
+    """Recall is the mean of correct predictions, so its interval is the t-interval of a mean."""
     correct = np.array([1, 1, 0, 1, 0, 1, 1, 1] * 5)
     scored = pd.DataFrame({"true": "sad", "predicted": np.where(correct, "sad", "angry")})
     scored["utterance"], by_speaker = np.arange(40), [0.9, 0.6, 0.8, 0.7]
@@ -79,7 +79,7 @@ def test_intervals_of_probes_are_over_speakers_or_utterances():
 
 
 def test_agreement_of_neighbors_by_hand():
-    """Two speakers say two emotions at two places: neighbors of the other speaker share the emotion."""
+    """Two speakers with two emotions at two places: neighbors of the other speaker share the emotion."""
     points = pd.DataFrame({"speaker": list("aaaabbbb"), "emotion": list("ssttsstt")})
     points = points.assign(utterance=np.arange(8), part="validation", y=0.0)
     points["x"] = np.where(points.emotion == "s", 0.0, 9.0)
@@ -99,7 +99,7 @@ def test_a_task_with_nothing_to_learn_is_skipped():
 
 
 def test_speakers_are_trained_and_scored_on_different_utterances():
-    """Frames that encode their utterance, not their speaker, do not help for the other half."""
+    """Frames that encode only their utterance do not help to classify the other half."""
     points = points_of(each=10)
     frames = points.loc[points.index.repeat(5)].reset_index(drop=True)
     x = one_hot(frames.utterance)
@@ -108,7 +108,7 @@ def test_speakers_are_trained_and_scored_on_different_utterances():
 
 
 def test_every_speaker_is_in_both_halves_whatever_utterances_are_called():
-    """RAVDESS names end with the actor: every other name is every other actor."""
+    """In RAVDESS, names end with the actor, so every other name is of every other actor."""
     points = points_of(each=10).sort_values("speaker", kind="stable")
     number = points.groupby("speaker").cumcount()
     points["utterance"] = [f"{n:02d}-{speaker}" for n, speaker in zip(number, points.speaker)]
@@ -129,12 +129,12 @@ def test_phonemes_of_frames_by_hand():
 
 
 def test_purity_by_hand():
-    """Clusters a a b and a: three of four belong to the majority of their cluster."""
+    """Clusters a a b and a: three of four points belong to the majority of their cluster."""
     assert metrics.purity(["a", "a", "b", "a"], [0, 0, 0, 1]) == 3 / 4
 
 
-def test_information_of_utterances_that_are_frames_is_that_of_scikit_learn():
-    """Permuted among single frames, chance is the closed form's; means of ten differ by 0.002 from it."""
+def test_information_of_one_frame_per_utterance_is_that_of_scikit_learn():
+    """Chance is then that of the closed form. Means of ten permutations differ from it by 0.002."""
     rng = np.random.default_rng(0)
     labels, frames = rng.integers(4, size=2000), np.arange(2000)
     clusters = np.where(rng.random(2000) < 0.3, labels, rng.integers(16, size=2000))
@@ -144,8 +144,8 @@ def test_information_of_utterances_that_are_frames_is_that_of_scikit_learn():
     assert metrics.adjusted_information(labels, labels + 4 * (frames % 3), frames, 0 * frames) == 1
 
 
-def test_frames_of_an_utterance_being_alike_is_no_information():
-    """An utterance's frames lie in one cluster; speakers prefer some clusters and some emotions."""
+def test_similar_frames_of_an_utterance_are_no_information():
+    """An utterance's frames are in one cluster, and speakers prefer some clusters and some emotions."""
     rng, plain, found, genders = np.random.default_rng(0), [], [], []
     utterance, speaker = np.repeat(np.arange(60), 20), np.repeat([0, 1], 600)
     for _ in range(20):
@@ -153,7 +153,7 @@ def test_frames_of_an_utterance_being_alike_is_no_information():
         cluster = np.repeat(rng.integers(8, size=60), 20) + 4 * speaker
         plain.append(adjusted_mutual_info_score(emotion, cluster, average_method="min"))
         found.append(metrics.adjusted_information(emotion, cluster, utterance, speaker))
-        # a gender is constant within speakers: it is permuted among all utterances
+        # gender is constant within speakers, so it is permuted among all utterances
         determined = cluster + 12 * speaker
         genders.append(metrics.adjusted_information(speaker, determined, utterance, speaker))
     assert np.mean(plain) > 0.2
@@ -172,7 +172,7 @@ def test_sentences_that_at_least_half_of_the_training_speakers_say():
 
 
 def test_bags_of_clusters_by_hand():
-    """Shares tell the emotions apart, whatever the length of an utterance; ratings alone give no UAR."""
+    """Shares distinguish the emotions for any length of an utterance. Ratings alone give no UAR."""
     points = points_of(each=8)
     counts = 9 * one_hot(points.emotion) + 1
     counts *= np.arange(1, len(points) + 1)[:, None]
@@ -207,7 +207,7 @@ def test_cka_by_another_form_of_its_definition():
 
 
 def test_clusters_that_are_the_emotions():
-    """Emotional frames encode the emotion; the others are all equal."""
+    """Emotional frames encode the emotion, and all others are equal."""
     points = points_of(each=80).drop(columns="arousal").replace({"part": {"test": "validation"}})
     points["is_emotional"] = np.arange(len(points)) // 4 % 2 == 0
     x = 10 * one_hot(points.emotion) * points.is_emotional.to_numpy()[:, None]
@@ -229,7 +229,7 @@ def test_clusters_that_are_the_emotions():
 
 
 def test_maps_are_rotated_onto_each_other(monkeypatch):
-    """A map that is another's, rotated and mirrored, is aligned with it."""
+    """A rotated and mirrored copy of a map is aligned with it."""
     points = points_of(each=10)
     plane = np.random.default_rng(0).normal(size=(len(points), 2))
     mirrored = plane @ ortho_group.rvs(2, random_state=3) * [1, -1] + 5

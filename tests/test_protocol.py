@@ -38,7 +38,7 @@ def test_folds_are_disjoint_balanced_and_complete(sessions):
 
 @pytest.mark.parametrize(("share", "women", "men"), [(0.5, 4, 4), (0.75, 6, 2), (1, 8, 0)])
 def test_training_sets_of_unequal_women_and_men_are_equally_large(share, women, men):
-    """Fold 5 tests and validates on a man each: four women and two men, eight utterances, are left."""
+    """Fold 5 tests and validates on one man each, which leaves four women and two men, eight utterances."""
     manifest = speakers_manifest(4, 4)
     everyone = make_protocol(manifest, "leave-one-speaker-out").parts(manifest, 5)
     trained = manifest.gender[everyone == "train"].value_counts().to_dict()
@@ -82,7 +82,7 @@ def test_a_protocol_is_described():
 
 
 def test_a_share_of_each_emotion_keeps_its_labels():
-    """24 training utterances of each emotion, of which angry loses 20: a tenth of 24, and one of 4."""
+    """24 training utterances of each emotion, but 4 of angry: a tenth of 24, and one of 4."""
     manifest = pd.concat([speakers_manifest(5, 5)] * 4, ignore_index=True)
     everyone = make_protocol(manifest).parts(manifest, 2)
     dropped = manifest.index[(everyone == "train") & (manifest.emotion == "angry")][4:]
@@ -104,7 +104,7 @@ def test_a_share_of_each_emotion_keeps_its_labels():
         make_protocol(manifest, labeled_share=0)
 
 
-def test_a_protocol_comes_back_from_json():
+def test_a_protocol_can_be_read_from_json():
     protocol = make_protocol(speakers_manifest(3, 3), "leave-one-speaker-out")
     assert Protocol(**json.loads(json.dumps(protocol.to_dict()))) == protocol
 
@@ -138,7 +138,7 @@ def test_there_may_be_no_validation():
 
 
 def test_an_official_split():
-    """With its own validation speakers, or some of its training speakers; never a speaker twice."""
+    """With its own validation speakers or some of its training speakers. No speaker is in two parts."""
     manifest = speakers_manifest(4, 4)
     number = manifest.speaker.astype(int)
     parts = [number == 7, number.isin([5, 6])]
@@ -202,7 +202,7 @@ def test_impossible_folds_are_rejected(rules, message):
 
 
 def test_two_speakers_lead_to_the_settings_that_work():
-    """TESS has two, women both; the messages name the rules one after the other."""
+    """TESS has two women. The messages name the rules one after the other."""
     manifest = speakers_manifest(2, 0)
     with pytest.raises(
         GmpError, match='n_folds 5: found 2 speakers; use n_folds 2 and validation "share"'
@@ -216,7 +216,7 @@ def test_two_speakers_lead_to_the_settings_that_work():
         make_protocol(speakers_manifest(1, 0), "leave-one-speaker-out", validation="share")
 
 
-def test_folds_that_are_not_there_or_lack_an_emotion_are_rejected():
+def test_folds_that_do_not_exist_or_lack_an_emotion_are_rejected():
     manifest = speakers_manifest(5, 5)
     protocol = make_protocol(manifest)
     for fold in (0, 6):
@@ -234,11 +234,11 @@ def leaky_manifest():
     return manifest
 
 
-def test_a_recording_on_both_sides_is_rejected():
+def test_a_recording_in_two_parts_is_rejected():
     manifest = leaky_manifest()
     protocol = make_protocol(manifest, n_folds=3)
     assert (check_leakage(manifest, protocol)[["speakers", "recordings"]] == 0).all(axis=None)
-    manifest.loc[1, "digest"] = "u00"  # twice by one speaker: always on the same side
+    manifest.loc[1, "digest"] = "u00"  # two by one speaker are always in the same part
     assert len(check_leakage(manifest, protocol)) == 3
     manifest.loc[23, "digest"] = "u00"
     with pytest.raises(GmpError, match="have the same samples"):

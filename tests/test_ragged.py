@@ -6,7 +6,7 @@ import pytest
 from gmp_utils.data.ragged import Ragged
 
 
-def test_rows_are_drawn_in_order_from_the_utterances_named():
+def test_rows_are_sampled_in_order_from_given_utterances():
     ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20], kind="waveform")
     drawn = ragged.sample(["c", "a"], 40, 0)
     assert len(set(drawn)) == 40
@@ -20,7 +20,7 @@ def test_rows_are_drawn_in_order_from_the_utterances_named():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_what_is_written_leaves_the_memory(tmp_path):
+def test_flushed_values_leave_the_memory(tmp_path):
     def resident():
         with open("/proc/self/status") as status:
             lines = [line for line in status if line.startswith(("RssFile", "RssShmem"))]

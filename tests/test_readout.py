@@ -22,7 +22,7 @@ from gmp_utils.training import features
 
 
 def test_few_labels_are_drawn_per_class_and_nested(monkeypatch):
-    """Of 20, 10 and 3 utterances; layer 2 of 0 to 3 encodes the class, and 0 is of the lower half."""
+    """Classes have 20, 10 and 3 utterances. Layer 2 of 0 to 3 encodes the class; 0 is in the lower half."""
     labels = np.repeat([0, 1, 2], [20, 10, 3])
     rng = np.random.default_rng(0)
     x = rng.normal(size=(33, 4, 6)).astype(np.float32)
@@ -92,7 +92,7 @@ def test_the_stages_that_probes_need():
 
 
 def test_label_efficiency_by_hand():
-    """Four speakers, two shares: the recalls of each speaker, and bands by Student's t."""
+    """Four speakers and two shares: the recalls of each speaker, and bands by Student's t."""
     variants = {f"{share:.0%}, a": {"labeled_share": share} for share in (1.0, 0.1)}
     rows = [
         (f"{share}, a", "AMS", speaker, true, predicted)

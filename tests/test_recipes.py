@@ -108,7 +108,7 @@ def test_majority_by_hand(tmp_path):
     stage = baselines.classify(str(run), 1, baseline="majority")
     predictions = pd.read_parquet(stage / "predictions.parquet")
     assert set(predictions.part) == {"validation", "test"}
-    assert set(predictions.predicted) == {"angry"}  # all are as frequent: the first
+    assert set(predictions.predicted) == {"angry"}  # all are equally frequent: the first one
     assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
     with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-z, probe-m"):
@@ -116,7 +116,7 @@ def test_majority_by_hand(tmp_path):
 
 
 def test_the_probe_takes_the_layer_that_is_best_on_validation(tmp_path, tiny_encoder):
-    """Layer 2 of three encodes the emotion, the others are noise."""
+    """Layer 2 of three encodes the emotion, and the others are noise."""
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
     fold, names = baselines.Fold(corpus, 1), list(corpus.manifest.index)
     x = np.random.default_rng(0).normal(size=(len(names), 3, 8)).astype(np.float32)
@@ -137,14 +137,14 @@ def test_the_probe_takes_the_layer_that_is_best_on_validation(tmp_path, tiny_enc
 
 
 def test_statistics_are_normalized_by_speaker():
-    """Speaker b's -2, 0 and 2 have deviation (8/3)^(1/2); a speaker's only utterance becomes 0."""
+    """Speaker b's -2, 0 and 2 have standard deviation (8/3)^(1/2). A speaker's only utterance becomes 0."""
     statistics = np.array([[[-2.0]], [[7.0]], [[0.0]], [[2.0]]])
     z = baselines.z_by_speaker(statistics, pd.Series(list("babb"), ["u1", "u2", "u3", "u4"]))
     assert z.ravel() == pytest.approx([-(1.5**0.5), 0, 0, 1.5**0.5])
 
 
 def test_the_svm_is_trained_and_selected_without_the_test_speakers(tmp_path):
-    """Features that encode the emotion; without the test speakers' nothing else changes."""
+    """Features encode the emotion. Without those of test speakers, nothing else changes."""
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
     fold, names = baselines.Fold(corpus, 1), list(corpus.manifest.index)
     x = np.random.default_rng(0).normal(size=(len(names), 8))
@@ -187,7 +187,7 @@ def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
 
 
 def test_a_run_is_named_after_its_recipe(tmp_path):
-    """GMP-TL's is compared with Table 3, the others are not."""
+    """Only that of GMP-TL is compared with Table 3."""
     for recipe, variant in (("", None), ("gmp-tl", None), ("v-ft", "v-ft")):
         run = str(tmp_path / (recipe or "plain"))
         experiments.write(lay_out(Settings(recipe=recipe, run_dir=run)))
@@ -199,7 +199,7 @@ def test_a_run_is_named_after_its_recipe(tmp_path):
 
 
 def test_p_tapt_runs_through_every_stage(tmp_path, tiny_encoder):
-    """With its own losses, masks, heads and activation; clips shorter than a mask, and unknown genders."""
+    """With its losses, masks, heads and activation, clips shorter than a mask, and unknown genders."""
     run, encoder = str(write_noise_corpus(tmp_path / "run", genders=False)), str(tiny_encoder)
     recipe = experiments.recipe("p-tapt")
     trained = HeadConfig(lstm_size=8, projection_size=8, spec_augment=True, class_weights=True)

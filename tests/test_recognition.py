@@ -1,4 +1,4 @@
-"""Recordings in, emotions over time out; and the published model in transformers and ONNX."""
+"""Emotions over time in recordings, and published models in transformers and ONNX."""
 
 import io
 import json
@@ -57,7 +57,7 @@ def classified(tmp_path_factory, tiny_encoder):
 
 @pytest.fixture(scope="module")
 def published(classified):
-    """The folder of its published AM-Softmax classifier."""
+    """The folder of the run's published AM-Softmax classifier."""
     return publish.publish(classified / "fold1" / "06_finetune" / "encoder" / "ams") / "model"
 
 
@@ -75,7 +75,7 @@ def speech():
 
 
 def probabilities(recognizer, waveform):
-    """By the network's own parts, for a waveform alone."""
+    """Probabilities of a single waveform, by the parts of the network."""
     network, samples = recognizer.network, torch.from_numpy(audio.normalize(waveform))[None]
     with torch.inference_mode():
         logits = network.logits(network.embed(samples, torch.tensor([len(waveform)])))
@@ -98,7 +98,7 @@ def test_windows_and_their_shares_of_speech_by_hand():
 
 
 def test_speech_is_detected_and_noise_is_not(speech):
-    """Deterministic, whatever was processed before, and without an effect on torch's threads."""
+    """Detection is deterministic, whatever was processed before, and does not change torch's threads."""
     rng, seconds = np.random.default_rng(0), np.arange(6 * SECOND) / SECOND
     threads = torch.get_num_threads()
     sounds = {
@@ -156,7 +156,7 @@ def test_windows_are_trimmed_to_their_speech_by_hand():
     for silence, segments, first, last in (
         (0, [[10_000, 20_000], [30_000, 40_000]], 10_001 - 3200, 40_000 + 3200),
         (0, [[3000, 48_000]], 1, 50_000),  # pauses below the margin of 0.2 s
-        (0, [[-1000, 2000]], 1, 2000 + 3200),  # that began before the window
+        (0, [[-1000, 2000]], 1, 2000 + 3200),  # that starts before the window
         (0, [[30_000, 60_000]], 30_001 - 3200, 50_000),
         (9000, [[10_000, 41_000]], 9001, 41_000),  # digital silence
         (2000, [[3000, 48_000]], 1, 50_000),
@@ -168,7 +168,7 @@ def test_windows_are_trimmed_to_their_speech_by_hand():
 
 
 def test_silence_around_an_utterance_is_left_out(recognizer, speech):
-    """Zeros have no influence. Of a noise floor of -60 dB, 0.2 s are left, and up to 0.15 s of error."""
+    """Zeros have no effect. Of a noise floor of -60 dB, 0.2 s are left, with an error of up to 0.15 s."""
     utterance, silence = speech[: 2 * SECOND], np.zeros(SECOND, np.float32)
     floor = np.random.default_rng(0).normal(0, 1e-3, SECOND).astype(np.float32)
     expected = probabilities(recognizer, utterance)
@@ -182,8 +182,8 @@ def test_silence_around_an_utterance_is_left_out(recognizer, speech):
         assert 0 < rest / SECOND < 0.35 * (before + after)
 
 
-def test_what_libraries_hand_over_is_the_same_recording(speech, tmp_path):
-    """Gradio's tuples, dicts of Hugging Face, tensors, and files in memory."""
+def test_inputs_of_other_libraries_are_accepted(speech, tmp_path):
+    """Gradio's tuples, Hugging Face's dicts, tensors, and files in memory are the same recording."""
     samples, file, path = audio.to_int16(speech[:SECOND]), io.BytesIO(), tmp_path / "ä b.wav"
     soundfile.write(file, samples, SECOND, format="WAV")  # and is at its end
     path.write_bytes(file.getvalue())
@@ -225,7 +225,7 @@ def test_what_libraries_hand_over_is_the_same_recording(speech, tmp_path):
         (io.StringIO("no sound"), None, "expected mode 'rb'"),
     ],
 )
-def test_other_inputs_are_one_error(recognizer, recording, rate, message):
+def test_other_inputs_raise_one_error(recognizer, recording, rate, message):
     with pytest.raises(GmpError, match=message):
         recognize.recognize(recording, recognizer, rate)
 
@@ -273,7 +273,7 @@ def test_unreadable_recordings_are_reported_and_the_rest_is_recognized(
 
 @pytest.mark.slow
 def test_an_hour_takes_less_than_a_gigabyte(published, tmp_path, speech):
-    """48 kHz stereo, 1.4 GB as floats; next to what the libraries take."""
+    """48 kHz stereo, 1.4 GB as floats, besides what the libraries take."""
     path = tmp_path / "hour.flac"
     with soundfile.SoundFile(path, "w", 48000, 2) as file:
         for _ in range(360):
@@ -348,7 +348,7 @@ def test_transformers_load_it(published, recognizer, speech):
 
 
 def test_hidden_states_and_loss_are_returned_as_by_transformers(recognizer):
-    """Layers as the encoder's own forward returns them, for an utterance without padding."""
+    """Layers are those of the encoder's forward, for an utterance without padding."""
     torch.manual_seed(0)
     waveforms, labels = torch.randn(2, SECOND), torch.tensor([3, 1])
     with torch.inference_mode():
@@ -483,7 +483,7 @@ def test_networks_with_other_settings_are_not_pooled(tmp_path, tiny_encoder):
 
 
 def test_onnx_is_torch(published, recognizer, tmp_path, speech, monkeypatch):
-    """For other sizes than it was traced with; compared in float32 where encoders run in bfloat16."""
+    """For other sizes than those that were traced, compared in float32 even if encoders run in bfloat16."""
     path = str(tmp_path / "model.onnx")
     with monkeypatch.context() as patch:
         patch.setattr(hardware, "bfloat16", hardware_bfloat16)
@@ -538,7 +538,7 @@ def test_the_example_has_an_utterance_of_each_emotion_and_noise(classified, tmp_
     assert parts[1][1] == pytest.approx(parts[0][2] + 1)
 
 
-def test_the_truth_is_shaded_behind_waveform_and_scores():
+def test_true_labels_are_shaded_behind_waveform_and_scores():
     scores = np.array([0.5]), np.array([[0.1, 0.9]]), ["angry", "sad"]
     waveform, labels = np.zeros(SECOND, np.int16), [("sad", 0.2, 0.6)]
     for options, axes in (({"scores": scores}, ["y", "y2"]), ({}, ["y"])):

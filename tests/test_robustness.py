@@ -1,4 +1,4 @@
-"""Altered recordings: each alteration by hand, and classifiers under all of them."""
+"""Altered recordings: each alteration by itself, and classifiers under all of them."""
 
 import io
 
@@ -30,7 +30,7 @@ def band_level(waveform: np.ndarray, low: float, high: float) -> float:
 
 @pytest.fixture
 def speech() -> np.ndarray:
-    """Noise of two seconds with the slope of speech's spectrum, at a fifth of full scale."""
+    """Two seconds of noise with the spectral slope of speech, at a fifth of full scale."""
     noise = np.random.default_rng(0).normal(size=2 * RATE)
     filtered = signal.sosfilt(signal.butter(1, 1000, fs=RATE, output="sos"), noise)
     return 0.2 * filtered / np.abs(filtered).max()
@@ -41,7 +41,7 @@ def test_noise_has_its_level_and_is_white(speech, snr):
     added = alter(f"noise, {snr} dB", speech) - speech
     found = 10 * np.log10(np.sum(speech**2) / np.sum(added**2))
     assert found == pytest.approx(snr, abs=0.1)
-    # A band of 2 kHz is averaged over 128 bins and 61 windows, so chance is below 0.1 dB.
+    # A band of 2 kHz is averaged over 128 bins and 61 windows, so random deviations are below 0.1 dB.
     assert band_level(added, 0, 2000) == pytest.approx(band_level(added, 6000, 8000), abs=0.5)
 
 

@@ -42,7 +42,7 @@ def test_a_stage_is_made_once(tmp_path, capsys):
 @pytest.mark.parametrize(
     "changes", [{"parameters": {"a": 2}}, {"inputs": ["y"]}, {"module": "gmp_utils.models.heads"}]
 )
-def test_a_stage_is_made_again_if_what_it_is_made_from_changes(tmp_path, changes):
+def test_a_stage_is_made_again_if_its_inputs_change(tmp_path, changes):
     calls = []
     make(tmp_path / "s", calls.append)
     make(tmp_path / "s", calls.append, **changes)
@@ -65,8 +65,8 @@ def test_an_interrupted_stage_resumes_unless_something_changed(tmp_path, changes
     assert kept == [not changes]
 
 
-def test_a_stage_made_from_another_than_the_one_there_is_refused(tmp_path):
-    """01 is made again; 02, made from the old 01, and 06, made from that 02, are out of date."""
+def test_a_stage_made_from_a_replaced_one_is_rejected(tmp_path):
+    """When 01 is made again, 02, made from the old 01, and 06, made from that 02, are out of date."""
     first, second = tmp_path / "01_prepare_data", tmp_path / "fold1" / "02_train_multitask"
     third = tmp_path / "fold1" / "06_finetune" / "retrained" / "ce"
     make(first)
@@ -133,7 +133,7 @@ def test_two_processes_make_a_stage_once(tmp_path):
 
 @pytest.fixture
 def copied_code(tmp_path, monkeypatch):
-    """A copy of the package; the function changes a text in one of its modules and returns digests."""
+    """A copy of the package. The function changes a text in a module, and returns stages with new digests."""
     shutil.copytree(ROOT / "gmp_utils", tmp_path / "gmp_utils")
     monkeypatch.setattr(code, "ROOT", tmp_path)
 
@@ -273,7 +273,7 @@ def test_presets_fit_the_notebooks_and_the_papers_is_the_papers():
     assert expected.items() <= paper.items()
 
 
-def test_parameters_are_written_per_notebook_and_left_alone(tmp_path):
+def test_parameters_are_written_per_notebook_and_only_if_changed(tmp_path):
     notebook.write_parameters(str(tmp_path), {"fold": 2, "corpus_dir": "a 'b' $(c)"})
     path = tmp_path / "parameters" / "01_prepare_data.yaml"
     before = path.stat().st_mtime_ns
@@ -284,7 +284,7 @@ def test_parameters_are_written_per_notebook_and_left_alone(tmp_path):
         notebook.write_parameters(str(tmp_path), {"corpus_dirr": "x"})
 
 
-def test_demo_check_sees_a_perturbed_number(capsys):
+def test_demo_check_detects_a_perturbed_number(capsys):
     defaults = notebook.notebook_parameters(NOTEBOOKS / "07_results.ipynb")
     notebook.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)
     assert capsys.readouterr().out == "ok\n"

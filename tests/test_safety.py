@@ -1,4 +1,4 @@
-"""What is written is whole, what is read is what was written, and nothing that is read runs code."""
+"""Artifacts are written completely, checked when they are read, and never run code."""
 
 import errno
 import fcntl
@@ -35,7 +35,7 @@ THREE = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
 
 
 class Payload:
-    """What runs code where it is unpickled: it makes a folder."""
+    """An object that makes a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -55,7 +55,7 @@ def dropping(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(dropping, tmp_path_factory):
-    """A training that nothing happened to."""
+    """A training without interruptions."""
     run = write_noise_corpus(tmp_path_factory.mktemp("whole") / "run")
     return multitask(run, dropping, THREE)
 
@@ -65,7 +65,7 @@ def truncate(path):
 
 
 def flip(path):
-    """Flip a bit in the middle, and leave size and times as they are."""
+    """Flip a bit in the middle of a file, and keep its size and times."""
     times, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -87,10 +87,10 @@ CHECKPOINTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", CHECKPOINTS)
-def test_only_complete_checkpoints_of_numbers_are_read(
+def test_only_complete_checkpoints_without_code_are_read(
     fault, whole, dropping, tmp_path, monkeypatch, capsys
 ):
-    """Stopped after two of three epochs; damage to the second checkpoint costs that epoch."""
+    """A training is stopped after two of three epochs. Damage to the second checkpoint costs that epoch."""
     run = write_noise_corpus(tmp_path / "run")
 
     def stop(self, args, state, control, **kwargs):
@@ -116,7 +116,7 @@ def test_only_complete_checkpoints_of_numbers_are_read(
     assert not list(tmp_path.rglob("ran"))
 
 
-def test_a_model_that_is_a_pickle_is_read_as_numbers_only(tiny_encoder, tmp_path):
+def test_a_pickled_model_is_loaded_without_running_code(tiny_encoder, tmp_path):
     folder = tmp_path / "published"
     folder.mkdir()
     shutil.copy(tiny_encoder / "config.json", folder)
@@ -153,8 +153,8 @@ def series(tmp_path_factory, tiny_encoder):
 
 
 @pytest.mark.parametrize("fault", [Path.unlink, truncate, flip])
-def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path):
-    """In every file of every stage; its size and mtime, hidden from us, may be the same."""
+def test_damage_is_detected_when_an_artifact_is_read(fault, series, tmp_path):
+    """In every file of every stage, even if its size and mtime are unchanged."""
     shutil.copytree(series, tmp_path / "run")
     stages = sorted(path.parent for path in (tmp_path / "run").rglob("provenance.json"))
     files = [(s, f) for s in stages for f in s.rglob("*") if f.is_file() and f.stat().st_size > 1]
@@ -174,7 +174,7 @@ def test_damage_is_found_when_an_artifact_is_read(fault, series, tmp_path):
 
 @pytest.fixture
 def large(tmp_path, monkeypatch):
-    """A stage with a file that is too large to be hashed whenever it is read."""
+    """A stage with a file that is too large to be hashed at every read."""
     monkeypatch.setattr(files, "HASHED_BYTES", 1000)
 
     def build(folder):
@@ -184,7 +184,7 @@ def large(tmp_path, monkeypatch):
     return make_stage(tmp_path / "run" / "s", build, **settings) / "large.npy"
 
 
-def test_a_truncated_or_replaced_large_file_is_found_when_it_is_read(large):
+def test_a_truncated_or_replaced_large_file_is_detected_when_it_is_read(large):
     times, content = large.stat(), large.read_bytes()
     large.write_bytes(content[:-1])
     os.utime(large, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -197,7 +197,7 @@ def test_a_truncated_or_replaced_large_file_is_found_when_it_is_read(large):
     check_and_identify(large.parent)
 
 
-def test_a_flipped_bit_in_a_large_file_is_found_by_verify(large):
+def test_a_flipped_bit_in_a_large_file_is_detected_by_verify(large):
     run = large.parents[1]
     assert verify(str(run)) == []
     flip(large)
@@ -210,14 +210,14 @@ def test_a_flipped_bit_in_a_large_file_is_found_by_verify(large):
 
 @pytest.mark.parametrize("copy", [shutil.copy, shutil.copy2, os.link])
 def test_a_copied_run_is_as_good_as_the_first(copy, large, tmp_path):
-    """As by cp, which sets other times, by cp -a, and by hard links."""
+    """Copies by cp, which changes times, by cp -a, and by hard links."""
     shutil.copytree(large.parents[1], tmp_path / "copy", copy_function=copy)
     check_and_identify(tmp_path / "copy" / "s")
     assert verify(str(tmp_path / "copy")) == []
 
 
 @pytest.mark.slow
-def test_what_is_damaged_is_rebuilt_and_nothing_else(series, tmp_path, tiny_encoder, capsys):
+def test_only_damaged_stages_are_rebuilt(series, tmp_path, tiny_encoder, capsys):
     run = tmp_path / "run"
     shutil.copytree(series, run)
     before = {path: path.read_bytes() for path in run.rglob("provenance.json")}
@@ -233,7 +233,7 @@ def test_what_is_damaged_is_rebuilt_and_nothing_else(series, tmp_path, tiny_enco
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk that takes two megabytes; a function gives it another size, or other options."""
+    """A disk of two megabytes, and a function that changes its size or its options."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder]
@@ -245,7 +245,7 @@ def small_disk(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_costs_nothing_that_was_finished(small_disk, series, tiny_encoder):
+def test_a_full_disk_costs_no_finished_stage(small_disk, series, tiny_encoder):
     """Every stage on a disk that grows by a quarter megabyte whenever it is full."""
     folder, remount = small_disk
     shutil.copytree(series / "recordings", folder / "run" / "recordings")
@@ -280,8 +280,8 @@ def test_a_read_only_run_can_be_read(small_disk, series, tiny_encoder):
 
 
 @pytest.mark.parametrize("number", [0, errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path, monkeypatch, number):
-    """On file systems with flock (0), and on those without, which answer with one of these errors."""
+def test_a_lock_can_raise_and_ends_with_its_process(tmp_path, monkeypatch, number):
+    """On file systems with flock (0), and on those without, which return one of these errors."""
 
     def flock(*_):
         raise OSError(number, os.strerror(number))
@@ -308,8 +308,8 @@ def test_a_lock_can_refuse_and_dies_with_its_process(tmp_path, monkeypatch, numb
             assert time.monotonic() - began < 1
 
 
-def test_what_is_published_holds_no_pickle(series):
-    """By content: a pickle, or a zip of some as torch writes, begins with these bytes."""
+def test_published_artifacts_contain_no_pickle(series):
+    """By content: a pickle, or a zip of pickles as written by torch, starts with these bytes."""
     published = [path for path in series.rglob("*") if path.is_file()]
     kinds = {path.suffix for path in published if not path.name.startswith(".")}
     assert kinds == {".json", ".csv", ".txt", ".safetensors", ".npy", ".parquet"}
@@ -320,7 +320,7 @@ def test_what_is_published_holds_no_pickle(series):
     assert len(published) > 50
 
 
-def test_predictions_come_from_what_was_checked(series, tmp_path, tiny_encoder):
+def test_a_changed_model_is_not_used(series, tmp_path, tiny_encoder):
     """A fine-tuning does not start from a retrained model that has changed."""
     run = tmp_path / "run"
     shutil.copytree(series, run)

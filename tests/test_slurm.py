@@ -1,4 +1,4 @@
-"""The Slurm profile on a cluster of one node, without accounting, which is started here."""
+"""The Slurm profile, on a cluster of one node without accounting that the test starts."""
 
 import importlib.util
 import os
@@ -53,19 +53,19 @@ PartitionName=test Default=YES Nodes=ALL
 
 
 def asked(environment, *command):
-    """The words of each line that a command of Slurm answers."""
+    """The words of each line that a command of Slurm prints."""
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30)
     return [line.split() for line in done.stdout.splitlines()]
 
 
 def jobs(environment, rule):
-    """Number and state of a rule's jobs, the ended ones too; the plugin names it in the comment."""
+    """Number and state of a rule's jobs, also finished ones. The plugin names the rule in the comment."""
     words = "squeue", "--states=all", "--sort=i", "--noheader", "--format=%i %T %k"
     return [(job, state) for job, state, comment in asked(environment, *words) if rule in comment]
 
 
 def wait_for(condition, seconds):
-    """What a function returns, once that is something."""
+    """Wait until a function returns something true, and return it."""
     end = time.monotonic() + seconds
     while not (answer := condition()):
         assert time.monotonic() < end, f"not within {seconds} seconds"
@@ -83,7 +83,7 @@ def free_ports(number):
 
 @pytest.fixture(scope="module")
 def slurm():
-    """The environment of somebody who may submit."""
+    """The environment of a user who may submit jobs."""
     host = socket.gethostname().split(".")[0]
     with tempfile.TemporaryDirectory(prefix="slurm-") as name:
         folder = Path(name)
@@ -126,13 +126,13 @@ def slurm():
                 daemon.wait(30)
 
 
-def test_the_smoke_experiment_survives_a_cancelled_job(slurm, smoke, undisturbed, tmp_path):
-    """Its first variant, three notebooks: each job waits for the plugin to ask for its state."""
+def test_the_smoke_experiment_survives_a_canceled_job(slurm, smoke, undisturbed, tmp_path):
+    """Its first variant has three notebooks. Each job waits until the plugin queries its state."""
     declaration = yaml.safe_load((experiments.CONFIG / "smoke.yaml").read_text())
     declaration["variants"] = {"no GMPs": declaration["variants"]["no GMPs"]}
     (tmp_path / "smoke.yaml").write_text(yaml.safe_dump(declaration))
     settings = smoke(tmp_path / "run") | {"experiment": str(tmp_path / "smoke.yaml")}
-    soon = ["--slurm-init-seconds-before-status-checks", "1"]  # sooner than is polite elsewhere
+    soon = ["--slurm-init-seconds-before-status-checks", "1"]  # too often for a shared cluster
     profile = {"profile": "workflow/profiles/slurm"}
     process = cli("experiment", settings | profile, "--", *soon, environment=slurm)
     try:
@@ -152,8 +152,8 @@ def test_the_smoke_experiment_survives_a_cancelled_job(slurm, smoke, undisturbed
     assert ours.speakers == 2
 
 
-def test_trainings_run_side_by_side_each_with_a_gpu(slurm, tmp_path):
-    """One at a time is for one machine: each of these two waits until the other has begun."""
+def test_trainings_run_in_parallel_each_with_a_gpu(slurm, tmp_path):
+    """One at a time applies to one machine: each of these two waits until the other one has started."""
     (tmp_path / "Snakefile").write_text(
         """
 rule all:

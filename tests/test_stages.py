@@ -1,4 +1,4 @@
-"""Every stage on a corpus of noise: what it leaves, that it repeats, what it refuses."""
+"""Every stage on a corpus of noise: its files, its reproducibility, and what it rejects."""
 
 import inspect
 import shutil
@@ -58,7 +58,7 @@ def finished(tmp_path_factory, tiny_encoder):
     return run_series(run, tiny_encoder)
 
 
-def test_every_stage_leaves_what_it_promises(finished):
+def test_every_stage_writes_its_files(finished):
     stages = [path.parent for path in finished.rglob("provenance.json")]
     assert len(stages) == 7
     for stage in stages:
@@ -91,7 +91,7 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
             (2, "48 test or validation recordings of fold 2"),
             (3, "24 test recordings of fold 3"),
         ):
-            for strict_or_not in (corpus, loose):  # labels are not excused
+            for strict_or_not in (corpus, loose):  # labels are not allowed
                 with pytest.raises(GmpError, match=f"trained or selected on {held_out}"):
                     strict_or_not.check_encoder(model, fold)
     multitask_model = str(finished / "02_train_multitask" / "model")
@@ -108,7 +108,7 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
 
 
 def test_the_multi_task_model_is_finetuned_with_a_new_head(finished, tmp_path, tiny_encoder):
-    """With a learning rate of almost zero the encoder is still the multi-task model's."""
+    """With a learning rate near zero, the encoder is still the multi-task model's."""
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
     schedule = TrainingConfig(1e-12, epochs=1, batch_seconds=10)
@@ -167,7 +167,7 @@ def test_multitask_loss_is_weighted(tiny_encoder):
     torch.testing.assert_close(outputs["loss"], expected)
 
 
-def test_the_cnn_and_only_the_cnn_stays(finished, tiny_encoder):
+def test_only_the_cnn_is_unchanged(finished, tiny_encoder):
     before = load_file(tiny_encoder / "model.safetensors")
     after = load_file(finished / "05_retrain" / "model" / "model.safetensors")
     compared = {"cnn": 0, "layers": 0}
@@ -181,7 +181,7 @@ def test_the_cnn_and_only_the_cnn_stays(finished, tiny_encoder):
     assert compared == {"cnn": 9, "layers": 8}
 
 
-def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
+def test_the_same_seed_gives_bit_identical_numbers(finished, tmp_path, tiny_encoder):
     again = run_series(write_noise_corpus(tmp_path / "run"), tiny_encoder)
     compared = 0
     for path in sorted(finished.rglob("*")):
@@ -196,7 +196,7 @@ def test_same_seed_same_numbers_bit_for_bit(finished, tmp_path, tiny_encoder):
 
 
 def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, monkeypatch):
-    """Stopped after the first of three epochs, and finished later: the same weights, bit for bit."""
+    """Stopped after the first of three epochs and finished later, it has the same weights, bit for bit."""
     schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)
     plain, stopped = (write_noise_corpus(tmp_path / name) for name in ("plain", "stopped"))
     whole, steps = multitask(plain, tiny_encoder, schedule), []
@@ -245,7 +245,7 @@ def test_results_of_different_settings_are_not_pooled(finished, tmp_path):
 def test_gradients_of_am_softmax_are_clipped_to_s_times_the_norm(
     tmp_path, tiny_encoder, monkeypatch
 ):
-    """Norms at the optimizer, with s = 30. A norm of 4 clips neither loss here, and 0.1 clips both."""
+    """Norms at the optimizer, with s = 30. A limit of 4 clips neither loss here, and 0.1 clips both."""
     run, applied, logged = write_noise_corpus(tmp_path / "run"), {}, {}
 
     def record(self, args, state, control, model=None, **kwargs):
@@ -268,7 +268,7 @@ def test_gradients_of_am_softmax_are_clipped_to_s_times_the_norm(
 
 
 def test_ce_then_ce_starts_from_the_ce_model(tmp_path, tiny_encoder):
-    """At a learning rate of almost zero: the CE model's scores, as it is loaded with its classifier."""
+    """With a learning rate near zero, it has the CE model's scores, because the classifier is loaded, too."""
     run = write_noise_corpus(tmp_path / "run")
     schedules = {"ce": ONCE, "ce-then-ce": replace(ONCE, learning_rate=1e-12)}
     stages = [classifier(run, tiny_encoder, *item) for item in schedules.items()]
@@ -280,7 +280,7 @@ def test_ce_then_ce_starts_from_the_ce_model(tmp_path, tiny_encoder):
 
 
 def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_path, capsys):
-    """The limit is 0.8 on the validation speakers. 04 says so and records it, as does the summary."""
+    """The limit is 0.8 on the validation speakers. 04 prints and records it, and so does the summary."""
     run = tmp_path / "run"
     shutil.copytree(finished.parent, run)
     stage = run / "fold1" / "02_train_multitask"
@@ -303,7 +303,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):
-    """Every row of the history has its losses, also the last; means over the steps in between."""
+    """Every row of the history has losses, also the last one. They are means over the steps in between."""
     run = write_noise_corpus(tmp_path / "run")
     shutil.copytree(finished, run / "fold1")
     schedule = TrainingConfig(1e-3, max_steps=23, batch_seconds=10)
@@ -314,7 +314,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
 
 
 def test_retraining_keeps_the_last_or_the_best_model(finished, tmp_path, tiny_encoder):
-    """With too high a learning rate an earlier model is better. The loss is computed again by hand."""
+    """If the learning rate is too high, an earlier model is better. The loss is also computed by hand."""
     run = write_noise_corpus(tmp_path / "run")
     shutil.copytree(finished, run / "fold1")
     corpus, (labels, scales) = (
@@ -355,12 +355,12 @@ def test_retraining_keeps_the_last_or_the_best_model(finished, tmp_path, tiny_en
     assert losses["validation"] < losses["last"]
 
 
-def test_test_speakers_change_nothing_that_is_learnt(finished, tmp_path, tiny_encoder):
-    """Other voices in the test fold: the same models and clusters, other predictions.
+def test_test_speakers_change_nothing_that_is_learned(finished, tmp_path, tiny_encoder):
+    """With other voices in the test fold, models and clusters are the same, and predictions differ.
 
-    Weights within 1e-5, centroids within 1e-4: a process that has done much else may compute the last
-    bit differently, which may round a 16-bit frame the other way (training on anything else moves
-    weights by 1e-3, centroids by 1e-2).
+    Weights agree within 1e-5 and centroids within 1e-4: after other computations, a process may compute the
+    last bit differently, which may round a 16-bit frame the other way. Training on other data changes
+    weights by 1e-3 and centroids by 1e-2.
     """
     run = write_noise_corpus(tmp_path / "run")
     corpus = open_corpus(str(run))
@@ -397,7 +397,7 @@ def frames_of_layer(model, corpus, layer, names, folder):
 
 
 def test_unlabeled_utterances_are_only_retrained_on(tmp_path, tiny_encoder, monkeypatch):
-    """Half of the training utterances have labels, and nothing supervised is trained on the others."""
+    """Half of the training utterances have labels. Nothing supervised is trained on the others."""
     run = write_noise_corpus(tmp_path / "run", labeled_share=0.5)
     trained_on = {}
     for module in (train_multitask, retrain, finetune):
@@ -448,8 +448,8 @@ SLOW = partial(pytest.param, marks=pytest.mark.slow)
         SLOW({"fold_by": "cross-corpus", "n_folds": 4}, {"validation": 12, "test": 24}, 2),
     ],
 )
-def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, tested):
-    """72 utterances of 6 speakers: the rules decide which are classified."""
+def test_every_protocol_can_be_run(tmp_path, tiny_encoder, rules, held_out, tested):
+    """72 utterances of 6 speakers. The rules decide which ones are classified."""
     run = write_noise_corpus(tmp_path / "run", **rules)
     fold = run_series(run, tiny_encoder)
     probes = probe_layers.probe_layers(
@@ -473,7 +473,7 @@ def test_every_protocol_goes_through(tmp_path, tiny_encoder, rules, held_out, te
 
 @pytest.fixture
 def experiment(tmp_path, finished):
-    """Of the finished run: itself as a variant, and a copy with other clusters as another."""
+    """An experiment of the finished run as a variant, and of a copy with other clusters as another one."""
     shutil.copytree(finished.parent, tmp_path / "other")
     clusters = tmp_path / "other" / "fold1" / "04_generate_gmps" / "params.json"
     write_json(clusters, read_json(clusters) | {"layer": -1})
@@ -496,8 +496,8 @@ def experiment(tmp_path, finished):
 def test_the_table_has_every_variant_and_names_the_missing_runs(experiment):
     declaration = read_json(experiment / experiments.FILE)
     run = Path(declaration["runs"][1]["run_dir"]) / "fold1" / "06_finetune"
-    assert (run / "encoder" / "ams").is_dir()  # another start, and no variant's
-    partial_stage = run / "retrained" / ".ams.partial"  # killed before its renaming
+    assert (run / "encoder" / "ams").is_dir()  # of another initial model than any variant's
+    partial_stage = run / "retrained" / ".ams.partial"  # killed before it was renamed
     shutil.copytree(run / "retrained" / "ams", partial_stage)
     predictions = collect.collect(str(experiment))
     assert len(predictions) == 2 * 24
@@ -534,12 +534,12 @@ def test_variants_that_were_tested_on_other_utterances_are_not_compared(experime
 
 
 def cluster_encoder(run, encoder, **settings):
-    """Stage 04 on the second to last layer of the untouched encoder."""
+    """Stage 04 on the second to last layer of the pre-trained encoder."""
     settings = {"layer": -2, "scales": [4], "clustered_model": "encoder"} | settings
     return generate_gmps.generate_gmps(run, 1, encoder=str(encoder), **settings)
 
 
-def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder):
+def test_kmeans_is_fitted_to_the_given_number_of_frames(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     stage = cluster_encoder(run, tiny_encoder, kmeans_frames=300, seed=5)
     assert not list(stage.glob("frames*"))
@@ -551,7 +551,7 @@ def test_kmeans_learns_from_as_many_frames_as_it_is_given(tmp_path, tiny_encoder
     np.testing.assert_array_equal(np.load(stage / "centroids-4.npy"), expected)
 
 
-def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny_encoder):
+def test_controls_cluster_the_pretrained_encoder_and_permute_time(tmp_path, tiny_encoder):
     run = str(write_noise_corpus(tmp_path / "run"))
     stage = cluster_encoder(run, tiny_encoder, scales=[4, 8])
     assert not (tmp_path / "run" / "fold1" / "02_train_multitask").exists()
@@ -571,7 +571,7 @@ def test_controls_cluster_the_untouched_encoder_and_lose_the_time(tmp_path, tiny
 
 
 def test_a_control_clusters_random_weights_with_the_same_architecture(tmp_path, tiny_encoder):
-    """A recording gets the clusters that it has in the corpus, so the weights are drawn again alike."""
+    """A recording gets the clusters that it has in the corpus, so the weights are drawn again identically."""
     run = str(write_noise_corpus(tmp_path / "run"))
     clusters = {}
     for model in ("encoder", "random"):
@@ -597,7 +597,7 @@ def test_frames_are_normalized_by_speaker_or_utterance(tmp_path):
         )
         frames.values[:] = np.stack([values["none"], [3] * 6], axis=1)
         generate_gmps.normalize(frames, speakers, how)
-        np.testing.assert_allclose(frames.values[:, 0], expected, atol=1e-3)  # 16 bits
+        np.testing.assert_allclose(frames.values[:, 0], expected, atol=1e-3)  # of 16 bits
         assert (frames.values[:, 1] == (3 if how == "none" else 0)).all()
 
 
@@ -611,7 +611,7 @@ def test_a_recording_by_itself_is_normalized_by_its_own_frames(tmp_path, tiny_en
     assert (found == labels[name][:, 0]).mean() > 0.9  # batches differ in the last bits
 
 
-def test_frames_that_carry_the_emotion_are_known():
+def test_emotional_frames_are_marked():
     columns = ["utterance", "speaker", "gender", "emotion", "emotion_start", "emotion_end"]
     manifest = pd.DataFrame([("a", "s", "male", "sad", 0.05, 0.09)], ["a"], columns)
     corpus = type("Corpus", (), {"manifest": manifest})()
@@ -623,7 +623,7 @@ def test_frames_that_carry_the_emotion_are_known():
 
 
 def test_quality_of_pseudo_labels(tmp_path, tiny_encoder):
-    """k-means is fitted independently. Permuted labels are as stable, and their runs as short as expected."""
+    """k-means is fitted independently. Permuted labels are as stable, with runs of the expected length."""
     run = str(write_noise_corpus(tmp_path / "run"))
     stable = []
     for permuted in (False, True):
@@ -647,7 +647,7 @@ def test_quality_of_pseudo_labels(tmp_path, tiny_encoder):
 
 
 def test_enrichment_by_hand():
-    """Half of all frames are sad, and all of cluster 2's: twice the share. None of cluster 0's: 1/8."""
+    """Half of all frames are sad, all in cluster 2 (twice the share), and none in cluster 0 (1/8)."""
     emotions = ["sad", "sad", "angry", "angry"]
     table = pd.DataFrame({"emotion": emotions, "gender": "male", "stream0": [2, 2, 0, 0]})
     (trace,) = (figure := layers.enrichment(table, 0)).data
@@ -706,8 +706,8 @@ def test_wrong_schedules_are_rejected(wrong):
         TrainingConfig(1e-3, **wrong)
 
 
-def test_masks_never_occur_in_evaluation(tiny_encoder):
-    """Nothing at random is left in evaluation: no masks, no dropout."""
+def test_evaluation_is_deterministic(tiny_encoder):
+    """It has no masks and no dropout."""
     settings = MULTITASK | {"hidden_dropout": 0.5}
     model = classifiers.MultitaskModel.load(str(tiny_encoder), **settings).eval()
     labels = torch.tensor([0]), torch.tensor([0])

@@ -47,7 +47,7 @@ def test_synthetic_repeats_from_its_seed(spoken, tmp_path):
 
 
 def test_phonemes_are_where_the_samples_have_them(spoken):
-    """In the middle of an [s], and not of a vowel, most energy is above 3 kHz."""
+    """Most energy is above 3 kHz in the middle of an [s], but not of a vowel."""
     found = {"s": [], "i:": [], "u:": [], "a": []}
     for row in corpora.load("synthetic", spoken)[::4].itertuples():
         samples, words = audio.decode(row.path), row.phonemes.split()

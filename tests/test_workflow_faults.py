@@ -26,7 +26,7 @@ DIE = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
 def book(path, *codes, parameters="run_dir = ''"):
-    """A notebook of a title, parameters, and cells of code."""
+    """Write a notebook with a title, parameters and code cells."""
     code, tags = nbformat.v4.new_code_cell, {"tags": ["parameters"]}
     cells = [nbformat.v4.new_markdown_cell("# Title"), code(parameters, metadata=tags)]
     metadata = {"kernelspec": {"name": "python3", "display_name": "", "language": "python"}}
@@ -36,7 +36,7 @@ def book(path, *codes, parameters="run_dir = ''"):
 
 
 def statuses(path):
-    """How each cell of code ended, as an executed notebook has it, and the errors that it shows."""
+    """The status of each code cell of an executed notebook, and its errors."""
     executed = nbformat.read(path, as_version=4)
     cells = [cell for cell in executed.cells if cell.cell_type == "code"]
     shown = [output for cell in cells for output in cell.outputs if output.output_type == "error"]
@@ -47,7 +47,7 @@ def statuses(path):
 
 
 def left(mark):
-    """Processes that still run with a mark in their environment, once they had time to end."""
+    """Processes with a mark in their environment that still run after some time to end."""
     deadline = time.monotonic() + 20
     while True:
         marked = []
@@ -61,13 +61,13 @@ def left(mark):
 
 
 def _default_signals():
-    """Ignore no signal, even where the tests run under nohup."""
+    """Ignore no signal, even if the tests run under nohup."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def begin(command, mark, log, **options):
-    """Start a command in a session and with a mark of its own."""
+    """Start a command in its own session, with its own mark."""
     return subprocess.Popen(
         command, env=CLEAN | {"MARK": mark}, stdout=log.open("w"), stderr=subprocess.STDOUT,
         start_new_session=True, preexec_fn=_default_signals, **options,
@@ -75,7 +75,7 @@ def begin(command, mark, log, **options):
 
 
 def stop(process, log, sent, delay=None):
-    """Send a signal to all of a session: once a cell waits, or after a while."""
+    """Send a signal to all processes of a session, when a cell waits or after some time."""
     if delay is None:
         while "waiting here" not in log.read_text():
             assert process.poll() is None, log.read_text()
@@ -128,7 +128,7 @@ def test_signals_at_any_moment_leave_neither_processes_nor_success(tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """This checkout's workflow with one notebook instead of 01, and a `make` that finds packages."""
+    """A checkout with another notebook instead of 01, and a `make` that finds packages."""
     copy = tmp_path / "checkout"
     (copy / ".venv").mkdir(parents=True)
     for name in ("Makefile", "workflow", "presets"):
@@ -161,7 +161,7 @@ MADE = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", MADE)
-def test_make_fails_where_a_notebook_did(checkout, tmp_path, fault):
+def test_make_fails_if_a_notebook_does(checkout, tmp_path, fault):
     code, sent, reason = MADE[fault]
     run = tmp_path / "run"
     process, log = checkout(code, "run", f"RUN={run}", "CORES=1", "GPUS=0")
@@ -182,7 +182,7 @@ STUB = f"#!{sys.executable}\nimport json, sys\nprint('arguments', json.dumps(sys
 
 
 @pytest.mark.parametrize("target", ["run", "experiment", "plan", "report", "bench"])
-def test_neither_make_nor_a_shell_reads_what_is_typed(tmp_path, target):
+def test_neither_make_nor_a_shell_expands_values(tmp_path, target):
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
     (tmp_path / "Makefile").symlink_to(ROOT / "Makefile")
     for name in ("pyproject.toml", "constraints.txt", ".venv/installed"):
@@ -212,7 +212,7 @@ def test_neither_make_nor_a_shell_reads_what_is_typed(tmp_path, target):
 
 
 def odd_settings(smoke, run):
-    """The smoke experiment's settings with everything at paths that would bite."""
+    """The smoke experiment's settings with special characters in all paths."""
     settings = smoke(run)
     run.parent.mkdir()
     paths = {
