@@ -37,7 +37,7 @@ def test_the_speech_weight_is_the_best_one_and_among_ties_nearest_to_a_half():
 
 
 @pytest.mark.parametrize("kind", baselines.TEXT_KINDS)
-def test_words_are_classified_if_noises_are_not(spoken, kind):
+def test_words_are_classified_but_noises_are_not(spoken, kind):
     run, network = spoken
     stage = baselines.fuse(str(run), 1, kind=kind, speech=network)
     fused = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")

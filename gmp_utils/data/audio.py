@@ -46,7 +46,7 @@ class _Content(io.BytesIO):
 
 
 def is_recording(item: Any) -> bool:
-    """Whether `load` accepts an item. It accepts no None, lists or iterators."""
+    """Whether `load` accepts an item. None, lists and iterators are not accepted."""
     kinds = str | os.PathLike | bytes | bytearray | Mapping | np.ndarray
     pair = isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], Real)
     return isinstance(item, kinds) or pair or any(hasattr(item, x) for x in ("read", "detach"))
@@ -181,7 +181,7 @@ def _open_with_libsndfile(
 
     def blocks() -> Iterator[np.ndarray]:
         with file:
-            if first:  # some formats cannot be sought in
+            if first:  # some formats cannot seek
                 file.seek(min(first, file.frames))
             options = {"frames": n_samples, "dtype": "float32", "always_2d": True}
             n_decoded = 0
@@ -199,7 +199,7 @@ def _open_with_ffmpeg(
     path: str | _Content, start: float, end: float | None
 ) -> tuple[int, int, Iterator[np.ndarray]]:
     """`_open` for the first audio stream of any file that FFmpeg reads, to its end."""
-    # FFmpeg would take the part of a relative path before a colon for a protocol
+    # FFmpeg would read the part of a relative path before a colon as a protocol
     container = av.open(path if isinstance(path, _Content) else os.path.abspath(path))
     stream = next(iter(container.streams.audio), None)
     if stream is None or stream.codec_context is None:

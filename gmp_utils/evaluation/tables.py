@@ -110,8 +110,8 @@ def results_table(
     """Declared and finished classifiers as text, next to the paper's numbers where there are any.
 
     Columns are variant, system, numbers of folds, seeds and speakers, UAR and WAR in percent, pooled over
-    folds and seeds, with the intervals of `scores`, their means and standard deviations over folds (the
-    paper's quantities), that of UAR over seeds, the multi-task models' gender UAR, and the paper's numbers.
+    folds and seeds, with the intervals of `scores`, means and standard deviations of both over folds (the
+    paper's quantities), of UAR over seeds, and of the multi-task models' gender UAR, and the paper's numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):

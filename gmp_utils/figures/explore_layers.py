@@ -43,7 +43,7 @@ HELP = {
 
 
 def map_model(run_dir: str, fold: int, model: str) -> Path:
-    """Map the layers of a model of `MODELS` with the settings of the model mapped last."""
+    """Map the layers of a model of `MODELS` with the settings of the model that was mapped last."""
     folder = paths.fold_folder(run_dir, fold) / PROBE_LAYERS
     mapped = sorted(folder.glob("*/params.json"), key=lambda path: path.stat().st_mtime)
     if not mapped:
@@ -213,7 +213,7 @@ def _close(widget: widgets.Widget) -> None:
 
 
 class LayerExplorer:
-    """Two linked maps of a run's layers. A click plays and draws an utterance, a lasso counts."""
+    """Two linked maps of a run's layers. A click plays and draws an utterance; a lasso counts points."""
 
     def __init__(self, run_dir: str, fold: int):
         first = display_path(paths.run_folder(run_dir)), fold

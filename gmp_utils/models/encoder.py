@@ -50,7 +50,7 @@ def frame_at(seconds: np.ndarray) -> np.ndarray:
 class SpeechModel(PreTrainedModel):
     """A speech encoder, `base_model`. Subclasses add heads."""
 
-    loss_of_batch = False  # whether the loss is no mean over utterances or frames
+    loss_of_batch = False  # whether the loss is not a mean over utterances or frames
 
     def __init__(self, config):
         encoder = ENCODERS[config.model_type]

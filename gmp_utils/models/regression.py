@@ -41,7 +41,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 class MlpInterpreter(nn.Module):
     """Mean over time, then dim → 128 → 32 → ratings, as in PAPT's published evaluation code.
 
-    The speaker embedding is added to every frame. Each process normalizes its own share of a batch.
+    The speaker embedding is added to every frame. Batch norm is over the share of each process.
     """
 
     def __init__(self, dim: int, n_ratings: int):
@@ -159,7 +159,7 @@ class RatingModelConfig:
 def rating_model_configs(
     representations: Sequence[str], interpreters: Sequence[str], positions: Sequence[str]
 ) -> list[RatingModelConfig]:
-    """All pairs of representation and interpreter; positions but "output" with the first one only."""
+    """All pairs of representation and interpreter; only the first one has positions other than "output"."""
     pairs = [(name, head) for head in interpreters for name in representations if name != "papt"]
     configs = [RatingModelConfig(representation, head) for representation, head in pairs]
     if "papt" in representations:

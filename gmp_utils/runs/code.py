@@ -44,7 +44,7 @@ def _imports(tree: ast.AST) -> list[str]:
 
 @cache
 def _read(path: Path) -> tuple[str, list[str]]:
-    """Code of a module without these texts, and its imports."""
+    """Code of a module without its texts, and its imports."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     return ast.unparse(_RemoveWords().visit(tree)), _imports(tree)
 

@@ -31,7 +31,7 @@ PERSONAL = "papt"  # the recipe that ends with notebook 08
 
 @dataclass(frozen=True)
 class Declaration:
-    """An experiment as a file in workflow/config declares it.
+    """An experiment, as declared by a file in workflow/config.
 
     `parameters` apply to all variants. `against` names the variant that the others are compared with;
     None compares all pairs. `paper` has published UAR and WAR in percent, by variant and system.
@@ -82,7 +82,7 @@ def _find(kind: str, name: str, folder: Path) -> Path:
 
 
 def apply_recipe(parameters: dict) -> dict:
-    """Replace the parameter `recipe` by the recipe's parameters, which the other ones override."""
+    """Replace the parameter `recipe` by the recipe's parameters, which all others override."""
     rest = {name: value for name, value in parameters.items() if name != "recipe"}
     return recipe(parameters["recipe"]) | rest if parameters.get("recipe") else rest
 

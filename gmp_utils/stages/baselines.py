@@ -275,7 +275,7 @@ def _transcripts(corpus: Corpus) -> list[str]:
     missing = texts.index[texts.isna()]
     if len(missing):
         found = f"{missing[0]} has no text ({len(missing)} such of {len(texts)})"
-        raise GmpError(f"{found}; complete the corpus, or leave text out of notebook 06.")
+        raise GmpError(f"{found}; add transcripts, or leave text empty in notebook 06.")
     return texts.tolist()
 
 

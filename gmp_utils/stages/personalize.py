@@ -305,7 +305,7 @@ def train_on_fewer_speakers(task: RatingTask, n: int, *, training: TrainingConfi
 
 
 def combine_seeds(stages: Sequence[Path]) -> Path:
-    """Combine the results, which are stages, of runs that differ in their seeds, next to the runs."""
+    """Combine the results (stages) of runs that differ in their seeds into a stage next to the runs."""
     settings = read_json(stages[0] / "params.json")
     tasks = [RatingTask(**task) for task in settings["tasks"]]
     systems = [RatingModelConfig(**system) for system in settings["systems"]]

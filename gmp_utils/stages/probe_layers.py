@@ -52,9 +52,9 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
 
     Logistic regressions of classes are scored by UAR, ridge regressions of ratings by CCC. Training is on the
     training part, except for speakers, which are learned from half of the utterances of each validation and
-    test speaker, and scored on the other half. A task with fewer than two values in training
-    is skipped. `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes
-    and ratings of each. Rows have the score, its 95 % interval and the chance level, see `_interval`.
+    test speaker, and scored on the other half. A task with fewer than two values in training is skipped.
+    `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes and ratings
+    of each. Rows have the score, its 95 % interval and the chance level, see `_interval`.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)

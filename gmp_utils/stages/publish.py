@@ -135,7 +135,7 @@ def _conditions(stage: Path, emotions: list[str], temperature: float) -> pd.Data
 def model_card(
     stage: Path, corpus: Corpus, parts: dict[str, list[str]], metrics: dict[str, float]
 ) -> ModelCard:
-    """Fill the template with what the run of a network has recorded."""
+    """Fill the template with the records of a network's run."""
     parameters, provenance = (read_json(stage / f"{x}.json") for x in ("params", "provenance"))
     networks = same_system(stage)
     predictions = [pd.read_parquet(path / "predictions.parquet") for path in networks.stage]
@@ -279,5 +279,5 @@ def export_onnx(model: str, path: str) -> None:
             difference = max(np.abs(a.numpy() - b).max() for a, b in zip(expected, results))
             if not difference <= TOLERANCE:  # or NaN
                 partial.unlink()
-                raise GmpError(f"{path}: differs from torch by {difference:.1e}.")
+                raise GmpError(f"{path}: its outputs differ from torch by {difference:.1e}.")
     partial.replace(path)

@@ -170,7 +170,7 @@ def _recognize_sources(
 
 
 def _sources(audio: Any, sample_rate: float | None) -> dict[str, Callable[[], np.ndarray]]:
-    """Functions that return 16 kHz waveforms, by path, or for audio in memory by number ("" if it is one)."""
+    """Functions that return 16 kHz waveforms, by path, or for audio in memory by number, "" for one."""
     several, sources = isinstance(audio, Iterable) and not is_recording(audio), {}
     for number, item in enumerate(audio if several else [audio]):
         if not is_recording(item):

@@ -29,7 +29,7 @@ class Masking:
         """Draw the mask of an utterance, (n_frames,) bool.
 
         Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded at random. Spans start at
-        different frames and may overlap. In utterances no longer than a span, spans have half of the frames.
+        different frames and may overlap. Utterances no longer than a span get spans of half their frames.
         """
         mask = np.zeros(n_frames, dtype=bool)
         if not self.probability:
@@ -105,7 +105,7 @@ class Utterances(Dataset):
 
 
 def crop_rows(crop_seconds: float, kind: str) -> int:
-    """Number of a crop's frames, or of the samples of so many if the kind of `Ragged` is "waveform"."""
+    """Number of frames of a crop, or of their samples if the kind of `Ragged` is "waveform"."""
     n_frames = round(crop_seconds * FRAMES_PER_SECOND)
     return (n_frames - 1) * FRAME_HOP + FRAME_WINDOW if kind == "waveform" else n_frames
 
