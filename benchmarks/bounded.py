@@ -68,7 +68,7 @@ if __name__ == "__main__":
     parser.add_argument("--frames", type=int, default=1_260_000)
     parser.add_argument("--sample", type=int, default=100_000)
     parser.add_argument("--clusters", type=int, default=4096)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        prepare(given.recordings, given.hours, Path(folder))
-        cluster(given.frames, given.sample, given.clusters, Path(folder))
+        prepare(arguments.recordings, arguments.hours, Path(folder))
+        cluster(arguments.frames, arguments.sample, arguments.clusters, Path(folder))

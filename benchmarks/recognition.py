@@ -87,8 +87,8 @@ def hour(model: str, paths: list[str]) -> None:
                     break
         began = time.perf_counter()
         out = str(Path(folder) / "out.csv")
-        given = ["recognize", str(path), "--model", model, "--out", out]
-        code = f"from gmp_utils.__main__ import main; main({given}); print(open('/proc/self/status').read())"
+        line = ["recognize", str(path), "--model", model, "--out", out]
+        code = f"from gmp_utils.__main__ import main; main({line}); print(open('/proc/self/status').read())"
         done = subprocess.run(
             [sys.executable, "-c", code], check=True, text=True, stdout=subprocess.PIPE
         )

@@ -293,12 +293,12 @@ def cluster(n_frames: int, scales: list[int]) -> list[dict]:
         except TooLong:
             kept["seeds"], note = 1, "reference stopped"
         else:
-            wanted = inertia(kept["centroids"])
+            target_inertia = inertia(kept["centroids"])
             for kept["seeds"] in range(1, SEEDS + 1):
                 inertia_reached = inertia(kmeans.fit_kmeans(frames, [k], kept["seeds"] - 1)[0])
-                if inertia_reached <= wanted:
+                if inertia_reached <= target_inertia:
                     break
-            note = f"{kept['seeds']} seeds, inertia {inertia_reached / wanted - 1:+.2%}"
+            note = f"{kept['seeds']} seeds, inertia {inertia_reached / target_inertia - 1:+.2%}"
         rows.append(compare(f"k-means, K = {k} ({note})", reference, ours, 1))
     return rows
 
@@ -496,26 +496,30 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
-    given = parser.parse_args()
+    options = parser.parse_args()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    given.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
-        data = Recordings(Path(folder), given.recordings, given.utterances, given.batch_size)
+        data = Recordings(Path(folder), options.recordings, options.utterances, options.batch_size)
         rows = []
-        for stage in given.only:
-            what = (given.frames, given.scales) if stage == "cluster" else (data, given.repeats)
+        for stage in options.only:
+            what = (
+                (options.frames, options.scales) if stage == "cluster" else (data, options.repeats)
+            )
             rows += [{"stage": stage, **row} for row in STAGES[stage](*what)]
     table = pd.DataFrame(rows)
     machine = {
         "device": torch.cuda.get_device_name() if on_gpu else f"{os.cpu_count()} cores",
         "bfloat16": hardware.bfloat16(),
         "seconds of audio": round(data.seconds, 1),
-        "recordings": given.recordings or "noise",
+        "recordings": options.recordings or "noise",
     }
     text = f"{machine}\n\n{table.round(2).to_markdown(index=False)}\n"
-    (given.out / "stages.md").write_text(text)
-    (given.out / "stages.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1))
+    (options.out / "stages.md").write_text(text)
+    (options.out / "stages.json").write_text(
+        json.dumps({"machine": machine, "rows": rows}, indent=1)
+    )
     print(text)
 
 

@@ -43,11 +43,11 @@ def test_a_temperature_that_does_not_help_left_out_speakers_is_not_used():
     """Two speakers with opposite temperatures, and a single speaker, who cannot be left out."""
     (first, *few), (second, *many) = drawn(500, 4, 0.3), drawn(500, 4, 3.0, seed=1)
     speakers = np.repeat(["a", "b"], 500)
-    unlike = np.concatenate([first, second]), np.concatenate([*few, *many])
-    assert metrics.temperature(*unlike, speakers) == 1
-    alike = drawn(1000, 4, 3.0)
-    assert metrics.temperature(*alike, speakers) == metrics.fit_temperature(*alike) > 2
-    assert metrics.temperature(*alike, np.repeat("a", 1000)) == 1
+    opposite = np.concatenate([first, second]), np.concatenate([*few, *many])
+    assert metrics.temperature(*opposite, speakers) == 1
+    similar = drawn(1000, 4, 3.0)
+    assert metrics.temperature(*similar, speakers) == metrics.fit_temperature(*similar) > 2
+    assert metrics.temperature(*similar, np.repeat("a", 1000)) == 1
 
 
 def test_reliability_by_hand():

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ["runs", "data", "models", "training", "evaluation", "stages", "figures"]
+SUBPACKAGES = ["runs", "data", "models", "training", "evaluation", "stages", "figures"]
 FORBIDDEN = {  # besides all later subpackages
     "models": ["runs.paths", "runs.code", "runs.stage", "runs.notebook",
                "runs.experiments"],
     "evaluation": ["training"],
 }  # fmt: skip
-FLOORS = 9
+MAX_DEPTH = 9
 
 
 def read_imports() -> dict[str, set[str]]:
@@ -38,30 +38,32 @@ assert len(IMPORTS) > 40
 
 def test_the_package_has_nine_entries():
     entries = {path.name for path in (ROOT / "gmp_utils").iterdir() if path.name != "__pycache__"}
-    assert entries == {"__init__.py", "__main__.py", *ROOMS}
+    assert entries == {"__init__.py", "__main__.py", *SUBPACKAGES}
 
 
 @pytest.mark.parametrize("module", IMPORTS)
 def test_imports_run_one_way(module):
-    room = module.split(".")[0]
-    if room not in ROOMS:
+    subpackage = module.split(".")[0]
+    if subpackage not in SUBPACKAGES:
         return
-    later = ROOMS[ROOMS.index(room) + 1 :]
+    later = SUBPACKAGES[SUBPACKAGES.index(subpackage) + 1 :]
     for imported in sorted(IMPORTS[module]):
-        for forbidden in [*later, *FORBIDDEN.get(room, [])]:
+        for forbidden in [*later, *FORBIDDEN.get(subpackage, [])]:
             broken = imported == forbidden or imported.startswith(f"{forbidden}.")
-            assert not broken, f"{module} imports {imported}: {room}/ must not import {forbidden}"
+            assert not broken, (
+                f"{module} imports {imported}: {subpackage}/ must not import {forbidden}"
+            )
 
 
 def test_imports_are_at_most_nine_deep():
-    floors: dict[str, int] = {}
+    depths: dict[str, int] = {}
 
-    def floor(module: str, above: tuple[str, ...] = ()) -> int:
+    def depth(module: str, above: tuple[str, ...] = ()) -> int:
         assert module not in above, f"circular import: {' -> '.join((*above, module))}"
-        if module not in floors:
-            below = [floor(name, (*above, module)) for name in IMPORTS[module]]
-            floors[module] = 1 + max(below, default=0)
-        return floors[module]
+        if module not in depths:
+            below = [depth(name, (*above, module)) for name in IMPORTS[module]]
+            depths[module] = 1 + max(below, default=0)
+        return depths[module]
 
-    highest = max(IMPORTS, key=floor)
-    assert floors[highest] <= FLOORS, f"{highest} has an import depth of {floors[highest]}"
+    highest = max(IMPORTS, key=depth)
+    assert depths[highest] <= MAX_DEPTH, f"{highest} has an import depth of {depths[highest]}"

@@ -72,8 +72,8 @@ def test_kills_of_a_series_lose_no_finished_stage(series, tmp_path):
         assert not list(run.rglob("*.partial"))
         return run
 
-    with ThreadPoolExecutor(2) as beside:
-        both = beside.map(killed, range(2))
+    with ThreadPoolExecutor(2) as pool:
+        both = pool.map(killed, range(2))
         finished(workflow(series(plain), "--gpus", "2"))
     names = ("*.safetensors", "labels.npy", "history.csv")
     files = [path.relative_to(plain) for name in names for path in plain.rglob(name)]

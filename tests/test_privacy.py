@@ -241,9 +241,9 @@ def test_figures_are_reduced_and_only_compressed_sounds_are_kept():
     assert (image.size, len(image.getcolors())) == ((50, 50), 256)
     assert "data:audio/ogg" in kept_sound["text/html"]
     encoded = kept_sound["text/html"].split("base64,")[1].split('"')[0]
-    heard, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
-    assert (len(heard), rate) == (16000, 16000)
-    assert np.corrcoef(heard, second)[0, 1] > 0.99  # the codec is lossy
+    decoded, rate = soundfile.read(io.BytesIO(base64.b64decode(encoded)))
+    assert (len(decoded), rate) == (16000, 16000)
+    assert np.corrcoef(decoded, second)[0, 1] > 0.99  # the codec is lossy
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)

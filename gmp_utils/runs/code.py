@@ -14,7 +14,7 @@ from pathlib import Path
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
-ROOMS = ("data", "models", "training", "evaluation")
+COUNTED = ("data", "models", "training", "evaluation")
 READERS = "data.corpora"
 TABLES = tuple(f"evaluation.{name}" for name in ("collect", "comparison", "ratings", "tables"))
 
@@ -51,13 +51,13 @@ def _read(path: Path) -> tuple[str, list[str]]:
 
 def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) -> dict[str, str]:
     """Code of modules and of what they import, by name without `gmp_utils`."""
-    rooms = {*ROOMS, *(name.split(".")[0] for name in modules)}
+    counted = {*COUNTED, *(name.split(".")[0] for name in modules)}
     code, waiting = {}, list(modules)
     while waiting:
         name = waiting.pop()
         path = ROOT.joinpath("gmp_utils", *name.split("."))
         path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-        counts = name.split(".")[0] in rooms and name not in excluded
+        counts = name.split(".")[0] in counted and name not in excluded
         if counts and name not in code and path.is_file():
             code[name], imported = _read(path)
             waiting += imported
@@ -77,5 +77,5 @@ def notebook_digest(notebook: str) -> str:
     """SHA-256 of the code that can change a notebook's numbers, apart from the notebook's own."""
     cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    imported = [name for name in _imports(ast.parse(code)) if name.startswith((*ROOMS, "stages"))]
+    imported = [name for name in _imports(ast.parse(code)) if name.startswith((*COUNTED, "stages"))]
     return text_digest(repr(sorted(counted_modules(imported).items())))
