@@ -57,7 +57,7 @@ def test_the_number_of_points_changes_only_the_maps(run, tmp_path, tiny_encoder)
     for name in ("probes", "clusters", "similarity"):
         folders = (folder / "fold1" / PROBE_LAYERS / "multitask" for folder in (run, other))
         pd.testing.assert_frame_equal(*(pd.read_parquet(f / f"{name}.parquet") for f in folders))
-    with pytest.raises(GmpError, match="hold different points"):
+    with pytest.raises(GmpError, match="have different points"):
         FoldMaps(str(other), 1, "frames")
     stage = explore_layers.map_model(str(other), 1, "finetuned")
     first, second = (

@@ -264,7 +264,7 @@ def fit_batches_to_memory(
     steps = max(gather_object([arguments.gradient_accumulation_steps]))
     arguments.gradient_accumulation_steps = steps
     if steps > 1:
-        print(f"batches do not fit into GPU memory: gradients are accumulated over {steps} parts")
+        print(f"GPU memory is too small: gradients are accumulated over {steps} smaller batches")
         arguments.output_dir += f"/accumulated-{steps}"  # to resume with the same batches only
         Path(arguments.output_dir).mkdir(exist_ok=True)
 
