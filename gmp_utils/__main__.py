@@ -11,10 +11,10 @@ from pathlib import Path
 
 from gmp_utils import GmpError
 
-OTHER = "--corpus crema_d --corpus-dir path/to/CREMA-D/AudioWAV"
-EXPERIMENT = f"table3 {OTHER} --seeds 0 1 2"
+EXAMPLE_CORPUS = "--corpus crema_d --corpus-dir path/to/CREMA-D/AudioWAV"
+EXPERIMENT = f"table3 {EXAMPLE_CORPUS} --seeds 0 1 2"
 COMMANDS = {  # help, and an example
-    "run": ("run the series of notebooks, or resume it", OTHER),
+    "run": ("run the series of notebooks, or resume it", EXAMPLE_CORPUS),
     "experiment": ("execute the runs of an experiment, or resume them", EXPERIMENT),
     "plan": ("print what is done, what is missing, and how long it will take", EXPERIMENT),
     "report": ("write the results so far as one offline HTML file", "--run-dir runs/demo"),

@@ -20,7 +20,7 @@ REASONS = {
     KeyboardInterrupt: "stopped from outside: by Ctrl-C, a closed terminal or a scheduler. Run it again; "
     "trainings resume from their last checkpoint.",
 }
-SHORT = 70  # of the 104 characters of a socket's path, or 108 on Linux
+MAX_TEMPDIR = 70  # of the 104 characters of a socket's path, or 108 on Linux
 
 
 class OwnKernelManager(AsyncKernelManager):
@@ -42,7 +42,7 @@ class IpcEngine(NBClientEngine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **options):
         """Run a notebook in a kernel of this environment, with sockets in a temporary folder."""
-        short = None if len(tempfile.gettempdir()) < SHORT else "/tmp"
+        short = None if len(tempfile.gettempdir()) < MAX_TEMPDIR else "/tmp"
         temporary = tempfile.TemporaryDirectory(prefix="gmp-", dir=short)
         with temporary as folder, _signals_as_interrupts():
             config = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})

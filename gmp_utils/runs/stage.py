@@ -23,7 +23,7 @@ from gmp_utils.runs.paths import FOLD, ROOT, display_path, missing_artifact, not
 
 CACHE = ".shared"  # next to runs that share stages; it records where each was made
 PACKAGES = ("torch", "transformers", "faiss-cpu", "scikit-learn", "umap-learn", "numpy")
-FULL = 2**20  # a disk with fewer free bytes counts as full
+FULL_DISK = 2**20  # a disk with fewer free bytes counts as full
 
 
 def upstream(stage: str, parameters: dict) -> list[str]:
@@ -218,7 +218,7 @@ def _make(folder: Path, build: Callable[[Path], None], parameters: dict, record:
     try:
         build(partial)
     except Exception as error:
-        if shutil.disk_usage(partial).free < FULL:  # not every library reports it
+        if shutil.disk_usage(partial).free < FULL_DISK:  # not every library reports it
             error.add_note(f"{display_path(partial)}: no space left; free some and run it again.")
         raise
     marker.unlink()

@@ -88,7 +88,7 @@ def altered(waveforms: Ragged, names: list[str], condition: str) -> Ragged:
 
 
 def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
-    """A network's or probe's function from waveforms to scores, (n_utterances, emotions); None for others."""
+    """A network's or "probe"'s function from waveforms to scores, (n_utterances, emotions), else None."""
     corpus = corpus_of(stage)
     if (stage / "model").is_dir():
         network = EmotionClassifier.load(str(stage / "model"))
@@ -104,7 +104,7 @@ def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:
 
 
 def classify_altered(run_dir: str) -> Path:
-    """Classify the test utterances of a run's or an experiment's networks and probes under `CONDITIONS`.
+    """Classify the test utterances under `CONDITIONS`, by the networks and the baseline "probe" of a run.
 
     Returns the stage with predictions.parquet, in which `variant` is the condition and `system` names both
     variant and system, so that `gmp_utils.evaluation.tables.scores` has a row for each condition. It also has
