@@ -110,7 +110,7 @@ def cores() -> int:
 
 
 def limit_threads() -> None:
-    """Limit torch's threads to `cores`; its default is the number of the machine's cores."""
+    """Limit torch's threads to `cores`; by default, torch counts the cores of the machine."""
     import torch
 
     torch.set_num_threads(min(torch.get_num_threads(), cores()))

@@ -1,8 +1,8 @@
 """A corpus of emotional speech, synthesized by espeak-ng, with the structure of IEMOCAP.
 
 It has five sessions of a woman and a man, and four emotions. An emotion changes only the pitch, range, rate
-and level of one phrase in three, by amounts that differ between speakers. The manifest has the times of that
-phrase (`emotion_start`, `emotion_end`), and all phonemes.
+and level of one of an utterance's three phrases, by amounts that differ between speakers. The manifest has
+the times of that phrase (`emotion_start`, `emotion_end`), and all phonemes.
 """
 
 import io
