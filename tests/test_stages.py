@@ -16,6 +16,7 @@ from conftest import (
     ONCE,
     QUICK,
     SMALL,
+    TINY,
     classifier,
     multitask,
     run_series,
@@ -38,6 +39,7 @@ from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS
 from gmp_utils.stages import (
+    baselines,
     finetune,
     generate_gmps,
     label_quality,
@@ -469,6 +471,9 @@ def test_every_protocol_can_be_run(tmp_path, tiny_encoder, rules, held_out, test
             assert history.selected.tolist() == [False, True]
     speakers = collect.collect(str(run)).speaker
     assert set(speakers) == set(open_corpus(str(run)).protocol.folds[0])
+    if rules.get("selection") == "last":
+        probe = baselines.classify(str(run), 1, baseline="probe", encoder=str(tiny_encoder))
+        assert read_json(probe / "metrics.json")["layer"] == TINY["num_hidden_layers"]
 
 
 @pytest.fixture

@@ -69,10 +69,10 @@ class Fold:
         part = self.corpus.protocol.selection_part
         return uar(self.labels[part], scores[part].argmax(axis=1))
 
-    def select(self, fit: Callable[[float], Scores], values: Sequence[float]):
-        """The first value with the highest UAR, or the second one if nothing is selected, and its scores."""
+    def select(self, fit: Callable[[float], Scores], values: Sequence[float], default: float):
+        """The first value with the highest UAR, or the default if nothing is selected, and its scores."""
         if self.corpus.protocol.selection == "last":
-            values = values[1:2]
+            values = [default]
         candidates = [(value, fit(value)) for value in values]
         return max(candidates, key=lambda candidate: self.uar(candidate[1]))
 
@@ -133,7 +133,7 @@ def train_probe(fold: Fold, statistics: np.ndarray) -> Pipeline:
 
 def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
     """Scores and metrics of logistic regression on `layer_statistics` of the layer selected on validation."""
-    index = fold.corpus.manifest.index
+    index, n_layers = fold.corpus.manifest.index, statistics.shape[1]
 
     def fit(layer: int) -> Scores:
         probe = train_probe(fold, statistics[:, layer])
@@ -142,7 +142,7 @@ def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
             for part in fold.scored_parts
         }
 
-    layer, scores = fold.select(fit, range(statistics.shape[1]))
+    layer, scores = fold.select(fit, range(n_layers), n_layers - 1)
     return scores, {"layer": layer, "parameters": fold.n_classes * (statistics.shape[2] + 1)}
 
 
@@ -167,7 +167,7 @@ def fit_svm(fold: Fold, x: pd.DataFrame) -> tuple[Scores, dict]:
             scores = {part: np.stack([-score, score], axis=1) for part, score in scores.items()}
         return scores
 
-    c, scores = fold.select(fit, SVM_C)
+    c, scores = fold.select(fit, SVM_C, 1e-2)
     n_pairs = fold.n_classes * (fold.n_classes - 1) // 2
     return scores, {"C": c, "parameters": n_pairs * (x.shape[1] + 1)}
 
@@ -338,7 +338,7 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
             model = make_pipeline(StandardScaler(), mlp).fit(x["train"], fold.labels["train"])
         return {part: model.predict_proba(x[part]) for part in fold.scored_parts}
 
-    alpha, scores = fold.select(fit, MLP_ALPHAS)
+    alpha, scores = fold.select(fit, MLP_ALPHAS, 1e-1)
     n_parameters = (x["train"].shape[1] + 1) * MLP_SIZE + (MLP_SIZE + 1) * fold.n_classes
     return scores, {"alpha": alpha, "parameters": n_parameters}
 
