@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, metrics
 from gmp_utils.runs.files import read_json
-from gmp_utils.stages import baselines
+from gmp_utils.stages import text_fusion
 
 WORDS = {"angry": "go away now", "happy": "what a day", "neutral": "the door is", "sad": "no more"}
 
@@ -31,15 +31,15 @@ def spoken(tmp_path_factory, tiny_encoder):
 def test_the_speech_weight_is_the_best_one_and_among_ties_nearest_to_a_half():
     true = np.array([0, 1, 0, 1])
     right, wrong = np.eye(2)[true], np.eye(2)[1 - true]
-    assert baselines.best_speech_weight(right, wrong, true) == pytest.approx(0.55)
-    assert baselines.best_speech_weight(wrong, right, true) == pytest.approx(0.45)
-    assert baselines.best_speech_weight(right, right, true) == 0.5
+    assert text_fusion.best_speech_weight(right, wrong, true) == pytest.approx(0.55)
+    assert text_fusion.best_speech_weight(wrong, right, true) == pytest.approx(0.45)
+    assert text_fusion.best_speech_weight(right, right, true) == 0.5
 
 
-@pytest.mark.parametrize("kind", baselines.TEXT_KINDS)
+@pytest.mark.parametrize("kind", text_fusion.TEXT_KINDS)
 def test_words_are_classified_but_noises_are_not(spoken, kind):
     run, network = spoken
-    stage = baselines.fuse(str(run), 1, kind=kind, speech=network)
+    stage = text_fusion.fuse(str(run), 1, kind=kind, speech=network)
     fused = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
     alone = pd.read_parquet(network / "predictions.parquet").query("part == 'test'")
     assert fused.utterance.tolist() == alone.utterance.tolist()
@@ -51,9 +51,9 @@ def test_words_are_classified_but_noises_are_not(spoken, kind):
 
 def test_fusions_are_rows_of_the_table(spoken):
     run, network = spoken
-    for kind in baselines.TEXT_KINDS:
-        baselines.fuse(str(run), 1, kind=kind, speech=network)
-    names = {"CE", *(collect.SYSTEM_NAMES[kind] for kind in baselines.TEXT_KINDS)}
+    for kind in text_fusion.TEXT_KINDS:
+        text_fusion.fuse(str(run), 1, kind=kind, speech=network)
+    names = {"CE", *(collect.SYSTEM_NAMES[kind] for kind in text_fusion.TEXT_KINDS)}
     assert set(collect.collect(str(run)).system) == names
     table = collect.training_costs(str(run)).set_index("system")
     assert (table.parameters > 0).all()
@@ -64,7 +64,7 @@ def test_fusions_are_rows_of_the_table(spoken):
 def test_impossible_fusions_are_rejected(tmp_path, spoken):
     silent, run = str(write_noise_corpus(tmp_path / "run")), str(spoken[0])
     with pytest.raises(GmpError, match=r"1f0 has no text \(72 such of 72\)"):
-        baselines.fuse(silent, 1, kind="text", speech=spoken[1])
+        text_fusion.fuse(silent, 1, kind="text", speech=spoken[1])
     for settings, message in (
         ((run, ["early"], "tf-idf", ["ce"]), "text 'early': expected one of text"),
         ((run, ["text"], "tf-idf", []), "there is no network to fuse it with"),
@@ -72,18 +72,18 @@ def test_impossible_fusions_are_rejected(tmp_path, spoken):
         ((run, ["text"], "./nowhere", ["ce"]), "no such folder"),
     ):
         with pytest.raises(GmpError, match=message):
-            baselines.check_text(*settings)
-    baselines.check_text(silent, [], "tf-idf", [])
+            text_fusion.check_text(*settings)
+    text_fusion.check_text(silent, [], "tf-idf", [])
 
 
 def test_words_of_other_speakers_do_not_change_the_training_features():
     texts, train = ["one two", "two three", "three one", "four five"], [0, 1, 2]
-    first = baselines.tfidf(texts, train)
-    other = baselines.tfidf([*texts[:3], "six one"], train)
+    first = text_fusion.tfidf(texts, train)
+    other = text_fusion.tfidf([*texts[:3], "six one"], train)
     assert (first[train] != other[train]).nnz == 0
     assert first[3].nnz == 0
     assert other[3].nnz == 1
-    topics = [baselines.topics(words, train, 0)[train] for words in (first, other)]
+    topics = [text_fusion.topics(words, train, 0)[train] for words in (first, other)]
     np.testing.assert_array_equal(*topics)
 
 
@@ -100,7 +100,7 @@ def test_a_text_encoder_is_averaged_over_its_own_tokens(tmp_path):
     model = BertModel(config).eval()
     model.save_pretrained(tmp_path)
     texts = ["go away now", "what"]
-    embedded = baselines.embed(texts, str(tmp_path))
+    embedded = text_fusion.embed(texts, str(tmp_path))
     assert embedded.shape == (2, 16)
     with torch.no_grad():
         states = model(torch.tensor([[2, 8, 3]])).last_hidden_state
