@@ -469,7 +469,7 @@ def test_every_network_can_be_published(kind, norm, network, corpus, tmp_path, s
     card = (folder / "README.md").read_text()
     if corpus.get("validation") == "none":
         assert recognizer.config.temperature == 1
-        assert "not calibrated (no temperature helped" in " ".join(card.split())
+        assert "not calibrated (a temperature did not help" in " ".join(card.split())
     publish.export_onnx(run, str(tmp_path / "model.onnx"))
 
 
