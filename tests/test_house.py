@@ -67,3 +67,12 @@ def test_imports_are_at_most_nine_deep():
 
     highest = max(IMPORTS, key=depth)
     assert depths[highest] <= MAX_DEPTH, f"{highest} has an import depth of {depths[highest]}"
+
+
+def test_no_function_has_more_than_sixty_lines():
+    for path in (ROOT / "gmp_utils").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                docstring = (ast.get_docstring(node, clean=False) or "").splitlines()
+                lines = node.end_lineno - node.lineno + 1 - len(docstring)
+                assert lines <= 60, f"{path.name}: {node.name} has {lines} lines"

@@ -228,6 +228,19 @@ def _frames(source: str, corpus: Corpus, points: pd.DataFrame, seed: int) -> np.
     return _draw(SpeechModel.load(source), corpus, points, FRAMES_PER_UTTERANCE, seed)["frames"][0]
 
 
+def _similarity(
+    sources: dict[str, str], corpus: Corpus, points: pd.DataFrame, seed: int
+) -> list[dict]:
+    """CKA of each layer of the source "model" with each layer of all sources."""
+    layers = {name: _frames(source, corpus, points, seed) for name, source in sources.items()}
+    return [
+        {"layer": i, "reference_layer": j, "reference": name, "cka": geometry.cka(x, y)}
+        for name, references in layers.items()
+        for i, x in enumerate(layers["model"])
+        for j, y in enumerate(references)
+    ]
+
+
 def probe_layers(
     run_dir: str,
     fold: int,
@@ -277,14 +290,7 @@ def probe_layers(
         ]
         kmeans = {"scales": scales, "seed": seed}
         clusters = _cluster_layers(network, corpus, points, (frames, table), part, **kmeans)
-        scored = points[points.part == part]
-        references = {name: _frames(path, corpus, scored, seed) for name, path in sources.items()}
-        similarity = [
-            {"layer": i, "reference_layer": j, "reference": name, "cka": geometry.cka(x, y)}
-            for name, reference in references.items()
-            for i, x in enumerate(references["model"])
-            for j, y in enumerate(reference)
-        ]
+        similarity = _similarity(sources, corpus, points[points.part == part], seed)
         sampling = {"part": part, "n_points": map_points, "seed": seed}
         maps = [geometry.map_layers(*drawn[unit], **sampling).assign(unit=unit) for unit in drawn]
         tables = {"probes": probes, "clusters": clusters, "similarity": similarity}
