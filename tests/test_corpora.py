@@ -130,6 +130,38 @@ NAMES = {  # utterance, speaker, gender, emotion and text; None for a recording 
             ("0015_001750", "0015", "female", "surprised", "english 350"),
         "0021/Angry/0021_000351.wav": None,
     },
+    "emovo": {
+        "EMOVO/f3/gio-f3-b1.wav": ("gio-f3-b1", "F3", "female", "happy", "b1"),
+        "EMOVO/m1/rab-m1-n5.wav": ("rab-m1-n5", "M1", "male", "angry", "n5"),
+        "EMOVO/m1/rab-m1-b4.wav": None,
+    },
+    "cafe": {  # folders are accented; neutral recordings at 192 kHz lack the intensity
+        "Col\u00e8re/Fort/01-C-2-1.wav": ("01-C-2-1", "01", "male", "angry", "1"),
+        "Peur/Faible/12-P-1-6.wav": ("12-P-1-6", "12", "female", "fearful", "6"),
+        "Neutre/07-N-1-3.wav": ("07-N-1-3", "07", "male", "neutral", "3"),
+        "CaFE_192k_1/Neutre/06-N-4.flac": ("06-N-4", "06", "female", "neutral", "4"),
+        "Neutre/13-N-1-3.wav": None,
+    },
+    "jl_corpus": {  # "male" is a part of "female"
+        "JL(wav+txt)/female2_excited_15b_2.wav":
+            ("female2_excited_15b_2", "FEMALE2", "female", "excited", None),
+        "JL(wav+txt)/male1_sad_1a_1.wav": ("male1_sad_1a_1", "MALE1", "male", "sad", None),
+        "JL(wav+txt)/male1_question_1a_1.wav": None,
+    },
+    "shemo": {  # F is female, or fearful
+        "female/F31F02.wav": ("F31F02", "F31", "female", "fearful", None),
+        "male/M56W10.wav": ("M56W10", "M56", "male", "surprised", None),
+        "female/F32F01.wav": None,
+    },
+    "emov_db": {  # both layouts; names repeat between speakers, and some have two underscores
+        "bea/Amused/amused_1-15_0002.wav":
+            ("bea_amused_1-15_0002", "BEA", "female", "amused", "0002"),
+        "josh/Amused/amused_1-15_0002.wav":
+            ("josh_amused_1-15_0002", "JOSH", "male", "amused", "0002"),
+        "sam_Disgusted/Disgust_141_168_0141.wav":
+            ("sam_Disgust_141_168_0141", "SAM", "male", "disgusted", "0141"),
+        "noe/Amused/amused_1-15_0002.wav": None,
+    },
 }  # fmt: skip
 
 
@@ -429,9 +461,10 @@ def test_a_label_that_is_in_no_map(iemocap):
     assert "bored" in set(corpora.load("iemocap", iemocap, label_map={"meh": "bored"}).emotion)
 
 
-PUBLISHED = {  # utterances and speakers, as stated by papers and pages of the corpora
+PUBLISHED = {  # utterances and speakers, as stated by papers, pages and lists of the corpora
     "iemocap": (10039, 10), "crema_d": (7442, 91), "ravdess": (1440, 24), "savee": (480, 4),
-    "tess": (2800, 2), "esd": (35000, 20),
+    "tess": (2800, 2), "esd": (35000, 20), "emovo": (588, 6), "cafe": (936, 12),
+    "jl_corpus": (2400, 4), "shemo": (3000, 87), "emov_db": (6893, 4),
 }  # fmt: skip
 
 

@@ -114,4 +114,44 @@ ACTED = {
         "0001 0002 0003 0007 0009 0015 0016 0017 0018 0019",
         _esd_fields,
     ),
+    # EMOVO, Italian: 6 actors, 588 recordings, <emotion>-<speaker>-<sentence>.wav
+    "emovo": ActedCorpus(
+        r"(?P<label>dis|gio|neu|pau|rab|sor|tri)-(?P<speaker>[fm][1-3])"
+        r"-(?P<text>b[1-3]|d[12]|l[1-4]|n[1-5])",
+        {"dis": "disgusted", "gio": "happy", "neu": "neutral", "pau": "fearful", "rab": "angry",
+         "sor": "surprised", "tri": "sad"},
+        "F1 F2 F3",
+    ),
+    # CaFE, Canadian French: 12 actors, 936 recordings, <speaker>-<emotion>-<intensity>-<sentence>.wav
+    "cafe": ActedCorpus(
+        # neutral recordings at 192 kHz have no intensity
+        r"(?P<speaker>0[1-9]|1[0-2])-(?P<label>[CDJNPST])-(?:[12]-)?(?P<text>[1-6])",
+        {"C": "angry", "D": "disgusted", "J": "happy", "N": "neutral", "P": "fearful",
+         "S": "surprised", "T": "sad"},
+        "02 04 06 08 10 12",
+    ),
+    # JL-Corpus, New Zealand English: 4 speakers, 2,400 recordings; numbers of sentences depend on the emotion
+    "jl_corpus": ActedCorpus(
+        r"(?P<speaker>(?:fe)?male[12])_(?P<label>angry|anxious|apologetic|assertive|concerned"
+        r"|encouraging|excited|happy|neutral|sad)_(?:[1-9]|1[0-5])[ab]_[12]",
+        {name: name for name in ("angry", "anxious", "apologetic", "assertive", "concerned",
+                                 "encouraging", "excited", "happy", "neutral", "sad")},
+        "FEMALE1 FEMALE2",
+    ),
+    # ShEMO, Persian radio plays: 87 speakers, 3,000 recordings, 162 of which shemo.json names differently
+    "shemo": ActedCorpus(
+        r"(?P<speaker>F(?:0[1-9]|[12]\d|3[01])|M(?:0[1-9]|[1-4]\d|5[0-6]))(?P<label>[AFHNSW])\d\d",
+        {"A": "angry", "F": "fearful", "H": "happy", "N": "neutral", "S": "sad", "W": "surprised"},
+        " ".join(f"F{number:02}" for number in range(1, 32)),
+    ),
+    # EmoV-DB, English: 4 speakers, 6,893 recordings, in folders such as bea/Amused or bea_Amused
+    "emov_db": ActedCorpus(
+        r"(?P<speaker>bea|jenie|josh|sam)[/_](?:amused|angry|disgusted|neutral|sleepy)"
+        # some ranges of sentences have _ instead of -
+        r"/((?P<label>amused|anger|disgust|neutral|sleepiness)_\d+[-_]\d+_(?P<text>\d{4}))",
+        {"amused": "amused", "anger": "angry", "disgust": "disgusted", "neutral": "neutral",
+         "sleepiness": "sleepy"},
+        "BEA JENIE",
+        lambda match: {"utterance": f"{match['speaker']}_{match[2]}"},
+    ),
 }  # fmt: skip
