@@ -11,6 +11,7 @@ from gmp_utils import GmpError
 from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
 
 MAX_POINTS = 2000  # drawn on a map
+VALUES = ("difference", "low", "high")
 
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
@@ -95,6 +96,28 @@ def layer_change(table: pd.DataFrame) -> go.Figure:
     most = table.sort_values("cka").iloc[0]
     title = f"Layer {most.layer} of {most.model} changed most: CKA {most.cka:.2f}"
     return figure.update_layout(title=title, yaxis_title="CKA with the original encoder")
+
+
+def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figure:
+    """Differences in recall without a layer, and in shares with a direction added, with their intervals.
+
+    The tables are those of `gmp_utils.stages.interventions.intervene`.
+    """
+    skipped = ablations[ablations.part == "layer"]
+    titles = "recall without the layer", "share of other emotions, with the direction added"
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
+    for column, table in enumerate((skipped, directions), start=1):
+        text = [f"{x:+.2f}<br>[{a:+.2f}, {b:+.2f}]" for x, a, b in zip(*map(table.get, VALUES))]
+        cells = {"x": table.emotion, "y": table.layer, "z": table.difference, "text": text}
+        style = {"texttemplate": "%{text}", "textfont_size": 9, "coloraxis": "coloraxis"}
+        figure.add_heatmap(**cells, **style, row=1, col=column)
+    uar, shares = skipped[skipped.emotion == "UAR"], directions.groupby("emotion").difference.max()
+    title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}. "
+    title += f"Directions add up to {', '.join(f'{x:.0%} ({name})' for name, x in shares.items())}"
+    figure.update_yaxes(title="layer", dtick=1, col=1)
+    scale = {"cmin": -1, "cmax": 1, "colorscale": "BrBG", "colorbar": {"title": "difference"}}
+    height = 150 + 38 * uar.layer.max()
+    return figure.update_layout(title=title, coloraxis=scale, height=height, margin_t=90)
 
 
 def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
