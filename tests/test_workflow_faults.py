@@ -48,7 +48,7 @@ def statuses(path):
 
 def left(mark):
     """Processes with a mark in their environment that still run after some time to end."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60  # a kernel that is starting ends once it finds no parent
     while True:
         marked = []
         for process in psutil.process_iter():
