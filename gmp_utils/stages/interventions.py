@@ -112,10 +112,11 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
 
     def build(folder: Path) -> None:
         parts, rng = corpus.partition(fold), np.random.default_rng(seed)
-        names = {part: rng.permutation(parts[part])[:MAX_UTTERANCES].tolist() for part in parts}
-        names, train = names[corpus.protocol.selection_part], names["train"]
         network = CLASSIFIERS[model].load(str(stage / "model"))
         inputs = features.model_inputs(network, corpus)
+        drawn = (rng.permutation(parts[part]) for part in ("train", corpus.protocol.selection_part))
+        # in order of length, so that there is little padding
+        train, names = (sorted(x[:MAX_UTTERANCES].tolist(), key=inputs.lengths.get) for x in drawn)
         means = torch.from_numpy(part_means(network, inputs, train)).to(hardware.device())
         rows = corpus.manifest.loc[names].reset_index(drop=True)
         labels, train_labels = (corpus.labels(x, "emotion") for x in (names, train))
