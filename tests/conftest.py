@@ -16,6 +16,8 @@ from transformers import (
     AutoModel,
     HubertConfig,
     HubertModel,
+    UniSpeechConfig,
+    UniSpeechSatConfig,
     Wav2Vec2Config,
     Wav2Vec2ForPreTraining,
     WavLMConfig,
@@ -36,7 +38,10 @@ TINY = dict(
     conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
     hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0,
 )  # fmt: skip
-CONFIGS = {"hubert": HubertConfig, "wav2vec2": Wav2Vec2Config, "wavlm": WavLMConfig}
+CONFIGS = {
+    config.model_type: config
+    for config in (HubertConfig, Wav2Vec2Config, WavLMConfig, UniSpeechConfig, UniSpeechSatConfig)
+}
 
 
 def save_encoder(folder: Path, kind: str, norm: str) -> Path:

@@ -1,6 +1,7 @@
 """Two processes give the results of one: batches, gradients, metrics and files."""
 
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import MULTITASK, PREDICTOR, classifier, python_path, write_noise_corpus
+from conftest import MULTITASK, PREDICTOR, SMALL, classifier, python_path, write_noise_corpus
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments
 
@@ -163,8 +164,9 @@ def stop_after_a_checkpoint(run: Path, prediction):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("lora_rank", [0, 2])
 def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
-    tmp_path, tiny_encoder, cpu_processes, monkeypatch, capfd
+    tmp_path, tiny_encoder, cpu_processes, monkeypatch, capfd, lora_rank
 ):
     """Five validation utterances, in batches of three and two.
 
@@ -175,7 +177,8 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
     for processes in (1, 2):
         run = write_noise_corpus(tmp_path / f"run{processes}", validation="share")
         schedule = TrainingConfig(1e-3, 3, 0, 10, batch_size=3, processes=processes)
-        stage = partial(classifier, run, tiny_encoder, "ams", schedule)
+        network = replace(SMALL, lora_rank=lora_rank)
+        stage = partial(classifier, run, tiny_encoder, "ams", schedule, network=network)
         if processes == 2:
             with monkeypatch.context() as patch:
                 patch.setattr(finetune, "_metrics", partial(stop_after_a_checkpoint, run))

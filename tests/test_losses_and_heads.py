@@ -1,10 +1,11 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSIFIER, FINETUNED, MULTITASK, SMALL
+from conftest import CLASSIFIER, CONFIGS, FINETUNED, MULTITASK, SMALL, classifier, save_encoder
 from pytorch_metric_learning.losses import CosFaceLoss
 from torch import nn
 
@@ -21,6 +22,7 @@ from gmp_utils.models.heads import (
 )
 from gmp_utils.models.losses import am_softmax, stream_loss
 from gmp_utils.runs import hardware
+from gmp_utils.runs.files import read_json
 
 
 def test_am_softmax_equals_cosface():
@@ -157,8 +159,11 @@ def test_unknown_heads_and_half_frozen_encoders_are_rejected():
         GmpError, match=r"pooling 'max': expected one of mean, mean\+std, attentive"
     ):
         replace(SMALL, pooling="max")
-    with pytest.raises(GmpError, match="the CNN is part of the encoder"):
-        replace(SMALL, train_encoder=False, train_cnn=True)
+    for settings in ({"train_encoder": False}, {"frozen_layers": 1}, {"lora_rank": 1}):
+        with pytest.raises(GmpError, match="train_cnn: expected train_encoder, and no frozen"):
+            replace(SMALL, train_cnn=True, **settings)
+    with pytest.raises(GmpError, match="lora_rank: expected train_encoder"):
+        replace(SMALL, train_encoder=False, lora_rank=1)
 
 
 def test_class_weights_by_hand(tiny_encoder):
@@ -193,6 +198,71 @@ def test_a_frozen_encoder_has_no_gradients_and_no_dropout(tiny_encoder):
     first["loss"].backward()
     trained = {name.split(".")[0] for name, p in model.named_parameters() if p.grad is not None}
     assert trained == {"mix", "head", "classifier"}
+
+
+def trained_parameters(model) -> set[str]:
+    names = [name for name, p in model.base_model.named_parameters() if p.requires_grad]
+    return {name.removeprefix("encoder.layers.") for name in names}
+
+
+def test_the_lowest_layers_can_be_frozen(tiny_encoder):
+    settings = FINETUNED | {"frozen_layers": 3}
+    model = classifiers.EmotionClassifier.load(str(tiny_encoder), **settings)
+    layer = model.base_model.encoder.layers[3]
+    assert trained_parameters(model) == {f"3.{name}" for name, _ in layer.named_parameters()}
+    assert all(p.requires_grad for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_lora_by_hand(tmp_path, kind):
+    """W + up · down in the queries and values of the upper layers, in sums of another order."""
+    encoder = str(save_encoder(tmp_path, kind, "group"))
+    plain, adapted = (
+        classifiers.EmotionClassifier.load(encoder, **FINETUNED | settings).eval()
+        for settings in ({}, {"frozen_layers": 2, "lora_rank": 2})
+    )
+    updates = [
+        f"{layer}.attention.{name}_proj.parametrizations.weight.0.{matrix}"
+        for layer in (2, 3)
+        for name in "qv"
+        for matrix in ("down", "up")
+    ]
+    assert trained_parameters(adapted) == set(updates)
+    batch = torch.randn(2, 8000), torch.tensor([8000, 6000])
+    initial = plain.hidden_states(*batch)[0][0]
+    close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+    close(adapted.hidden_states(*batch)[0][0], initial)
+    layers = plain.base_model.encoder.layers, adapted.base_model.encoder.layers
+    with torch.no_grad():
+        for expected, layer in list(zip(*layers))[2:]:
+            for name in ("q_proj", "v_proj"):
+                update = getattr(layer.attention, name).parametrizations.weight[0]
+                assert update.down.shape == (2, 32)
+                update.up.normal_()
+                getattr(expected.attention, name).weight += update.up @ update.down
+        changed = plain.hidden_states(*batch)[0][0]
+        assert (changed - initial).abs().max() > 0.1
+        close(adapted.hidden_states(*batch)[0][0], changed)
+        adapted.merge_updates()
+        close(adapted.hidden_states(*batch)[0][0], changed)
+    assert adapted.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_a_model_trained_by_lora_is_like_any_other(noise_corpus, tiny_encoder):
+    """Its weights differ from the encoder's in the queries and values only."""
+    network = replace(SMALL, lora_rank=2)
+    stage = classifier(noise_corpus, tiny_encoder, network=network)
+    initial, model = (
+        classifiers.EmotionClassifier.load(str(folder), **settings).base_model.state_dict()
+        for folder, settings in ((tiny_encoder, FINETUNED), (stage / "model", {}))
+    )
+    changed = {name for name, value in initial.items() if not torch.equal(value, model[name])}
+    assert {name.split(".", 4)[-1] for name in changed} == {"q_proj.weight", "v_proj.weight"}
+    assert len(changed) == 2 * 4
+    head = classifiers.EmotionClassifier.load(str(stage / "model")).num_parameters()
+    head -= sum(value.numel() for value in model.values())
+    expected = head + 4 * 2 * 2 * (2 * 32)  # layers, queries and values, matrices, their sizes
+    assert read_json(stage / "metrics.json")["parameters"] == expected
 
 
 def test_separation_by_hand():

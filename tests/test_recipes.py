@@ -29,7 +29,7 @@ needs_opensmile = pytest.mark.skipif(
 
 
 def test_recipes_are_the_related_methods():
-    assert RECIPES == ["egemaps", "frozen", "gmp-tl", "p-tapt", "papt", "tapt", "v-ft"]
+    assert RECIPES == ["egemaps", "frozen", "gmp-tl", "lora", "p-tapt", "papt", "tapt", "v-ft"]
     with pytest.raises(GmpError, match="recipe 'tap': expected one of egemaps, frozen, gmp-tl, "):
         experiments.recipe("tap")
 
@@ -71,6 +71,7 @@ def planned_notebooks(settings) -> set[str]:
     ("name", "encoder", "expected"),
     [
         ("v-ft", "embedded", set()),
+        ("lora", "embedded", set()),
         ("tapt", "embedded", {"generate_gmps", "retrain"}),
         ("tapt", "wav2vec2", {"retrain"}),
         ("p-tapt", "embedded", {"train_multitask", "generate_gmps", "retrain"}),

@@ -1,1 +1,1 @@
-"""Encoders (HuBERT, wav2vec 2.0, WavLM), heads, losses and the models of the papers."""
+"""Encoders (HuBERT and its relatives), heads, losses and the models of the papers."""

@@ -1,4 +1,4 @@
-"""HuBERT, wav2vec 2.0 and WavLM, with any of their hidden states.
+"""HuBERT and encoders of the same architecture, with any of their hidden states.
 
 Layer `-1` is the encoder's output and `0` what enters its first layer, as in Hugging Face's `hidden_states`.
 A frame is a window of 25 ms every 20 ms (320 samples at 16 kHz).
@@ -9,6 +9,7 @@ an utterance's output does not depend on its batch.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,10 +22,13 @@ from safetensors import SafetensorError
 from scipy.fft import next_fast_len
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from transformers import (
     AutoConfig,
     HubertModel,
     PreTrainedModel,
+    UniSpeechModel,
+    UniSpeechSatModel,
     Wav2Vec2FeatureExtractor,
     Wav2Vec2Model,
     WavLMModel,
@@ -34,7 +38,13 @@ from gmp_utils import GmpError
 from gmp_utils.data.audio import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE
 from gmp_utils.runs import hardware
 
-ENCODERS = {"hubert": HubertModel, "wav2vec2": Wav2Vec2Model, "wavlm": WavLMModel}
+ENCODERS = {
+    "hubert": HubertModel,
+    "wav2vec2": Wav2Vec2Model,
+    "wavlm": WavLMModel,
+    "unispeech": UniSpeechModel,
+    "unispeech-sat": UniSpeechSatModel,
+}
 
 
 def frame_seconds(frames: np.ndarray) -> np.ndarray:
@@ -56,8 +66,8 @@ class SpeechModel(PreTrainedModel):
         encoder = ENCODERS[config.model_type]
         self._supports_sdpa = encoder._supports_sdpa  # WavLM has its own attention
         super().__init__(config)
-        self.base_model_prefix = config.model_type  # the name in published weights
-        setattr(self, config.model_type, encoder(config))
+        self.base_model_prefix = encoder.base_model_prefix  # the name in published weights
+        setattr(self, encoder.base_model_prefix, encoder(config))
         self.base_model.encoder.pos_conv_embed.conv._conv_forward = position_convolution
         self.train_cnn = getattr(config, "train_cnn", False)
         self.train_encoder = getattr(config, "train_encoder", True)
@@ -91,7 +101,7 @@ class SpeechModel(PreTrainedModel):
         """Load weights from a folder or the hub, see `gmp_utils.runs.weights.resolve`.
 
         Missing heads are initialized at random. `settings` are kept in the model's config.json, where
-        `_build_heads` reads them. The CNN is frozen unless `train_cnn` is among them.
+        `_build_heads` reads them. See `freeze` for those that choose what is trained.
         """
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -112,7 +122,8 @@ class SpeechModel(PreTrainedModel):
             )
         except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
             raise _not_a_model(source, error) from error
-        missing = [key for key in report["missing_keys"] if key.startswith(f"{config.model_type}.")]
+        prefix = f"{model.base_model_prefix}."
+        missing = [key for key in report["missing_keys"] if key.startswith(prefix)]
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
             raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
@@ -121,11 +132,37 @@ class SpeechModel(PreTrainedModel):
             parameter.data = parameter.data.clone()
             if not parameter.isfinite().all():
                 raise GmpError(f"encoder {source!r}: weights {name} contain NaN or infinity.")
-        if not model.train_encoder:
-            model.base_model.requires_grad_(False)
-        if not model.train_cnn:
-            model.base_model.feature_extractor._freeze_parameters()
+        model.freeze()
         return model
+
+    def freeze(self) -> None:
+        """Freeze the encoder, or parts of it, as the config says.
+
+        Without `train_encoder`, all of it is frozen, and without `train_cnn`, its CNN. With `frozen_layers`
+        or `lora_rank`, all of it is frozen but the layers above the lowest `frozen_layers`, of which LoRA
+        trains only updates of the query and value weights.
+        """
+        encoder, config = self.base_model, self.config
+        n_frozen, rank = getattr(config, "frozen_layers", 0), getattr(config, "lora_rank", 0)
+        layers = encoder.encoder.layers[n_frozen:]
+        if n_frozen or rank or not self.train_encoder:
+            encoder.requires_grad_(False)
+        if n_frozen and not rank:
+            layers.requires_grad_(True)
+        generator = torch.Generator().manual_seed(torch.initial_seed())  # the same in every process
+        for layer in layers if rank else ():
+            for linear in (layer.attention.q_proj, layer.attention.v_proj):
+                update = LowRankUpdate(linear.weight, rank, generator)
+                parametrize.register_parametrization(linear, "weight", update)
+        if not self.train_cnn:
+            encoder.feature_extractor._freeze_parameters()
+
+    def merge_updates(self) -> None:
+        """Make LoRA's updates a part of the weights."""
+        for layer in self.base_model.encoder.layers:
+            for linear in (layer.attention.q_proj, layer.attention.v_proj):
+                if parametrize.is_parametrized(linear):
+                    parametrize.remove_parametrizations(linear, "weight")
 
     @property
     def n_layers(self) -> int:
@@ -229,6 +266,24 @@ class SpeechModel(PreTrainedModel):
         if n_layers in indices:
             states[n_layers] = last  # after the final norm, if the model has one
         return {index: state.to(self.dtype) for index, state in states.items()}
+
+
+class LowRankUpdate(nn.Module):
+    """A frozen weight plus a trained product of two matrices, initially 0.
+
+    Hu et al., "LoRA", 2022, section 4.1, with α = rank.
+    """
+
+    def __init__(self, weight: Tensor, rank: int, generator: torch.Generator):
+        super().__init__()
+        self.down = nn.Parameter(torch.empty(rank, weight.shape[1]))
+        self.up = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        # as in the authors' code
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5), generator=generator)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The updated weight."""
+        return weight + self.up @ self.down
 
 
 @contextmanager

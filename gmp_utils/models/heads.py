@@ -30,14 +30,19 @@ class HeadConfig:
     projection_size: int = 256  # of the feature, except with head "mean"
     train_encoder: bool = True  # if false, only the head is trained
     train_cnn: bool = False  # train the encoder's CNN too
+    frozen_layers: int = 0  # if above 0, this many lower Transformer layers and all below are frozen
+    lora_rank: int = 0  # if above 0, only LoRA's updates of the encoder are trained
     spec_augment: bool = False  # in training, see `gmp_utils.training.batching.SPEC_AUGMENT`
     class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
 
     def __post_init__(self):
         for name, choices in (("head", HEADS), ("pooling", POOLINGS)):
             check_choice(name, getattr(self, name), choices)
-        if self.train_cnn and not self.train_encoder:
-            raise GmpError("train_cnn without train_encoder: the CNN is part of the encoder.")
+        partial_training = self.frozen_layers or self.lora_rank
+        if self.train_cnn and (partial_training or not self.train_encoder):
+            raise GmpError("train_cnn: expected train_encoder, and no frozen_layers or lora_rank.")
+        if partial_training and not self.train_encoder:
+            raise GmpError("frozen_layers and lora_rank: expected train_encoder.")
 
 
 def mean_over_time(frames: Tensor, weights: Tensor) -> Tensor:

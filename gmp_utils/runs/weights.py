@@ -83,7 +83,7 @@ def n_layers(encoder: str) -> int:
 
 
 def pretraining_objective(encoder: str) -> str:
-    """Pre-training objective: "contrastive" for wav2vec 2.0, "clusters" for HuBERT and WavLM.
+    """Pre-training objective: "contrastive" for wav2vec 2.0, "clusters" for others.
 
     It is that of the config.json, or a guess by the name on the hub of an encoder that is not `cached`.
     """

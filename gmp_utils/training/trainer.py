@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import nested_concat, nested_numpify
 from transformers.trainer_utils import EvalLoopOutput, get_last_checkpoint
@@ -308,6 +308,7 @@ def train(
         _fit(model, *sets, folder, config, *metrics)
     else:
         initial, load = str(checkpoints / "initial"), type(model).load
+        model.merge_updates()  # they are 0
         model.save_pretrained(initial)
         task = load, initial, *sets, folder, config, *metrics
         launch(_fit_saved, *task, processes=config.processes, folder=checkpoints)
@@ -352,6 +353,7 @@ def _call(message: Path, function: Callable, *arguments) -> None:
 
 def _fit_saved(load: Callable[[str], SpeechModel], initial: str, *task) -> None:
     """Run `_fit` in one of several processes, which read the model from files."""
+    set_seed(task[3].seed)  # of LoRA's updates
     _fit(load(initial), *task)
 
 
@@ -425,9 +427,11 @@ def _write_results(trainer: DurationTrainer, folder: Path, metric: str, selectio
     best = history[metric].argmin() if metric.endswith("loss") else history[metric].argmax()
     history["selected"] = history.index == (len(history) - 1 if selection == "last" else best)
     history.to_csv(folder / "history.csv", index=False)
-    trainer.model.save_pretrained(folder / "model")
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
     selected["parameters"] = trainer.model.num_parameters(only_trainable=True)
+    trainer.model.merge_updates()
+    trainer.model.config.lora_rank = 0
+    trainer.model.save_pretrained(folder / "model")
     selected["accumulation_steps"] = trainer.args.gradient_accumulation_steps
     write_json(folder / "metrics.json", selected)
 
