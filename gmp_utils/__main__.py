@@ -91,6 +91,8 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
     add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
     text = "seconds between windows, at most (default: %(default)s)"
     add("--hop", type=float, default=3.0, metavar="S", help=text)
+    text = "a row per utterance (speech without long pauses), or more if it is longer than a window"
+    add("--by-utterance", action="store_true", help=text)
 
 
 def _plan(options: argparse.Namespace):
@@ -150,7 +152,8 @@ def _recognize(options: argparse.Namespace) -> int:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with redirect_stdout(sys.stderr):  # the standard output is for the table
-        table = recognize(options.recordings, options.model, window=options.window, hop=options.hop)
+        settings = {name: getattr(options, name) for name in ("window", "hop", "by_utterance")}
+        table = recognize(options.recordings, options.model, **settings)
     failed = table.dropna(subset="error")
     for message in failed.error:
         print(message, file=sys.stderr)

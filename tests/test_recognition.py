@@ -89,12 +89,35 @@ def test_windows_and_their_shares_of_speech_by_hand():
         (200, [0, 50, 100], [0, 75, 125, 200]),
         (230, [0, 43, 87, 130], [0, 71, 115, 158, 230]),  # four windows, 130 / 3 apart
     ):
-        grid = recognize.window_grid(n_samples, 100, 50)
-        assert [part.tolist() for part in grid] == [starts, edges]
-    segments = np.array([[10, 30], [35, 60]])
-    shares = recognize.speech_shares(segments, np.array([0, 20, 40, 100]))
+        windows, parts = recognize.window_grid(7, 7 + n_samples, 100, 50)
+        assert (windows[:, 0] - 7).tolist() == starts
+        assert np.diff(windows).ravel().tolist() == [min(n_samples, 100)] * len(starts)
+        assert [*(parts[:, 0] - 7), parts[-1, 1] - 7] == edges
+        assert parts[1:, 0].tolist() == parts[:-1, 1].tolist()
+    segments, parts = np.array([[10, 30], [35, 60]]), np.array([[0, 20], [20, 40], [40, 100]])
+    shares = recognize.speech_shares(segments, parts)
     assert shares == pytest.approx([10 / 20, 15 / 20, 20 / 60])
-    assert recognize.speech_shares(np.zeros((0, 2), int), np.array([0, 20])).tolist() == [0]
+    assert recognize.speech_shares(np.zeros((0, 2), int), parts[:1]).tolist() == [0]
+
+
+def test_recordings_are_divided_at_pauses(recognizer, speech):
+    """Pauses of at least half a second separate utterances. Detected ends are off by up to 0.3 s."""
+    half = SECOND // 2
+    segments = np.array([[100, 200], [199 + half, 300 + half], [300 + 2 * half, 10 * half]])
+    expected = [[100, 300 + half], [300 + 2 * half, 10 * half]]
+    assert recognize.split_at_pauses(segments).tolist() == expected
+    silence = np.zeros(SECOND, np.float32)
+    waveform = np.concatenate([speech[: 2 * SECOND], silence, speech[2 * SECOND : 7 * SECOND]])
+    settings = {"window": 3.0, "hop": 3.0, "by_utterance": True}
+    table = recognize.recognize(waveform, recognizer, SECOND, **settings)
+    assert table.start.to_numpy() == pytest.approx([0, 3, 5.5], abs=0.3)
+    assert table.end.to_numpy() == pytest.approx([2, 5.5, 8], abs=0.3)
+    assert table.speech.gt(0.9).all() and table.emotion.notna().all()
+    start, end = (int(table[name][0] * SECOND) for name in ("start", "end"))
+    scores = table.loc[0, EMOTIONS].to_numpy(float)
+    assert scores == pytest.approx(probabilities(recognizer, waveform[start:end]), abs=1e-5)
+    (row,) = recognize.recognize(silence, recognizer, SECOND, **settings).to_dict("records")
+    assert (row["start"], row["end"], row["speech"], row["emotion"]) == (0, 1, 0, None)
 
 
 def test_speech_is_detected_and_noise_is_not(speech):

@@ -30,8 +30,8 @@ class HeadConfig:
     projection_size: int = 256  # of the feature, except with head "mean"
     train_encoder: bool = True  # if false, only the head is trained
     train_cnn: bool = False  # train the encoder's CNN too
-    frozen_layers: int = 0  # if above 0, this many lower Transformer layers and all below are frozen
-    lora_rank: int = 0  # if above 0, only LoRA's updates of the encoder are trained
+    frozen_layers: int = 0  # lowest layers that are frozen with all below them; 0 trains all
+    lora_rank: int = 0  # rank of LoRA's updates, which alone are trained; 0 for none
     spec_augment: bool = False  # in training, see `gmp_utils.training.batching.SPEC_AUGMENT`
     class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
 

@@ -38,19 +38,21 @@ from gmp_utils.training.batching import Utterances
 
 MARGIN = 0.2  # seconds of a window that are kept before and after its speech
 MIN_SPEECH = 0.1  # share of a window's part below which it has no emotion
+PAUSE = 0.5  # seconds, minimum pause between utterances
 BATCHES_PER_SORT = 10  # batches of windows that are sorted by length together
 
 
-def window_grid(n_samples: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Starts of windows, (n_windows,) int64, and edges of the parts they describe, (n_windows + 1,) int64.
+def window_grid(first: int, last: int, window: int, hop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Windows between two samples, and the parts they describe: starts and ends, (n_windows, 2) int64 each.
 
-    Starts are evenly spaced, at most `hop` samples apart, and the last window ends with the recording. The
-    edges are 0, the middles of the overlaps, and `n_samples`.
+    Starts are evenly spaced, at most `hop` samples apart, and the last window ends at `last`. The parts are
+    separated at the middles of the overlaps.
     """
-    n_windows = 1 + math.ceil(max(n_samples - window, 0) / hop)
-    starts = np.linspace(0, max(n_samples - window, 0), n_windows).round().astype(np.int64)
-    middles = (starts[1:] + starts[:-1] + window) // 2
-    return starts, np.concatenate([[0], middles, [n_samples]])
+    n_windows = 1 + math.ceil(max(last - first - window, 0) / hop)
+    starts = np.linspace(first, max(last - window, first), n_windows).round().astype(np.int64)
+    ends = np.minimum(starts + window, last)
+    edges = np.concatenate([[first], (starts[1:] + ends[:-1]) // 2, [last]])
+    return np.stack([starts, ends], axis=1), np.stack([edges[:-1], edges[1:]], axis=1)
 
 
 @cache
@@ -77,10 +79,18 @@ def detect_speech(waveform: np.ndarray) -> np.ndarray:
     return pd.DataFrame(segments, columns=["start", "end"]).to_numpy(np.int64)
 
 
-def speech_shares(segments: np.ndarray, edges: np.ndarray) -> np.ndarray:
-    """Share of each part between two edges, (n_parts,), that segments of speech cover."""
-    overlap = np.minimum(segments[:, 1:], edges[1:]) - np.maximum(segments[:, :1], edges[:-1])
-    return overlap.clip(0).sum(axis=0) / np.diff(edges)
+def split_at_pauses(segments: np.ndarray) -> np.ndarray:
+    """Join segments of speech, (n_segments, 2), that are less than a `PAUSE` apart."""
+    is_pause = segments[1:, 0] - segments[:-1, 1] >= PAUSE * SAMPLE_RATE
+    starts, ends = segments[np.r_[True, is_pause], 0], segments[np.r_[is_pause, True], 1]
+    return np.stack([starts, ends], axis=1)
+
+
+def speech_shares(segments: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """Share of each part, (n_parts,), that segments of speech cover."""
+    starts, ends = parts.T
+    overlap = np.minimum(segments[:, 1:], ends) - np.maximum(segments[:, :1], starts)
+    return overlap.clip(0).sum(axis=0) / (ends - starts)
 
 
 def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
@@ -129,7 +139,11 @@ def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataF
 
 
 def _recognize_sources(
-    recognizer: Recognizer, sources: dict[str, Callable[[], np.ndarray]], window: int, hop: int
+    recognizer: Recognizer,
+    sources: dict[str, Callable[[], np.ndarray]],
+    window: int,
+    hop: int,
+    by_utterance: bool,
 ) -> pd.DataFrame:
     """The table of `recognize` for functions that return 16 kHz waveforms."""
     limit = BATCHES_PER_SORT * features.ENCODER_SECONDS[hardware.device()] * SAMPLE_RATE
@@ -140,14 +154,18 @@ def _recognize_sources(
         except GmpError as error:
             errors[name] = str(error)
             continue
-        starts, edges = window_grid(len(waveform), window, hop)
         segments = detect_speech(waveform)
-        speech = speech_shares(segments, edges)
-        times = {"start": edges[:-1] / SAMPLE_RATE, "end": edges[1:] / SAMPLE_RATE}
-        parts.append(pd.DataFrame({"file": name, **times, "speech": speech}))
-        for start in starts[speech >= MIN_SPEECH]:
-            inside = (segments[:, 1] > start) & (segments[:, 0] < start + window)
-            windows.append(trim(waveform[start : start + window], segments[inside] - start).copy())
+        spans = (
+            split_at_pauses(segments) if by_utterance and len(segments) else [(0, len(waveform))]
+        )
+        grids = zip(*(window_grid(*span, window, hop) for span in spans))
+        limits, described = map(np.concatenate, grids)
+        speech = speech_shares(segments, described)
+        times = pd.DataFrame(described / SAMPLE_RATE, columns=["start", "end"])
+        parts.append(times.assign(file=name, speech=speech))
+        for start, end in limits[speech >= MIN_SPEECH]:
+            inside = (segments[:, 1] > start) & (segments[:, 0] < end)
+            windows.append(trim(waveform[start:end], segments[inside] - start).copy())
             if sum(map(len, windows)) > limit:
                 outputs.append(_classify(recognizer, windows))
                 windows = []
@@ -158,7 +176,7 @@ def _recognize_sources(
     table, config = pd.concat(parts, ignore_index=True), recognizer.config
     gender = ["female"] if config.has_gender_head else []
     numbers = ["confidence", *config.label2id, *gender, *config.ratings]
-    speech = table.pop("speech")
+    speech, table = table.speech, table[["file", "start", "end"]]
     spoken = speech >= MIN_SPEECH
     results = pd.concat(outputs).set_axis(table.index[spoken]) if outputs else pd.DataFrame()
     results = results.reindex(table.index, columns=["emotion", *numbers])
@@ -190,6 +208,7 @@ def recognize(
     sample_rate: int | None = None,
     window: float = 6.0,
     hop: float = 3.0,
+    by_utterance: bool = False,
 ) -> pd.DataFrame:
     """Recognize emotions over time.
 
@@ -210,6 +229,9 @@ def recognize(
     window, hop : float
         Length of windows, and maximum distance between their starts (s). A recording no longer than a window
         is one window, like training utterances. Silence at the ends of windows is left out.
+    by_utterance : bool
+        Divide recordings into windows only between pauses of at least `PAUSE` seconds, so that an utterance
+        no longer than a window has one row. Pauses have none.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         expected = f"{MIN_SECONDS} <= hop <= window, in seconds"
@@ -218,7 +240,8 @@ def recognize(
     if not isinstance(model, Recognizer):
         model = load_recognizer(find_or_publish(str(model)))
     n_window, n_hop = (round(seconds * SAMPLE_RATE) for seconds in (window, hop))
-    return _recognize_sources(model.to(hardware.device()), sources, n_window, n_hop)
+    model = model.to(hardware.device())
+    return _recognize_sources(model, sources, n_window, n_hop, by_utterance)
 
 
 def example(stage: Path, path: Path, seed: int = 0) -> list[tuple[str, float, float]]:
