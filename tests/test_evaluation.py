@@ -20,6 +20,7 @@ def test_recalls_by_hand():
     assert metrics.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
     assert metrics.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
     assert metrics.war(true, predicted) == pytest.approx(3 / 6)
+    assert metrics.macro_f1(true, predicted) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     # a class that is only predicted does not count
     assert metrics.uar(["a", "a"], ["a", "b"]) == 0.5
     assert metrics.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
@@ -153,6 +154,10 @@ def test_spread_over_folds_and_over_seeds():
         assert table[f"{name} by {by}"]["GMPs", "CE"] == f"{mean:.1f} ± {half * 2**0.5:.1f}"
         assert table[f"{name} by {by}"]["no GMPs", "CE"] == "not run"
     assert table["seeds"]["GMPs", "CE"] == 2
+    assert (
+        table["macro-F1"]["GMPs", "CE"]
+        == f"{100 * metrics.macro_f1(both.true, both.predicted):.1f}"
+    )
     alone = table_of(predictions(2))
     assert alone["UAR by fold"]["GMPs", "CE"] == "only one"
     assert "[" not in alone["UAR"]["GMPs", "CE"]

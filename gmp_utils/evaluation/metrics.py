@@ -8,7 +8,7 @@ from scipy.optimize import minimize_scalar
 from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 from scipy.stats import entropy
-from sklearn.metrics import recall_score
+from sklearn.metrics import f1_score, recall_score
 from sklearn.metrics.cluster import contingency_matrix
 from sklearn.model_selection import LeaveOneGroupOut
 
@@ -30,6 +30,11 @@ def uar(true: Sequence, predicted: Sequence) -> float:
 def war(true: Sequence, predicted: Sequence) -> float:
     """Weighted average recall: accuracy."""
     return float(np.mean(np.asarray(true) == np.asarray(predicted)))
+
+
+def macro_f1(true: Sequence, predicted: Sequence) -> float:
+    """Mean F1 score over the classes that occur in `true`."""
+    return float(f1_score(true, predicted, labels=np.unique(true), average="macro"))
 
 
 def ccc(true: np.ndarray, predicted: np.ndarray) -> float:

@@ -9,7 +9,14 @@ from scipy.special import softmax
 
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
-from gmp_utils.evaluation.metrics import confidence_bins, reliability, temperature, uar, war
+from gmp_utils.evaluation.metrics import (
+    confidence_bins,
+    macro_f1,
+    reliability,
+    temperature,
+    uar,
+    war,
+)
 from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
@@ -43,9 +50,9 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR and WAR of each fold and seed of each system, in percent: variant, system, fold, seed, both."""
+    """UAR, WAR and macro-F1 of each system, fold and seed in percent; they identify the rows."""
     groups = predictions.groupby(CLASSIFIER, sort=False)
-    metrics = {"UAR": uar, "WAR": war}
+    metrics = {"UAR": uar, "WAR": war, "macro-F1": macro_f1}
     scored = {name: comparison.group_scores(groups, metric) for name, metric in metrics.items()}
     return pd.DataFrame(scored).reset_index()
 
@@ -109,9 +116,10 @@ def results_table(
 ) -> pd.DataFrame:
     """Declared and finished classifiers as text, next to the paper's numbers where there are any.
 
-    Columns are variant, system, numbers of folds, seeds and speakers, UAR and WAR in percent, pooled over
-    folds and seeds, with the intervals of `scores`, means and standard deviations of both over folds (the
-    paper's quantities), of UAR over seeds, and of the multi-task models' gender UAR, and the paper's numbers.
+    Columns are variant, system, numbers of folds, seeds and speakers, UAR and WAR with the intervals of
+    `scores`, macro-F1, all three in percent and pooled over folds and seeds, means and standard deviations of
+    UAR and WAR over folds (the paper's quantities), of UAR over seeds, and of the multi-task models' gender
+    UAR, and the paper's numbers.
     """
     rows, percent = {}, scored.set_index(SYSTEM)
     for system, group in predictions.groupby(SYSTEM, sort=False):
@@ -119,6 +127,7 @@ def results_table(
         for name in ("UAR", "WAR"):
             value, low, high = percent.loc[system, [name, f"{name} low", f"{name} high"]]
             row[name] = f"{value:.1f}" if np.isnan(low) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
+        row["macro-F1"] = f"{100 * macro_f1(group.true, group.predicted):.1f}"
         for name, metric, by in BY:
             values = comparison.group_scores(group.groupby(by), metric)
             row[f"{name} by {by}"] = _mean_and_spread(values) if len(values) > 1 else "only one"
@@ -136,13 +145,14 @@ def results_table(
     impossible = [(name, "") for name in declaration["impossible"] if name not in paper]
     systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
     not_run = {"folds": 0, "seeds": 0, "speakers": 0}
-    not_run |= dict.fromkeys(["UAR", "WAR", *(f"{name} by {by}" for name, _, by in BY)], "not run")
+    names = ["UAR", "WAR", "macro-F1", *(f"{name} by {by}" for name, _, by in BY)]
+    not_run |= dict.fromkeys(names, "not run")
     filled = [not_run | rows.get(system, {}) | papers.get(system, {}) for system in systems]
     return pd.DataFrame(list(systems), columns=SYSTEM).join(pd.DataFrame(filled).fillna(""))
 
 
 def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR and WAR of each system and fold in percent, mean ± standard deviation over seeds and over folds."""
+    """The `points` of each system and fold, mean ± standard deviation over seeds and over folds."""
     scored = points(predictions).melt(CLASSIFIER, var_name="metric")
     scored["system"] = scored.variant + ", " + scored.system
     keys = ["system", "metric"]
