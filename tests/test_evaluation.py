@@ -77,7 +77,7 @@ def test_the_gender_uar_is_that_of_the_multitask_models():
 
 
 def test_what_was_declared_and_not_run_stays_in_the_table():
-    members = [{"variant": name, "losses": ["ce"]} for name in ("GMPs", "other")]
+    members = [{"variant": name, "systems": ["ce"]} for name in ("GMPs", "other")]
     table = table_of(predictions(4), variants={"GMPs": {}, "other": {}}, runs=members, paper={})
     assert table.index.tolist() == [("GMPs", "CE"), ("other", "CE")]
     assert table["UAR"]["other", "CE"] == "not run"

@@ -56,8 +56,8 @@ def test_a_recipe_overrides_presets_and_a_variants_own_parameters_override_it(tm
     first = planned.runs[0]
     assert (first.parameters["head"], first.parameters["class_weights"]) == ("mean", False)
     assert first.parameters["finetune_epochs"] == 9
-    losses = [member["losses"] for member in planned.experiment["runs"]]
-    assert losses == [["ce", "probe"], ["ce", "probe"]]
+    systems = [member["systems"] for member in planned.experiment["runs"]]
+    assert systems == [["ce", "probe"], ["ce", "probe"]]
     assert planned.experiment["variants"]["b"] == {"recipe": "frozen"}
 
 

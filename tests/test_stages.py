@@ -488,8 +488,8 @@ def experiment(tmp_path, finished):
         "variants": {"first": {}, "second": {"layer": -1}, "third": {"layer": -9}},
         "folds": [1, 2],
         "runs": [
-            {"variant": name, "seed": 0, "run_dir": str(folder), "starts": ["retrained"],
-             "losses": ["ams"]}
+            {"variant": name, "seed": 0, "run_dir": str(folder), "finetune_from": ["retrained"],
+             "systems": ["ams"]}
             for name, folder in folders.items()
         ],
     }  # fmt: skip
@@ -623,7 +623,7 @@ def test_emotional_frames_are_marked():
     labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5], kind="labels")
     table = generate_gmps.frame_table(corpus, labels, ["a"])
     # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
-    assert table.carries.tolist() == [False, False, True, True, False]
+    assert table.is_emotional.tolist() == [False, False, True, True, False]
     assert table.stream1.tolist() == [1, 3, 5, 7, 9]
 
 

@@ -47,7 +47,9 @@ def classifiers(run_dir: str) -> pd.DataFrame:
             parameters = read_json(path.with_name("params.json"))
             fold, loss, start = (parameters[name] for name in ("fold", "loss", "finetune_from"))
             if is_single_run or (
-                fold in declaration["folds"] and start in run["starts"] and loss in run["losses"]
+                fold in declaration["folds"]
+                and start in run["finetune_from"]
+                and loss in run["systems"]
             ):
                 variant = run["variant"] or DEFAULT_VARIANTS[start]
                 seed = parameters.get("training", parameters)["seed"]
@@ -74,7 +76,7 @@ def missing_runs(run_dir: str) -> list[str]:
     missing = [
         f"{run['variant']}, {system}, fold {fold}, seed {run['seed']}"
         for run, fold in product(declaration["runs"], declaration["folds"])
-        for system in map(SYSTEM_NAMES.get, run["losses"])
+        for system in map(SYSTEM_NAMES.get, run["systems"])
         if (run["variant"], system, fold, run["seed"]) not in finished
     ]
     return missing + [f"{name}: {reason}" for name, reason in declaration["impossible"].items()]

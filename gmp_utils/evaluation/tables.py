@@ -141,7 +141,7 @@ def results_table(
         for variant, by_system in paper.items()
         for system, numbers in by_system.items()
     }
-    declared = [(run["variant"], SYSTEM_NAMES[loss]) for run in runs for loss in run["losses"]]
+    declared = [(run["variant"], SYSTEM_NAMES[name]) for run in runs for name in run["systems"]]
     impossible = [(name, "") for name in declaration["impossible"] if name not in paper]
     systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
     not_run = {"folds": 0, "seeds": 0, "speakers": 0}

@@ -216,7 +216,7 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         lists = defaults | run.parameters
         systems = [*lists["losses"], *lists["baselines"], *lists["text"]]
         member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
-        members.append(member | {"starts": run.finetune_from, "losses": systems})
+        members.append(member | {"finetune_from": run.finetune_from, "systems": systems})
     experiment = dataclasses.asdict(declaration) | {"folds": folds, "seeds": seeds}
     return Plan(folder, runs, experiment | {"runs": members, "impossible": impossible})
 
@@ -300,8 +300,8 @@ def read_declaration(run_dir: str) -> dict:
     """Read the experiment that `write` wrote, or describe a single run in the same form.
 
     Besides those of `Declaration`, the keys are `impossible` (reasons by variant) and `runs`, each with
-    `variant`, `seed`, `run_dir`, `starts` and `losses`. A single run has no variants, and its folds, starts
-    and losses are read from its folder.
+    `variant`, `seed`, `run_dir`, `finetune_from` and `systems` (losses, baselines and text). A single run has
+    no variants, and its folds, initial models and systems are read from its folder.
     """
     file = run_folder(run_dir) / FILE
     values = read_json(file) if file.is_file() else {"recipe": ""}
@@ -311,5 +311,5 @@ def read_declaration(run_dir: str) -> dict:
     like_table3 = system in ("", "gmp-tl")  # others have no place in the paper's Table 3
     declaration = {"question": f"How well does {system} do?", "against": None, "paper": {}}
     declaration = dataclasses.asdict(declared("table3")) if like_table3 else declaration
-    run = {"variant": None if like_table3 else system, "run_dir": run_dir, "losses": []}
+    run = {"variant": None if like_table3 else system, "run_dir": run_dir, "systems": []}
     return declaration | {"variants": {}, "folds": [], "impossible": {}, "runs": [run]}

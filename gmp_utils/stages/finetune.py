@@ -99,7 +99,7 @@ def _metrics(prediction: EvalPrediction) -> dict[str, float]:
     return task_metrics(prediction.predictions, prediction.label_ids, "emotion")
 
 
-def test_scores(stages: dict[str, Path]) -> pd.DataFrame:
+def score_test_speakers(stages: dict[str, Path]) -> pd.DataFrame:
     """UAR, WAR and numbers of test utterances and speakers, by system."""
     rows = {}
     for system, stage in stages.items():

@@ -183,7 +183,7 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
     """Pseudo-labels of utterances, a row per frame.
 
     Columns are utterance, speaker, gender, emotion, and the clusters `stream0`, `stream1`, …. If the manifest
-    has the emotional part of each utterance, `carries` is True within it.
+    has the emotional part of each utterance, `is_emotional` is True within it.
     """
     lengths = [labels.lengths[name] for name in utterances]
     rows = corpus.manifest.loc[utterances].loc[lambda table: table.index.repeat(lengths)]
@@ -193,7 +193,7 @@ def frame_table(corpus: Corpus, labels: Ragged, utterances: list[str]) -> pd.Dat
     if "emotion_start" in rows:
         seconds = np.concatenate([frame_seconds(np.arange(length)) for length in lengths])
         start, end = rows.emotion_start.to_numpy(), rows.emotion_end.to_numpy()
-        table["carries"] = (seconds >= start) & (seconds < end)
+        table["is_emotional"] = (seconds >= start) & (seconds < end)
     return table
 
 

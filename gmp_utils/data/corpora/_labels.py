@@ -114,7 +114,7 @@ def locate(names: pd.Series, folder: Path, file: Path, advice: str | None) -> li
     return [str(folder / name) for name in names]
 
 
-def with_unlabelled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
+def add_unlabeled(manifest: pd.DataFrame, recordings: Iterable[Path]) -> pd.DataFrame:
     """Append the recordings that a manifest lacks, named by their paths."""
     if manifest.empty:  # the folder of another corpus
         return manifest

@@ -9,7 +9,7 @@ import pandas as pd
 
 from gmp_utils import GmpError
 from gmp_utils.data.audio import find_recordings
-from gmp_utils.data.corpora._labels import SUFFIXES, with_unlabelled
+from gmp_utils.data.corpora._labels import SUFFIXES, add_unlabeled
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ActedCorpus:
         manifest["speaker"] = manifest.speaker.str.upper()
         is_female = manifest.speaker.isin(self.female.split())
         manifest["gender"] = is_female.map({True: "female", False: "male"})
-        return with_unlabelled(manifest, paths)
+        return add_unlabeled(manifest, paths)
 
 
 def _esd_fields(match: re.Match) -> dict[str, str]:

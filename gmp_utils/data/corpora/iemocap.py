@@ -12,7 +12,7 @@ import pandas as pd
 
 from gmp_utils import GmpError
 from gmp_utils.data.audio import find_recordings
-from gmp_utils.data.corpora._labels import GENDERS, SUFFIXES, with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, SUFFIXES, add_unlabeled
 
 RATING = r"\d+(?:\.\d+)?"
 TURN = re.compile(
@@ -58,4 +58,4 @@ def load(folder: Path) -> pd.DataFrame:
             )
         row |= {"path": str(paths[turn]), "text": transcripts.get(turn)}
         rows.append(row | {"speaker": f"Ses0{session}{talker}", "gender": GENDERS[talker]})
-    return with_unlabelled(pd.DataFrame(rows), recordings)
+    return add_unlabeled(pd.DataFrame(rows), recordings)

@@ -10,9 +10,9 @@ from gmp_utils.data.audio import find_recordings
 from gmp_utils.data.corpora._labels import (
     GENDERS,
     SUFFIXES,
+    add_unlabeled,
     locate,
     read_table,
-    with_unlabelled,
 )
 
 PODCAST_EMOTIONS = {
@@ -52,7 +52,7 @@ def load_podcast(folder: Path) -> pd.DataFrame:
         unknown = manifest[name].str.lower() == "unknown"
         manifest[name] = manifest[name].astype(object).mask(unknown, None)
     manifest["split"] = manifest.split.str.lower().replace("development", "validation")
-    return with_unlabelled(manifest, audio.glob("*"))
+    return add_unlabeled(manifest, audio.glob("*"))
 
 
 def load_improv(folder: Path) -> pd.DataFrame:
@@ -78,4 +78,4 @@ def load_improv(folder: Path) -> pd.DataFrame:
         row = match.groupdict() | {"utterance": name, "path": str(recordings[name])}
         row |= {"gender": GENDERS[speaker[0]], "session": str(int(speaker[1:]))}
         rows.append(row | {"arousal": 6 - float(match["arousal"])})
-    return with_unlabelled(pd.DataFrame(rows), recordings.values())
+    return add_unlabeled(pd.DataFrame(rows), recordings.values())

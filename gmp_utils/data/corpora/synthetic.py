@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils.data.corpora import espeak
-from gmp_utils.data.corpora._labels import GENDERS, locate, read_table, with_unlabelled
+from gmp_utils.data.corpora._labels import GENDERS, add_unlabeled, locate, read_table
 
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
 # The female and the male voice of each session. The corpus and the pre-training recordings share no voice.
@@ -78,7 +78,7 @@ def load(folder: Path, texts: tuple = TEXTS, numbers: tuple = NUMBERS) -> pd.Dat
     manifest = read_table(labels, required=(*texts, *numbers), texts=texts, numbers=numbers)
     advice = "expected the name of a file in wav/"
     manifest["path"] = locate(manifest.utterance + ".wav", recordings, labels, advice)
-    return with_unlabelled(manifest.rename(columns={"emotion": "label"}), recordings.glob("*.wav"))
+    return add_unlabeled(manifest.rename(columns={"emotion": "label"}), recordings.glob("*.wav"))
 
 
 def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:
