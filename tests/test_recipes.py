@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import QUICK, finished, workflow, write_noise_corpus
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 from transformers import AutoModel
 
 from gmp_utils import GmpError
@@ -112,7 +114,7 @@ def test_majority_by_hand(tmp_path):
     assert set(predictions.predicted) == {"angry"}  # all are equally frequent: the first one
     assert (predictions.angry == 6).all()  # of two training speakers' 24 utterances
     assert read_json(stage / "metrics.json")["parameters"] == 0
-    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-z, probe-m"):
+    with pytest.raises(GmpError, match="baseline 'svm': expected one of probe, probe-z, self-t"):
         baselines.classify(str(run), 1, baseline="svm")
 
 
@@ -135,6 +137,33 @@ def test_the_probe_takes_the_layer_that_is_best_on_validation(tmp_path, tiny_enc
     for layer, (state,) in enumerate(states):
         expected = torch.cat([state.mean(dim=0), state.std(dim=0, correction=0)])
         np.testing.assert_allclose(statistics[3, layer], expected, atol=2e-3)  # of 16 bit
+
+
+def test_self_training_by_hand(tmp_path):
+    """Of 24 utterances, 8 have labels. The others get predicted ones, the most certain first: 10, then 6."""
+    corpus = open_corpus(str(write_noise_corpus(tmp_path / "run", labeled_share=0.25)))
+    fold, names = baselines.Fold(corpus, 1), corpus.manifest.index
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(len(names), 1, 8)) + np.eye(8)[corpus.labels(names, "emotion")][:, None]
+    train, unlabeled, test = (
+        x[names.get_indexer(fold.parts[part]), 0] for part in ("train", "unlabeled", "test")
+    )
+    assert (len(train), len(unlabeled)) == (8, 16)
+    scaler = StandardScaler().fit(np.concatenate([train, unlabeled]))
+    known, labels, rest = scaler.transform(train), fold.labels["train"], scaler.transform(unlabeled)
+    probe = LogisticRegression(C=0.03, max_iter=5000)
+    for n_added in (10, 6):
+        scores = probe.fit(known, labels).predict_proba(rest)
+        order = np.argsort(-scores.max(axis=1))[:n_added]
+        known = np.concatenate([known, rest[order]])
+        labels = np.concatenate([labels, scores[order].argmax(axis=1)])
+        rest = np.delete(rest, order, axis=0)
+    expected = probe.fit(known, labels).predict_log_proba(scaler.transform(test))
+    del fold.labels["unlabeled"]
+    scores, _ = baselines.fit_probe(fold, x, self_training=True)
+    np.testing.assert_allclose(scores["test"], expected, atol=1e-3)  # of the solver
+    plain, _ = baselines.fit_probe(fold, x)
+    assert abs(plain["test"] - expected).max() > 0.1
 
 
 def test_statistics_are_normalized_by_speaker():

@@ -20,6 +20,7 @@ SYSTEM_NAMES = {
     "ce-then-ce": "CE then CE",
     "probe": "probe",
     "probe-z": "probe, z per speaker (transductive)",
+    "self-training": "probe, self-training",
     "probe-multitask": "probe of the multi-task model",
     "probe-retrained": "probe of the retrained model",
     "egemaps": "SVM on eGeMAPS",

@@ -8,6 +8,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import SVC
 from tqdm import tqdm
 
@@ -28,10 +29,12 @@ from gmp_utils.training import features
 PROBES = {  # the probed model of each
     "probe": "encoder",
     "probe-z": "encoder",
+    "self-training": "encoder",
     "probe-multitask": "multitask",
     "probe-retrained": "retrained",
 }
 BASELINES = (*PROBES, "egemaps", "majority")
+SELF_TRAINED = 10  # utterances that get a label in each round of self-training
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 
 Scores = dict[str, np.ndarray]  # by part, (n_utterances, n_classes)
@@ -106,19 +109,31 @@ def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) 
     return make_stage(folder, build, parameters=parameters, stages=stages, inputs=inputs)
 
 
-def train_probe(fold: Fold, statistics: np.ndarray) -> Pipeline:
-    """Logistic regression on one layer of `layer_statistics`, (n_utterances, dim), of the training part."""
-    rows = fold.corpus.manifest.index.get_indexer(fold.parts["train"])
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PROBE_C, max_iter=5000))
-    return probe.fit(statistics[rows], fold.labels["train"])
+def train_probe(fold: Fold, statistics: np.ndarray, *, self_training: bool = False) -> Pipeline:
+    """Logistic regression on one layer of `layer_statistics`, (n_utterances, dim), of the training part.
+
+    With `self_training`, the probe is trained repeatedly. Each time, the `SELF_TRAINED` utterances of the
+    part "unlabeled" that it is most certain of get the predicted label, until all have one.
+    """
+    classifier, names = LogisticRegression(C=PROBE_C, max_iter=5000), fold.parts["train"]
+    labels = fold.labels["train"]
+    if self_training:
+        schedule = {"criterion": "k_best", "k_best": SELF_TRAINED, "max_iter": None}
+        classifier = SelfTrainingClassifier(classifier, **schedule)
+        names = names + fold.parts.get("unlabeled", [])
+        labels = np.pad(labels, (0, len(names) - len(labels)), constant_values=-1)
+    rows = fold.corpus.manifest.index.get_indexer(names)
+    return make_pipeline(StandardScaler(), classifier).fit(statistics[rows], labels)
 
 
-def fit_probe(fold: Fold, statistics: np.ndarray) -> tuple[Scores, dict]:
-    """Scores and metrics of logistic regression on `layer_statistics` of the layer selected on validation."""
+def fit_probe(
+    fold: Fold, statistics: np.ndarray, *, self_training: bool = False
+) -> tuple[Scores, dict]:
+    """Scores and metrics of `train_probe` on `layer_statistics`, of the layer selected on validation."""
     index, n_layers = fold.corpus.manifest.index, statistics.shape[1]
 
     def fit(layer: int) -> Scores:
-        probe = train_probe(fold, statistics[:, layer])
+        probe = train_probe(fold, statistics[:, layer], self_training=self_training)
         return {
             part: probe.predict_log_proba(statistics[index.get_indexer(fold.parts[part]), layer])
             for part in fold.scored_parts
@@ -180,7 +195,8 @@ def classify(
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    "probe" and "probe-z" are probes of the pre-trained `encoder`, the others of the models of 02 and 05.
+    "probe", "probe-z" and "self-training" are probes of the pre-trained `encoder`, the others of the models
+    of 02 and 05. "self-training" also uses the training utterances without labels (see `train_probe`).
     "probe-z" uses z-scores by speaker, which is transductive: they use the audio of all utterances of a test
     speaker. With `readout_draws`, a probe also has a readout.parquet (see `gmp_utils.evaluation.readout`),
     whose draws depend on the `seed`. Otherwise, `finetune_from` and `seed` only name the networks that the
@@ -206,7 +222,7 @@ def classify(
             statistics = np.load(stages[-1] / "statistics.npy")
             if baseline == "probe-z":
                 statistics = z_by_speaker(statistics, corpus.manifest.speaker)
-            results = fit_probe(data, statistics)
+            results = fit_probe(data, statistics, self_training=baseline == "self-training")
             if readout_draws:
                 options = {"n_draws": readout_draws, "seed": seed}
                 write_readout(folder, corpus.manifest, data.parts, statistics, **options)
