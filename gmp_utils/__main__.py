@@ -91,7 +91,7 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
     add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
     text = "seconds between windows, at most (default: %(default)s)"
     add("--hop", type=float, default=3.0, metavar="S", help=text)
-    text = "a row per utterance (speech without long pauses), or more if it is longer than a window"
+    text = "a row per utterance (until a pause), or several if it is longer than a window"
     add("--by-utterance", action="store_true", help=text)
 
 

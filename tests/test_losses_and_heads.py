@@ -164,6 +164,8 @@ def test_unknown_heads_and_half_frozen_encoders_are_rejected():
             replace(SMALL, train_cnn=True, **settings)
     with pytest.raises(GmpError, match="lora_rank: expected train_encoder"):
         replace(SMALL, train_encoder=False, lora_rank=1)
+    with pytest.raises(GmpError, match="frozen_layers and lora_rank: expected 0 or more"):
+        replace(SMALL, frozen_layers=-1)
 
 
 def test_class_weights_by_hand(tiny_encoder):
@@ -211,6 +213,8 @@ def test_the_lowest_layers_can_be_frozen(tiny_encoder):
     layer = model.base_model.encoder.layers[3]
     assert trained_parameters(model) == {f"3.{name}" for name, _ in layer.named_parameters()}
     assert all(p.requires_grad for p in model.head.parameters())
+    with pytest.raises(GmpError, match="frozen_layers: found 4, expected at most 3; set train_enc"):
+        classifiers.EmotionClassifier.load(str(tiny_encoder), **settings | {"frozen_layers": 4})
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -250,7 +254,7 @@ def test_lora_by_hand(tmp_path, kind):
 
 def test_a_model_trained_by_lora_is_like_any_other(noise_corpus, tiny_encoder):
     """Its weights differ from the encoder's in the queries and values only."""
-    network = replace(SMALL, lora_rank=2)
+    network = replace(SMALL, lora_rank=2, frozen_layers=1)
     stage = classifier(noise_corpus, tiny_encoder, network=network)
     initial, model = (
         classifiers.EmotionClassifier.load(str(folder), **settings).base_model.state_dict()
@@ -258,11 +262,13 @@ def test_a_model_trained_by_lora_is_like_any_other(noise_corpus, tiny_encoder):
     )
     changed = {name for name, value in initial.items() if not torch.equal(value, model[name])}
     assert {name.split(".", 4)[-1] for name in changed} == {"q_proj.weight", "v_proj.weight"}
-    assert len(changed) == 2 * 4
-    head = classifiers.EmotionClassifier.load(str(stage / "model")).num_parameters()
-    head -= sum(value.numel() for value in model.values())
-    expected = head + 4 * 2 * 2 * (2 * 32)  # layers, queries and values, matrices, their sizes
+    assert len(changed) == 2 * 3
+    loaded = classifiers.EmotionClassifier.load(str(stage / "model"))
+    head = loaded.num_parameters() - sum(value.numel() for value in model.values())
+    expected = head + 3 * 2 * 2 * (2 * 32)  # layers, queries and values, matrices, their sizes
     assert read_json(stage / "metrics.json")["parameters"] == expected
+    layers = loaded.base_model.encoder.layers  # a training that starts from it trains all
+    assert all(parameter.requires_grad for parameter in layers.parameters())
 
 
 def test_separation_by_hand():

@@ -25,7 +25,7 @@ from conftest import (
 )
 from safetensors.torch import load_file
 from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score
-from transformers import HubertModel, set_seed
+from transformers import EvalPrediction, HubertModel, set_seed
 
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
@@ -300,8 +300,23 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
     assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
+    write_json(stage / "metrics.json", {"gender_uar": 0.8})
+    write_json(stage / "params.json", read_json(stage / "params.json") | {"frozen_layers": 2})
+    assert "The layer was frozen" in train_multitask.describe_gender(stage, -3)  # 2 of 4
+    assert "are gender-augmented" in train_multitask.describe_gender(stage, -2)
+    write_json(stage / "metrics.json", {"gender_uar": np.nan})
+    assert "all validation speakers have one gender" in train_multitask.describe_gender(stage)
     write_json(stage / "metrics.json", {"emotion_uar": 0.5})
     assert "Gender was no task" in train_multitask.describe_gender(stage)
+
+
+def test_gender_is_not_scored_on_speakers_of_one_gender():
+    emotions, logits = np.array([0, 1]), np.array([[2.0, 1], [1, 2]])
+    for genders, uar in ((np.array([0, 1]), 1), (np.array([0, 0]), np.nan)):
+        prediction = EvalPrediction([logits, logits], [emotions, genders])
+        metrics = train_multitask._metrics(("emotion", "gender"), prediction)
+        assert metrics["gender_uar"] == pytest.approx(uar, nan_ok=True)
+        assert metrics["emotion_uar"] == 1
 
 
 def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder):

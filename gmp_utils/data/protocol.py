@@ -40,7 +40,7 @@ class Protocol:
     which need no labels, may use the validation and test speakers. `female_share` is the share of women among
     the training utterances. For any share, as many utterances are drawn as the smaller gender has; None keeps
     all utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep their
-    labels. The others are the part "unlabeled", which only clustering and retraining use. If
+    labels. The others are the part "unlabeled", which only clustering, retraining and self-training use. If
     `disjoint_sentences`, each fold tests on some sentences, which are left out for its other speakers.
     """
 
@@ -91,7 +91,7 @@ class Protocol:
         if self.labeled_share < 1:
             sentences.append(
                 f"Only {self.labeled_share:.0%} of the training utterances of each emotion have labels (draw "
-                f"{self.label_draw}); clustering and retraining use the audio of all. Validation speakers "
+                f"{self.label_draw}); clustering, retraining and self-training use all. Validation speakers "
                 "keep their labels."
             )
         return " ".join(sentences)

@@ -143,6 +143,8 @@ def _cost(row) -> dict:
     parameters, corpus = read_json(row.stage / "params.json"), corpus_of(row.stage)
     seconds = corpus.manifest.duration[corpus.partition(row.fold)["train"]].sum()
     epochs = parameters["training"]["epochs"] if "training" in parameters else np.nan
+    partial = parameters.get("frozen_layers") or parameters.get("lora_rank")
+    trains_all = parameters.get("train_encoder", False) and not partial
     return {key: getattr(row, key) for key in SYSTEM} | {
         "device": stages[0]["device"],
         "training_seconds": sum(stage["wall_seconds"] for stage in stages),
@@ -150,7 +152,7 @@ def _cost(row) -> dict:
         "peak_gpu_memory_mb": max(stage["peak_gpu_memory_mb"] or 0 for stage in stages),
         "parameters": read_json(row.stage / "metrics.json")["parameters"],
         "times_real_time": epochs * seconds / stages[-1]["wall_seconds"],
-        "is_plain": len(stages) == 1 and parameters.get("train_encoder", False),
+        "is_plain": len(stages) == 1 and trains_all,
     }
 
 
@@ -159,8 +161,8 @@ def training_costs(run_dir: str) -> pd.DataFrame:
 
     `training_seconds` is the sum over all stages; an interrupted stage counts with its last session. Peak
     memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed per
-    second. `relative_seconds` is relative to the cheapest system that fine-tunes the encoder without other
-    stages, NaN if there is none.
+    second. `relative_seconds` is relative to the cheapest system that fine-tunes the whole encoder without
+    other stages, NaN if there is none.
     """
     rows = pd.DataFrame(map(_cost, classifiers(run_dir).itertuples(index=False)))
     table = rows.groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()

@@ -50,7 +50,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def points(predictions: pd.DataFrame) -> pd.DataFrame:
-    """UAR, WAR and macro-F1 of each system, fold and seed in percent; they identify the rows."""
+    """UAR, WAR and macro-F1 in percent, a row per variant, system, fold and seed."""
     groups = predictions.groupby(CLASSIFIER, sort=False)
     metrics = {"UAR": uar, "WAR": war, "macro-F1": macro_f1}
     scored = {name: comparison.group_scores(groups, metric) for name, metric in metrics.items()}

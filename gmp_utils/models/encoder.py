@@ -138,22 +138,26 @@ class SpeechModel(PreTrainedModel):
     def freeze(self) -> None:
         """Freeze the encoder, or parts of it, as the config says.
 
-        Without `train_encoder`, all of it is frozen, and without `train_cnn`, its CNN. With `frozen_layers`
-        or `lora_rank`, all of it is frozen but the layers above the lowest `frozen_layers`, of which LoRA
-        trains only updates of the query and value weights.
+        Without `train_encoder`, all of it is frozen, and without `train_cnn`, its CNN. With `frozen_layers`,
+        only the layers above the lowest `frozen_layers` are trained. With `lora_rank`, only updates of their
+        query and value weights are trained.
         """
         encoder, config = self.base_model, self.config
         n_frozen, rank = getattr(config, "frozen_layers", 0), getattr(config, "lora_rank", 0)
         layers = encoder.encoder.layers[n_frozen:]
+        if not len(layers):
+            expected = f"at most {self.n_layers - 1}; set train_encoder to false to freeze all"
+            raise GmpError(f"frozen_layers: found {n_frozen}, expected {expected}.")
         if n_frozen or rank or not self.train_encoder:
             encoder.requires_grad_(False)
         if n_frozen and not rank:
             layers.requires_grad_(True)
-        generator = torch.Generator().manual_seed(torch.initial_seed())  # the same in every process
-        for layer in layers if rank else ():
-            for linear in (layer.attention.q_proj, layer.attention.v_proj):
-                update = LowRankUpdate(linear.weight, rank, generator)
-                parametrize.register_parametrization(linear, "weight", update)
+        if rank:
+            generator = torch.Generator().manual_seed(torch.initial_seed())  # as in any process
+            for layer in layers:
+                for linear in (layer.attention.q_proj, layer.attention.v_proj):
+                    update = LowRankUpdate(linear.weight, rank, generator)
+                    parametrize.register_parametrization(linear, "weight", update)
         if not self.train_cnn:
             encoder.feature_extractor._freeze_parameters()
 

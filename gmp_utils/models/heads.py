@@ -30,8 +30,8 @@ class HeadConfig:
     projection_size: int = 256  # of the feature, except with head "mean"
     train_encoder: bool = True  # if false, only the head is trained
     train_cnn: bool = False  # train the encoder's CNN too
-    frozen_layers: int = 0  # lowest layers that are frozen with all below them; 0 trains all
-    lora_rank: int = 0  # rank of LoRA's updates, which alone are trained; 0 for none
+    frozen_layers: int = 0  # number of lowest layers that are frozen, with the CNN; 0 for none
+    lora_rank: int = 0  # rank of LoRA's updates; the rest of the encoder is frozen; 0 for no LoRA
     spec_augment: bool = False  # in training, see `gmp_utils.training.batching.SPEC_AUGMENT`
     class_weights: bool = False  # weight the cross-entropy by n / (n_classes · n of the class)
 
@@ -39,6 +39,8 @@ class HeadConfig:
         for name, choices in (("head", HEADS), ("pooling", POOLINGS)):
             check_choice(name, getattr(self, name), choices)
         partial_training = self.frozen_layers or self.lora_rank
+        if min(self.frozen_layers, self.lora_rank) < 0:
+            raise GmpError("frozen_layers and lora_rank: expected 0 or more.")
         if self.train_cnn and (partial_training or not self.train_encoder):
             raise GmpError("train_cnn: expected train_encoder, and no frozen_layers or lora_rank.")
         if partial_training and not self.train_encoder:

@@ -1,5 +1,6 @@
 """Baselines of stage 06: probes, eGeMAPS and the majority class."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sklearn.semi_supervised import SelfTrainingClassifier
 from sklearn.svm import SVC
 from tqdm import tqdm
 
-from gmp_utils import check_choice
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.evaluation.metrics import uar
@@ -34,7 +35,7 @@ PROBES = {  # the probed model of each
     "probe-retrained": "retrained",
 }
 BASELINES = (*PROBES, "egemaps", "majority")
-SELF_TRAINED = 10  # utterances that get a label in each round of self-training
+SELF_TRAINING_ROUNDS = 10  # in each, an equal number of utterances gets labels
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 
 Scores = dict[str, np.ndarray]  # by part, (n_utterances, n_classes)
@@ -112,18 +113,20 @@ def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) 
 def train_probe(fold: Fold, statistics: np.ndarray, *, self_training: bool = False) -> Pipeline:
     """Logistic regression on one layer of `layer_statistics`, (n_utterances, dim), of the training part.
 
-    With `self_training`, the probe is trained repeatedly. Each time, the `SELF_TRAINED` utterances of the
-    part "unlabeled" that it is most certain of get the predicted label, until all have one.
+    With `self_training`, it is trained in `SELF_TRAINING_ROUNDS`. After each, the utterances of the part
+    "unlabeled" of which it is most certain get the predicted labels.
     """
-    classifier, names = LogisticRegression(C=PROBE_C, max_iter=5000), fold.parts["train"]
-    labels = fold.labels["train"]
+    index, labels = fold.corpus.manifest.index, fold.labels["train"]
+    x = statistics[index.get_indexer(fold.parts["train"])]
+    scaler, classifier = StandardScaler().fit(x), LogisticRegression(C=PROBE_C, max_iter=5000)
     if self_training:
-        schedule = {"criterion": "k_best", "k_best": SELF_TRAINED, "max_iter": None}
+        unlabeled = statistics[index.get_indexer(fold.parts["unlabeled"])]
+        size = math.ceil(len(unlabeled) / SELF_TRAINING_ROUNDS)
+        schedule = {"criterion": "k_best", "k_best": size, "max_iter": None}
         classifier = SelfTrainingClassifier(classifier, **schedule)
-        names = names + fold.parts.get("unlabeled", [])
-        labels = np.pad(labels, (0, len(names) - len(labels)), constant_values=-1)
-    rows = fold.corpus.manifest.index.get_indexer(names)
-    return make_pipeline(StandardScaler(), classifier).fit(statistics[rows], labels)
+        x = np.concatenate([x, unlabeled])
+        labels = np.pad(labels, (0, len(unlabeled)), constant_values=-1)
+    return make_pipeline(scaler, classifier.fit(scaler.transform(x), labels))
 
 
 def fit_probe(
@@ -195,16 +198,18 @@ def classify(
 ) -> Path:
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
-    "probe", "probe-z" and "self-training" are probes of the pre-trained `encoder`, the others of the models
-    of 02 and 05. "self-training" also uses the training utterances without labels (see `train_probe`).
-    "probe-z" uses z-scores by speaker, which is transductive: they use the audio of all utterances of a test
-    speaker. With `readout_draws`, a probe also has a readout.parquet (see `gmp_utils.evaluation.readout`),
-    whose draws depend on the `seed`. Otherwise, `finetune_from` and `seed` only name the networks that the
-    baseline is listed with.
+    The probes "probe", "probe-z" and "self-training" use the pre-trained `encoder`, "probe-multitask" and
+    "probe-retrained" the models of 02 and 05. "self-training" also uses the training utterances without
+    labels (see `train_probe`). "probe-z" uses z-scores by speaker, which is transductive: they use the audio
+    of all utterances of a test speaker. With `readout_draws`, the other probes also have a readout.parquet
+    (see `gmp_utils.evaluation.readout`), whose draws depend on the `seed`. Otherwise, `finetune_from` and
+    `seed` only name the networks that the baseline is listed with.
     """
     check_baselines([baseline])
-    corpus = open_corpus(run_dir)
+    corpus, self_training = open_corpus(run_dir), baseline == "self-training"
     stages = [corpus.stage]
+    if self_training and corpus.protocol.labeled_share == 1:
+        raise GmpError(f"baseline {baseline!r}: all utterances have labels; lower labeled_share.")
     if baseline == "egemaps":
         stages.append(functionals(corpus))
     elif PROBES.get(baseline) == "encoder":
@@ -222,8 +227,8 @@ def classify(
             statistics = np.load(stages[-1] / "statistics.npy")
             if baseline == "probe-z":
                 statistics = z_by_speaker(statistics, corpus.manifest.speaker)
-            results = fit_probe(data, statistics, self_training=baseline == "self-training")
-            if readout_draws:
+            results = fit_probe(data, statistics, self_training=self_training)
+            if readout_draws and not self_training:
                 options = {"n_draws": readout_draws, "seed": seed}
                 write_readout(folder, corpus.manifest, data.parts, statistics, **options)
         else:

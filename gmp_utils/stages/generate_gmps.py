@@ -92,7 +92,7 @@ def generate_gmps(
     if normalize_frames == "speaker":
         print("TRANSDUCTIVE: frames of held-out speakers are normalized by all of their audio.")
     if clustered_model == "multitask":
-        print(describe_gender(folder / TRAIN_MULTITASK))
+        print(describe_gender(folder / TRAIN_MULTITASK, parameters["layer"]))
     return stage
 
 
@@ -113,7 +113,8 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     hardware.estimate(f"k-means of {n_frames:,} frames", needed, free, "Lower kmeans_frames.")
     sample = frames.sample(unlabeled, limit, seed)
     is_multitask = parameters["clustered_model"] == "multitask"
-    augmented = is_multitask and gender_augmented(folder.with_name(TRAIN_MULTITASK))
+    trained = folder.with_name(TRAIN_MULTITASK)
+    augmented = is_multitask and gender_augmented(trained, parameters["layer"])
     metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
     refitted = frames.sample(unlabeled, REFITTED_FRAMES, seed)
     samples = enumerate((sample, refitted, refitted))

@@ -1,7 +1,7 @@
 """Stage 09: emotions over time in recordings.
 
-Recordings are processed in overlapping windows. A window's output is assigned to its central part, which in
-the first and the last window extends to the end of the recording.
+Recordings, or their utterances, are processed in overlapping windows. A window's output is assigned to its
+central part, which in the first and the last window extends to the end of the recording or utterance.
 """
 
 import math
@@ -79,11 +79,12 @@ def detect_speech(waveform: np.ndarray) -> np.ndarray:
     return pd.DataFrame(segments, columns=["start", "end"]).to_numpy(np.int64)
 
 
-def split_at_pauses(segments: np.ndarray) -> np.ndarray:
-    """Join segments of speech, (n_segments, 2), that are less than a `PAUSE` apart."""
+def split_at_pauses(segments: np.ndarray, n_samples: int) -> np.ndarray:
+    """Utterances, (n_utterances, 2): segments of speech less than a `PAUSE` apart, and a `MARGIN` around."""
     is_pause = segments[1:, 0] - segments[:-1, 1] >= PAUSE * SAMPLE_RATE
     starts, ends = segments[np.r_[True, is_pause], 0], segments[np.r_[is_pause, True], 1]
-    return np.stack([starts, ends], axis=1)
+    margin = int(MARGIN * SAMPLE_RATE)
+    return np.stack([starts - margin, ends + margin], axis=1).clip(0, n_samples)
 
 
 def speech_shares(segments: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -155,14 +156,14 @@ def _recognize_sources(
             errors[name] = str(error)
             continue
         segments = detect_speech(waveform)
-        spans = (
-            split_at_pauses(segments) if by_utterance and len(segments) else [(0, len(waveform))]
-        )
+        spans = [(0, len(waveform))]
+        if by_utterance and len(segments):
+            spans = split_at_pauses(segments, len(waveform))
         grids = zip(*(window_grid(*span, window, hop) for span in spans))
         limits, described = map(np.concatenate, grids)
         speech = speech_shares(segments, described)
-        times = pd.DataFrame(described / SAMPLE_RATE, columns=["start", "end"])
-        parts.append(times.assign(file=name, speech=speech))
+        times = dict(zip(("start", "end"), described.T / SAMPLE_RATE))
+        parts.append(pd.DataFrame({"file": name, **times, "speech": speech}))
         for start, end in limits[speech >= MIN_SPEECH]:
             inside = (segments[:, 1] > start) & (segments[:, 0] < end)
             windows.append(trim(waveform[start:end], segments[inside] - start).copy())
@@ -176,7 +177,7 @@ def _recognize_sources(
     table, config = pd.concat(parts, ignore_index=True), recognizer.config
     gender = ["female"] if config.has_gender_head else []
     numbers = ["confidence", *config.label2id, *gender, *config.ratings]
-    speech, table = table.speech, table[["file", "start", "end"]]
+    speech = table.pop("speech")
     spoken = speech >= MIN_SPEECH
     results = pd.concat(outputs).set_axis(table.index[spoken]) if outputs else pd.DataFrame()
     results = results.reindex(table.index, columns=["emotion", *numbers])
@@ -227,11 +228,11 @@ def recognize(
     sample_rate : int, optional
         Hz, of an array or a tensor.
     window, hop : float
-        Length of windows, and maximum distance between their starts (s). A recording no longer than a window
-        is one window, like training utterances. Silence at the ends of windows is left out.
+        Length of windows, and maximum distance between their starts (s). A recording or utterance no longer
+        than a window is one window, like training utterances. Silence at the ends of windows is left out.
     by_utterance : bool
-        Divide recordings into windows only between pauses of at least `PAUSE` seconds, so that an utterance
-        no longer than a window has one row. Pauses have none.
+        Divide recordings into utterances first, at pauses of at least `PAUSE` seconds. Pauses have no row.
+        A recording without speech is not divided into utterances.
     """
     if not MIN_SECONDS <= hop <= window < math.inf:
         expected = f"{MIN_SECONDS} <= hop <= window, in seconds"

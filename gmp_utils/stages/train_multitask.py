@@ -1,5 +1,6 @@
 """Stage 02: train an encoder on emotion and gender (stage 1a of the paper)."""
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -71,23 +72,32 @@ def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict
     if len(trained_tasks) == 1:  # Trainer does not wrap a single array
         logits, labels = [logits], [labels]
     metrics = map(task_metrics, logits, labels, trained_tasks)
-    return {name: value for task in metrics for name, value in task.items()}
+    metrics = {name: value for task in metrics for name, value in task.items()}
+    if "gender" in trained_tasks and len(set(labels[1])) == 1:
+        metrics["gender_uar"] = math.nan  # a constant would have 1
+    return metrics
 
 
-def gender_augmented(stage: Path) -> bool:
-    """Whether a finished stage's encoder learned gender, so that its clusters are gender-augmented."""
+def gender_augmented(stage: Path, layer: int = -1) -> bool:
+    """Whether a finished stage learned gender, so that clusters of a layer are gender-augmented."""
     learned = read_json(stage / "metrics.json").get("gender_uar", 0.0) >= GENDER_UAR
-    return learned and read_json(stage / "params.json")["train_encoder"]
+    settings, n_states = (
+        read_json(stage / "params.json"),
+        weights.n_layers(str(stage / "model")) + 1,
+    )
+    return learned and settings["train_encoder"] and layer % n_states > settings["frozen_layers"]
 
 
-def describe_gender(stage: Path) -> str:
-    """State whether a finished stage learned gender, and what its pseudo-labels may be called."""
+def describe_gender(stage: Path, layer: int = -1) -> str:
+    """State whether a finished stage learned gender, and what pseudo-labels of the layer may be called."""
     uar = read_json(stage / "metrics.json").get("gender_uar")
-    are = "are" if gender_augmented(stage) else "are not"
+    are = "are" if gender_augmented(stage, layer) else "are not"
     if uar is None:
         reason = "Gender was no task"
+    elif math.isnan(uar):
+        reason = "It is unknown whether gender was learned, because all validation speakers have one gender"
     elif uar >= GENDER_UAR and are == "are not":
-        reason = "The encoder was frozen"
+        reason = "The layer was frozen"
     else:
         learned = "learned" if uar >= GENDER_UAR else f"NOT learned (below {GENDER_UAR})"
         reason = f"Gender was {learned}: its UAR on the validation speakers is {uar:.2f}"

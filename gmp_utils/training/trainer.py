@@ -65,14 +65,15 @@ class TrainingConfig:
 def training_bytes(model: SpeechModel, seconds: float) -> int:
     """Estimate the memory, in bytes, of training with batches of `seconds`, padding included.
 
-    It counts parameters, gradients, Adam's moments, and per frame and hidden unit of a Transformer layer 34
-    bytes in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
+    It counts parameters, gradients, Adam's moments, and per frame and hidden unit of a trained layer 34 bytes
+    in 16 bits (Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models",
     2022, equation 1, without the attention matrix), 68 in 32 bits. A trained CNN keeps three values per step
     and channel of each convolution.
     """
     config, value_bytes = model.config, 2 if hardware.bfloat16() else 4
+    n_layers = config.num_hidden_layers - getattr(config, "frozen_layers", 0)
     static = sum(p.numel() * (16 if p.requires_grad else 4) for p in model.parameters())
-    per_frame = 17 * value_bytes * config.hidden_size * config.num_hidden_layers
+    per_frame = 17 * value_bytes * config.hidden_size * n_layers
     rates = SAMPLE_RATE / np.cumprod(config.conv_stride)  # steps per second of each convolution
     activations = seconds * rates[-1] * per_frame * model.train_encoder
     if model.train_cnn:
@@ -308,9 +309,9 @@ def train(
         _fit(model, *sets, folder, config, *metrics)
     else:
         initial, load = str(checkpoints / "initial"), type(model).load
-        model.merge_updates()  # they are 0
+        model.merge_updates()  # which are still 0
         model.save_pretrained(initial)
-        task = load, initial, *sets, folder, config, *metrics
+        task = load, initial, config.seed, *sets, folder, config, *metrics
         launch(_fit_saved, *task, processes=config.processes, folder=checkpoints)
         model.load_state_dict(load(str(folder / "model")).state_dict())
     shutil.rmtree(checkpoints)
@@ -351,9 +352,9 @@ def _call(message: Path, function: Callable, *arguments) -> None:
         torch.distributed.destroy_process_group()
 
 
-def _fit_saved(load: Callable[[str], SpeechModel], initial: str, *task) -> None:
+def _fit_saved(load: Callable[[str], SpeechModel], initial: str, seed: int, *task) -> None:
     """Run `_fit` in one of several processes, which read the model from files."""
-    set_seed(task[3].seed)  # of LoRA's updates
+    set_seed(seed)  # LoRA's updates are not in the files
     _fit(load(initial), *task)
 
 
@@ -430,7 +431,9 @@ def _write_results(trainer: DurationTrainer, folder: Path, metric: str, selectio
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
     selected["parameters"] = trainer.model.num_parameters(only_trainable=True)
     trainer.model.merge_updates()
-    trainer.model.config.lora_rank = 0
+    for name in ("frozen_layers", "lora_rank"):  # of this training only
+        if hasattr(trainer.model.config, name):
+            setattr(trainer.model.config, name, 0)
     trainer.model.save_pretrained(folder / "model")
     selected["accumulation_steps"] = trainer.args.gradient_accumulation_steps
     write_json(folder / "metrics.json", selected)
