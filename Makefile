@@ -5,6 +5,12 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN    := .venv/bin
 
+# WSL sets NAME to the name of the computer.
+ifneq ($(WSL_DISTRO_NAME),)
+ifeq ($(origin NAME),environment)
+NAME :=
+endif
+endif
 # Values stay as they were typed: make does not expand a $ in them, and the shell gets them in quotes.
 override NAME            := $(value NAME)
 override CORPUS          := $(value CORPUS)

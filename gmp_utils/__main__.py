@@ -117,6 +117,11 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     from gmp_utils.runs.paths import ROOT, run_folder
 
     plan, gpus, cores = _plan(options), options.gpus, options.cores
+    impossible = plan.experiment["impossible"] if plan.experiment else {}
+    for name, reason in impossible.items():
+        print(f"not possible: {name}, {reason}")
+    if not plan.runs:
+        raise GmpError("no variant of the experiment is possible, see above.")
     if not options.profile:
         gpus = len(on_gpu.gpus()) if gpus is None else gpus
         cores = cores or hardware.cores()
@@ -175,15 +180,20 @@ def main(arguments: list[str] | None = None) -> int:
             return _execute(options, arguments[split + 1 :])
         if options.command == "recognize":
             return _recognize(options)
-        from gmp_utils.runs import experiments, progress, stage
+        from gmp_utils.runs import experiments, paths, progress, stage
 
         if options.command == "verify":
             problems = stage.verify(options.run_dir)
             print(*problems or [f"{options.run_dir}: all files match their hashes"], sep="\n")
             return int(len(problems) > 0)
         plan = _plan(options)
-        with suppress(GmpError), experiments.prepare(plan):
-            pass  # writes the parameters, unless the run is in progress
+        saved, settings = paths.run_folder(plan.folder) / "plan.json", vars(options)
+        given = [name for name, value in settings.items() if value and name in experiments.SETTINGS]
+        if given in ([], ["run_dir"]) and saved.is_file():  # a run as it was made
+            plan = experiments.read_plan(saved)
+        else:
+            with suppress(GmpError), experiments.prepare(plan):
+                pass  # writes the parameters, unless the run is in progress
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)
     except GmpError as error:
         print(error, file=sys.stderr)

@@ -184,7 +184,7 @@ def test_fewer_than_three_seeds_give_no_finding_about_systems():
     both = [sums({"a": PLAIN, "b": BETTER}), sums({"a": PLAIN}, [3, 4])]
     both = pd.concat([both[0].query("system == 'a' or seed < 2"), both[1]])
     row = comparison.comparisons(both, [("a", "b")]).iloc[0]
-    text = "these trainings differ by 25.0 points; a finding about the systems needs three seeds"
+    text = "25.0 points higher in these trainings; a finding about the systems needs three seeds"
     assert (row.seeds, row.finding) == (2, text)
     assert row.low == pytest.approx(25 - 2.570582 * np.sqrt(30 / 6), abs=1e-4)
     assert np.isnan([row.p, row.minimum_detectable]).all()

@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT, cli, finished, kill_when, needs_browser, python, workflow
 
 from gmp_utils import GmpError
+from gmp_utils.__main__ import main
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
 from gmp_utils.runs.experiments import Settings, declared, lay_out
@@ -167,6 +168,18 @@ def test_verify_names_what_has_changed(noise_corpus):
     changed = cli("verify", {}, folder)
     assert "protocol.json" in changed.communicate()[0]
     assert changed.returncode == 1
+
+
+def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
+    run = tmp_path / "run"
+    planned = lay_out(Settings(recipe="v-ft", folds=[2, 3], run_dir=str(run)))
+    experiments.write(planned)
+    planned.command(run / "plan.json")
+    before = {path: path.read_bytes() for path in run.rglob("*.*") if path.suffix != ".lock"}
+    assert main(["plan", "--run-dir", str(run)]) == 0
+    assert f"{run}: 2 runs, 0 done" in capsys.readouterr().out
+    assert before == {path: path.read_bytes() for path in before}
+    assert experiments.read_plan(run / "plan.json") == planned
 
 
 def test_the_plan_ignores_partial_notebooks(tmp_path):

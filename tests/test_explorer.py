@@ -14,6 +14,7 @@ import urllib.request
 
 import numpy as np
 import pandas as pd
+import plotly.express as px
 import pytest
 import soundfile
 import torch
@@ -107,6 +108,9 @@ def test_colors_of_emotions_and_genders_are_used_for_nothing_else():
     assert len(set(style.LABELS.values())) == len(style.LABELS)
     assert not (others | set(style.SEQUENCE)) & set(style.LABELS.values())
     assert style.colors(["CE", "GMPs"])["GMPs"] in style.SEQUENCE[1:]
+    table = pd.DataFrame({"attribute": ["K = 4, 8"], "x": [0], "y": [1]})
+    (title,) = style.panels(px.scatter, table, x="x", y="y").layout.annotations
+    assert title.text == "K = 4, 8"
 
 
 def test_every_category_has_a_color():

@@ -8,9 +8,32 @@ import joblib
 import psutil
 import pytest
 import torch
+from conftest import CLEAN, python, succeeded
 
 from gmp_utils.__main__ import main
 from gmp_utils.runs import hardware, on_gpu
+
+STUCK = """
+from sys import argv
+from plotly import graph_objects
+from gmp_utils.figures import style
+style.PATIENCE = 4
+style.show(graph_objects.Figure(), argv[1], "empty")
+style.show(graph_objects.Figure(), argv[1], "second")
+"""
+
+
+def test_a_browser_that_does_not_answer_is_given_up(tmp_path):
+    browser = tmp_path / "chromium"
+    browser.write_text("#!/bin/sh\nsleep 1000\n")
+    browser.chmod(0o755)
+    environment = CLEAN | {"BROWSER_PATH": str(browser)}
+    printed = succeeded(python("-c", STUCK, tmp_path / "run", env=environment, timeout=120))
+    assert printed.count("Chromium has not answered for 4 s") == 1
+    assert "second.html only" in printed
+    files = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert files >= {"empty.html", "second.html"} and "empty.png" not in files
+
 
 NAMES = {"v1": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
          "v2": ("memory.max", "memory.current", "inactive_file")}  # fmt: skip

@@ -102,7 +102,7 @@ def papermill(tmp_path, notebook, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-p", "foldd", "3"), "unknown parameter 'foldd'; 02_train_multitask has: run_dir, fold"),
+        (("-p", "foldd", "3"), "unknown parameter 'foldd'; did you mean fold"),
         (("-p", "run_dir", "runs/none"), "run notebooks/01_prepare_data.ipynb"),
     ],
 )

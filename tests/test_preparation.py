@@ -503,3 +503,18 @@ def test_tiles_of_folds_count_the_test_speakers():
     tiles = figure.data[0]
     assert list(tiles.text[2]) == ["train", "train + validation"]
     assert [list(row) for row in tiles.z] == [[2, 2], [0, 2], [0, 3]]
+
+
+def test_a_changed_recording_changes_the_digest_of_its_corpus(tmp_path):
+    """Of a table's folder, only recordings count: results may be written next to them."""
+    table, recording = tmp_path / "table.csv", tmp_path / "ann" / "1.wav"
+    recording.parent.mkdir()
+    table.write_text("path\n")
+    digests = []
+    for name, content in (("ann/1.wav", "a"), ("ann/1.wav", "bc"), ("results.csv", "")):
+        (tmp_path / name).write_text(content)
+        audio.corpus_digest.cache_clear()
+        digests.append([audio.corpus_digest(str(path)) for path in (table, tmp_path)])
+    of_table, of_folder = zip(*digests)
+    assert of_table[0] != of_table[1] == of_table[2]
+    assert len(set(of_folder)) == 3

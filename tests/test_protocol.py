@@ -157,6 +157,8 @@ def test_an_official_split():
     manifest["split"] = np.select([number == 7, number == 6], ["test", "dev"], "train")
     with pytest.raises(GmpError, match="is split into dev, test, train, expected"):
         make_protocol(manifest, "split")
+    with pytest.raises(GmpError, match="is split into test, train, unlabeled, expected"):
+        make_protocol(manifest.assign(split=manifest.split.replace("dev", "unlabeled")), "split")
     manifest["split"] = manifest.split.replace({"dev": "train"})
     alone = make_protocol(manifest, "split", n_folds=9, validation="none", selection="last")
     assert alone.validation_folds == [[]]

@@ -91,6 +91,17 @@ def test_the_stages_that_probes_need():
     ]
 
 
+def test_a_single_share_has_a_figure():
+    """Variants need not name it: then it is the number."""
+    columns = ["variant", "system", "speaker", "true", "predicted"]
+    rows = [("few", "AMS", speaker, "sad", "sad") for speaker in ("s1", "s2")]
+    table = pd.DataFrame(rows, columns=columns)
+    curves = readout.label_efficiency(table, {"few": {"labeled_share": 0.1}})
+    assert curves[["line", "x"]].drop_duplicates().to_numpy().tolist() == [["few, AMS", "0.1"]]
+    title = series.label_curves(curves, "share").layout.title.text
+    assert title == "0.1 → 0.1 labels: UAR +0.0 to +0.0 points"
+
+
 def test_label_efficiency_by_hand():
     """Four speakers and two shares: the recalls of each speaker, and bands by Student's t."""
     variants = {f"{share:.0%}, a": {"labeled_share": share} for share in (1.0, 0.1)}

@@ -92,6 +92,9 @@ def test_papt_ends_with_notebook_08(tmp_path):
     assert stages == {"prepare_data", "generate_gmps", "personalize"}
     (run,) = lay_out(Settings(**settings, folds=[2, 3])).runs
     assert run.parameters["folds"] == [2, 3]
+    (tmp_path / "folds.yaml").write_text("folds: [4, 5]\n")
+    (run,) = lay_out(Settings(**settings, preset=[str(tmp_path / "folds.yaml")])).runs
+    assert run.folds == run.parameters["folds"] == [4, 5]
     planned = lay_out(Settings(experiment="personalize"))
     assert [run.personal for run in planned.runs] == [True] * 2 * 3  # variants, seeds
     assert {run.parameters["corpus"] for run in planned.runs} == {"synthetic_speakers"}
@@ -205,6 +208,16 @@ def test_functionals_are_those_of_opensmile(tmp_path):
     np.testing.assert_array_equal(
         functionals.loc[name], smile.process_signal(samples, 16000).iloc[0]
     )
+
+
+def test_an_experiment_without_opensmile_leaves_out_egemaps_only(monkeypatch):
+    monkeypatch.setattr(experiments, "find_spec", lambda name: None)
+    planned = lay_out(Settings(experiment="emodb"))
+    assert {run.variant for run in planned.runs} == set(planned.experiment["variants"])
+    assert not any("egemaps" in member["systems"] for member in planned.experiment["runs"])
+    assert set(planned.experiment["impossible"]) == {
+        "no GMPs, SVM on eGeMAPS", "GMPs, SVM on eGeMAPS",
+    }  # fmt: skip
 
 
 def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):

@@ -167,7 +167,9 @@ def test_numbers_count_as_code(copied_code):
     affected = copied_code("models/heads.py", ": int = 256", ": int = 255")
     assert affected == {"generate_gmps", "finetune", "results"}
     assert copied_code("training/kmeans.py", "", "N = 1\n") == {"generate_gmps"}
+    before = code.code_digest("stages.interventions")
     assert copied_code("evaluation/comparison.py", "", "N = 1\n") == {"results"}
+    assert code.code_digest("stages.interventions") != before
     assert copied_code("data/protocol.py", "", "N = 1\n") == set(STAGES)
 
 
@@ -245,7 +247,7 @@ def test_the_series_is_complete_and_declares_builtin_types():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"foldd": 3}, "unknown parameter 'foldd'; 02_train_multitask has: run_dir, fold"),
+        ({"foldd": 3}, "unknown parameter 'foldd'; did you mean fold"),
         ({"fold": "3"}, r"parameter fold: found '3' \(str\), expected int"),
         ({"fold": True}, "found True"),
         ({"multitask_learning_rate": "1e-4"}, "expected float"),

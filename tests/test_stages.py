@@ -219,6 +219,11 @@ def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, mon
     assert steps[0] > 0
     for name in ("history.csv", "model/model.safetensors"):
         assert (whole / name).read_bytes() == (resumed / name).read_bytes(), name
+    (model,) = [classifiers.MultitaskModel.load(str(resumed / "model"))]
+    again = trainer.train(
+        model, ["a"], [], resumed, schedule, compute_metrics=None, selection_metric=""
+    )
+    assert again == read_json(resumed / "metrics.json")  # it is finished, so nothing is trained
 
 
 def test_loggers_are_named_by_the_environment(tmp_path, tiny_encoder, monkeypatch):
@@ -298,7 +303,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         text = tables.describe(str(run))
         assert ("Not gender-augmented" in text) is not augmented
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
-    assert "on the validation speakers: GMPs (1 of 1 trainings)." in text
+    assert "Not gender-augmented (see notebook 02): GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"gender_uar": 0.8})
     write_json(stage / "params.json", read_json(stage / "params.json") | {"frozen_layers": 2})
@@ -673,7 +678,7 @@ def test_enrichment_by_hand():
     (trace,) = (figure := layers.enrichment(table, 0)).data
     assert (list(trace.y), list(trace.x)) == (["angry", "sad"], ["0", "2"])
     assert trace.z.tolist() == [[1, -3], [-3, 1]]
-    assert figure.layout.title.text.startswith("2 clusters: 2 of one emotion have")
+    assert figure.layout.title.text.endswith("an emotion in 2 of 2 clusters")
 
 
 def test_missing_predecessors_are_named(tmp_path, tiny_encoder):

@@ -4,6 +4,7 @@ import io
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from numbers import Real
 from pathlib import Path
@@ -16,6 +17,7 @@ import soundfile
 import soxr
 
 from gmp_utils import GmpError
+from gmp_utils.runs.files import text_digest
 
 SAMPLE_RATE = 16000  # Hz
 MIN_SECONDS = 0.025  # one frame of the encoder
@@ -97,6 +99,15 @@ def decode(path: str | _Content) -> np.ndarray:
     return read(path)[0]
 
 
+@cache
+def corpus_digest(path: str | None) -> str:
+    """Digest of names, sizes and times of a corpus's files, or of recordings below a table's folder."""
+    folder = Path(path or os.devnull)
+    files = find_recordings(folder.parent.rglob("*")) if folder.is_file() else folder.rglob("*")
+    stats = [(os.fspath(file), file.stat()) for file in sorted(files) if file.is_file()]
+    return text_digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
+
+
 def read(
     path: str | _Content, start: float = 0.0, end: float | None = None
 ) -> tuple[np.ndarray, dict]:
@@ -112,6 +123,8 @@ def read(
     try:
         rate, channels, blocks = _open(path, start, end)
         waveform = _resample(path, map(levels.mean, blocks), rate)
+    except GmpError:
+        raise
     except UNDECODABLE as error:
         with _Content(path.getvalue()) if in_memory else open(path, "rb") as file:
             if file.read(20).startswith(b"version https://git-"):

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 
 FOLD_RULES = {
     "session": "by session",
@@ -221,8 +221,7 @@ def make_protocol(
         fold_by = within if n_corpora == 1 else "cross-corpus"
     rules = {"fold_by": fold_by, "validation": validation, "selection": selection}
     for name, rule in rules.items():
-        if rule not in RULES[name]:
-            raise GmpError(f"{name} {rule!r}: expected one of {', '.join(RULES[name])}.")
+        check_choice(name, rule, RULES[name])
     if not 0 <= (female_share or 0) <= 1:
         raise GmpError(f"female_share {female_share}: expected 0 to 1, or -1 for all utterances.")
     if not 0 < labeled_share <= 1:
@@ -249,8 +248,9 @@ def make_protocol(
         validating, needed = folds[1:] + folds[:1], 3 if validation == "speakers" else 2
         if len(folds) < needed:
             found = f"{len(folds)} folds: validation {validation!r} needs {needed} or more"
-            remedy = 'use validation "share", or' if len(folds) == 2 else "use"
-            raise GmpError(f"{found}; {remedy} more folds.")
+            remedy = 'fold_by "speaker"' if fold_by == "session" else "more folds"
+            remedy = f'use validation "share", or {remedy}' if len(folds) == 2 else f"use {remedy}"
+            raise GmpError(f"{found}; {remedy}.")
     if validation != "speakers":
         validating = [()] * len(folds)
     folds, validating = ([sorted(speakers) for speakers in part] for part in (folds, validating))
@@ -277,7 +277,7 @@ def _official_split(
         raise GmpError('fold_by "split": the corpus has utterances without a split; use "speaker".')
     is_test = manifest.split.str.startswith("test")
     parts = manifest.split.mask(is_test, "test")
-    if not {"train", "test"} <= set(parts) <= set(PARTS):
+    if not {"train", "test"} <= set(parts) <= {"train", "validation", "test"}:
         names = ", ".join(sorted(manifest.split.unique()))
         raise GmpError(
             f'fold_by "split": the corpus is split into {names}, expected "train", "test" (or "test1", …) '

@@ -110,6 +110,14 @@ def gender_uar(stage: Path) -> float:
     return metrics.get("gender_uar", np.nan)
 
 
+def gender_augmented(stage: Path) -> bool | None:
+    """Whether pseudo-labels of a multi-task model in a stage's lineage are gender-augmented; None without."""
+    made = {path.name: path for path in lineage(stage)}
+    if paths.TRAIN_MULTITASK in made and paths.GENERATE_GMPS in made:
+        return read_json(made[paths.GENERATE_GMPS] / "metrics.json")["gender_augmented"]
+    return None
+
+
 def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 

@@ -208,10 +208,10 @@ def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
 def _finding(row) -> str:
     if np.isnan(row.difference):
         return f"no statement from {row.speakers} speakers"
-    size = f"{abs(row.difference):.1f} points"
+    size = f"{abs(row.difference):.1f} points {'higher' if row.difference > 0 else 'lower'}"
     if row.seeds < MIN_SEEDS:
-        return f"these trainings differ by {size}; a finding about the systems needs three seeds"
+        return f"{size} in these trainings; a finding about the systems needs three seeds"
     if row.p < LEVEL:
-        return f"{size} {'higher' if row.difference > 0 else 'lower'}"
+        return size
     minimum = f"minimum detectable difference: {row.minimum_detectable:.1f} points"
     return f"no significant difference ({minimum})"

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 from sklearn.decomposition import PCA
 
+from gmp_utils import GmpError
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
 from gmp_utils.evaluation.comparison import LEVEL, comparisons, jackknife_interval
@@ -177,6 +178,8 @@ def _differences(
     """`comparisons` of A-CCC by attribute, in hundredths, between values of a column."""
     scores = speaker_scores(table).rename(columns={"ccc": "total"}).assign(n=1, label="")
     sums = scores.assign(system=scores[column]).set_index(["system", "speaker", "seed", "label"])
+    if sums.empty:
+        raise GmpError(f"no test speaker has {MIN_UTTERANCES} rated utterances, so none is scored.")
     groups = sums.groupby("attribute", sort=False)[["total", "n"]]
     tables = {attribute: comparisons(rows, pairs) for attribute, rows in groups}
     return pd.concat(tables, names=["attribute"]).reset_index("attribute")

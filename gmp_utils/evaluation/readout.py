@@ -93,9 +93,10 @@ def label_efficiency(predictions: pd.DataFrame, variants: dict[str, dict]) -> pd
     """
     shares = {name: v["labeled_share"] for name, v in variants.items() if "labeled_share" in v}
     table = predictions[predictions.variant.isin(shares)]
-    names = table.variant.str.extract("(.+?), (.+)")
-    columns = {"line": names[1] + ", " + table.system, "x": names[0]}
-    return _curves(table.assign(**columns, share=table.variant.map(shares)), "share")
+    share = table.variant.map(shares)
+    names = table.variant.str.extract("(?:(.+?), )?(.+)")
+    x = names[0].fillna(share.astype(str))
+    return _curves(table.assign(line=names[1] + ", " + table.system, x=x, share=share), "share")
 
 
 def _curves(table: pd.DataFrame, order: str) -> pd.DataFrame:

@@ -17,7 +17,7 @@ from gmp_utils.evaluation.metrics import (
     uar,
     war,
 )
-from gmp_utils.models.classifiers import GENDER_UAR, LOSSES
+from gmp_utils.models.classifiers import LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import ROOT
@@ -193,7 +193,8 @@ def _describe_protocols(finished: pd.DataFrame) -> str:
 
 def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     """The encoders, and how many recordings of the corpus they were pre-trained on."""
-    encoders = [read_json(stage / "params.json").get("encoder") for stage in finished.stage]
+    stages = {path for stage in finished.stage for path in (stage, *collect.lineage(stage))}
+    encoders = [read_json(stage / "params.json").get("encoder") for stage in sorted(stages)]
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
         folder = weights.cached(encoder)
@@ -207,11 +208,11 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 def _describe_gender(finished: pd.DataFrame) -> str:
     """Variants whose pseudo-labels are not gender-augmented, and in how many trainings."""
     trainings = finished.drop_duplicates(["variant", "fold", "seed"])
-    low = trainings.stage.map(collect.gender_uar) < GENDER_UAR
-    counts = low.groupby(trainings.variant, sort=False).agg(["sum", "size"]).query("sum > 0")
+    without = ~trainings.stage.map(collect.gender_augmented).dropna().astype(bool)
+    groups = without.groupby(trainings.variant, sort=False)
+    counts = groups.agg(["sum", "size"]).query("sum > 0")
     texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
-    measured = f"gender UAR below {GENDER_UAR} on the validation speakers"
-    return f" Not gender-augmented, with a {measured}: {', '.join(texts)}." if texts else ""
+    return f" Not gender-augmented (see notebook 02): {', '.join(texts)}." if texts else ""
 
 
 def describe(run_dir: str) -> str:

@@ -64,7 +64,8 @@ class FoldMaps:
         self.scores = {}  # by model, UAR of linear probes, layers × tasks
         points = self._read_maps(unit)
         self.classifier = None  # stage of notebook 06 with the predictions
-        predictions = sorted(self.folder.glob(f"{FINETUNE}/*/*/predictions.parquet"))
+        predictions = sorted(self.folder.glob(f"{FINETUNE}/*/[!.]*/predictions.parquet"))
+        predictions = [path for path in predictions if path.with_name("model").is_dir()]
         if predictions:
             path = max(predictions, key=lambda path: path.parts[-3:-1] == ("retrained", "ams"))
             self.classifier = path.parent

@@ -42,7 +42,7 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     paper = {"dash": "dash", "width": 1, "color": "#555555"}
     figure.add_vline(
         probes.layer.max() - 2, line=paper, annotation_text="layer -3",
-        annotation_font_size=10, annotation_position="bottom right",
+        annotation_font_size=10, annotation_position="bottom left",
     )  # fmt: skip
     emotion = probes.query("unit == 'utterances' and task == 'emotion'")
     best = emotion.loc[emotion.score.idxmax()]
@@ -112,12 +112,13 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
         style = {"texttemplate": "%{text}", "textfont_size": 9, "coloraxis": "coloraxis"}
         figure.add_heatmap(**cells, **style, row=1, col=column)
     uar, shares = skipped[skipped.emotion == "UAR"], directions.groupby("emotion").difference.max()
-    title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}. "
-    title += f"Directions add up to {', '.join(f'{x:.0%} ({name})' for name, x in shares.items())}"
+    title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}.<br>"
+    moved = ", ".join(f"{x:.0%} ({name})" for name, x in shares.items())
+    title += f"A direction changes the decision for up to {moved} of other utterances"
     figure.update_yaxes(title="layer", dtick=1, col=1)
     scale = {"cmin": -1, "cmax": 1, "colorscale": "BrBG", "colorbar": {"title": "difference"}}
     height = 150 + 38 * uar.layer.max()
-    return figure.update_layout(title=title, coloraxis=scale, height=height, margin_t=90)
+    return figure.update_layout(title=title, coloraxis=scale, height=height, margin_t=110)
 
 
 def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
@@ -189,12 +190,12 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
             figure.update_xaxes(title={"text": text, "standoff": 2}, **place)
     first, last = min(drawn), max(drawn)
     (before, chance), after = found[rows[0], first], found[rows[0], last][0]
-    title = f"Nearest {unit} that share the {rows[0]}: {before:.0%} in layer {first}"
-    title += f", {after:.0%} in layer {last} (chance {chance:.0%})"
+    title = f"On the map, {before:.0%} (layer {first}) and {after:.0%} (layer {last}) of the nearest {unit}"
+    title += f"<br>of new speakers share the {rows[0]} (chance {chance:.0%})"
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False, title_font_size=11)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
     return figure.update_layout(
-        title=title, height=130 + 190 * len(rows), margin={"t": 80, "r": 120}
+        title=title, height=150 + 190 * len(rows), margin={"t": 100, "r": 120}
     )
 
 
@@ -209,8 +210,9 @@ def emotion_maps(table: pd.DataFrame, unit: str, layer: int) -> go.Figure:
         _add_map(figure, points[points.emotion == emotion], color, **place)
     share, chance = agreement(points, "emotion")
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    title = f"Layer {layer}: {share:.0%} of the nearest {unit} of other speakers share the emotion "
-    return figure.update_layout(title=f"{title}(chance {chance:.0%})", height=330, margin_t=80)
+    title = f"On the map of layer {layer}, {share:.0%} of the nearest {unit} of new speakers"
+    title += f"<br>share the emotion (chance {chance:.0%})"
+    return figure.update_layout(title=title, height=350, margin_t=100)
 
 
 def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
@@ -221,7 +223,7 @@ def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
         if len(overall) > 1:
             shares = pd.crosstab(table[name], clusters, normalize="columns")
             parts.append(shares.div(overall, axis=0))
-            found.append(f"{(parts[-1].max() > 1.5).sum()} of one {name}")
+            found.append(f"an {name} in {(parts[-1].max() > 1.5).sum()}".replace("an g", "a g"))
     top = pd.DataFrame({"value": parts[0].idxmax(), "ratio": -parts[0].max()})
     ratios = np.log2(pd.concat(parts).clip(1 / 8, 8))[top.sort_values(["value", "ratio"]).index]
     ratios.columns = ratios.columns.astype(str)
@@ -230,7 +232,5 @@ def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
     ticks = {"tickvals": [-3, -2, -1, 0, 1, 2, 3], "ticktext": ["1/8", "1/4", "1/2", 1, 2, 4, 8]}
     figure.update_layout(coloraxis_colorbar={"title": "times the<br>overall<br>share", **ticks})
     figure.update_xaxes(type="category", title="cluster, in the order of its most enriched label")
-    title = (
-        f"{ratios.shape[1]} clusters: {', '.join(found)} have at least 1.5 times its overall share"
-    )
+    title = f"At least 1.5 times as frequent as overall: {', '.join(found)} of {ratios.shape[1]} clusters"
     return figure.update_yaxes(title="").update_layout(title=title)

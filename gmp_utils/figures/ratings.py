@@ -15,7 +15,10 @@ def by_system(results: pd.DataFrame) -> go.Figure:
     up, down = plain.a_high - plain["A-CCC"], plain["A-CCC"] - plain.a_low
     figure = panels(px.scatter, plain, x="system", y="A-CCC", error_y=up, error_y_minus=down)
     figure.update_traces(marker_size=9).update_xaxes(title="", tickangle=-40, automargin=True)
-    return figure.update_layout(title="A-CCC and 95 % intervals over test speakers", height=480)
+    best = plain.loc[plain.groupby("attribute", sort=False)["A-CCC"].idxmax()]
+    numbers = zip(best.attribute, best["A-CCC"], best.system)
+    highest = ", ".join(f"{attribute} {ccc:.2f} ({system})" for attribute, ccc, system in numbers)
+    return figure.update_layout(title=f"Highest A-CCC: {highest}", height=480)
 
 
 def differences(table: pd.DataFrame) -> go.Figure:
@@ -24,11 +27,12 @@ def differences(table: pd.DataFrame) -> go.Figure:
         px.scatter, table, x="difference", y="compared", error_x=table.high - table.difference
     )
     figure.add_vline(0, line_color="#888888").update_traces(marker_size=9)
-    figure.update_xaxes(title="hundredths of A-CCC")
+    figure.update_xaxes(title="difference in A-CCC (points of 0.01)")
     figure.update_yaxes(title="", autorange="reversed", automargin=True)
     over = "speakers and seeds" if table.seeds.min() >= MIN_SEEDS else "speakers, not over seeds"
-    height = 180 + 40 * table.compared.nunique()
-    return figure.update_layout(title=f"Differences and 95 % intervals over {over}", height=height)
+    height, n_apart = 180 + 40 * table.compared.nunique(), (table.low * table.high > 0).sum()
+    title = f"{n_apart} of {len(table)} differences have 95 % intervals without 0 (over {over})"
+    return figure.update_layout(title=title, height=height)
 
 
 def by_gap(table: pd.DataFrame) -> go.Figure:
@@ -58,7 +62,7 @@ def by_shift(table: pd.DataFrame) -> go.Figure:
     wrap = table.attribute.nunique()
     figure = panels(px.scatter, long, "panel", x="shift", y="ccc", facet_col_wrap=wrap, **spaces)
     figure.update_traces(marker_size=8).update_xaxes(matches=None, title="", showticklabels=True)
-    figure.update_xaxes(title="KL divergence (nats)", row=1).update_yaxes(title="CCC", col=1)
+    figure.update_xaxes(title="KL divergence (nats)").update_yaxes(title="CCC", col=1)
     title = "CCC and shift of test speakers: correlations and 95 % intervals"
     return figure.update_layout(title=title, height=600)
 

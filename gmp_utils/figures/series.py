@@ -15,8 +15,9 @@ from gmp_utils.evaluation.collect import SYSTEM
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
 from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
-from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
+from gmp_utils.figures.style import COLORS, colors, panels
 from gmp_utils.models.encoder import frame_seconds
+from gmp_utils.runs.files import read_json
 
 
 def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
@@ -142,11 +143,14 @@ def curves(
     column "selected", or "<line> selected", marks the epoch whose model is kept.
     """
     figure = make_subplots(1, len(panels), horizontal_spacing=0.3 / len(panels))
+    palette = colors(
+        dict.fromkeys(line.split(",")[0] for lines in panels.values() for line in lines)
+    )
     drawn = set()
     for column, (panel, lines) in enumerate(panels.items(), start=1):
         figure.update_yaxes(title=panel, col=column)
-        for number, (line, values) in enumerate(lines.items()):
-            color = COLORS.get(line.split(",")[0], SEQUENCE[number])
+        for line, values in lines.items():
+            color = palette[line.split(",")[0]]
             style = {"color": color, "dash": "dot" if "training" in line else "solid"}
             mode = "lines+markers"
             if "chance" in line:
@@ -207,19 +211,25 @@ def feature_planes(networks: dict[str, Path]) -> go.Figure:
     figure = panels(px.scatter, pd.concat(tables), "panel", **axes, **spacing)
     figure.update_xaxes(matches=None, showticklabels=True, title="component 1")
     figure.update_yaxes(matches=None, showticklabels=True).update_yaxes(title="component 2", col=1)
-    title = f"{len(emotions)} validation utterances, features projected by PCA"
+    ratios = ", ".join(
+        f"{name} {read_json(stage / 'separation.json')['after']['ratio']:.1f}"
+        for name, stage in networks.items()
+    )
+    title = f"Inter-class over intra-class distance after training: {ratios}"
     height = 120 + 300 * -(-len(vectors) // 3)
     return figure.update_layout(title=title, margin_t=100, height=height)
 
 
 def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Figure:
     """Confusion matrices in percent of the true emotion, a panel per system, with intervals of recalls."""
-    figure, places = _grid(list(by_system), "predicted", "true")
-    for rows, place in zip(by_system.values(), places):
+    (figure, places), errors = _grid(list(by_system), "predicted", "true"), {}
+    for (name, rows), place in zip(by_system.items(), places):
         table = pd.crosstab(rows.true, rows.predicted)
         table = table.reindex(index=emotions, columns=emotions, fill_value=0)
         shares = 100 * table.div(table.sum(axis=1), axis=0)
         text = shares.map("{:.0f}".format)
+        wrong = shares.where(~np.eye(len(emotions), dtype=bool)).stack()
+        errors[f"{' as '.join(wrong.idxmax())} ({wrong.max():.0f} %, {name})"] = wrong.max()
         for emotion, (_, low, high) in with_intervals(rows).items():
             if emotion in emotions and not np.isnan(low):
                 text.loc[emotion, emotion] += f"<br>[{100 * low:.0f}, {100 * high:.0f}]"
@@ -228,8 +238,7 @@ def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Fi
             coloraxis="coloraxis", **place,
         )  # fmt: skip
     colors = {"cmin": 0, "cmax": 100, "colorscale": "Blues", "colorbar": {"title": "%"}}
-    n, n_speakers = len(rows), rows.speaker.nunique()
-    title = f"Confusion matrices (% of the true emotion), {n} predictions for {n_speakers} speakers"
+    title = f"Most frequent confusion: {max(errors, key=errors.get)}"
     return figure.update_layout(title=title, coloraxis=colors, yaxis_autorange="reversed")
 
 
@@ -287,7 +296,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
         )
     figure.update_xaxes(tickvals=[*places.values()], ticktext=[*places], zeroline=False)
     figure.update_xaxes(range=[-0.5, len(places) - 0.5])
-    title = f"Means of systems differ by up to {means.UAR.max() - means.UAR.min():.1f} points"
+    title = f"UARs of systems differ by up to {means.UAR.max() - means.UAR.min():.1f} points"
     deviation = points.groupby(["variant", "system"]).UAR.std().max()
     if deviation > 0:
         title += f"; standard deviation over folds and seeds: up to {deviation:.1f}"
@@ -310,7 +319,7 @@ def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
     means = _speaker_means(scores.groupby(["line", "x"]).UAR)
     for line, color in palette.items():
         _add_band(figure, line, color, order, means.loc[line].reindex(order))
-    (first, *_, last), wide = order, means.UAR.unstack()
+    first, last, wide = order[0], order[-1], means.UAR.unstack()
     gains = wide[last] - wide[first]
     title = f"{first} → {last} labels: UAR {gains.min():+.1f} to {gains.max():+.1f} points"
     figure.update_xaxes(type="category", categoryarray=order, title=x_title)

@@ -5,11 +5,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from itertools import cycle
+from queue import Empty, Queue
+from threading import Thread
 
 import kaleido
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+import psutil
 import soundfile
 from IPython.display import Audio, display
 
@@ -49,6 +52,7 @@ COLORS = {
     **dict(zip(TASKS, SEQUENCE)),
     **dict(zip(LOSSES, SEQUENCE)),
 }
+PATIENCE = 180  # seconds, until Chromium has started and rendered a figure
 AXIS = {"gridcolor": "#eeeeee", "zerolinecolor": "#cccccc", "linecolor": "#888888"}
 TEMPLATE = go.layout.Template(
     layout={
@@ -76,7 +80,9 @@ def colors(names: Iterable[str]) -> dict[str, str]:
 def panels(chart: Callable, table: pd.DataFrame, by: str = "attribute", **options) -> go.Figure:
     """A plotly.express chart with a panel per value of a column, which is the panel's title."""
     figure = chart(table, facet_col=by, color_discrete_sequence=SEQUENCE, **options)
-    return figure.for_each_annotation(lambda note: note.update(text=note.text.split("=")[-1]))
+    return figure.for_each_annotation(
+        lambda note: note.update(text=note.text.removeprefix(f"{by}="))
+    )
 
 
 def browser() -> str | None:
@@ -97,17 +103,44 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
     if browser():
-        # One Chromium for all figures of a notebook: a start takes ten times as long as a figure.
-        no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
-        kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
-        size = {"width": 900, "height": figure.layout.height or 420}
         for kind in ("svg", "png"):
-            image = kaleido.calc_fig_sync(figure.to_dict(), opts=size | {"format": kind})
-            (folder / f"{name}.{kind}").write_bytes(image)
-        bundle["image/png"] = image
+            if image := browser() and _render(figure, kind):
+                (folder / f"{name}.{kind}").write_bytes(image)
+                bundle["image/png"] = image
     else:
         print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)
+
+
+def _render(figure: go.Figure, kind: str) -> bytes | None:
+    """A figure as "svg" or "png" by Chromium, None if it does not answer. It is then not used again.
+
+    kaleido itself would wait forever for a Chromium that does not start.
+    """
+    options = {"width": 900, "height": figure.layout.height or 420, "format": kind}
+    images = Queue()
+
+    def render() -> None:
+        # One Chromium for all figures of a notebook: a start takes ten times as long as a figure.
+        no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
+        kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
+        image = None
+        try:
+            image = kaleido.calc_fig_sync(figure.to_dict(), opts=options)
+        finally:
+            images.put(image)
+
+    Thread(target=render, daemon=True).start()
+    try:
+        return images.get(timeout=PATIENCE)
+    except Empty:
+        print(f"Chromium has not answered for {PATIENCE} s, so figures are written as HTML only")
+        os.environ["BROWSER_PATH"] = ""
+        for child in psutil.Process().children(recursive=True):  # kaleido waits for it at the end
+            if "chromium_wrapper" in "".join(child.cmdline()):
+                for process in (*child.children(recursive=True), child):
+                    process.kill()
+        return None
 
 
 def player(waveform: np.ndarray) -> Audio:

@@ -49,6 +49,7 @@ def draw_timeline(
     scores: tuple[np.ndarray, np.ndarray, list[str]] | None = None,
     streams: dict[str, np.ndarray] | None = None,
     labels: Sequence[tuple[str, float, float]] = (),
+    chance: bool = True,
 ) -> go.Figure:
     """Draw an utterance, (samples,) int16, over time.
 
@@ -60,6 +61,8 @@ def draw_timeline(
         Pseudo-labels by the name of their row.
     labels : sequence of (name, start, end)
         Parts to shade, in seconds, with labels or names of `PARTS`.
+    chance : bool
+        Draw the chance level of a classifier's scores.
     """
     n_rows = 1 + bool(streams) + bool(scores)
     figure = make_subplots(n_rows, 1, shared_xaxes=True, vertical_spacing=0.06)
@@ -82,7 +85,8 @@ def draw_timeline(
         for (emotion, color), score in zip(colors(emotions).items(), values.T):
             line, mode = {"color": color}, "lines+markers"
             figure.add_scatter(x=middles, y=score, name=emotion, mode=mode, line=line, **last)
-        figure.add_hline(1 / len(emotions), line={"dash": "dot", "width": 1}, **last)
+        if chance:
+            figure.add_hline(1 / len(emotions), line={"dash": "dot", "width": 1}, **last)
         figure.update_yaxes(title="score", range=[-0.05, 1.05], **last)
     shades = colors([name for name, *_ in labels]) | PARTS
     for name, start, end in labels:

@@ -67,8 +67,9 @@ def counted_modules(modules: Collection[str], excluded: Collection[str] = ()) ->
 def code_digest(module: str) -> str:
     """SHA-256 of the code that can change what a module computes for a stage."""
     name = module.removeprefix("gmp_utils.")
-    tables = "stages.probe_layers", "stages.publish", "stages.results"
-    makes_tables = name in tables or name.startswith("evaluation.")
+    tables = "interventions", "probe_layers", "publish", "results", "robustness"
+    stages = [f"stages.{table}" for table in tables]
+    makes_tables = name in stages or name.startswith("evaluation.")
     code = counted_modules([name], [READERS, *(() if makes_tables else TABLES)])
     return text_digest(repr(sorted(code.items())))
 

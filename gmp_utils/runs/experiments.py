@@ -133,6 +133,9 @@ class Settings:
         return sum(values, [])
 
 
+SETTINGS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
 @dataclass(frozen=True)
 class Run:
     """A run of the series. A `personal` one ends with notebook 08 instead of 06 and 07."""
@@ -171,6 +174,12 @@ class Plan:
         return [*snakemake, "--configfile", str(path), *options]
 
 
+def read_plan(path: Path) -> Plan:
+    """Read the plan that `Plan.command` saved."""
+    values = read_json(path)
+    return Plan(values["folder"], [Run(**run) for run in values["runs"]], values["experiment"])
+
+
 def lay_out(settings: Settings) -> Plan:
     """Plan the runs that the settings describe, and check all parameters.
 
@@ -181,7 +190,7 @@ def lay_out(settings: Settings) -> Plan:
         return _lay_out_experiment(settings, declared(settings.experiment))
     parameters = _parameters(settings, {}, {"recipe": settings.recipe})
     check_opensmile(parameters.get("baselines", []))
-    folder, folds = _folder(settings, parameters), settings.folds or [1]
+    folder, folds = _folder(settings, parameters), settings.folds or parameters.get("folds") or [1]
     initial_models = settings.finetune_from or [parameters.get("finetune_from", "retrained")]
     parameters |= {"run_dir": folder, "folds": folds}
     personal = settings.recipe == PERSONAL
@@ -198,6 +207,12 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
     runs, impossible = [], {}
     for variant, changes in declaration.variants.items():
         parameters = _parameters(settings, declaration.parameters, changes)
+        lists = notebook.series_parameters()["06_finetune"] | parameters
+        if "egemaps" in lists["baselines"] and find_spec("opensmile") is None:
+            others = [name for name in lists["baselines"] if name != "egemaps"]
+            if others or lists["losses"]:
+                parameters["baselines"] = others
+                impossible[f"{variant}, SVM on eGeMAPS"] = "openSMILE is not installed"
         if reason := _why_impossible(parameters):
             impossible[variant] = reason
             continue

@@ -1,8 +1,10 @@
 """Parameters, set-up and headline numbers of notebooks."""
 
 import ast
+import dataclasses
 import importlib.metadata
 import platform
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -53,8 +55,10 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     defaults |= series[notebook]
     for name, value in parameters.items():
         if name not in defaults:
+            close = get_close_matches(name, defaults)
+            meant = f"did you mean {' or '.join(close)}? " if close else ""
             valid = ", ".join(series[notebook])
-            raise GmpError(f"unknown parameter {name!r}; {notebook} has: {valid}.")
+            raise GmpError(f"unknown parameter {name!r}; {meant}{notebook} has: {valid}.")
         if not _is_like(value, defaults[name]):
             found, expected = type(value).__name__, type(defaults[name]).__name__
             expected += f", such as {defaults[name]!r}"
@@ -112,6 +116,14 @@ def start(notebook: str, namespace: dict) -> dict:
         device += f", seed {parameters['seed']}"
     print(f"{device}, run {parameters['run_dir']}")
     return parameters
+
+
+def configure(kind: type, parameters: dict, prefix: str = "", **values):
+    """A dataclass with the parameters that have its fields' names, or these names with a prefix."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    plain = {name: parameters[name] for name in names if name in parameters}
+    own = {name: parameters[prefix + name] for name in names if prefix + name in parameters}
+    return kind(**plain | own | values)
 
 
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:

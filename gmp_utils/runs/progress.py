@@ -83,7 +83,8 @@ def write_report(plan: Plan) -> None:
         papermill = [sys.executable, "-m", "papermill", "--engine", "ipc", "--kernel", "python3"]
         papermill += ["-f", folder / "parameters" / "07_results.yaml"]
         papermill += [NOTEBOOKS / "07_results.ipynb", *executed]
-        subprocess.run(papermill, cwd=ROOT, check=True)
+        if subprocess.run(papermill, cwd=ROOT, check=False).returncode:
+            raise GmpError(f"notebook 07 failed, see above and {display_path(executed[0])}.")
     offline = {f"{name}_url": "data:," for name in FETCHED}
     hidden = dict.fromkeys(("exclude_input", "exclude_input_prompt", "exclude_output_prompt"), True)
     for path in executed:

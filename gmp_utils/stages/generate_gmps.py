@@ -10,7 +10,7 @@ import pandas as pd
 from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.metrics import adjusted_information, attributes
@@ -61,12 +61,8 @@ def generate_gmps(
     kmeans_frames : int
         Number of random frames that k-means is fitted to, 0 for all. Each takes 6 bytes × hidden size.
     """
-    if clustered_model not in ("multitask", "encoder", "random"):
-        expected = "expected multitask, encoder or random"
-        raise GmpError(f"clustered_model {clustered_model!r}: {expected}.")
-    if normalize_frames not in NORMALIZATIONS:
-        expected = ", ".join(NORMALIZATIONS)
-        raise GmpError(f"normalize_frames {normalize_frames!r}: expected one of {expected}.")
+    check_choice("clustered_model", clustered_model, ("multitask", "encoder", "random"))
+    check_choice("normalize_frames", normalize_frames, NORMALIZATIONS)
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
     if kmeans_frames < 0:

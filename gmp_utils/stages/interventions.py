@@ -27,7 +27,7 @@ from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
 CLASSIFIERS = {"multitask": MultitaskModel, "finetuned": EmotionClassifier}
-PARTS = ("layer", "attention", "feed_forward")  # of a layer, the first is all of it
+PARTS = ("attention", "feed_forward", "layer")  # of a layer, the last is all of it
 MAX_UTTERANCES = 300  # of each part of a fold, drawn at random
 ONE_BY_ONE = {"cuda": 0.0, "cpu": 0.0}  # seconds: batches of one utterance, without padding
 
@@ -61,8 +61,7 @@ def part_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> 
         return output
 
     model.eval().to(hardware.device())
-    # a layer's hook is called after those of its parts
-    parts = list(product(range(1, model.n_layers + 1), (*PARTS[1:], PARTS[0])))
+    parts = product(range(1, model.n_layers + 1), PARTS)  # in the order in which hooks are called
     with ExitStack() as hooks, torch.inference_mode():
         for layer, part in parts:
             hooks.enter_context(changed(model, layer, part, keep))
@@ -70,8 +69,7 @@ def part_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> 
             Utterances(inputs, utterances), "", model.hidden_states, ONE_BY_ONE
         ):
             pass
-    stacked = torch.cat(means).reshape(len(utterances), model.n_layers, len(PARTS), -1)
-    return stacked.roll(1, dims=2).numpy()
+    return torch.cat(means).reshape(len(utterances), model.n_layers, len(PARTS), -1).numpy()
 
 
 def predict(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
@@ -133,6 +131,8 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
                 ablations.append({"layer": layer, "part": part, "emotion": emotion, **found})
             for index, emotion in enumerate(corpus.emotions if part == "layer" else ()):
                 own = torch.from_numpy(train_labels == index)
+                if not own.any():  # a rare emotion that was not drawn
+                    continue
                 direction = mean[own].mean(dim=0) - mean[~own].mean(dim=0)
                 others = labels != index
                 with changed(network, layer, part, _add(direction)):

@@ -144,7 +144,7 @@ def phoneme_at(phonemes: str, seconds: float) -> str | None:
 
 def _sentences(manifest: pd.DataFrame, parts: pd.Series) -> pd.Series:
     """Texts that at least half of the training speakers, and at least two, say; others are missing."""
-    texts = manifest.get("text", pd.Series(None, manifest.index, dtype=object))
+    texts = manifest.reindex(columns=["text"]).text
     training = manifest.speaker[parts == "train"]
     speakers = training.groupby(texts).nunique()
     repeated = speakers[speakers >= max(2, training.nunique() / 2)]

@@ -125,6 +125,8 @@ def _conditions(stage: Path, emotions: list[str], temperature: float) -> pd.Data
     keys = pd.Series({"system": system, "fold": network.fold, "seed": network.seed})
     table = pd.read_parquet(folders[0] / "predictions.parquet")
     table = table[(table[keys.index] == keys).all(axis=1)]
+    if table.empty:  # the network is newer than the conditions
+        return table
     confidence = softmax(table[emotions].to_numpy() / temperature, axis=1).max(axis=1)
     table = table.assign(confidence=confidence, hit=table.true == table.predicted)
     groups = table.groupby("variant", sort=False)

@@ -100,11 +100,11 @@ def trim(waveform: np.ndarray, segments: np.ndarray) -> np.ndarray:
     At a trimmed end, digital silence is removed from the margin, too.
     """
     margin = int(MARGIN * SAMPLE_RATE)
-    start, end = max(segments[0, 0] - margin, 0), segments[-1, 1] + margin
-    trimmed = waveform[start:end]
-    if start:
+    start, end = segments[0, 0] - margin, segments[-1, 1] + margin
+    trimmed = waveform[max(start, 0) : end]
+    if start >= 0:
         trimmed = np.trim_zeros(trimmed, "f")
-    return trimmed if end >= len(waveform) else np.trim_zeros(trimmed, "b")
+    return trimmed if end > len(waveform) else np.trim_zeros(trimmed, "b")
 
 
 def expand_folders(paths: str | os.PathLike | Sequence) -> list[str]:

@@ -10,6 +10,7 @@ import pandas as pd
 import soundfile
 from scipy import signal
 
+from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, to_float, to_int16
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.collect import CLASSIFIER, classifiers, corpus_of, lineage
@@ -127,11 +128,13 @@ def classify_altered(run_dir: str) -> Path:
                 scores = pd.DataFrame(scorer(waves), table.index, corpus.emotions)
                 named = labels | {"variant": condition, "predicted": scores.idxmax(axis=1)}
                 tables.append(table.assign(**named, **scores))
+        if not tables:
+            raise GmpError("robustness: found no network and no probe; set it to false.")
         pd.concat(tables, ignore_index=True).to_parquet(folder / "predictions.parquet")
 
     return make_stage(
         run_folder(run_dir) / ROBUSTNESS,
         build,
-        parameters={},
+        parameters={"systems": (finished.variant + ", " + finished.system).tolist()},
         stages=list(finished.stage),
     )

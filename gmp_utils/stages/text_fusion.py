@@ -69,7 +69,7 @@ def embed(texts: list[str], encoder: str) -> np.ndarray:
 
 def _transcripts(corpus: Corpus) -> list[str]:
     """The text of every utterance; raises a GmpError if any has none."""
-    texts = corpus.manifest.get("text", pd.Series(None, corpus.manifest.index, dtype=object))
+    texts = corpus.manifest.reindex(columns=["text"]).text
     missing = texts.index[texts.isna()]
     if len(missing):
         found = f"{missing[0]} has no text ({len(missing)} such of {len(texts)})"
@@ -125,8 +125,8 @@ def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tup
     network = EmotionClassifier.load(str(speech / "model"))
     inputs = features.model_inputs(network, fold.corpus)
     x = {}
-    for part, names in fold.parts.items():
-        embeddings, _ = features.embed_and_classify(network, inputs, names)
+    for part in ("train", *fold.scored_parts):
+        embeddings, _ = features.embed_and_classify(network, inputs, fold.parts[part])
         x[part] = np.hstack([embeddings, text[part]])
 
     def fit(alpha: float) -> Scores:

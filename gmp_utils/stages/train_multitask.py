@@ -80,12 +80,12 @@ def _metrics(trained_tasks: tuple[str, ...], prediction: EvalPrediction) -> dict
 
 def gender_augmented(stage: Path, layer: int = -1) -> bool:
     """Whether a finished stage learned gender, so that clusters of a layer are gender-augmented."""
-    learned = read_json(stage / "metrics.json").get("gender_uar", 0.0) >= GENDER_UAR
-    settings, n_states = (
-        read_json(stage / "params.json"),
-        weights.n_layers(str(stage / "model")) + 1,
-    )
-    return learned and settings["train_encoder"] and layer % n_states > settings["frozen_layers"]
+    metrics, settings = (read_json(stage / f"{name}.json") for name in ("metrics", "params"))
+    n_states = weights.n_layers(str(stage / "model")) + 1
+    is_partial = settings["frozen_layers"] or settings["lora_rank"]
+    lowest = settings["frozen_layers"] + 1 if is_partial else 0
+    learned = metrics.get("gender_uar", 0.0) >= GENDER_UAR
+    return learned and settings["train_encoder"] and layer % n_states >= lowest
 
 
 def describe_gender(stage: Path, layer: int = -1) -> str:

@@ -43,7 +43,7 @@ class TrainingConfig:
 
     learning_rate: float = 1e-4  # after a warm-up over 10 % of the steps, before a linear decay
     epochs: int = 0  # each followed by an evaluation; 0 if `max_steps` is given
-    max_steps: int = 0  # optimizer steps, with ten evaluations; 0 if `epochs` is given
+    max_steps: int = 0  # optimizer steps, with up to ten evaluations; 0 if `epochs` is given
     batch_seconds: float = 320.0  # padded seconds of audio per batch
     batch_size: int = 64  # utterances per batch, at most
     seed: int = 0
@@ -297,6 +297,10 @@ def train(
     n_gpus = torch.cuda.device_count()
     if 0 < n_gpus < config.processes:
         raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus} (GPUs).")
+    if (folder / "metrics.json").is_file():  # it was interrupted after this training
+        model.merge_updates()
+        model.load_state_dict(type(model).load(str(folder / "model")).state_dict())
+        return read_json(folder / "metrics.json")
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete_checkpoints(checkpoints, config.processes)
@@ -361,7 +365,7 @@ def _fit_saved(load: Callable[[str], SpeechModel], initial: str, seed: int, *tas
 def _arguments(
     folder: Path, config: TrainingConfig, selection_metric: str, selection: str
 ) -> TrainingArguments:
-    strategy, every = "steps" if config.max_steps else "epoch", max(config.max_steps // 10, 1)
+    strategy, every = "steps" if config.max_steps else "epoch", math.ceil(config.max_steps / 10)
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"),
         num_train_epochs=config.epochs,

@@ -86,7 +86,7 @@ def load(
     outside its folder. `rating_scale` is the lowest and the highest rating of a table.
     """
     rows, names = _read(corpus, folder, outside, rating_scale)
-    return check(_keep(_to_emotions(rows, names, _texts(label_map)), emotions))
+    return _keep(check(_to_emotions(rows, names, _texts(label_map))), emotions)
 
 
 def cross_corpus(
