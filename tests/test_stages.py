@@ -331,7 +331,7 @@ def test_updates_need_not_be_a_multiple_of_ten(finished, tmp_path, tiny_encoder)
     schedule = TrainingConfig(1e-3, max_steps=23, batch_seconds=10)
     stage = retrain.retrain(str(run), 1, str(tiny_encoder), schedule, stream_hidden_size=8)
     history = pd.read_csv(stage / "history.csv")
-    assert history.step.tolist() == [*range(2, 23, 2), 23]
+    assert history.step.tolist() == [*range(3, 23, 3), 23]
     assert history[["loss", "validation_loss", "grad_norm"]].notna().all(axis=None)
 
 

@@ -113,8 +113,9 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
         figure.add_heatmap(**cells, **style, row=1, col=column)
     uar, shares = skipped[skipped.emotion == "UAR"], directions.groupby("emotion").difference.max()
     title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}.<br>"
-    moved = ", ".join(f"{x:.0%} ({name})" for name, x in shares.items())
-    title += f"A direction changes the decision for up to {moved} of other utterances"
+    most, fewest = shares.idxmax(), shares.idxmin()
+    title += f"A direction turns up to {shares[most]:.0%} of other utterances to {most}"
+    title += f", and up to {shares[fewest]:.0%} to {fewest}"
     figure.update_yaxes(title="layer", dtick=1, col=1)
     scale = {"cmin": -1, "cmax": 1, "colorscale": "BrBG", "colorbar": {"title": "difference"}}
     height = 150 + 38 * uar.layer.max()

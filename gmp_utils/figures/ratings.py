@@ -27,7 +27,7 @@ def differences(table: pd.DataFrame) -> go.Figure:
         px.scatter, table, x="difference", y="compared", error_x=table.high - table.difference
     )
     figure.add_vline(0, line_color="#888888").update_traces(marker_size=9)
-    figure.update_xaxes(title="difference in A-CCC (points of 0.01)")
+    figure.update_xaxes(title="points of A-CCC")
     figure.update_yaxes(title="", autorange="reversed", automargin=True)
     over = "speakers and seeds" if table.seeds.min() >= MIN_SEEDS else "speakers, not over seeds"
     height, n_apart = 180 + 40 * table.compared.nunique(), (table.low * table.high > 0).sum()

@@ -4,6 +4,7 @@ import io
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from itertools import cycle
 from queue import Empty, Queue
 from threading import Thread
@@ -137,9 +138,10 @@ def _render(figure: go.Figure, kind: str) -> bytes | None:
         print(f"Chromium has not answered for {PATIENCE} s, so figures are written as HTML only")
         os.environ["BROWSER_PATH"] = ""
         for child in psutil.Process().children(recursive=True):  # kaleido waits for it at the end
-            if "chromium_wrapper" in "".join(child.cmdline()):
-                for process in (*child.children(recursive=True), child):
-                    process.kill()
+            with suppress(psutil.Error):  # it may just have ended
+                if "chromium_wrapper" in "".join(child.cmdline()):
+                    for process in (*child.children(recursive=True), child):
+                        process.kill()
         return None
 
 
