@@ -409,6 +409,16 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
         corpora.load("synthetic", linked / "corpus")
 
 
+def test_rows_in_messages_are_those_of_the_file(tmp_path):
+    """Also if other emotions come first, which are excluded."""
+    touch(tmp_path, "in.wav")
+    rows = {"path": "in.wav", "start": [0.0, 1, 2], "end": [1.0, 2, 3], "speaker": ["1", "1", "2"]}
+    rows |= {"emotion": ["calm", "calm", "sad"], "gender": ["female", "female", "Male"]}
+    pd.DataFrame(rows).to_parquet(tmp_path / "mine.parquet")
+    with pytest.raises(GmpError, match="row 3, column gender: found Male"):
+        corpora.load("table", tmp_path / "mine.parquet", emotions=["sad"])
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

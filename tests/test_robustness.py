@@ -9,6 +9,7 @@ import soundfile
 from conftest import classifier, write_noise_corpus
 from scipy import signal
 
+from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import tables
 from gmp_utils.runs.files import read_json
@@ -83,6 +84,13 @@ def test_mp3_is_neither_shifted_nor_cut(speech):
     rate = {"bitrate_mode": "CONSTANT", "compression_level": robustness.MP3_COMPRESSION}
     soundfile.write(file, np.tile(speech, 10), RATE, format="MP3", **rate)
     assert len(file.getvalue()) * 8 / 20 == pytest.approx(24000, rel=0.02)
+
+
+def test_a_run_without_networks_and_probes_is_rejected(tmp_path):
+    run = str(write_noise_corpus(tmp_path / "run"))
+    baselines.classify(run, 1, baseline="majority")
+    with pytest.raises(GmpError, match="robustness: found no network and no probe"):
+        robustness.classify_altered(run)
 
 
 def test_networks_and_probes_are_tested_under_all_conditions(tmp_path, tiny_encoder):

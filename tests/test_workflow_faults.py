@@ -192,6 +192,11 @@ def test_neither_make_nor_a_shell_expands_values(tmp_path, target):
     stub.chmod(0o755)
     before, typed = set(tmp_path.rglob("*")), {name: ODD + name for name in TYPED}
     line = [f"{name}={value}" for name, value in typed.items()]
+    wsl = {"WSL_DISTRO_NAME": "Ubuntu", "NAME": "DESKTOP-1"}  # there, NAME is the computer's
+    done = subprocess.run(
+        ["make", target], cwd=tmp_path, env=CLEAN | wsl, capture_output=True, text=True, check=False
+    )
+    assert "DESKTOP-1" not in done.stdout
     for arguments, environment in ((line, {}), ([], typed)):
         done = subprocess.run(
             ["make", target, *arguments, "CORES=2; touch v", "GPUS=`touch u`", "FOLDS=1 2; touch w"],
