@@ -55,7 +55,11 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
     add("--encoder", default="", help="a folder, or name[@revision] on the hub (default: embedded)")
-    add("--folds", **numbers, help="folds, numbered from 1 (default: 1, or those declared)")
+    add(
+        "--folds",
+        **numbers,
+        help="folds, numbered from 1 (default: 1, or those of a preset or declared)",
+    )
     if name != "experiment":
         text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"
         add("--finetune-from", nargs="*", choices=INITIAL_MODELS, default=[], help=text)
@@ -91,7 +95,7 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
     add("--window", type=float, default=6.0, metavar="S", help="seconds (default: %(default)s)")
     text = "seconds between windows, at most (default: %(default)s)"
     add("--hop", type=float, default=3.0, metavar="S", help=text)
-    text = "a row per utterance (until a pause), or several if it is longer than a window"
+    text = "divide recordings at pauses first, so that a short utterance has one row"
     add("--by-utterance", action="store_true", help=text)
 
 
@@ -119,7 +123,7 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     plan, gpus, cores = _plan(options), options.gpus, options.cores
     impossible = plan.experiment["impossible"] if plan.experiment else {}
     for name, reason in impossible.items():
-        print(f"not possible: {name}, {reason}")
+        print(f"not possible: {name} ({reason})")
     if not plan.runs:
         raise GmpError("no variant of the experiment is possible, see above.")
     if not options.profile:
@@ -189,8 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = _plan(options)
         saved, settings = paths.run_folder(plan.folder) / "plan.json", vars(options)
         given = [name for name, value in settings.items() if value and name in experiments.SETTINGS]
-        if given in ([], ["run_dir"]) and saved.is_file():  # a run as it was made
-            plan = experiments.read_plan(saved)
+        if given in ([], ["run_dir"]) and saved.with_name("parameters").is_dir():  # as it was made
+            plan = experiments.read_plan(saved) if saved.is_file() else plan
         else:
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress

@@ -506,10 +506,10 @@ def test_tiles_of_folds_count_the_test_speakers():
 
 
 def test_a_changed_recording_changes_the_digest_of_its_corpus(tmp_path):
-    """Of a table's folder, only recordings count: results may be written next to them."""
+    """Of a table's folder, only its recordings count: results may be written next to them."""
     table, recording = tmp_path / "table.csv", tmp_path / "ann" / "1.wav"
     recording.parent.mkdir()
-    table.write_text("path\n")
+    table.write_text("path,speaker\nann/1.wav,ann\n")
     digests = []
     for name, content in (("ann/1.wav", "a"), ("ann/1.wav", "bc"), ("results.csv", "")):
         (tmp_path / name).write_text(content)

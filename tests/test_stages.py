@@ -298,17 +298,17 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         shutil.rmtree(run / "fold1" / "04_generate_gmps")
         made = generate_gmps.generate_gmps(str(run), 1, scales=(4, 8))
         assert read_json(made / "metrics.json")["gender_augmented"] is augmented
-        word = "are gender-augmented" if augmented else "are not gender-augmented"
-        assert f"Pseudo-labels from this model {word}" in capsys.readouterr().out
+        word = "are called" if augmented else "are not called"
+        assert f"Pseudo-labels from this model {word} gender-augmented" in capsys.readouterr().out
         text = tables.describe(str(run))
         assert ("Not gender-augmented" in text) is not augmented
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
-    assert "Not gender-augmented (see notebook 02): GMPs (1 of 1 trainings)." in text
+    assert "Not gender-augmented (see notebook 04): GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"gender_uar": 0.8})
     write_json(stage / "params.json", read_json(stage / "params.json") | {"frozen_layers": 2})
     assert "The layer was frozen" in train_multitask.describe_gender(stage, -3)  # 2 of 4
-    assert "are gender-augmented" in train_multitask.describe_gender(stage, -2)
+    assert "are called gender-augmented" in train_multitask.describe_gender(stage, -2)
     write_json(stage / "metrics.json", {"gender_uar": np.nan})
     assert "all validation speakers have one gender" in train_multitask.describe_gender(stage)
     write_json(stage / "metrics.json", {"emotion_uar": 0.5})

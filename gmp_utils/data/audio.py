@@ -101,9 +101,13 @@ def decode(path: str | _Content) -> np.ndarray:
 
 @cache
 def corpus_digest(path: str | None) -> str:
-    """Digest of names, sizes and times of a corpus's files, or of recordings below a table's folder."""
+    """Digest of names, sizes and times of the files in a corpus's folder, or of a table's recordings."""
     folder = Path(path or os.devnull)
-    files = find_recordings(folder.parent.rglob("*")) if folder.is_file() else folder.rglob("*")
+    files = folder.rglob("*")
+    if folder.is_file():
+        with suppress(OSError, ValueError):  # notebook 01 reports what is wrong with the table
+            read = pd.read_parquet if folder.suffix == ".parquet" else pd.read_csv
+            files = {folder.parent / str(name) for name in read(folder)["path"]}
     stats = [(os.fspath(file), file.stat()) for file in sorted(files) if file.is_file()]
     return text_digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 

@@ -193,7 +193,7 @@ def _describe_protocols(finished: pd.DataFrame) -> str:
 
 def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     """The encoders, and how many recordings of the corpus they were pre-trained on."""
-    stages = {path for stage in finished.stage for path in (stage, *collect.lineage(stage))}
+    stages = {path for stage in finished.stage for path in collect.lineage(stage)}
     encoders = [read_json(stage / "params.json").get("encoder") for stage in sorted(stages)]
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
@@ -212,7 +212,7 @@ def _describe_gender(finished: pd.DataFrame) -> str:
     groups = without.groupby(trainings.variant, sort=False)
     counts = groups.agg(["sum", "size"]).query("sum > 0")
     texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
-    return f" Not gender-augmented (see notebook 02): {', '.join(texts)}." if texts else ""
+    return f" Not gender-augmented (see notebook 04): {', '.join(texts)}." if texts else ""
 
 
 def describe(run_dir: str) -> str:

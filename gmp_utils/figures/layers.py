@@ -114,8 +114,8 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
     uar, shares = skipped[skipped.emotion == "UAR"], directions.groupby("emotion").difference.max()
     title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}.<br>"
     most, fewest = shares.idxmax(), shares.idxmin()
-    title += f"A direction turns up to {shares[most]:.0%} of other utterances to {most}"
-    title += f", and up to {shares[fewest]:.0%} to {fewest}"
+    title += f"Directions raise the share classified as {most} by up to {shares[most]:.0%}"
+    title += f", and as {fewest} by up to {shares[fewest]:.0%}"
     figure.update_yaxes(title="layer", dtick=1, col=1)
     scale = {"cmin": -1, "cmax": 1, "colorscale": "BrBG", "colorbar": {"title": "difference"}}
     height = 150 + 38 * uar.layer.max()
@@ -191,8 +191,10 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
             figure.update_xaxes(title={"text": text, "standoff": 2}, **place)
     first, last = min(drawn), max(drawn)
     (before, chance), after = found[rows[0], first], found[rows[0], last][0]
-    title = f"On the map, {before:.0%} (layer {first}) and {after:.0%} (layer {last}) of the nearest {unit}"
-    title += f"<br>of new speakers share the {rows[0]} (chance {chance:.0%})"
+    title = (
+        f"On the map, new speakers' {unit} share the {rows[0]} with {before:.0%} (layer {first})"
+    )
+    title += f"<br>and {after:.0%} (layer {last}) of their neighbors (chance {chance:.0%})"
     figure.update_xaxes(showticklabels=False, showgrid=False, zeroline=False, title_font_size=11)
     figure.update_yaxes(showticklabels=False, showgrid=False, zeroline=False)
     return figure.update_layout(
@@ -211,8 +213,8 @@ def emotion_maps(table: pd.DataFrame, unit: str, layer: int) -> go.Figure:
         _add_map(figure, points[points.emotion == emotion], color, **place)
     share, chance = agreement(points, "emotion")
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
-    title = f"On the map of layer {layer}, {share:.0%} of the nearest {unit} of new speakers"
-    title += f"<br>share the emotion (chance {chance:.0%})"
+    title = f"On the map of layer {layer}, new speakers' {unit} share the emotion"
+    title += f"<br>with {share:.0%} of their neighbors (chance {chance:.0%})"
     return figure.update_layout(title=title, height=350, margin_t=100)
 
 
@@ -224,7 +226,8 @@ def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
         if len(overall) > 1:
             shares = pd.crosstab(table[name], clusters, normalize="columns")
             parts.append(shares.div(overall, axis=0))
-            found.append(f"an {name} in {(parts[-1].max() > 1.5).sum()}".replace("an g", "a g"))
+            article = {"emotion": "an", "gender": "a"}[name]
+            found.append(f"{article} {name} in {(parts[-1].max() > 1.5).sum()}")
     top = pd.DataFrame({"value": parts[0].idxmax(), "ratio": -parts[0].max()})
     ratios = np.log2(pd.concat(parts).clip(1 / 8, 8))[top.sort_values(["value", "ratio"]).index]
     ratios.columns = ratios.columns.astype(str)
@@ -233,5 +236,5 @@ def enrichment(table: pd.DataFrame, stream: int) -> go.Figure:
     ticks = {"tickvals": [-3, -2, -1, 0, 1, 2, 3], "ticktext": ["1/8", "1/4", "1/2", 1, 2, 4, 8]}
     figure.update_layout(coloraxis_colorbar={"title": "times the<br>overall<br>share", **ticks})
     figure.update_xaxes(type="category", title="cluster, in the order of its most enriched label")
-    title = f"At least 1.5 times as frequent as overall: {', '.join(found)} of {ratios.shape[1]} clusters"
+    title = f"More than 1.5 times as frequent as overall: {', '.join(found)} of {ratios.shape[1]} clusters"
     return figure.update_yaxes(title="").update_layout(title=title)

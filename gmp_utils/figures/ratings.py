@@ -15,7 +15,8 @@ def by_system(results: pd.DataFrame) -> go.Figure:
     up, down = plain.a_high - plain["A-CCC"], plain["A-CCC"] - plain.a_low
     figure = panels(px.scatter, plain, x="system", y="A-CCC", error_y=up, error_y_minus=down)
     figure.update_traces(marker_size=9).update_xaxes(title="", tickangle=-40, automargin=True)
-    best = plain.loc[plain.groupby("attribute", sort=False)["A-CCC"].idxmax()]
+    scored = plain.dropna(subset="A-CCC")
+    best = scored.loc[scored.groupby("attribute", sort=False)["A-CCC"].idxmax()]
     numbers = zip(best.attribute, best["A-CCC"], best.system)
     highest = ", ".join(f"{attribute} {ccc:.2f} ({system})" for attribute, ccc, system in numbers)
     return figure.update_layout(title=f"Highest A-CCC: {highest}", height=480)

@@ -103,13 +103,13 @@ def show(figure: go.Figure, run_dir: str, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     figure.write_html(folder / f"{name}.html", include_plotlyjs="directory")
     bundle = {"application/vnd.plotly.v1+json": figure.to_plotly_json()}
-    if browser():
-        for kind in ("svg", "png"):
-            if image := browser() and _render(figure, kind):
-                (folder / f"{name}.{kind}").write_bytes(image)
-                bundle["image/png"] = image
-    else:
-        print(f"no Chromium found: {display_path(folder / name)}.html only, no PNG or SVG")
+    for kind in ("svg", "png"):
+        (folder / f"{name}.{kind}").unlink(missing_ok=True)
+        if image := browser() and _render(figure, kind):
+            (folder / f"{name}.{kind}").write_bytes(image)
+            bundle["image/png"] = image
+    if not browser():
+        print(f"no Chromium is used: {display_path(folder / name)}.html only, no PNG or SVG")
     display(bundle, raw=True)
 
 
@@ -125,24 +125,25 @@ def _render(figure: go.Figure, kind: str) -> bytes | None:
         # One Chromium for all figures of a notebook: a start takes ten times as long as a figure.
         no_proxy = "127.0.0.1:9"  # nothing listens there: Chromium sends no requests to its vendor
         kaleido.start_sync_server(mathjax=False, proxy_server=no_proxy, silence_warnings=True)
-        image = None
         try:
-            image = kaleido.calc_fig_sync(figure.to_dict(), opts=options)
-        finally:
-            images.put(image)
+            images.put(kaleido.calc_fig_sync(figure.to_dict(), opts=options))
+        except Exception as error:  # raised below
+            images.put(error)
 
     Thread(target=render, daemon=True).start()
     try:
-        return images.get(timeout=PATIENCE)
+        image = images.get(timeout=PATIENCE)
     except Empty:
         print(f"Chromium has not answered for {PATIENCE} s, so figures are written as HTML only")
         os.environ["BROWSER_PATH"] = ""
         for child in psutil.Process().children(recursive=True):  # kaleido waits for it at the end
             with suppress(psutil.Error):  # it may just have ended
-                if "chromium_wrapper" in "".join(child.cmdline()):
-                    for process in (*child.children(recursive=True), child):
-                        process.kill()
+                if "chromium" in "".join(child.cmdline()):
+                    child.kill()
         return None
+    if isinstance(image, Exception):
+        raise image
+    return image
 
 
 def player(waveform: np.ndarray) -> Audio:

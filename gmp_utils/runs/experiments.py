@@ -314,9 +314,9 @@ def write(plan: Plan) -> None:
 def read_declaration(run_dir: str) -> dict:
     """Read the experiment that `write` wrote, or describe a single run in the same form.
 
-    Besides those of `Declaration`, the keys are `impossible` (reasons by variant) and `runs`, each with
-    `variant`, `seed`, `run_dir`, `finetune_from` and `systems` (losses, baselines and text). A single run has
-    no variants, and its folds, initial models and systems are read from its folder.
+    Besides those of `Declaration`, the keys are `impossible` (reasons by variant, or by variant and system)
+    and `runs`, each with `variant`, `seed`, `run_dir`, `finetune_from` and `systems` (losses, baselines and
+    text). A single run has no variants, and its folds, initial models and systems are read from its folder.
     """
     file = run_folder(run_dir) / FILE
     values = read_json(file) if file.is_file() else {"recipe": ""}

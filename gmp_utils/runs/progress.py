@@ -52,7 +52,7 @@ def print_progress(plan: Plan) -> None:
     missing = [training for training in trainings if training[-1] in pending]
     print(f"{plan.folder}: {len(trainings)} runs, {len(trainings) - len(missing)} done")
     for variant, reason in read_declaration(plan.folder)["impossible"].items():
-        print(f"not possible: {variant}, {reason}")
+        print(f"not possible: {variant} ({reason})")
     if plan.experiment and missing:
         for (variant, seed), rows in pd.DataFrame(missing).groupby([0, 1], sort=False):
             print(f"missing: {variant}, seed {seed}, folds {', '.join(map(str, rows[2]))}")

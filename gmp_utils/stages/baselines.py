@@ -208,7 +208,7 @@ def classify(
     check_baselines([baseline])
     corpus, self_training = open_corpus(run_dir), baseline == "self-training"
     stages = [corpus.stage]
-    if self_training and corpus.protocol.labeled_share == 1:
+    if self_training and not corpus.partition(fold)["unlabeled"]:
         raise GmpError(f"baseline {baseline!r}: all utterances have labels; lower labeled_share.")
     if baseline == "egemaps":
         stages.append(functionals(corpus))

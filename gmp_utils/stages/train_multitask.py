@@ -101,4 +101,4 @@ def describe_gender(stage: Path, layer: int = -1) -> str:
     else:
         learned = "learned" if uar >= GENDER_UAR else f"NOT learned (below {GENDER_UAR})"
         reason = f"Gender was {learned}: its UAR on the validation speakers is {uar:.2f}"
-    return f"{reason}. Pseudo-labels from this model {are} gender-augmented."
+    return f"{reason}. Pseudo-labels from this model {are} called gender-augmented."

@@ -300,6 +300,7 @@ def train(
     if (folder / "metrics.json").is_file():  # it was interrupted after this training
         model.merge_updates()
         model.load_state_dict(type(model).load(str(folder / "model")).state_dict())
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         return read_json(folder / "metrics.json")
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
