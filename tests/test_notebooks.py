@@ -1,5 +1,6 @@
 """The demo as a user runs it, every notebook under nbval, and what must fail."""
 
+import contextlib
 import json
 import os
 import re
@@ -288,8 +289,10 @@ def test_make_lab_serves_the_notebooks(tmp_path):
         kernel = urllib.request.Request(url.replace("contents", "kernels"), b"{}", method="POST")
         with pytest.raises(urllib.error.HTTPError, match="403"):
             urllib.request.urlopen(kernel)
-        served = psutil.Process(lab.pid).children(recursive=True)
-        sockets = [socket for server in served for socket in server.net_connections()]
+        sockets = []
+        for server in psutil.Process(lab.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                sockets += server.net_connections()
         listening = {s.laddr.ip for s in sockets if s.laddr.port == 8951 and not s.raddr}
         assert listening == {"127.0.0.1"}
     finally:
