@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
-from dataclasses import fields
 from pathlib import Path
 
 from gmp_utils import GmpError
@@ -55,11 +54,8 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--test-corpus", default="", metavar="CORPUS", help="another corpus to test on")
     add("--test-corpus-dir", default="", metavar="DIR", help="its recordings")
     add("--encoder", default="", help="a folder, or name[@revision] on the hub (default: embedded)")
-    add(
-        "--folds",
-        **numbers,
-        help="folds, numbered from 1 (default: 1, or those of a preset or declared)",
-    )
+    text = "folds, numbered from 1 (default: 1, or those of a preset or declared)"
+    add("--folds", **numbers, help=text)
     if name != "experiment":
         text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"
         add("--finetune-from", nargs="*", choices=INITIAL_MODELS, default=[], help=text)
@@ -101,13 +97,13 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
 
 def _plan(options: argparse.Namespace):
     """Plan the runs that a command's options describe."""
-    from gmp_utils.runs.experiments import Settings, lay_out
+    from gmp_utils.runs.experiments import SETTINGS, Settings, lay_out
     from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
     if not NOTEBOOKS.is_dir():
         raise GmpError(f"{ROOT}: no notebooks/ here; run this in a checkout of the project.")
-    names = {field.name for field in fields(Settings)}
-    return lay_out(Settings(**{key: vars(options)[key] for key in names & vars(options).keys()}))
+    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
+    return lay_out(Settings(**given))
 
 
 def _execute(options: argparse.Namespace, extra: list[str]) -> int:
@@ -185,6 +181,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "recognize":
             return _recognize(options)
         from gmp_utils.runs import experiments, paths, progress, stage
+        from gmp_utils.runs.files import read_json
 
         if options.command == "verify":
             problems = stage.verify(options.run_dir)
@@ -194,7 +191,7 @@ def main(arguments: list[str] | None = None) -> int:
         saved, settings = paths.run_folder(plan.folder) / "plan.json", vars(options)
         given = [name for name, value in settings.items() if value and name in experiments.SETTINGS]
         if given in ([], ["run_dir"]) and saved.with_name("parameters").is_dir():  # as it was made
-            plan = experiments.read_plan(saved) if saved.is_file() else plan
+            plan = experiments.as_plan(read_json(saved)) if saved.is_file() else plan
         else:
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress

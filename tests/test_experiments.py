@@ -17,7 +17,7 @@ from gmp_utils.__main__ import main
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
 from gmp_utils.runs.experiments import Settings, declared, lay_out
-from gmp_utils.runs.files import file_digest
+from gmp_utils.runs.files import file_digest, read_json
 from gmp_utils.runs.paths import run_folder
 
 DECLARED = sorted(path.stem for path in experiments.CONFIG.glob("*.yaml"))
@@ -179,7 +179,7 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     assert main(["plan", "--run-dir", str(run)]) == 0
     assert f"{run}: 2 runs, 0 done" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in before}
-    assert experiments.read_plan(run / "plan.json") == planned
+    assert experiments.as_plan(read_json(run / "plan.json")) == planned
 
 
 def test_the_plan_ignores_partial_notebooks(tmp_path):

@@ -103,7 +103,10 @@ def papermill(tmp_path, notebook, *arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-p", "foldd", "3"), "unknown parameter 'foldd'; did you mean fold"),
+        (
+            ("-p", "foldd", "3"),
+            "mean fold or folds or n_folds? 02_train_multitask has: run_dir, fold",
+        ),
         (("-p", "run_dir", "runs/none"), "run notebooks/01_prepare_data.ipynb"),
     ],
 )

@@ -247,7 +247,11 @@ def test_the_series_is_complete_and_declares_builtin_types():
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"foldd": 3}, "unknown parameter 'foldd'; did you mean fold"),
+        (
+            {"foldd": 3},
+            r"unknown parameter 'foldd'; did you mean fold or folds or n_folds\? 02_train_mu",
+        ),
+        ({"foldd": 3}, "02_train_multitask has: run_dir, fold"),
         ({"fold": "3"}, r"parameter fold: found '3' \(str\), expected int"),
         ({"fold": True}, "found True"),
         ({"multitask_learning_rate": "1e-4"}, "expected float"),

@@ -154,19 +154,17 @@ class SpeechModel(PreTrainedModel):
             layers.requires_grad_(True)
         if rank:
             generator = torch.Generator().manual_seed(torch.initial_seed())  # as in any process
-            for layer in layers:
-                for linear in (layer.attention.q_proj, layer.attention.v_proj):
-                    update = LowRankUpdate(linear.weight, rank, generator)
-                    parametrize.register_parametrization(linear, "weight", update)
+            for linear in queries_and_values(layers):
+                update = LowRankUpdate(linear.weight, rank, generator)
+                parametrize.register_parametrization(linear, "weight", update)
         if not self.train_cnn:
             encoder.feature_extractor._freeze_parameters()
 
     def merge_updates(self) -> None:
         """Make LoRA's updates a part of the weights."""
-        for layer in self.base_model.encoder.layers:
-            for linear in (layer.attention.q_proj, layer.attention.v_proj):
-                if parametrize.is_parametrized(linear):
-                    parametrize.remove_parametrizations(linear, "weight")
+        for linear in queries_and_values(self.base_model.encoder.layers):
+            if parametrize.is_parametrized(linear):
+                parametrize.remove_parametrizations(linear, "weight")
 
     @property
     def n_layers(self) -> int:
@@ -270,6 +268,12 @@ class SpeechModel(PreTrainedModel):
         if n_layers in indices:
             states[n_layers] = last  # after the final norm, if the model has one
         return {index: state.to(self.dtype) for index, state in states.items()}
+
+
+def queries_and_values(layers: nn.ModuleList) -> Iterator[nn.Linear]:
+    """The query and value projections of Transformer layers, which LoRA updates."""
+    for layer in layers:
+        yield from (layer.attention.q_proj, layer.attention.v_proj)
 
 
 class LowRankUpdate(nn.Module):

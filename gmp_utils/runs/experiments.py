@@ -174,9 +174,8 @@ class Plan:
         return [*snakemake, "--configfile", str(path), *options]
 
 
-def read_plan(path: Path) -> Plan:
-    """Read the plan that `Plan.command` saved."""
-    values = read_json(path)
+def as_plan(values: dict) -> Plan:
+    """The plan that `Plan.command` saved as JSON."""
     return Plan(values["folder"], [Run(**run) for run in values["runs"]], values["experiment"])
 
 
@@ -204,10 +203,10 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         raise GmpError(f"recipe {settings.recipe!r} with an experiment: set it in its variants.")
     folder = _folder(settings, _parameters(settings, declaration.parameters))
     folds, seeds = settings.folds or declaration.folds, settings.seeds or declaration.seeds
-    runs, impossible = [], {}
+    defaults, runs, impossible = notebook.series_parameters()["06_finetune"], [], {}
     for variant, changes in declaration.variants.items():
         parameters = _parameters(settings, declaration.parameters, changes)
-        lists = notebook.series_parameters()["06_finetune"] | parameters
+        lists = defaults | parameters
         if "egemaps" in lists["baselines"] and find_spec("opensmile") is None:
             others = [name for name in lists["baselines"] if name != "egemaps"]
             if others or lists["losses"]:
@@ -226,7 +225,7 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
     if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} predicts ratings, the others emotions"
         raise GmpError(f"{problem}; declare them in two experiments.")
-    defaults, members = notebook.series_parameters()["06_finetune"], []
+    members = []
     for run in runs:
         lists = defaults | run.parameters
         systems = [*lists["losses"], *lists["baselines"], *lists["text"]]
