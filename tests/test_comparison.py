@@ -215,6 +215,7 @@ def test_too_few_speakers_are_not_compared():
     assert comparison.comparisons(sums({"a": [1, 2]}), []).empty
 
 
+DECLARATION = {"against": None, "variants": {}, "primary": {}}
 WITHOUT, WITH, AMS = ("no GMPs", "CE"), ("GMPs", "CE"), ("GMPs", "AMS")
 
 
@@ -245,7 +246,7 @@ def test_the_difference_is_that_of_the_table():
     ]
     columns = ["variant", "system", "speaker", "seed", "true", "predicted"]
     predictions = pd.DataFrame(rows, columns=columns)
-    row = tables.uar_comparisons(predictions).iloc[0]
+    row = tables.uar_comparisons(predictions, DECLARATION).iloc[0]
     assert row.compared == "no GMPs, CE → GMPs, CE"
     assert row.difference == pytest.approx(np.diff(tables.scores(predictions).UAR).item())
     assert row.finding == f"{row.difference:.1f} points higher"
@@ -263,13 +264,44 @@ def test_systems_are_compared_within_their_share_of_labels():
         ],
         columns=["variant", "system", "speaker", "seed", "true", "predicted"],
     )
-    compared = tables.uar_comparisons(table, "100 %, a", variants | {"other": {}})
+    declaration = DECLARATION | {"variants": variants | {"other": {}}}
+    compared = tables.uar_comparisons(table, declaration | {"against": "100 %, a"})
     assert compared.set_index("compared").difference.to_dict() == {
         "5 %, a, AMS → 5 %, b, AMS": -50,
         "100 %, a, AMS → 100 %, b, AMS": 0,
     }
-    assert len(tables.uar_comparisons(table, variants=variants | {"other": {}})) == 2
-    assert len(tables.uar_comparisons(table)) == 10
+    assert len(tables.uar_comparisons(table, declaration)) == 2
+    assert len(tables.uar_comparisons(table, DECLARATION)) == 10
+
+
+def test_primary_outcomes_come_first_and_are_corrected_among_themselves():
+    """Also if the variant `against` which others are compared is in neither, and only with their labels."""
+    rng = np.random.default_rng(0)
+    rows = [
+        (variant, "AMS", speaker, seed, true, true if rng.random() < right else "sad")
+        for variant, right in (("a", 0.5), ("b", 0.6), ("c", 0.7))
+        for speaker in "stuvwx"
+        for seed in range(3)
+        for true in ["angry"] * 20
+    ]
+    table = pd.DataFrame(
+        rows, columns=["variant", "system", "speaker", "seed", "true", "predicted"]
+    )
+    outcomes = {"all labels": ["b, AMS → c, AMS", "b, AMS → not run, AMS"]}
+    declaration = DECLARATION | {"against": "a", "primary": outcomes}
+    compared = tables.uar_comparisons(table, declaration)
+    assert compared.primary.tolist() == [True, False, False]
+    assert compared.compared[0] == "b, AMS → c, AMS"
+    named = table.assign(system=table.variant + ", AMS")
+    sums = comparison.class_sums(named, ["system", "speaker", "seed"])
+    alone = comparison.comparisons(sums, [("b, AMS", "c, AMS")])
+    others = comparison.comparisons(sums, [("a, AMS", "b, AMS"), ("a, AMS", "c, AMS")])
+    assert compared.p.tolist() == [*alone.p, *others.p]
+    assert compared.minimum_detectable.tolist() == [
+        *alone.minimum_detectable,
+        *others.minimum_detectable,
+    ]
+    assert "primary" not in tables.uar_comparisons(table, declaration, "few labels")
 
 
 def test_readouts_are_compared_by_their_mean_uar():
@@ -285,9 +317,11 @@ def test_readouts_are_compared_by_their_mean_uar():
         for true in ("angry", "sad")
     ]
     columns = ["variant", "system", "speaker", "seed", "labels", "draw", "true", "predicted"]
-    row = tables.readout_comparisons(pd.DataFrame(rows, columns=columns), "a").iloc[0]
+    declaration = DECLARATION | {"primary": {"few labels": ["a, probe → b, probe"]}}
+    row = tables.readout_comparisons(pd.DataFrame(rows, columns=columns), declaration).iloc[0]
     # 100 instead of 50 in a quarter of the conditions, or in half of them: gains 12.5 and 25
     half = stats.t.ppf(0.975, 5) * 6.25 * (6 / 5) ** 0.5 / 6**0.5
     assert [row.difference, row.low, row.high] == pytest.approx([18.75, 18.75 - half, 18.75 + half])
     assert row.p == pytest.approx(2 * stats.t.sf(18.75 / (half / stats.t.ppf(0.975, 5)), 5))
     assert (row.speakers, row.seeds, row.finding) == (6, 3, "18.8 points higher")
+    assert row.primary

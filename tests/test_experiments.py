@@ -14,6 +14,7 @@ from conftest import ROOT, cli, finished, kill_when, needs_browser, python, work
 
 from gmp_utils import GmpError
 from gmp_utils.__main__ import main
+from gmp_utils.evaluation.collect import SYSTEM_NAMES
 from gmp_utils.figures import style
 from gmp_utils.runs import experiments
 from gmp_utils.runs.experiments import Settings, declared, lay_out
@@ -38,6 +39,15 @@ def test_every_declaration_can_be_laid_out_with_parameters_that_notebooks_have(n
     variants = {run.variant for run in plan.runs} | set(declaration["impossible"])
     assert set(declaration["variants"]) == variants
     assert set(declaration["paper"]) <= variants
+    systems = {
+        f"{member['variant']}, {SYSTEM_NAMES[system]}"
+        for member in declaration["runs"]
+        for system in member["systems"]
+    }
+    outcomes = sum(declaration["primary"].values(), [])
+    assert {name for outcome in outcomes for name in outcome.split(" → ")} <= systems
+    if name not in ("smoke", "personalize"):
+        assert any(system.endswith(", probe") for system in systems)
 
 
 def test_the_papers_numbers_are_the_papers():
@@ -89,7 +99,8 @@ def test_layers_that_the_encoder_does_not_have_are_reported_and_not_run(tiny_enc
     plan = lay_out(Settings(experiment="table4", folds=[1], seeds=[0], encoder=str(tiny_encoder)))
     reasons = {f"layer -{n}": "the encoder's layers end with -5" for n in (8, 7, 6)}
     assert plan.experiment["impossible"] == reasons
-    assert [run.variant for run in plan.runs] == [f"layer -{n}" for n in range(5, 0, -1)]
+    trained = [f"layer -{n}" for n in range(5, 0, -1)]
+    assert [run.variant for run in plan.runs] == ["linear probe", *trained]
     assert experiments.is_sweep(declared("table4").variants)
     assert not experiments.is_sweep(declared("table3").variants)
     assert experiments.is_sweep(declared("gender_balance").variants)
@@ -107,6 +118,11 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
         ({}, {"variants": {"a": {}, "A": {}}}, "expected different folder names"),
         ({}, {"variants": {}}, r"variants: found \[\], expected"),
         ({}, {"against": "b"}, "against 'b' is none"),
+        (
+            {},
+            {"primary": {"labels": []}},
+            r"primary: found \['labels'\], expected \"all labels\" or",
+        ),
         ({}, {"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
         ({"experiment": "table9"}, {}, "experiment 'table9': expected one of baselines, contr"),
         ({"preset": ["none.yaml"]}, {}, "none.yaml: not a YAML file"),

@@ -80,7 +80,8 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
     curves = readout.readout_curves(table)
     assert curves.x.unique().tolist() == ["1", "2", "4", "8", "16", "all"]
     assert len(curves) == 2 * 6 * 2  # systems, numbers of labels, speakers
-    assert len(tables.uar_comparisons(table)) == 1
+    declaration = {"against": None, "variants": {}, "primary": {}}
+    assert len(tables.uar_comparisons(table, declaration)) == 1
 
 
 def test_the_stages_that_probes_need():

@@ -504,7 +504,8 @@ def experiment(tmp_path, finished):
     write_json(clusters, read_json(clusters) | {"layer": -1})
     folders = {"first": finished.parent, "second": tmp_path / "other"}
     declaration = {
-        "question": "?", "against": None, "paper": {}, "impossible": {"third": "no such layer"},
+        "question": "?", "against": None, "primary": {}, "paper": {},
+        "impossible": {"third": "no such layer"},
         "variants": {"first": {}, "second": {"layer": -1}, "third": {"layer": -9}},
         "folds": [1, 2],
         "runs": [

@@ -24,6 +24,7 @@ SYSTEM_NAMES = {
     "probe-multitask": "probe of the multi-task model",
     "probe-retrained": "probe of the retrained model",
     "egemaps": "SVM on eGeMAPS",
+    "egemaps-z": "SVM on eGeMAPS, z per speaker (transductive)",
     "majority": "majority",
     "text": "text alone",
     "late-fusion": "with text, late",

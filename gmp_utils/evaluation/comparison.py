@@ -178,14 +178,17 @@ def _compare(first: np.ndarray, second: np.ndarray, level: float) -> dict[str, f
     return row
 
 
-def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+def comparisons(
+    sums: pd.DataFrame, pairs: Sequence[tuple[str, str]], n_primary: int = 0
+) -> pd.DataFrame:
     """Compare pairs of systems, the second minus the first, by their `mean_of_ratios` in points.
 
     `sums` are `total` and `n` by system, speaker, seed and label. There is a row per pair: `compared`, the
     `speakers` and `seeds` that both systems have, the mean `difference` over seeds, its standard deviation
     over seeds (`seed_deviation`), its 95 % interval `low` to `high`, `p` after Holm's correction, the
-    `minimum_detectable` difference, and the `finding` as text. The interval is not corrected. The minimum is
-    for the strictest of Holm's levels, so its power is at least 80 % whatever the other pairs' p are.
+    `minimum_detectable` difference, and the `finding` as text. The first `n_primary` pairs are corrected
+    among themselves, and so are the others. The interval is not corrected. The minimum is for the strictest
+    of Holm's levels, so its power is at least 80 % whatever the other pairs' p are.
 
     Interval and test use jackknife pseudo-values, over speakers and seeds. With fewer than `MIN_SEEDS`
     seeds, the interval is over speakers only, and there is no test. A system without a random seed has the
@@ -196,12 +199,14 @@ def comparisons(sums: pd.DataFrame, pairs: Sequence[tuple[str, str]]) -> pd.Data
     shared = [_shared([wide.loc[name] for name in pair]) for pair in pairs]
     sizes = np.array([first.shape[:2] for first, _ in shared]).reshape(-1, 2)
     tested = np.flatnonzero((sizes >= [MIN_SPEAKERS, MIN_SEEDS]).all(axis=1))
-    level = LEVEL / max(len(tested), 1)  # Holm's strictest, of the smallest p
+    families = [tested[tested < n_primary], tested[tested >= n_primary]]
+    levels = [LEVEL / max(len(family), 1) for family in families]  # the strictest of Holm's
     columns = ["compared", "speakers", "seeds", "difference", "seed_deviation", "low", "high"]
-    rows = [_compare(*systems, level) for systems in shared]
+    rows = [_compare(*systems, levels[i >= n_primary]) for i, systems in enumerate(shared)]
     table = pd.DataFrame(rows, columns=[*columns, "p", "minimum_detectable"])
     table["compared"] = [f"{first} → {second}" for first, second in pairs]
-    table.loc[tested, "p"] = holm(table.p[tested])
+    for family in families:
+        table.loc[family, "p"] = holm(table.p[family])
     return table.assign(finding=[_finding(row) for row in table.itertuples()])
 
 

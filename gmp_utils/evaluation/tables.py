@@ -77,15 +77,19 @@ def comparable_pairs(
 
 
 def uar_comparisons(
-    predictions: pd.DataFrame, against: str | None = None, variants: dict[str, dict] | None = None
+    predictions: pd.DataFrame, declaration: dict, labels: str = "all labels"
 ) -> pd.DataFrame:
     """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`.
 
-    Declared `variants` with a `labeled_share` are named "<share>, <line>", and are compared within their
-    share, with the line of `against`.
+    The declaration's `primary` outcomes with these `labels` come first, and are True in a column of that
+    name. Variants with a `labeled_share` are named "<share>, <line>", and are compared within their share,
+    with the line of `against`.
     """
     systems = list(predictions[SYSTEM].drop_duplicates().itertuples(index=False, name=None))
-    variants, pairs, shares = variants or {}, [], {}
+    against, variants = declaration["against"], declaration["variants"]
+    names, pairs, shares = set(map(", ".join, systems)), [], {}
+    declared = (tuple(outcome.split(" → ")) for outcome in declaration["primary"].get(labels, []))
+    primary = [pair for pair in declared if names.issuperset(pair)]
     for system in systems:
         share = system[0].split(", ")[0] if "labeled_share" in variants.get(system[0], {}) else ""
         shares.setdefault(share, []).append(system)
@@ -94,16 +98,20 @@ def uar_comparisons(
         pairs += comparable_pairs(members, f"{share}, {line}" if share and against else against)
     named = predictions.assign(system=predictions.variant + ", " + predictions.system)
     sums = comparison.class_sums(named, ["system", "speaker", "seed"])
-    return comparison.comparisons(sums, pairs)
+    pairs = [*primary, *(pair for pair in pairs if pair not in primary)]
+    table = comparison.comparisons(sums, pairs, len(primary))
+    if primary:
+        table.insert(1, "primary", table.index < len(primary))
+    return table
 
 
-def readout_comparisons(readouts: pd.DataFrame, against: str | None = None) -> pd.DataFrame:
-    """`comparisons` of the mean UAR over draws, layers and 1 to 16 labels per emotion.
+def readout_comparisons(readouts: pd.DataFrame, declaration: dict) -> pd.DataFrame:
+    """`uar_comparisons` of the mean UAR over draws, layers and 1 to 16 labels per emotion.
 
-    This is the primary outcome of workflow/config/readout.yaml. Each draw, layer and number of labels has the
-    same test utterances, so the mean of their UAR is the UAR of all predictions.
+    Each draw, layer and number of labels has the same test utterances, so the mean of their UAR is the UAR of
+    all predictions.
     """
-    return uar_comparisons(readouts[np.isfinite(readouts.labels)], against)
+    return uar_comparisons(readouts[np.isfinite(readouts.labels)], declaration, "few labels")
 
 
 def _mean_and_spread(values: pd.Series) -> str:

@@ -27,6 +27,7 @@ CONFIG = ROOT / "workflow" / "config"
 RECIPES = ROOT / "presets" / "recipes"
 FILE = "experiment.json"
 PERSONAL = "papt"  # the recipe that ends with notebook 08
+EGEMAPS = {"egemaps", "egemaps-z"}  # baselines
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Declaration:
     """An experiment, as declared by a file in workflow/config.
 
     `parameters` apply to all variants. `against` names the variant that the others are compared with;
-    None compares all pairs. `paper` has published UAR and WAR in percent, by variant and system.
+    None compares all pairs. `primary` has the primary outcomes, with "all labels" and with "few labels", as
+    in the column `compared` of notebook 07. `paper` has published UAR and WAR in percent, by variant and
+    system.
     """
 
     question: str
@@ -43,6 +46,7 @@ class Declaration:
     seeds: list[int]
     parameters: dict = field(default_factory=dict)
     against: str | None = None
+    primary: dict[str, list[str]] = field(default_factory=dict)
     paper: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -55,6 +59,9 @@ class Declaration:
                 raise ValueError(f"variant {name!r}: found {changes!r}, expected {expected}")
         if self.against not in {None, *self.variants}:
             raise ValueError(f"against {self.against!r} is none of the variants")
+        if not {"all labels", "few labels"}.issuperset(self.primary):
+            expected = '"all labels" or "few labels"'
+            raise ValueError(f"primary: found {[*self.primary]}, expected {expected}")
         if not 0 < len(self.variants) == len(set(map(slug, self.variants))):
             raise ValueError(f"variants: found {[*self.variants]}, expected different folder names")
 
@@ -88,10 +95,11 @@ def apply_recipe(parameters: dict) -> dict:
 
 
 def is_sweep(variants: dict[str, dict]) -> bool:
-    """Whether variants differ in the value of one number, such as the layer."""
-    changes = [change for variant in variants.values() for change in variant.items()]
+    """Whether variants that train networks differ in the value of one number, such as the layer."""
+    trained = [variant for variant in variants.values() if variant.get("losses") != []]
+    changes = [change for variant in trained for change in variant.items()]
     are_numbers = all(type(value) in (int, float) for _, value in changes)
-    return len(dict(changes)) == 1 and len(changes) == len(variants) > 2 and are_numbers
+    return len(dict(changes)) == 1 and len(changes) == len(trained) > 2 and are_numbers
 
 
 def slug(name: str) -> str:
@@ -207,8 +215,8 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
     for variant, changes in declaration.variants.items():
         parameters = _parameters(settings, declaration.parameters, changes)
         lists = defaults | parameters
-        if "egemaps" in lists["baselines"] and find_spec("opensmile") is None:
-            others = [name for name in lists["baselines"] if name != "egemaps"]
+        if EGEMAPS & {*lists["baselines"]} and find_spec("opensmile") is None:
+            others = [name for name in lists["baselines"] if name not in EGEMAPS]
             if others or lists["losses"]:
                 parameters["baselines"] = others
                 impossible[f"{variant}, SVM on eGeMAPS"] = "openSMILE is not installed"
@@ -276,9 +284,9 @@ def _why_impossible(parameters: dict) -> str | None:
 
 def check_opensmile(baselines: list[str]) -> None:
     """Raise a GmpError if eGeMAPS are among the baselines and openSMILE is not installed."""
-    if "egemaps" in baselines and find_spec("opensmile") is None:
+    if EGEMAPS & {*baselines} and find_spec("opensmile") is None:
         install = "`.venv/bin/python -m pip install opensmile` (for research and private use only)"
-        raise GmpError(f"eGeMAPS needs openSMILE: run {install}, or leave out egemaps.")
+        raise GmpError(f"eGeMAPS needs openSMILE: run {install}, or leave this baseline out.")
 
 
 @contextmanager
@@ -323,7 +331,8 @@ def read_declaration(run_dir: str) -> dict:
         return values
     system = values["recipe"]
     like_table3 = system in ("", "gmp-tl")  # others have no place in the paper's Table 3
-    declaration = {"question": f"How well does {system} do?", "against": None, "paper": {}}
+    declaration = {"question": f"How well does {system} do?", "against": None}
+    declaration |= {"primary": {}, "paper": {}}
     declaration = dataclasses.asdict(declared("table3")) if like_table3 else declaration
     run = {"variant": None if like_table3 else system, "run_dir": run_dir, "systems": []}
     return declaration | {"variants": {}, "folds": [], "impossible": {}, "runs": [run]}

@@ -21,7 +21,7 @@ from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.evaluation.readout import PROBE_C, write_readout
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
-from gmp_utils.runs.experiments import check_opensmile
+from gmp_utils.runs.experiments import EGEMAPS, check_opensmile
 from gmp_utils.runs.files import text_digest, write_json
 from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
@@ -34,7 +34,7 @@ PROBES = {  # the probed model of each
     "probe-multitask": "multitask",
     "probe-retrained": "retrained",
 }
-BASELINES = (*PROBES, "egemaps", "majority")
+BASELINES = (*PROBES, *sorted(EGEMAPS), "majority")
 SELF_TRAINING_ROUNDS = 10  # in each, an equal number of utterances gets labels
 SVM_C = (1e-3, 1e-2, 1e-1, 1.0)
 
@@ -200,17 +200,17 @@ def classify(
 
     The probes "probe", "probe-z" and "self-training" use the pre-trained `encoder`, "probe-multitask" and
     "probe-retrained" the models of 02 and 05. "self-training" also uses the training utterances without
-    labels (see `train_probe`). "probe-z" uses z-scores by speaker, which is transductive: they use the audio
-    of all utterances of a test speaker. With `readout_draws`, the other probes also have a readout.parquet
-    (see `gmp_utils.evaluation.readout`), whose draws depend on the `seed`. Otherwise, `finetune_from` and
-    `seed` only name the networks that the baseline is listed with.
+    labels (see `train_probe`). "probe-z" and "egemaps-z" use z-scores by speaker, which is transductive:
+    they use the audio of all utterances of a test speaker. With `readout_draws`, all probes but
+    "self-training" also have a readout.parquet (see `gmp_utils.evaluation.readout`), whose draws depend on
+    the `seed`. Otherwise, `finetune_from` and `seed` only name the networks that the baseline is listed with.
     """
     check_baselines([baseline])
     corpus, self_training = open_corpus(run_dir), baseline == "self-training"
     stages = [corpus.stage]
     if self_training and not corpus.partition(fold)["unlabeled"]:
         raise GmpError(f"baseline {baseline!r}: all utterances have labels; lower labeled_share.")
-    if baseline == "egemaps":
+    if baseline in EGEMAPS:
         stages.append(functionals(corpus))
     elif PROBES.get(baseline) == "encoder":
         corpus.check_encoder(encoder, fold)
@@ -221,12 +221,16 @@ def classify(
 
     def build(folder: Path) -> None:
         data = Fold(corpus, fold)
-        if baseline == "egemaps":
-            results = fit_svm(data, pd.read_parquet(stages[-1] / "functionals.parquet"))
+        speakers = corpus.manifest.speaker
+        if baseline in EGEMAPS:
+            table = pd.read_parquet(stages[-1] / "functionals.parquet")
+            if baseline == "egemaps-z":
+                table[:] = z_by_speaker(table.to_numpy(), speakers)
+            results = fit_svm(data, table)
         elif baseline in PROBES:
             statistics = np.load(stages[-1] / "statistics.npy")
             if baseline == "probe-z":
-                statistics = z_by_speaker(statistics, corpus.manifest.speaker)
+                statistics = z_by_speaker(statistics, speakers)
             results = fit_probe(data, statistics, self_training=self_training)
             if readout_draws and not self_training:
                 options = {"n_draws": readout_draws, "seed": seed}

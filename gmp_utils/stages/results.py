@@ -44,7 +44,7 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
     declaration = experiments.read_declaration(run_dir)
 
     def build(folder: Path) -> None:
-        compared = uar_comparisons(predictions, declaration["against"], declaration["variants"])
+        compared = uar_comparisons(predictions, declaration)
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table.csv", index=False)
         markdown = table.to_markdown(index=False, disable_numparse=True)
