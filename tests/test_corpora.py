@@ -231,7 +231,11 @@ def test_msp_podcast(tmp_path, word, audio):
         "MSP-PODCAST_0003_0001": (None, "male", "angry", 2.0, 3.0, 5.5, "train"),
         "MSP-PODCAST_0003_0002": ("9", None, "angry", 2.0, 3.0, 5.5, "train"),
     }
+    assert "text" not in corpora.load("msp_podcast", tmp_path)
+    (tmp_path / "Transcripts").mkdir()
+    (tmp_path / "Transcripts" / "MSP-PODCAST_0003_0001.txt").write_text("Well, no.\n")
     manifest = corpora.load("msp_podcast", tmp_path)
+    assert manifest.text.dropna().to_dict() == {"MSP-PODCAST_0003_0001": "Well, no."}
     unlabelled = manifest[manifest.emotion.isna()]
     assert unlabelled.path.tolist() == [str(tmp_path / audio / "MSP-PODCAST_0009_0001.wav")]
     (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
@@ -239,11 +243,13 @@ def test_msp_podcast(tmp_path, word, audio):
         corpora.load("msp_podcast", tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["csv", "parquet"])
-def test_a_table(tmp_path, ending):
+@pytest.mark.parametrize(
+    ("column", "ending"), [("path", "csv"), ("file", "csv"), ("file_name", "parquet")]
+)
+def test_a_table(tmp_path, column, ending):
     touch(tmp_path, "a/1.wav", "2.flac")
     table = pd.DataFrame(
-        {"path": ["a/1.wav", str(tmp_path / "2.flac")], "speaker": ["007", "008"],
+        {column: ["a/1.wav", str(tmp_path / "2.flac")], "speaker": ["007", "008"],
          "gender": ["female", "male"], "emotion": ["calm", "rage"], "valence": [4, 2]}
     )  # fmt: skip
     file = tmp_path / f"mine.{ending}"

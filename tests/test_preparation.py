@@ -518,3 +518,11 @@ def test_a_changed_recording_changes_the_digest_of_its_corpus(tmp_path):
     of_table, of_folder = zip(*digests)
     assert of_table[0] != of_table[1] == of_table[2]
     assert len(set(of_folder)) == 3
+    for other in (
+        "file_name,speaker\nann/1.wav,ann\n",
+        "speaker\nann\n",
+    ):  # the second is an error later
+        table.write_text(other)
+        audio.corpus_digest.cache_clear()
+        digests.append(audio.corpus_digest(str(table)))
+    assert digests[-2] == of_table[2] != digests[-1]

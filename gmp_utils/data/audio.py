@@ -28,6 +28,7 @@ BLOCK = 2**20  # samples of all channels that are decoded at once
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 # Errors of decoders; TypeError is soundfile's for a headerless .raw
 UNDECODABLE = (av.FFmpegError, OSError, RuntimeError, TypeError, ValueError)
+PATH_COLUMNS = ["path", "file_name", "file"]  # of tables: ours, Hugging Face's, audformat's
 FRAME_HOP, FRAME_WINDOW = 320, 400  # samples, of the encoder's frames
 ALIASES = "aif oga opus sph".split()  # suffixes that are not names of libsndfile's formats
 OF_FFMPEG = "aac amr m4a mkv mov mp4 webm wma".split()
@@ -105,9 +106,10 @@ def corpus_digest(path: str | None) -> str:
     folder = Path(path or os.devnull)
     files = folder.rglob("*")
     if folder.is_file():
-        with suppress(OSError, ValueError):  # notebook 01 reports what is wrong with the table
-            read = pd.read_parquet if folder.suffix == ".parquet" else pd.read_csv
-            files = {folder.parent / str(name) for name in read(folder)["path"]}
+        with suppress(OSError, ValueError, LookupError):  # notebook 01 reports what is wrong
+            read = pd.read_parquet if folder.suffix.lower() == ".parquet" else pd.read_csv
+            names = read(folder).filter(PATH_COLUMNS).iloc[:, 0]
+            files = {folder.parent / str(name) for name in names}
     stats = [(os.fspath(file), file.stat()) for file in sorted(files) if file.is_file()]
     return text_digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
 

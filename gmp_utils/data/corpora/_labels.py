@@ -3,8 +3,9 @@
 import os
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -43,11 +44,20 @@ def validate(schema, table: pd.DataFrame, what: str) -> pd.DataFrame:
 
 
 def read_table(
-    path: Path, *, required: Sequence[str], texts: Sequence[str], numbers: Sequence[str]
+    path: Path,
+    *,
+    required: Sequence[str],
+    texts: Sequence[str],
+    numbers: Sequence[str],
+    aliases: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """Read a table of labels, parquet or CSV in UTF-8, with columns of texts and numbers."""
+    """Read a table of labels, parquet or CSV in UTF-8, with columns of texts and numbers.
+
+    `aliases` are other names of columns of texts.
+    """
     import pandera.pandas as pa
 
+    expected, texts = dict.fromkeys(texts, str) | dict.fromkeys(numbers), [*texts, *aliases]
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path).reset_index(drop=True)
@@ -68,10 +78,10 @@ def read_table(
         raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
     if table.empty:
         raise GmpError(f"{path}: no rows, expected one for each recording.")
-    kinds = dict.fromkeys(texts, str) | dict.fromkeys(numbers)
+    table = table.rename(columns={a: b for a, b in aliases.items() if b not in table})
     columns = {
         name: pa.Column(kind, nullable=True, required=name in required)
-        for name, kind in kinds.items()
+        for name, kind in expected.items()
     }
     table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
     for name in table.columns.intersection(numbers):  # float() would accept 1_000

@@ -39,7 +39,10 @@ def _first(folder: Path, *names: str) -> Path:
 
 
 def load_podcast(folder: Path) -> pd.DataFrame:
-    """Read MSP-Podcast's manifest; "Unknown" speakers and genders are missing values."""
+    """Read MSP-Podcast's manifest; "Unknown" speakers and genders are missing values.
+
+    Texts are those of the folder Transcripts, if it is there.
+    """
     labels = _first(folder, "Labels/labels_consensus.csv", "Labels/labels_concensus.csv")
     audio = _first(folder, "Audios", "Audio")
     table = read_table(labels, required=(*TEXTS, *NUMBERS), texts=TEXTS, numbers=NUMBERS)
@@ -47,6 +50,9 @@ def load_podcast(folder: Path) -> pd.DataFrame:
     advice = f"expected the name of a file in {audio.name}/"
     manifest["path"] = locate(manifest.path, audio, labels, advice)
     manifest["utterance"] = manifest.path.map(lambda path: Path(path).stem)
+    texts = {x.stem: x.read_text("utf-8").strip() for x in folder.glob("Transcripts/*.txt")}
+    if texts:
+        manifest["text"] = manifest.utterance.map(texts)
     manifest["gender"] = manifest.gender.str.lower()
     for name in ("speaker", "gender"):
         unknown = manifest[name].str.lower() == "unknown"

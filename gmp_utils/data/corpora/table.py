@@ -1,8 +1,8 @@
 """A table of recordings, CSV or parquet.
 
-Columns: `path` (relative to the file's folder) and `speaker`; optionally `utterance`, `emotion`, `gender`,
-`session`, `split`, `text`, `valence`, `arousal`, `dominance`, and, for parts of recordings,
-`start` and `end` (seconds).
+Columns: `path` (relative to the file's folder; or one of `PATH_COLUMNS`) and `speaker`; optionally
+`utterance`, `emotion`, `gender`, `session`, `split`, `text`, `valence`, `arousal`, `dominance`, and, for
+parts of recordings, `start` and `end` (seconds).
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import PATH_COLUMNS
 from gmp_utils.data.corpora._labels import locate, read_table
 
 TEXTS = ("path", "utterance", "speaker", "gender", "session", "emotion", "split", "text")
@@ -20,7 +21,8 @@ ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 
 def load(path: Path, outside: bool = False) -> pd.DataFrame:
     """Read the manifest. Recordings must be below the table's folder unless `outside` is true."""
-    table = read_table(path, required=("path", "speaker"), texts=TEXTS, numbers=NUMBERS)
+    columns = {"required": ("path", "speaker"), "texts": TEXTS, "numbers": NUMBERS}
+    table = read_table(path, **columns, aliases=dict.fromkeys(PATH_COLUMNS[1:], "path"))
     known = [*TEXTS, *NUMBERS]
     meant = dict(zip(known, known)) | {"label": "emotion"}
     for name in table.columns.difference(known):
