@@ -235,7 +235,9 @@ def test_msp_podcast(tmp_path, word, audio):
     (tmp_path / "Transcripts").mkdir()
     (tmp_path / "Transcripts" / "MSP-PODCAST_0003_0001.txt").write_text("Well, no.\n")
     manifest = corpora.load("msp_podcast", tmp_path)
-    assert manifest.text.dropna().to_dict() == {"MSP-PODCAST_0003_0001": "Well, no."}
+    assert manifest.set_index("utterance").text.dropna().to_dict() == {
+        "MSP-PODCAST_0003_0001": "Well, no."
+    }
     unlabelled = manifest[manifest.emotion.isna()]
     assert unlabelled.path.tolist() == [str(tmp_path / audio / "MSP-PODCAST_0009_0001.wav")]
     (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
