@@ -4,7 +4,8 @@ python benchmarks/one_fold.py
 
 The data are seven hours of noise, and the encoder is a HuBERT base with random weights. Batches and clusters
 are the paper's. Each training runs for one epoch or a few steps, from which the time of a whole fold is
-extrapolated. On a GPU this takes minutes.
+extrapolated. Fine-tuning by transformers' Trainer is the reference. k-means and the position embedding are
+also measured on their own. On a GPU this takes minutes, and less with `--hours 2`.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -19,11 +21,23 @@ import soundfile
 import torch
 import yaml
 from stages import training_step
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import HubertConfig, HubertModel, logging, set_seed
+from transformers import (
+    HubertConfig,
+    HubertForSequenceClassification,
+    HubertModel,
+    Trainer,
+    TrainingArguments,
+    Wav2Vec2FeatureExtractor,
+    logging,
+    set_seed,
+)
 
-from gmp_utils.data.corpus import open_corpus
+from gmp_utils.data.audio import SAMPLE_RATE, to_float
+from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.models import classifiers, masked_prediction
+from gmp_utils.models import encoder as encoders
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.runs import hardware
 from gmp_utils.runs.notebook import series_parameters
@@ -37,6 +51,7 @@ from gmp_utils.training.batching import (
     collate,
     to_gpu_if_it_fits,
 )
+from gmp_utils.training.kmeans import fit_kmeans
 from gmp_utils.training.trainer import TrainingConfig
 
 EMOTIONS = ["angry", "happy", "neutral", "sad"]
@@ -98,10 +113,19 @@ def steps(
         take(collate([dataset[index] for index in chosen]))
 
     batches = list(DurationBatchSampler(dataset, seconds, size))[:STEPS]
-    with FlopCounterMode(display=False) as counter:
+    with (
+        FlopCounterMode(display=False) as counter,
+        patch.object(
+            encoders,
+            "fft_convolution",
+            plain_convolution,  # whose operations are counted
+        ),
+    ):
         for chosen in batches[:2]:
             step(chosen)
     counted = sum(dataset.seconds[chosen].sum() for chosen in batches[:2])
+    for chosen in batches if torch.cuda.is_available() else []:  # a GPU prepares for each length
+        step(chosen)
     wait()
     began = time.monotonic()
     for chosen in batches:
@@ -109,6 +133,55 @@ def steps(
     wait()
     speed = sum(dataset.seconds[chosen].sum() for chosen in batches) / (time.monotonic() - began)
     return {"audio s per s": speed, "operations per s": speed * counter.get_total_flops() / counted}
+
+
+def plain_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """What `gmp_utils.models.encoder.fft_convolution` computes on a GPU."""
+    groups, padding = x.shape[1] // weight.shape[1], weight.shape[2] // 2
+    return F.conv1d(x, weight, bias, padding=padding, groups=groups)
+
+
+def position_embedding(encoder: str) -> dict[str, float]:
+    """Milliseconds, forward and backward, of the position embedding of 64 × 230 frames."""
+    model = HubertModel.from_pretrained(encoder).to(hardware.device())
+    convolution, x = (
+        model.encoder.pos_conv_embed.conv,
+        torch.randn(64, model.config.hidden_size, 230),
+    )
+    x, took = x.to(hardware.device()).requires_grad_(), {}
+    for function in (plain_convolution, encoders.fft_convolution):
+
+        def both(function=function) -> None:
+            with torch.autocast(hardware.device(), torch.bfloat16, enabled=hardware.bfloat16()):
+                y = function(x, convolution.weight, convolution.bias)
+            y.float().square().mean().backward()
+
+        took[function.__name__] = 1000 * best(both)
+    return took
+
+
+def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> float:
+    """Audio seconds per second of fine-tuning by Trainer: waveforms in random padded batches."""
+    extractor, on_cpu = Wav2Vec2FeatureExtractor(), hardware.device() == "cpu"
+    labels = data.labels(names, "emotion")
+
+    def collator(chosen: list[int]) -> dict[str, torch.Tensor]:
+        waveforms = [to_float(data.waveforms[names[index]]) for index in chosen]
+        options = {"sampling_rate": SAMPLE_RATE, "padding": True, "return_tensors": "pt"}
+        batch = extractor(waveforms, **options)
+        return {"input_values": batch.input_values, "labels": torch.from_numpy(labels[chosen])}
+
+    model = HubertForSequenceClassification.from_pretrained(encoder, num_labels=len(EMOTIONS))
+    model.hubert.feature_extractor.requires_grad_(False)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, max_steps=STEPS, per_device_train_batch_size=size, save_strategy="no",
+            learning_rate=1e-5, disable_tqdm=True, bf16=not on_cpu, use_cpu=on_cpu,
+            report_to="none", remove_unused_columns=False,
+        )  # fmt: skip
+        examples = list(range(len(names)))
+        done = Trainer(model, arguments, data_collator=collator, train_dataset=examples).train()
+    return STEPS * size * data.manifest.duration[names].mean() / done.metrics["train_runtime"]
 
 
 def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: dict) -> dict:
@@ -171,6 +244,13 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
             results["share of peak"] = results["operations per s"] / top
             rows.append({"training": what, "from": name, **results})
     rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
+    plain = trainer_speed(encoder, data, training, size)
+    rows.append({"training": "fine-tuning by Trainer", "from": "waveforms", "audio s per s": plain})
+    frames = np.random.default_rng(0).normal(
+        size=(int(50 * audio_seconds), model.config.hidden_size)
+    )
+    frames = frames.astype(np.float16)
+    timed("k-means alone", lambda: fit_kmeans(frames, scales))
     training_seconds = data.manifest.duration[training].sum()
     every = Utterances(inputs["CNN's output"], training)
     batch = float(np.mean([len(chosen) for chosen in DurationBatchSampler(every, seconds, size)]))
@@ -183,11 +263,19 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
         "retraining": retrained_on / rates["retraining"],
         "fine-tuning": paper["finetune_epochs"] * training_seconds / rates["fine-tuning"],
     }
+    pass_seconds = training_seconds / rates["fine-tuning"]
+    updates_seconds = STEPS * batch * training_seconds / len(training) / rates["retraining"]
     return {
         "audio hours": audio_seconds / 3600,
         "peak, operations per s": top,
         "stages, seconds": took,
+        "stages, times their steps": {
+            "fine-tuning": took["fine-tuning, one pass"] / pass_seconds,
+            "retraining": took[f"retraining, {STEPS} updates"] / updates_seconds,
+        },
         "steps": rows,
+        "fine-tuning, times as fast as Trainer": rates["fine-tuning"] / plain,
+        "position embedding, ms": position_embedding(encoder),
         FOLD: fold | {"together": sum(fold.values())},
     }
 

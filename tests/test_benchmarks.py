@@ -26,9 +26,11 @@ def test_one_fold_at_any_size(tmp_path, tiny_encoder):
     out = tmp_path / "fold.json"
     benchmark("one_fold", "--hours", 0.1, "--encoder", tiny_encoder, "--scales", 4, 8, "--out", out)
     measured = json.loads(out.read_text())
-    assert len(measured["stages, seconds"]) == 6
-    assert len(measured["steps"]) == 4
-    assert all(0 < row["share of peak"] < 1 for row in measured["steps"])
+    assert len(measured["stages, seconds"]) == 7
+    assert len(measured["steps"]) == 5
+    assert all(0 < row["share of peak"] < 1 for row in measured["steps"][:4])
+    assert min(measured["stages, times their steps"].values()) > 1
+    assert min(measured["position embedding, ms"].values()) > 0
     assert len(next(measured[name] for name in measured if name.startswith("a fold"))) == 7
 
 

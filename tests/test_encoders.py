@@ -20,7 +20,13 @@ from transformers import (
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
-from gmp_utils.models.encoder import SpeechModel, fft_convolution, position_convolution
+from gmp_utils.models.encoder import (
+    SpeechModel,
+    _norm_each,
+    _norm_masked,
+    fft_convolution,
+    position_convolution,
+)
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.weights import resolve
@@ -86,6 +92,21 @@ def test_position_embeddings_by_fft_equal_transformers(kind, kernel, frames):
     assert torch.equal(reference(x), results[0][0])
     for plain, by_fft in zip(*results):
         torch.testing.assert_close(by_fft, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_without_a_loop_is_that_of_single_utterances(dtype):
+    """For channels far from 0, too. It is computed in float32, so only its output is rounded."""
+    torch.manual_seed(0)
+    norm = torch.nn.GroupNorm(8, 8)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    x, lengths = (torch.randn(3, 8, 500) + 10).to(dtype), torch.tensor([500, 400, 3])
+    with torch.no_grad():
+        expected = _norm_each(x.float(), lengths, norm)
+        found = _norm_masked(x, lengths, norm)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), atol=2e-5, rtol=torch.finfo(dtype).eps)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -60,6 +60,18 @@ def test_kmeans_of_gpus_equals_faiss_from_the_same_initial_centroids(monkeypatch
     np.testing.assert_array_equal(nearest, assign(frames, ours[2].numpy()))
 
 
+def test_the_nearest_of_close_centroids_is_that_of_float64():
+    """Float32 rounds products of 768 terms by about 1e-3, so a centroid as near as this may be chosen."""
+    rng = np.random.default_rng(0)
+    frames = rng.normal(size=(500, 768)).astype(np.float32)
+    centroids = (frames[:1] + rng.normal(0, 0.01, (64, 768))).astype(np.float32)
+    found = kmeans.nearest_centroid(torch.from_numpy(frames), torch.from_numpy(centroids)).numpy()
+    squares = np.square(frames[:, None].astype(float) - centroids.astype(float)).sum(axis=-1)
+    chosen = np.take_along_axis(squares, found[:, None], axis=1)[:, 0]
+    np.testing.assert_allclose(chosen, squares.min(axis=1), atol=2e-3)
+    assert (found == squares.argmin(axis=1)).mean() > 0.99
+
+
 def test_empty_clusters_are_reseeded():
     """Nine of ten initial centroids are equal, so that eight of them get no frame."""
     frames = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))

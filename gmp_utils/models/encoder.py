@@ -390,12 +390,11 @@ def _norm_each(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
 
 def _norm_masked(x: Tensor, n_steps: Tensor, norm: nn.GroupNorm) -> Tensor:
     """`_norm_each` without a loop, for GPUs and the ONNX graph. A group is one channel in these encoders."""
-    mask = (torch.arange(x.shape[-1], device=x.device) < n_steps[:, None]).unsqueeze(1).to(x)
-    steps = n_steps[:, None, None]
-    total = partial(torch.sum, dim=-1, keepdim=True, dtype=torch.float32)  # float16 would overflow
-    centered = (x - (total(x * mask) / steps).to(x)) * mask
-    std = (total(centered**2) / steps + norm.eps).sqrt().to(x)
-    return (centered / std * norm.weight[:, None] + norm.bias[:, None]) * mask
+    mask = (torch.arange(x.shape[-1], device=x.device) < n_steps[:, None]).unsqueeze(1)
+    y, steps = x.float() * mask, n_steps[:, None, None]
+    centered = (y - y.sum(dim=-1, keepdim=True) / steps) * mask
+    std = (centered.square().sum(dim=-1, keepdim=True) / steps + norm.eps).sqrt()
+    return ((centered / std * norm.weight[:, None] + norm.bias[:, None]) * mask).to(x)
 
 
 def cnn_digest(model: SpeechModel) -> str:
