@@ -29,6 +29,14 @@ def rows(corpus, folder, *columns, **options):
     return {name: tuple(row) for name, row in manifest[list(columns)].iterrows()}
 
 
+def test_languages_of_esd_are_groups(tmp_path):
+    touch(tmp_path, "0001_000351.wav", "0011_000351.wav")
+    assert rows("esd", tmp_path, "group") == {
+        "0001_000351": ("mandarin",),
+        "0011_000351": ("english",),
+    }
+
+
 @pytest.fixture
 def iemocap(tmp_path):
     """Two dialogs: the woman wears the markers in the first, the man in the second."""
@@ -252,7 +260,8 @@ def test_a_table(tmp_path, column, ending):
     touch(tmp_path, "a/1.wav", "2.flac")
     table = pd.DataFrame(
         {column: ["a/1.wav", str(tmp_path / "2.flac")], "speaker": ["007", "008"],
-         "gender": ["female", "male"], "emotion": ["calm", "rage"], "valence": [4, 2]}
+         "gender": ["female", "male"], "emotion": ["calm", "rage"], "valence": [4, 2],
+         "group": ["20 to 30", None]}
     )  # fmt: skip
     file = tmp_path / f"mine.{ending}"
     table.to_csv(file, index=False) if ending == "csv" else table.to_parquet(file)
@@ -261,6 +270,7 @@ def test_a_table(tmp_path, column, ending):
     assert manifest.speaker.tolist() == ["007", "008"]
     assert manifest.emotion.tolist() == ["calm", "angry"]
     assert manifest.valence.tolist() == [4.0, 2.0]
+    assert manifest.group.dropna().tolist() == ["20 to 30"]
 
 
 def test_ratings_have_a_declared_scale(tmp_path, iemocap):

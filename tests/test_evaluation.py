@@ -112,10 +112,11 @@ def test_published_results_are_those_of_the_papers():
     assert ((means - table.UAR[means.index].astype(float)).abs() < 0.06).all()  # rounded to a tenth
 
 
-def test_recall_by_gender():
+def test_recall_by_group():
     """Recalls of each speaker are averaged, as all have 20 utterances of each emotion."""
     emotions, rows = ["angry", "happy", "sad"], predictions(8)
-    table = tables.recall_table(rows, emotions).set_index(["gender", "emotion"])
+    rows = rows.assign(group=rows.gender)
+    table = tables.recall_table(rows, emotions).set_index(["group", "emotion"])
     assert table.index.tolist() == [
         (gender, name) for gender in ("female", "male") for name in [*emotions, "UAR"]
     ]
@@ -126,8 +127,25 @@ def test_recall_by_gender():
     half = stats.t.ppf(0.975, 3) * hits.std() / 2
     expected = [hits.mean(), hits.mean() - half, min(1, hits.mean() + half)]
     assert table.loc[("female", "angry")].tolist() == pytest.approx(expected)
-    figure = series.recalls_by_gender({"a": tables.recall_table(rows, emotions)}, "")
+    figure = series.recalls_by_group({"a": tables.recall_table(rows, emotions)}, "")
     assert figure.data[0].error_y.arrayminus[0] == pytest.approx(half)
+
+
+def test_gaps_between_groups():
+    """Speakers with as many utterances of each emotion: Welch's test of the speakers' UARs."""
+    rows = predictions(9)
+    rows["group"] = np.where(rows.speaker.isin(["s0", "s1", "s2", "s3"]), "a", "b")
+    rows.loc[rows.group == "b", "predicted"] = rows.true
+    rows.loc[rows.speaker == "s8", "predicted"] = "sad"
+    (row,) = tables.group_gaps(rows).itertuples(index=False)
+    uars = 100 * rows.groupby(["group", "speaker"])[["true", "predicted"]].apply(
+        lambda table: metrics.uar(table.true, table.predicted)
+    )
+    interval = stats.ttest_ind(uars["b"], uars["a"], equal_var=False).confidence_interval()
+    assert row[:3] == ("GMPs", "CE", "b − a")
+    assert row[3:] == pytest.approx((uars["b"].mean() - uars["a"].mean(), *interval))
+    few = tables.group_gaps(rows[rows.speaker != "s0"])
+    assert few.difference.notna().all() and few[["low", "high"]].isna().all(axis=None)
 
 
 def test_confusions_have_the_recalls_with_their_intervals():

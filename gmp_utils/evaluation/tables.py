@@ -178,15 +178,25 @@ def published() -> pd.DataFrame:
 
 
 def recall_table(predictions: pd.DataFrame, emotions: list[str]) -> pd.DataFrame:
-    """Recall of each gender and emotion, and UAR, 0 to 1, with their intervals `low` to `high`."""
+    """Recall of each `group` and emotion, and UAR, 0 to 1, with their intervals `low` to `high`."""
     rows = [
-        (gender, name, *intervals[name])
-        for gender, group in predictions.groupby("gender")
-        for intervals in [comparison.with_intervals(group)]
+        (group, name, *intervals[name])
+        for group, table in predictions.groupby("group")
+        for intervals in [comparison.with_intervals(table)]
         for name in [*emotions, "UAR"]
         if name in intervals
     ]
-    return pd.DataFrame(rows, columns=["gender", "emotion", "recall", "low", "high"])
+    return pd.DataFrame(rows, columns=["group", "emotion", "recall", "low", "high"])
+
+
+def group_gaps(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The `gap` in UAR, in points, between each two values of `group`, by variant and system."""
+    rows = [
+        (*system, f"{second} − {first}", *(100 * np.array(comparison.gap(table, other))))
+        for system, rows in predictions.groupby(SYSTEM, sort=False)
+        for (first, other), (second, table) in combinations(rows.groupby("group"), 2)
+    ]
+    return pd.DataFrame(rows, columns=[*SYSTEM, "groups", "difference", "low", "high"])
 
 
 def _describe_protocols(finished: pd.DataFrame) -> str:

@@ -242,15 +242,15 @@ def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Fi
     return figure.update_layout(title=title, coloraxis=colors, yaxis_autorange="reversed")
 
 
-def recalls_by_gender(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
-    """Recall per emotion and gender with intervals over speakers, a panel per system.
+def recalls_by_group(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
+    """Recall per emotion and group with intervals over speakers, a panel per system.
 
     The tables are those of `gmp_utils.evaluation.tables.recall_table`.
     """
     table = pd.concat(tables, names=["system", None]).reset_index("system")
     table["above"], table["below"] = table.high - table.recall, table.recall - table.low
     figure = panels(
-        px.scatter, table, "system", x="emotion", y="recall", color="gender", range_y=[-0.05, 1.05],
+        px.scatter, table, "system", x="emotion", y="recall", color="group", range_y=[-0.05, 1.05],
         error_y="above", error_y_minus="below", facet_col_wrap=3, color_discrete_map=COLORS,
     )  # fmt: skip
     figure.for_each_trace(lambda trace: trace.update(offsetgroup=trace.name, marker_size=9))

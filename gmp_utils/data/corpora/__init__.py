@@ -52,7 +52,7 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
         "speaker": pa.Column(str, nullable=True),
         "gender": pa.Column(str, pa.Check.isin(["female", "male"]), nullable=True),
         "emotion": pa.Column(str, nullable=True),
-        **optional("session split text phonemes", str),
+        **optional("session split group text phonemes", str),
         **optional("valence arousal dominance rating_min rating_max", float),
         **optional("start end emotion_start emotion_end", float, in_seconds),
     }

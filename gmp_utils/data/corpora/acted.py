@@ -61,7 +61,7 @@ def _esd_fields(match: re.Match) -> dict[str, str]:
     index = int(match[2]) - 1
     language = "mandarin" if int(match["speaker"]) <= 10 else "english"
     label = ("neutral", "angry", "happy", "sad", "surprised")[index // 350 % 5]
-    return {"label": label, "text": f"{language} {index % 350 + 1}"}
+    return {"label": label, "group": language, "text": f"{language} {index % 350 + 1}"}
 
 
 ACTED = {

@@ -1,8 +1,8 @@
 """A table of recordings, CSV or parquet.
 
 Columns: `path` (relative to the file's folder; or one of `PATH_COLUMNS`) and `speaker`; optionally
-`utterance`, `emotion`, `gender`, `session`, `split`, `text`, `valence`, `arousal`, `dominance`, and, for
-parts of recordings, `start` and `end` (seconds).
+`utterance`, `emotion`, `gender`, `group`, `session`, `split`, `text`, `valence`, `arousal`, `dominance`, and,
+for parts of recordings, `start` and `end` (seconds).
 """
 
 import os
@@ -14,7 +14,7 @@ from gmp_utils import GmpError
 from gmp_utils.data.audio import PATH_COLUMNS
 from gmp_utils.data.corpora._labels import locate, read_table
 
-TEXTS = ("path", "utterance", "speaker", "gender", "session", "emotion", "split", "text")
+TEXTS = ("path", "utterance", "speaker", "gender", "group", "session", "emotion", "split", "text")
 NUMBERS = ("start", "end", "valence", "arousal", "dominance")
 ADVICE = 'copy it there, or allow it: the parameter "outside" of notebook 01'
 
