@@ -144,8 +144,25 @@ def test_gaps_between_groups():
     interval = stats.ttest_ind(uars["b"], uars["a"], equal_var=False).confidence_interval()
     assert row[:3] == ("GMPs", "CE", "b − a")
     assert row[3:] == pytest.approx((uars["b"].mean() - uars["a"].mean(), *interval))
-    few = tables.group_gaps(rows[rows.speaker != "s0"])
-    assert few.difference.notna().all() and few[["low", "high"]].isna().all(axis=None)
+    rare = rows[(rows.group == "b") | (rows.true != "sad")]  # then a mean over two emotions each
+    shared = rows[rows.true != "sad"]
+    assert tables.group_gaps(rare).equals(tables.group_gaps(shared))
+    few = rows[rows.speaker != "s0"]
+    mixed = pd.concat([rows, rows.query("speaker == 's0'").assign(group="b")])
+    for table in map(tables.group_gaps, (few, mixed)):
+        assert table.difference.notna().all() and table[["low", "high"]].isna().all(axis=None)
+
+
+def test_many_systems_have_rows_of_panels():
+    """Plotly limits the space between rows. UAR is last, even if the first group lacks an emotion."""
+    rows = predictions(4).assign(group="a")
+    table = tables.recall_table(rows[rows.true != "angry"], ["angry", "happy", "sad"])
+    table = pd.concat(
+        [table, tables.recall_table(rows.assign(group="b"), ["angry", "happy", "sad"])]
+    )
+    figure = series.recalls_by_group({str(number): table for number in range(56)}, "")
+    assert figure.layout.xaxis.categoryarray == ("angry", "happy", "sad", "UAR")
+    assert figure.layout.height == 130 + 290 * 19
 
 
 def test_confusions_have_the_recalls_with_their_intervals():
@@ -191,8 +208,11 @@ def test_every_fold_and_seed_is_a_point_next_to_its_systems_mean():
     assert [len(trace.y) for trace in figure.data] == [4, 1]
     assert figure.data[1].error_y.array[0] == pytest.approx(means["UAR high"][0] - means.UAR[0])
     assert figure.layout.title.text.endswith(f"up to {points.UAR.std():.1f}")
+    alone = series.systems(points, means, joined=True).data[1]
+    assert alone.error_y.array[0] == figure.data[1].error_y.array[0]
+    means = pd.concat([means, means.assign(variant="no GMPs", UAR=50.0)])
     band = series.systems(points, means, joined=True).data[1]
-    assert list(band.y) == [means["UAR high"][0], means["UAR low"][0]]
+    assert list(band.y) == [means["UAR high"].iloc[0]] * 2 + [means["UAR low"].iloc[0]] * 2
 
 
 def test_speakers_are_drawn_once_per_system():

@@ -123,6 +123,11 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
             {"primary": {"labels": []}},
             r"primary: found \['labels'\], expected \"all labels\" or",
         ),
+        (
+            {},
+            {"primary": {"all labels": ["b, CE → a, CE"]}},
+            "primary: found 'b, CE → a, CE', expected",
+        ),
         ({}, {"variants": {"a": {"alhpa": 1.0}}}, "unknown parameter 'alhpa'"),
         ({"experiment": "table9"}, {}, "experiment 'table9': expected one of baselines, contr"),
         ({"preset": ["none.yaml"]}, {}, "none.yaml: not a YAML file"),

@@ -134,7 +134,10 @@ def collect(run_dir: str) -> pd.DataFrame:
         table = pd.read_parquet(row.stage / "predictions.parquet").query("part == 'test'")
         variant = row.variant if variants else ""
         settings = {(variant, key): value for key, value in settings_of(row.stage).items()}
-        settings["", f"test utterances of fold {row.fold}"] = set(table.utterance)
+        differs = variants.get(row.variant, {}).get("disjoint_sentences")  # fewer test utterances
+        settings[variant if differs else "", f"test utterances of fold {row.fold}"] = set(
+            table.utterance
+        )
         differing = [key for key in settings if key in seen and settings[key] != seen[key][0]]
         if differing:
             found = f"{name} and {seen[differing[0]][1]} differ in "

@@ -79,12 +79,15 @@ def with_intervals(
 def gap(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
     """UAR of the first predictions minus that of the second, of other speakers, with Welch's 95 % interval.
 
-    The interval is NaN below `MIN_SPEAKERS` speakers of either. See also `pseudo_values`.
+    Classes that one of them lacks do not count. The interval is NaN below `MIN_SPEAKERS` speakers of either,
+    and if they share speakers. See also `pseudo_values`.
     """
+    shared = set(first.true) & set(second.true)
+    first, second = (table[table.true.isin(shared)] for table in (first, second))
     counts = [class_sums(table, ["speaker"]).unstack(fill_value=0) for table in (first, second)]
     sums = [table.to_numpy().reshape(len(table), 2, -1) for table in counts]
     difference = float(np.subtract(*(mean_of_ratios(table.sum(axis=0)) for table in sums)))
-    if min(map(len, sums)) < MIN_SPEAKERS:
+    if min(map(len, sums)) < MIN_SPEAKERS or set(first.speaker) & set(second.speaker):
         return difference, np.nan, np.nan
     low, high = stats.ttest_ind(*map(pseudo_values, sums), equal_var=False).confidence_interval()
     half = (high - low) / 2

@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from gmp_utils import GmpError
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
-from gmp_utils.evaluation.comparison import LEVEL, comparisons, jackknife_interval
+from gmp_utils.evaluation.comparison import LEVEL, MIN_SPEAKERS, comparisons, jackknife_interval
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models.regression import RatingModelConfig
 from gmp_utils.runs.files import read_json
@@ -234,7 +234,8 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
         for name, table in tables.items():
             scores = speaker_scores(table).groupby("attribute", sort=False).ccc
-            half_width = stats.t.isf(LEVEL / 2, scores.size() - 1) * scores.sem()
+            n, half_width = scores.size(), scores.sem().where(scores.size() >= MIN_SPEAKERS)
+            half_width *= stats.t.isf(LEVEL / 2, n - 1)
             means = pd.DataFrame({"A-CCC": scores.mean(), "half_width": half_width})
             labels = {"training speakers": n_speakers, "test on": f"{name} speakers"}
             rows.append(means.reset_index().assign(**labels))

@@ -88,8 +88,8 @@ def uar_comparisons(
     systems = list(predictions[SYSTEM].drop_duplicates().itertuples(index=False, name=None))
     against, variants = declaration["against"], declaration["variants"]
     names, pairs, shares = set(map(", ".join, systems)), [], {}
-    declared = (tuple(outcome.split(" → ")) for outcome in declaration["primary"].get(labels, []))
-    primary = [pair for pair in declared if names.issuperset(pair)]
+    outcomes = declaration.get("primary", {}).get(labels, [])
+    primary = [pair for pair in (tuple(x.split(" → ")) for x in outcomes) if names.issuperset(pair)]
     for system in systems:
         share = system[0].split(", ")[0] if "labeled_share" in variants.get(system[0], {}) else ""
         shares.setdefault(share, []).append(system)
@@ -98,7 +98,8 @@ def uar_comparisons(
         pairs += comparable_pairs(members, f"{share}, {line}" if share and against else against)
     named = predictions.assign(system=predictions.variant + ", " + predictions.system)
     sums = comparison.class_sums(named, ["system", "speaker", "seed"])
-    pairs = [*primary, *(pair for pair in pairs if pair not in primary)]
+    tested = {frozenset(pair) for pair in primary}
+    pairs = [*primary, *(pair for pair in pairs if frozenset(pair) not in tested)]
     table = comparison.comparisons(sums, pairs, len(primary))
     if primary:
         table.insert(1, "primary", table.index < len(primary))

@@ -71,7 +71,8 @@ class FoldMaps:
             self.classifier = path.parent
             check_and_identify(self.classifier)
             predicted = pd.read_parquet(path).set_index("utterance").predicted
-            points["predicted"] = points.utterance.map(predicted).fillna(TRAINING)
+            trained = points.part.map({"train": TRAINING})
+            points["predicted"] = points.utterance.map(predicted).fillna(trained)
         self.labels, self.scales = None, []  # pseudo-labels, (frames, scales)
         if (self.folder / GENERATE_GMPS).is_dir():
             self.labels, self.scales = features.open_labels(self.folder / GENERATE_GMPS)

@@ -105,7 +105,9 @@ class RecordingExplorer:
         self.audio.value = audio.wav(audio.to_int16(waveform))
         self.player.children = (self.audio,)
         table = recognize(waveform, self.recognizer, SAMPLE_RATE, window=2.0, hop=0.25)
-        figure = draw_recording(waveform, table, self.emotions, self.name)
+        first = self.selection.value[0]
+        name = f"{self.name}, from {first:.1f} s" if first else self.name
+        figure = draw_recording(waveform, table, self.emotions, name)
         self.figure.outputs = widget_output(figure)
 
 

@@ -54,10 +54,11 @@ def by_shift(table: pd.DataFrame) -> go.Figure:
     long = table.melt(["attribute", "ccc"], ["feature", "label"], "kind", "shift")
     titles = {}
     for (kind, attribute), rows in long.groupby(["kind", "attribute"], sort=False):
-        related = stats.pearsonr(rows["shift"], rows.ccc)
-        low, high = related.confidence_interval()
-        numbers = f"{related.statistic:.2f} [{low:.2f}, {high:.2f}]"
-        titles[kind, attribute] = f"{attribute}, {kind}: {numbers}"
+        titles[kind, attribute] = f"{attribute}, {kind}"
+        if len(rows) > 3:  # fewer speakers have no interval
+            related = stats.pearsonr(rows["shift"], rows.ccc)
+            low, high = related.confidence_interval()
+            titles[kind, attribute] += f": {related.statistic:.2f} [{low:.2f}, {high:.2f}]"
     long["panel"] = list(map(titles.get, zip(long.kind, long.attribute)))
     spaces = {"facet_col_spacing": 0.07, "facet_row_spacing": 0.2}
     wrap = table.attribute.nunique()

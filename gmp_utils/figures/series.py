@@ -227,7 +227,7 @@ def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Fi
         table = pd.crosstab(rows.true, rows.predicted)
         table = table.reindex(index=emotions, columns=emotions, fill_value=0)
         shares = 100 * table.div(table.sum(axis=1), axis=0)
-        text = shares.map("{:.0f}".format)
+        text = shares.map("{:.0f}".format).where(shares.notna(), "")
         wrong = shares.where(~np.eye(len(emotions), dtype=bool)).stack()
         errors[f"{' as '.join(wrong.idxmax())} ({wrong.max():.0f} %, {name})"] = wrong.max()
         for emotion, (_, low, high) in with_intervals(rows).items():
@@ -249,13 +249,18 @@ def recalls_by_group(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
     """
     table = pd.concat(tables, names=["system", None]).reset_index("system")
     table["above"], table["below"] = table.high - table.recall, table.recall - table.low
+    order, n_rows = (
+        sorted(table.emotion.unique(), key=lambda name: (name == "UAR", name)),
+        -(-len(tables) // 3),
+    )
     figure = panels(
         px.scatter, table, "system", x="emotion", y="recall", color="group", range_y=[-0.05, 1.05],
         error_y="above", error_y_minus="below", facet_col_wrap=3, color_discrete_map=COLORS,
+        category_orders={"emotion": order}, facet_row_spacing=0.3 / n_rows,
     )  # fmt: skip
     figure.for_each_trace(lambda trace: trace.update(offsetgroup=trace.name, marker_size=9))
     figure.update_layout(scattermode="group", scattergap=0.6, legend_title="")
-    return figure.update_xaxes(title="").update_layout(title=title)
+    return figure.update_xaxes(title="").update_layout(title=title, height=130 + 290 * n_rows)
 
 
 def _add_band(
@@ -279,15 +284,16 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     figure, palette = go.Figure(), colors(means.system.unique())
     places = {variant: place for place, variant in enumerate(means.variant.unique())}
     means = means.rename(columns={"UAR low": "low", "UAR high": "high"})
+    gap = min(0.12, 0.8 / len(palette))  # of variants, which are 1 apart
     for number, (system, rows) in enumerate(means.groupby("system", sort=False)):
-        shift, style = 0.12 * (number - (len(palette) - 1) / 2), {"color": palette[system]}
+        shift, style = gap * (number - (len(palette) - 1) / 2), {"color": palette[system]}
         single = points[points.system == system]
         figure.add_scatter(
-            x=single.variant.map(places) + shift + 0.04, y=single.UAR, mode="markers",
+            x=single.variant.map(places) + shift + gap / 3, y=single.UAR, mode="markers",
             name=f"{system}, a fold and seed", marker={**style, "opacity": 0.35, "size": 6},
         )  # fmt: skip
         place, diamond = [*rows.variant.map(places) + shift], {"size": 11, "symbol": "diamond"}
-        if joined:
+        if joined and len(rows) > 1:
             _add_band(figure, system, palette[system], place, rows, marker=diamond)
             continue
         bars = {"array": rows.high - rows.UAR, "arrayminus": rows.UAR - rows.low}

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 
 import yaml
@@ -62,6 +63,11 @@ class Declaration:
         if not {"all labels", "few labels"}.issuperset(self.primary):
             expected = '"all labels" or "few labels"'
             raise ValueError(f"primary: found {[*self.primary]}, expected {expected}")
+        for outcome in chain(*self.primary.values()):
+            variants, systems = tuple(f"{name}, " for name in self.variants), outcome.split(" → ")
+            if len(systems) != 2 or not all(name.startswith(variants) for name in systems):
+                expected = "variant, system → variant, system"
+                raise ValueError(f"primary: found {outcome!r}, expected {expected}")
         if not 0 < len(self.variants) == len(set(map(slug, self.variants))):
             raise ValueError(f"variants: found {[*self.variants]}, expected different folder names")
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from gmp_utils.evaluation.collect import classifiers, corpus_of, training_costs
-from gmp_utils.evaluation.tables import describe, uar_comparisons
+from gmp_utils.evaluation.readout import readouts
+from gmp_utils.evaluation.tables import describe, readout_comparisons, uar_comparisons
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.runs import experiments
 from gmp_utils.runs.paths import RESULTS, run_folder
@@ -44,7 +45,7 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
     declaration = experiments.read_declaration(run_dir)
 
     def build(folder: Path) -> None:
-        compared = uar_comparisons(predictions, declaration)
+        compared, few_labels = uar_comparisons(predictions, declaration), readouts(run_dir)
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         table.to_csv(folder / "table.csv", index=False)
         markdown = table.to_markdown(index=False, disable_numparse=True)
@@ -53,8 +54,11 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         table.to_html(folder / "table.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
-        findings = [f"- {row.compared}: {row.finding}" for row in compared.itertuples()]
-        text = [describe(run_dir), "", markdown, "", *findings, ""]
+        text = [describe(run_dir), "", markdown, "", *_findings(compared), ""]
+        if len(few_labels):
+            few_labels = readout_comparisons(few_labels, declaration)
+            few_labels.to_csv(folder / "comparisons_of_few_labels.csv", index=False)
+            text += ["With 1 to 16 labels per emotion:", "", *_findings(few_labels), ""]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
     return make_stage(
@@ -63,3 +67,10 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         parameters={"declaration": declaration},
         stages=list(classifiers(run_dir).stage),
     )
+
+
+def _findings(compared: pd.DataFrame) -> list[str]:
+    return [
+        f"- {'primary: ' if getattr(row, 'primary', False) else ''}{row.compared}: {row.finding}"
+        for row in compared.itertuples()
+    ]
