@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 
 import pandas as pd
 import pytest
@@ -144,10 +145,10 @@ NAMES = {  # utterance, speaker, gender, emotion and text; None for a recording 
         "EMOVO/m1/rab-m1-b4.wav": None,
     },
     "cafe": {  # folders are accented; neutral recordings at 192 kHz lack the intensity
-        "Col\u00e8re/Fort/01-C-2-1.wav": ("01-C-2-1", "01", "male", "angry", "1"),
-        "Peur/Faible/12-P-1-6.wav": ("12-P-1-6", "12", "female", "fearful", "6"),
-        "Neutre/07-N-1-3.wav": ("07-N-1-3", "07", "male", "neutral", "3"),
-        "CaFE_192k_1/Neutre/06-N-4.flac": ("06-N-4", "06", "female", "neutral", "4"),
+        "Col\u00e8re/Fort/01-C-2-1.wav": ("01-C-2-1", "01", "male", "angry", "sentence 1"),
+        "Peur/Faible/12-P-1-6.wav": ("12-P-1-6", "12", "female", "fearful", "sentence 6"),
+        "Neutre/07-N-1-3.wav": ("07-N-1-3", "07", "male", "neutral", "sentence 3"),
+        "CaFE_192k_1/Neutre/06-N-4.flac": ("06-N-4", "06", "female", "neutral", "sentence 4"),
         "Neutre/13-N-1-3.wav": None,
     },
     "jl_corpus": {  # "male" is a part of "female"
@@ -270,6 +271,8 @@ def test_a_table(tmp_path, column, ending):
     assert manifest.speaker.tolist() == ["007", "008"]
     assert manifest.emotion.tolist() == ["calm", "angry"]
     assert manifest.valence.tolist() == [4.0, 2.0]
+    table.set_index(column).to_parquet(tmp_path / "indexed.parquet")  # as audformat does
+    assert len(corpora.load("table", tmp_path / "indexed.parquet", emotions=["calm", "rage"])) == 2
     assert manifest.group.dropna().tolist() == ["20 to 30"]
 
 
@@ -479,6 +482,12 @@ def test_parts_at_nearly_the_same_time_have_different_names(tmp_path):
     table.iloc[[3, 2, 0, 1]].to_parquet(tmp_path / "mine.parquet")
     names = corpora.load("table", tmp_path / "mine.parquet").utterance
     assert names.tolist() == ["in@1234.571", "in@1234.567", "in@0", "in@1.5"]
+
+
+def test_recordings_of_iemocap_without_its_labels(iemocap):
+    shutil.rmtree(iemocap / "Session1/dialog/EmoEvaluation")
+    with pytest.raises(GmpError, match=r"no Session\*/dialog/EmoEvaluation"):
+        corpora.load("iemocap", iemocap)
 
 
 def test_a_label_that_is_in_no_map(iemocap):

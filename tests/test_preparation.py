@@ -110,6 +110,8 @@ def test_rows_may_be_parts_of_one_recording(tmp_path):
     np.testing.assert_allclose(audio.to_float(store["b"]), wave[24000:], atol=1e-4)
     assert report.seconds.tolist() == [0.5, 0.5]
     assert report.unreadable.isna().all() and report.digest.nunique() == 2
+    rounded = waveform_store.write_store(parts.assign(end=[0.5, 2.01]), tmp_path / "rounded")[1]
+    assert rounded.seconds.tolist() == [0.5, 0.5]
     beyond = parts.assign(end=[0.5, 2.5])
     report = waveform_store.write_store(beyond, tmp_path / "other")[1]
     assert report.unreadable.isna().tolist() == [True, False]

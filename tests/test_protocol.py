@@ -225,7 +225,7 @@ def test_folds_that_do_not_exist_or_lack_an_emotion_are_rejected():
         with pytest.raises(GmpError, match="folds 1 to 5"):
             protocol.parts(manifest, fold)
     rare = manifest[(manifest.emotion != "sad") | (manifest.speaker == "00")]
-    with pytest.raises(GmpError, match=r"no training speaker has emotion \['sad'\]"):
+    with pytest.raises(GmpError, match=r"no training utterance has emotion \['sad'\]"):
         protocol.parts(rare, 1)
 
 

@@ -24,6 +24,7 @@ MIN_SECONDS = 0.025  # one frame of the encoder
 FULL_SCALE = 0.999  # samples beyond it are clipped
 LARGEST = 4.0  # maximum of a floating-point recording, 12 dB above full scale
 CANCELED = 1e-4  # -40 dB: minimum power of the channels' mean, relative to their mean power
+ROUNDED = 0.01  # seconds by which the end of a part may be after the last sample
 BLOCK = 2**20  # samples of all channels that are decoded at once
 NO_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header has none
 # Errors of decoders; TypeError is soundfile's for a headerless .raw
@@ -108,7 +109,7 @@ def corpus_digest(path: str | None) -> str:
     if folder.is_file():
         with suppress(OSError, ValueError, LookupError):  # notebook 01 reports what is wrong
             read = pd.read_parquet if folder.suffix.lower() == ".parquet" else pd.read_csv
-            names = read(folder).filter(PATH_COLUMNS).iloc[:, 0]
+            names = read(folder).reset_index().filter(PATH_COLUMNS).iloc[:, 0]
             files = {folder.parent / str(name) for name in names}
     stats = [(os.fspath(file), file.stat()) for file in sorted(files) if file.is_file()]
     return text_digest(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]))
@@ -140,7 +141,7 @@ def read(
             f"{path}: cannot be decoded ({reason or str(error) or 'damaged'})."
         ) from error
     levels.check(path, rate)
-    if pd.notna(end) and levels.n < round(end * rate) - round(start * rate):
+    if pd.notna(end) and levels.n < round((end - ROUNDED) * rate) - round(start * rate):
         seconds = start + levels.n / rate
         raise GmpError(f"{path}: {start} to {end} s is not in {seconds:.3f} s of audio.")
     description = {"sample_rate": rate, "channels": channels, "peak": float(levels.peak)}

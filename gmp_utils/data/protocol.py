@@ -86,11 +86,12 @@ class Protocol:
                 "speakers' test sentences are left out."
             )
         if self.female_share is not None:
-            share = f"{self.female_share:.0%}"
+            share = f"{100 * self.female_share:g}%"
             sentences.append(f"Women have {share} of the training utterances; the rest is unused.")
         if self.labeled_share < 1:
+            share = f"{100 * self.labeled_share:g}%"
             sentences.append(
-                f"Only {self.labeled_share:.0%} of the training utterances of each emotion have labels (draw "
+                f"Only {share} of the training utterances of each emotion have labels (draw "
                 f"{self.label_draw}); clustering, retraining and self-training use all. Validation speakers "
                 "keep their labels."
             )
@@ -123,8 +124,8 @@ class Protocol:
         absent = set(manifest.emotion.dropna()) - set(manifest.emotion[parts == "train"])
         if absent:
             raise GmpError(
-                f"fold {fold}: no training speaker has emotion {sorted(absent)}; change the parameters "
-                "emotions, fold_by or n_folds."
+                f"fold {fold}: no training utterance has emotion {sorted(absent)}; change emotions, fold_by, "
+                "n_folds, validation or female_share."
             )
         return parts
 

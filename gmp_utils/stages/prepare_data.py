@@ -47,10 +47,12 @@ def read_manifest(
 
 def _corpus_folder(run_dir: str, corpus: str, corpus_dir: str, seed: int, shifts: str) -> Path:
     """Folder of a corpus; a synthetic one is synthesized first."""
+    check_choice("corpus", corpus, corpora.CORPORA)
     if corpus in corpora.EMBEDDED and not corpus_dir:
         return corpora.EMBEDDED[corpus]
     if (corpus in SYNTHETIC) == bool(corpus_dir):
-        expected = "no folder, it is synthesized" if corpus_dir else "the folder of its recordings"
+        kind = "the file" if corpus == "table" else "the folder of its recordings"
+        expected = "no folder, it is synthesized" if corpus_dir else kind
         raise GmpError(f"corpus {corpus!r}, corpus_dir {corpus_dir!r}: expected {expected}.")
     if corpus_dir:
         return ROOT / Path(corpus_dir).expanduser()

@@ -143,8 +143,8 @@ def _check_ratings(rows: pd.DataFrame, corpus: str, scale: Sequence[float]) -> p
     names = rows.columns.intersection(RATINGS)
     for name in names:
         rating = rows[name].astype(float)
-        below = rating < low - (corpus != "table")  # a few of IEMOCAP's are lower than 1
-        for row in rows[below | (rating > high)].itertuples():
+        slack = corpus != "table"  # a few of IEMOCAP's are outside
+        for row in rows[(rating < low - slack) | (rating > high + slack)].itertuples():
             found = f"{row.utterance}: {name} {rating[row.Index]:g}, expected {low:g} to {high:g}"
             raise GmpError(f"{found}; correct it, or set rating_scale of notebook 01 for a table.")
     return rows.assign(rating_min=float(low), rating_max=float(high)) if len(names) else rows

@@ -60,7 +60,7 @@ def read_table(
     expected, texts = dict.fromkeys(texts, str) | dict.fromkeys(numbers), [*texts, *aliases]
     try:
         if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path).reset_index(drop=True)
+            table = pd.read_parquet(path).reset_index()
             kinds = table.select_dtypes(["category", "integer"]).columns.intersection(texts)
             table = table.astype(dict.fromkeys(kinds, str))
         else:  # in texts, only an empty cell is a missing value
@@ -78,7 +78,8 @@ def read_table(
         raise GmpError(f"{problem}; expected CSV in UTF-8, or parquet.") from error
     if table.empty:
         raise GmpError(f"{path}: no rows, expected one for each recording.")
-    table = table.rename(columns={a: b for a, b in aliases.items() if b not in table})
+    for alias, name in aliases.items():
+        table = table if name in table else table.rename(columns={alias: name})
     columns = {
         name: pa.Column(kind, nullable=True, required=name in required)
         for name, kind in expected.items()
@@ -90,7 +91,7 @@ def read_table(
             found = f"found {table[name][row]}, expected a number"
             raise GmpError(f"{path}, row {row + 1}, column {name}: {found}.")
         table[name] = values
-    names = table.columns.intersection(texts).difference(["path", "FileName"])
+    names = table.columns.intersection(expected).difference(["path", "FileName", *numbers])
     for name in names:
         table[name] = table[name].map(_clean, na_action="ignore").astype(table[name].dtype)
     return table

@@ -129,6 +129,7 @@ ACTED = {
         {"C": "angry", "D": "disgusted", "J": "happy", "N": "neutral", "P": "fearful",
          "S": "surprised", "T": "sad"},
         "02 04 06 08 10 12",
+        lambda match: {"text": f"sentence {match['text']}"},
     ),
     # JL-Corpus, New Zealand English: 4 speakers, 2,400 recordings; numbers of sentences depend on the emotion
     "jl_corpus": ActedCorpus(

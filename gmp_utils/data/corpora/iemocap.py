@@ -56,6 +56,8 @@ def load(folder: Path) -> pd.DataFrame:
             raise GmpError(
                 f"{turn}.wav: not there, but {dialog}.txt has its label; add the recording."
             )
-        row |= {"path": str(paths[turn]), "text": transcripts.get(turn)}
+        row |= {"path": str(paths[turn]), "text": transcripts.get(turn) or None}
         rows.append(row | {"speaker": f"Ses0{session}{talker}", "gender": GENDERS[talker]})
+    if recordings and not rows:
+        raise GmpError(f"{folder}: no Session*/dialog/EmoEvaluation/Ses*.txt; add these labels.")
     return add_unlabeled(pd.DataFrame(rows), recordings)

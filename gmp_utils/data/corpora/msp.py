@@ -50,8 +50,8 @@ def load_podcast(folder: Path) -> pd.DataFrame:
     advice = f"expected the name of a file in {audio.name}/"
     manifest["path"] = locate(manifest.path, audio, labels, advice)
     manifest["utterance"] = manifest.path.map(lambda path: Path(path).stem)
-    texts = {x.stem: x.read_text("utf-8").strip() for x in folder.glob("Transcripts/*.txt")}
-    if texts:
+    files = folder.glob("Transcripts/[!.]*.txt")
+    if texts := {x.stem: x.read_text("utf-8", "replace").strip() or None for x in files}:
         manifest["text"] = manifest.utterance.map(texts)
     manifest["gender"] = manifest.gender.str.lower()
     for name in ("speaker", "gender"):
