@@ -94,6 +94,23 @@ def test_position_embeddings_by_fft_equal_transformers(kind, kernel, frames):
         torch.testing.assert_close(by_fft, plain, atol=1e-5, rtol=1e-5)
 
 
+def test_heads_of_an_earlier_training_are_replaced(tmp_path, tiny_encoder):
+    """Whether they have the same shapes or not. Without `new_heads`, they are read, and have to fit."""
+    torch.manual_seed(0)
+    source, other = tmp_path / "model", FINETUNED | {"projection_size": 6, "emotions": ["a", "b"]}
+    EmotionClassifier.load(str(tiny_encoder), **FINETUNED).save_pretrained(source)
+    same = EmotionClassifier.load(str(source), **FINETUNED).state_dict()
+    new = EmotionClassifier.load(str(source), new_heads=True, **FINETUNED).state_dict()
+    assert {name.split(".")[0] for name in same if not torch.equal(same[name], new[name])} == {
+        "head", "classifier",
+    }  # fmt: skip
+    smaller = EmotionClassifier.load(str(source), new_heads=True, **other)
+    assert smaller.classifier.weight.shape == (2, 6)
+    assert torch.equal(smaller.state_dict()[f"hubert.{PROJECTION}"], same[f"hubert.{PROJECTION}"])
+    with pytest.raises(GmpError, match="no model could be read"):
+        EmotionClassifier.load(str(source), **other)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_without_a_loop_is_that_of_single_utterances(dtype):
     """For channels far from 0, too. It is computed in float32, so only its output is rounded."""

@@ -182,6 +182,13 @@ def test_a_tone_is_in_its_band_and_frames():
     assert mel[:, :24].max() < mel[:, 26:].max() - 5
 
 
+def test_what_cannot_be_trained_is_rejected():
+    with pytest.raises(GmpError, match="found one, expected two or more"):
+        split(["long.wav@0", "long.wav@1"], 0)
+    with pytest.raises(GmpError, match="hidden_size: found 96, expected a multiple of 64"):
+        Architecture(96, 2, (8,) * 7)
+
+
 def test_targets_of_two_rounds(tmp_path, recordings):
     """Clusters of MFCCs, then of the first model's layer, and of prosody, fitted to training segments."""
     run = str(tmp_path / "run")
@@ -210,6 +217,7 @@ def test_targets_of_two_rounds(tmp_path, recordings):
     mfcc = expected(acoustic_features.mfcc_frames, 5)
     np.testing.assert_array_equal(targets[0].rows(validation)[:, 0], mfcc)
 
+    assert not SpeechModel.load(str(first / "encoder")).train_cnn
     model = SpeechModel.load(str(first / "encoder"), train_cnn=True)
     frames = features.layer_frames(model, segments, segments.utterances, 1, tmp_path / "frames")
     for stream, centroids in enumerate(fit_kmeans(frames.rows(training), [4, 6])):

@@ -244,3 +244,5 @@ def test_maps_are_rotated_onto_each_other(monkeypatch):
     assert few.groupby("layer").size().tolist() == [20, 20]
     with pytest.raises(GmpError, match="layer 2: this model has layers 0 to 1"):
         layers.maps(few.assign(unit="frames"), "frames", [-1, 2])
+    maps = layers.maps(few.assign(unit="frames"), "frames", [-8, -1])
+    assert [note.text for note in maps.layout.annotations[:2]] == ["layer 0", "layer 1"]

@@ -152,13 +152,15 @@ def _add_map(figure: go.Figure, points: pd.DataFrame, color: str, **trace) -> No
 
 
 def _drawn(table: pd.DataFrame, unit: str, layers: list[int]) -> dict[int, pd.DataFrame]:
-    """Up to `MAX_POINTS` points on the maps of layers, the same on each, by layer; -1 is the last layer."""
+    """Up to `MAX_POINTS` points on the maps of layers, the same on each, by layer.
+
+    Layer -1 is the last. Layer 0 stands for negative layers that a small encoder does not have.
+    """
     n_states = table.layer.max() + 1
-    for layer in layers:
-        if not -n_states <= layer < n_states:
-            raise GmpError(f"layer {layer}: this model has layers 0 to {n_states - 1}.")
+    if max(layers) >= n_states:
+        raise GmpError(f"layer {max(layers)}: this model has layers 0 to {n_states - 1}.")
     table, drawn = table[table.unit == unit], {}
-    for layer in sorted({layer % n_states for layer in layers}):
+    for layer in sorted({max(layer, -n_states) % n_states for layer in layers}):
         points = table[table.layer == layer].reset_index(drop=True)
         drawn[layer] = points.sample(min(len(points), MAX_POINTS), random_state=0)
     return drawn

@@ -1,6 +1,7 @@
 """Utterance classifiers of stages 02 and 06: an encoder, a head and linear or cosine classifiers."""
 
 import numpy as np
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -139,9 +140,9 @@ def load_classifier(
     **settings,
 ) -> UtteranceModel:
     """Load a classifier of a corpus's emotions (`SpeechModel.load`), with class weights of `train`."""
-    class_weights = []
+    labels, class_weights = corpus.labels(train, "emotion"), []
     if network.class_weights:
-        counts = np.bincount(corpus.labels(train, "emotion"), minlength=len(corpus.emotions))
-        class_weights = (counts.sum() / (len(counts) * np.maximum(counts, 1))).tolist()
+        weights = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+        class_weights = weights.tolist()
     settings |= vars(network) | {"emotions": corpus.emotions, "emotion_weights": class_weights}
     return model_class.load(source, **settings)

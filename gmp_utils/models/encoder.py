@@ -97,11 +97,12 @@ class SpeechModel(PreTrainedModel):
             super()._init_weights(module)
 
     @classmethod
-    def load(cls, source: str, **settings) -> "SpeechModel":
+    def load(cls, source: str, *, new_heads: bool = False, **settings) -> "SpeechModel":
         """Load weights from a folder or the hub, see `gmp_utils.runs.weights.resolve`.
 
-        Missing heads are initialized at random. `settings` are kept in the model's config.json, where
-        `_build_heads` reads them. See `freeze` for those that choose what is trained.
+        Missing heads are initialized at random, and with `new_heads` all heads are. `settings` are kept in
+        the model's config.json, where `_build_heads` reads them. See `freeze` for those that choose what is
+        trained.
         """
         try:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -117,13 +118,15 @@ class SpeechModel(PreTrainedModel):
         config.mask_time_prob = max(config.mask_time_prob, 0.01)  # at 0 there is no mask vector
         config.update(settings)
         try:
+            options = {"output_loading_info": True, "ignore_mismatched_sizes": new_heads}
             model, report = cls.from_pretrained(
-                source, config=config, dtype=torch.float32, output_loading_info=True
+                source, config=config, dtype=torch.float32, **options
             )
         except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
             raise _not_a_model(source, error) from error
         prefix = f"{model.base_model_prefix}."
-        missing = [key for key in report["missing_keys"] if key.startswith(prefix)]
+        absent = report["missing_keys"] | {key for key, *_ in report["mismatched_keys"]}
+        missing = sorted(key for key in absent if key.startswith(prefix))
         missing = [key for key in missing if not key.endswith("masked_spec_embed")]
         if missing:
             raise GmpError(f"encoder {source!r}: weights are missing, the first is {missing[0]}.")
@@ -132,6 +135,10 @@ class SpeechModel(PreTrainedModel):
             parameter.data = parameter.data.clone()
             if not parameter.isfinite().all():
                 raise GmpError(f"encoder {source!r}: weights {name} contain NaN or infinity.")
+        for name, head in model.named_children() if new_heads else ():
+            read = {key for key in model.state_dict() if key.startswith(f"{name}.")}
+            if head is not model.base_model and read - report["missing_keys"]:
+                head.apply(model._init_weights)
         model.freeze()
         return model
 

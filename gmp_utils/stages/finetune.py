@@ -59,9 +59,8 @@ def finetune(
     def build(folder: Path) -> None:
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
+        data["new_heads"] = not loss.startswith("ce-then-")
         model = load_classifier(EmotionClassifier, source, **data, **settings)
-        if finetune_from == "multitask" and not loss.startswith("ce-then-"):
-            model.head.apply(model._init_weights)  # new, as with the other initial models
         inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
         dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
         hidden_size = model.config.hidden_size if network.spec_augment else 0

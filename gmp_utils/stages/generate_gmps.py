@@ -112,7 +112,7 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     trained = folder.with_name(TRAIN_MULTITASK)
     augmented = is_multitask and gender_augmented(trained, parameters["layer"])
     metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
-    refitted = frames.sample(unlabeled, REFITTED_FRAMES, seed)
+    refitted = frames.sample(unlabeled, min(limit or REFITTED_FRAMES, REFITTED_FRAMES), seed)
     samples = enumerate((sample, refitted, refitted))
     fits = [fit_kmeans(fitted, scales, seed + number) for number, fitted in samples]
     scored = frames.rows(parts[corpus.protocol.selection_part])

@@ -106,7 +106,8 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
     def build(folder: Path) -> None:
         set_seed(training.seed)
         source, protocol = weights.resolve(task.encoder), fold.corpus.protocol
-        model = PaptModel.load(source, train_encoder=True, train_cnn=False, **settings)
+        frozen = {"train_encoder": True, "train_cnn": False}
+        model = PaptModel.load(source, new_heads=True, **frozen, **settings)
         inputs, mixtures = features.model_inputs(model, fold.corpus), fold.mixtures
         unlabeled = sum((fold.parts[part] for part in protocol.unsupervised_parts), [])
         unlabeled = sorted(unlabeled, key=inputs.lengths.get)
@@ -145,6 +146,7 @@ def _load_model(fold: RatedFold, system: RatingModelConfig, source: str) -> Attr
     labels = fold.corpus.manifest.loc[fold.parts["train"], fold.task.attributes]
     return AttributeModel.load(
         source,
+        new_heads=not system.initial_model,
         train_encoder=fold.task.train_encoder,
         train_cnn=False,
         attributes=fold.task.attributes,

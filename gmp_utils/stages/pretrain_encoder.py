@@ -49,13 +49,17 @@ class Architecture:
     n_layers: int
     conv_dim: tuple[int, ...]  # channels of the seven convolutions, of 3200 to 50 steps per second
 
+    def __post_init__(self):
+        if self.hidden_size < 64 or self.hidden_size % 64:
+            raise GmpError(f"hidden_size: found {self.hidden_size}, expected a multiple of 64.")
+
     def config(self) -> HubertConfig:
         """Configuration for transformers."""
         dropouts = "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"
         return HubertConfig(
             hidden_size=self.hidden_size,
             num_hidden_layers=self.n_layers,
-            num_attention_heads=max(self.hidden_size // 64, 1),
+            num_attention_heads=self.hidden_size // 64,
             intermediate_size=4 * self.hidden_size,
             conv_dim=tuple(self.conv_dim),
             num_conv_pos_embeddings=64,
@@ -133,6 +137,8 @@ def _segments(waveforms: Ragged, crop: int) -> dict[str, np.ndarray]:
 def split(segments: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
     """Split the names of segments by recording into training and validation."""
     recordings = sorted({name.rpartition("@")[0] for name in segments})
+    if len(recordings) < 2:
+        raise GmpError("recordings: found one, expected two or more; one is for validation.")
     shuffled = np.random.default_rng(seed).permutation(recordings)
     validation = set(shuffled[: max(round(VALIDATION_SHARE * len(recordings)), 1)].tolist())
     parts: tuple[list[str], list[str]] = ([], [])
@@ -198,6 +204,7 @@ def pretrain_round(
         streams = stream_names(scales, prosody_clusters)
         evaluation = {"compute_metrics": partial(stream_metrics, streams)} | LAST_STEP
         train(model, *sets, folder, training, **evaluation)
+        model.config.train_cnn = False  # in other trainings
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
             shutil.copy(recordings / weights.TRAINING_RECORDINGS, folder / subfolder)

@@ -20,7 +20,7 @@ from gmp_utils.training.features import model_inputs, open_labels
 from gmp_utils.training.trainer import TrainingConfig, train
 
 CHOICES = {
-    "objective": ("clusters", "contrastive"),
+    "objective": ("clusters", "contrastive", "own"),
     "retrain_from": ("encoder", "multitask"),
     "loss_on": ("masked", "all"),
     "activation": ("relu", "tanh"),
@@ -54,13 +54,14 @@ def retrain(
     `stream_hidden_size` hidden units. The `retrain_selection` "last" keeps the model of the last step,
     "validation" the one that the protocol selects by the loss.
     """
-    objective = weights.pretraining_objective(encoder) if objective == "own" else objective
     network = {"loss_on": loss_on, "activation": activation}
     network |= {"stream_hidden_size": stream_hidden_size, "train_cnn": train_cnn}
     settings = {"objective": objective, "retrain_from": retrain_from, **network}
     settings["retrain_selection"] = retrain_selection
     for name, choices in CHOICES.items():
         check_choice(name, settings[name], choices)
+    if objective == "own":
+        objective = settings["objective"] = weights.pretraining_objective(encoder)
     if not masking.probability:
         raise GmpError("masked prediction needs masks: mask_probability must be above 0.")
     if objective == "contrastive" and train_cnn:
@@ -103,7 +104,8 @@ def _load(objective: str, source: str, gmps: Path, network: dict) -> tuple:
         return model, None, contrastive_metrics
     labels, scales = open_labels(gmps)
     network = network | {"train_encoder": True, "scales": scales}
-    return MaskedPredictionModel.load(source, **network), labels, partial(stream_metrics, scales)
+    model = MaskedPredictionModel.load(source, new_heads=True, **network)
+    return model, labels, partial(stream_metrics, scales)
 
 
 def accuracies(run_dir: str, fold: int) -> pd.DataFrame:

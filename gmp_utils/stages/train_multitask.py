@@ -46,7 +46,7 @@ def train_multitask(
     def build(folder: Path) -> None:
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
-        model = load_classifier(MultitaskModel, source, **data, **weighting)
+        model = load_classifier(MultitaskModel, source, new_heads=True, **data, **weighting)
         dataset = partial(labeled, corpus, model_inputs(model, corpus), tasks=tasks(alpha))
         hidden_size = model.config.hidden_size if network.spec_augment else 0
         training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
