@@ -2,7 +2,7 @@
 # Everything happens in .venv, which is made, and brought up to date, when it has to be.
 # The variables below, and ARGS for any other option, go to `python -m gmp_utils`; other names are ignored.
 
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 BIN    := .venv/bin
 
 # WSL sets NAME to the name of the computer.
@@ -50,6 +50,7 @@ help:
 	@echo "What each means: .venv/bin/python -m gmp_utils run --help"
 
 .venv/installed: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: set PYTHON")'
 	"$(PYTHON)" -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		--constraint constraints.txt --editable '.[all]'
@@ -109,4 +110,4 @@ notebooks: run
 	$(BIN)/python benchmarks/encoder_probes.py --picture figures/readme-encoder.png
 
 clean:
-	rm -rf runs site .venv
+	rm -rf site .venv

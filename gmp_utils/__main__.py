@@ -60,8 +60,9 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
         text = "initial models of fine-tuning (default: retrained, the model of notebook 05)"
         add("--finetune-from", nargs="*", choices=INITIAL_MODELS, default=[], help=text)
         add("--recipe", default="", help="a system of presets/recipes (default: gmp-tl)")
-    add("--preset", nargs="*", default=[], metavar="FILE", help="YAML files; the last one wins")
-    text = "folder of the results (default: in runs/, named after the other options)"
+    files = {"nargs": "*", "action": "extend", "default": [], "metavar": "FILE"}
+    add("--preset", **files, help="YAML files; the last one wins")
+    text = "folder of the results (default: in runs/, named after corpus, encoder, presets, recipe)"
     add("--run-dir", default="", metavar="DIR", help=text)
     if name not in ("run", "experiment"):
         return
@@ -131,6 +132,7 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
     snakemake += ["--resources", f"gpu={max(gpus, 1)}"] if gpus is not None else []
     snakemake += ["--cores", str(cores)] if cores else []
     environment = os.environ | ({"REPORT_TO": options.report_to} if options.report_to else {})
+    environment |= {"CUDA_VISIBLE_DEVICES": ""} if options.gpus == 0 else {}
     with experiments.prepare(plan):
         path = run_folder(plan.folder) / "plan.json"
         command = plan.command(path, *snakemake, *extra)
@@ -190,13 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
         plan = _plan(options)
         saved, settings = paths.run_folder(plan.folder) / "plan.json", vars(options)
         given = [name for name, value in settings.items() if value and name in experiments.SETTINGS]
-        if given in ([], ["run_dir"]) and saved.with_name("parameters").is_dir():  # as it was made
-            plan = experiments.as_plan(read_json(saved)) if saved.is_file() else plan
-        else:
+        is_made = given in ([], ["run_dir"]) and saved.with_name("parameters").is_dir()
+        if is_made and saved.is_file():
+            plan = experiments.as_plan(read_json(saved))
+        if saved.is_file() or not is_made:
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)
-    except GmpError as error:
+    except (GmpError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -257,21 +257,24 @@ def test_systems_are_compared_within_their_share_of_labels():
     variants = {f"{x} %, {line}": {"labeled_share": x / 100} for x in (5, 100) for line in "ab"}
     table = pd.DataFrame(
         [
-            (variant, "AMS", speaker, 0, true, "sad" if variant == "5 %, b" else true)
-            for variant in [*variants, "other"]
-            for speaker in "stuv"
+            (variant, "AMS", speaker, 0, true, "sad" if wrong or variant == "5 %, b" else true)
+            for variant, speaker_of_errors in zip([*variants, "other"], "stuvw")
+            for speaker in "stuvw"
             for true in ("angry", "sad")
+            for wrong in [speaker == speaker_of_errors]
         ],
         columns=["variant", "system", "speaker", "seed", "true", "predicted"],
     )
     declaration = DECLARATION | {"variants": variants | {"other": {}}}
     compared = tables.uar_comparisons(table, declaration | {"against": "100 %, a"})
     assert compared.set_index("compared").difference.to_dict() == {
-        "5 %, a, AMS → 5 %, b, AMS": -50,
-        "100 %, a, AMS → 100 %, b, AMS": 0,
+        "5 %, a, AMS → 5 %, b, AMS": pytest.approx(-40),
+        "100 %, a, AMS → 100 %, b, AMS": pytest.approx(0),
     }
     assert len(tables.uar_comparisons(table, declaration)) == 2
     assert len(tables.uar_comparisons(table, DECLARATION)) == 10
+    same = table.assign(predicted=table.true)
+    assert tables.uar_comparisons(same, DECLARATION).empty  # as of a probe that variants share
 
 
 def test_primary_outcomes_come_first_and_are_corrected_among_themselves():

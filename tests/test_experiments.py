@@ -118,6 +118,7 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
         ({}, {"variants": {"a": {}, "A": {}}}, "expected different folder names"),
         ({}, {"variants": {}}, r"variants: found \[\], expected"),
         ({}, {"against": "b"}, "against 'b' is none"),
+        ({}, {"parameters": None}, "parameters: found None, expected names and values"),
         (
             {},
             {"primary": {"labels": []}},

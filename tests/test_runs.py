@@ -9,7 +9,7 @@ import yaml
 
 from gmp_utils import GmpError
 from gmp_utils.runs import code, notebook
-from gmp_utils.runs.files import read_json, text_digest
+from gmp_utils.runs.files import read_json, text_digest, write_json
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT, fold_folder, run_and_fold, stage_folder, stage_of
 from gmp_utils.runs.stage import CACHE, check_and_identify, make_stage, upstream, verify
 
@@ -185,6 +185,21 @@ def test_recordings_count_their_writer_and_only_notebook_01_its_readers(copied_c
     assert not copied_code("data/corpora/iemocap.py", "", "N = 1\n")
     after = code.notebook_digest("01_prepare_data"), code.notebook_digest("02_train_multitask")
     assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_the_code_of_a_notebook_counts_but_not_its_words(monkeypatch, tmp_path):
+    """So a notebook that was only saved is not executed again. Commands of the shell are allowed."""
+    monkeypatch.setattr(code, "NOTEBOOKS", tmp_path)
+
+    def digest(*sources):
+        cells = [{"cell_type": "code", "source": [source], "outputs": []} for source in sources]
+        write_json(
+            tmp_path / "a.ipynb", {"cells": [{"cell_type": "markdown", "source": []}, *cells]}
+        )
+        return code.notebook_digest("a")
+
+    assert digest("x = 1  # one\n", "!nvidia-smi") == digest("x = 1", "!nvidia-smi")
+    assert digest("x = 1") != digest("x = 2")
 
 
 GMPS, MULTITASK = "fold{fold}/04_generate_gmps", "fold{fold}/02_train_multitask"

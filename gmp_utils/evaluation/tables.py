@@ -81,6 +81,8 @@ def uar_comparisons(
 ) -> pd.DataFrame:
     """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`.
 
+    Systems with the same hits, such as a probe that two variants share, are not compared.
+
     The declaration's `primary` outcomes with these `labels` come first, and are True in a column of that
     name. Variants with a `labeled_share` are named "<share>, <line>", and are compared within their share,
     with the line of `against`.
@@ -99,7 +101,8 @@ def uar_comparisons(
     named = predictions.assign(system=predictions.variant + ", " + predictions.system)
     sums = comparison.class_sums(named, ["system", "speaker", "seed"])
     tested = {frozenset(pair) for pair in primary}
-    pairs = [*primary, *(pair for pair in pairs if frozenset(pair) not in tested)]
+    pairs = [pair for pair in pairs if frozenset(pair) not in tested]
+    pairs = primary + [pair for pair in pairs if not sums.loc[pair[0]].equals(sums.loc[pair[1]])]
     table = comparison.comparisons(sums, pairs, len(primary))
     if primary:
         table.insert(1, "primary", table.index < len(primary))

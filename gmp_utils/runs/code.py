@@ -11,6 +11,8 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
+from IPython.core.inputtransformer2 import TransformerManager
+
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
@@ -75,8 +77,10 @@ def code_digest(module: str) -> str:
 
 
 def notebook_digest(notebook: str) -> str:
-    """SHA-256 of the code that can change a notebook's numbers, apart from the notebook's own."""
+    """SHA-256 of a notebook's code, without comments, and of the code that can change its numbers."""
     cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
-    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
-    imported = [name for name in _imports(ast.parse(code)) if name.startswith((*COUNTED, "stages"))]
-    return text_digest(repr(sorted(counted_modules(imported).items())))
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    transform = TransformerManager().transform_cell  # of lines such as !nvidia-smi
+    tree = ast.parse("\n".join(map(transform, sources)))
+    imported = [name for name in _imports(tree) if name.startswith((*COUNTED, "stages"))]
+    return text_digest(repr([ast.unparse(tree), *sorted(counted_modules(imported).items())]))

@@ -51,6 +51,11 @@ class Declaration:
     paper: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in ("parameters", "primary", "paper"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, expected names and values"
+                )
         for name, values in (("folds", self.folds), ("seeds", self.seeds)):
             if not (isinstance(values, list) and values and {*map(type, values)} == {int}):
                 raise ValueError(f"{name}: found {values!r}, expected a list of numbers")
@@ -223,11 +228,16 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         lists = defaults | parameters
         if EGEMAPS & {*lists["baselines"]} and find_spec("opensmile") is None:
             others = [name for name in lists["baselines"] if name not in EGEMAPS]
-            if others or lists["losses"]:
-                parameters["baselines"] = others
-                impossible[f"{variant}, SVM on eGeMAPS"] = "openSMILE is not installed"
-        if reason := _why_impossible(parameters):
-            impossible[variant] = reason
+            alone = not (others or lists["losses"] or lists["text"])
+            parameters["baselines"] = others
+            impossible[variant if alone else f"{variant}, SVM on eGeMAPS"] = (
+                "openSMILE is not installed"
+            )
+            if alone:
+                continue
+        deepest = -1 - weights.n_layers(parameters.get("encoder", "embedded"))
+        if parameters.get("layer", -1) < deepest:
+            impossible[variant] = f"the encoder's layers end with {deepest}"
             continue
         initial_models = [parameters.get("finetune_from", "retrained")]
         personal = (declaration.parameters | changes).get("recipe") == PERSONAL
@@ -268,7 +278,10 @@ def _folder(settings: Settings, parameters: dict) -> str:
     """Folder of the results: by default named after experiment, corpora, encoder, presets and recipe."""
     experiment = Path(settings.experiment or "").stem
     corpora = [parameters.get("corpus", "emodb"), parameters.get("test_corpus")]
-    encoder = os.path.basename(parameters.get("encoder", "embedded").rstrip("/"))
+    if corpora[0] == "table":
+        corpora[0] += f"-{Path(parameters.get('corpus_dir', '')).stem}"
+    encoder = Path(parameters.get("encoder", "embedded"))
+    encoder = "-".join(encoder.parts[-3:]) if encoder.name in ("encoder", "model") else encoder.name
     presets = [Path(preset).stem for preset in settings.preset_files()]
     parts = [experiment, "-on-".join(filter(None, corpora)), encoder, *presets, settings.recipe]
     name = slug("-".join(filter(None, parts)))
@@ -276,16 +289,6 @@ def _folder(settings: Settings, parameters: dict) -> str:
     is_demo = name == "emodb-embedded" and not parameters.get("corpus_dir")
     default = "runs/demo" if is_demo else f"runs/{name}"
     return os.path.normpath(os.path.expanduser(settings.run_dir) or default)
-
-
-def _why_impossible(parameters: dict) -> str | None:
-    deepest = -1 - weights.n_layers(parameters.get("encoder", "embedded"))
-    if parameters.get("layer", -1) < deepest:
-        return f"the encoder's layers end with {deepest}"
-    try:
-        check_opensmile(parameters.get("baselines", []))
-    except GmpError:
-        return "openSMILE is not installed"
 
 
 def check_opensmile(baselines: list[str]) -> None:

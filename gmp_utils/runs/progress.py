@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 import pandas as pd
@@ -29,10 +31,10 @@ def jobs(plan: Plan) -> pd.DataFrame:
     return table.assign(stage=stage, pending=table["plan"] != "no update")
 
 
-def seconds(folder: Path) -> pd.Series:
-    """Mean duration of finished notebooks, by stage."""
+def seconds(folders: Iterable[str]) -> pd.Series:
+    """Mean duration of the finished notebooks of runs, by stage."""
     rows = []
-    for path in folder.rglob("notebooks/[0-9]*.ipynb"):
+    for path in chain(*(run_folder(x).glob("notebooks/[0-9]*.ipynb") for x in folders)):
         try:
             metadata = read_json(path)["metadata"].get("papermill", {})
         except ValueError:  # papermill was killed while it wrote
@@ -46,7 +48,8 @@ def print_progress(plan: Plan) -> None:
     """Print what is done, what is missing, and an estimate of the time left."""
     table = jobs(plan)
     counts = table.groupby(["stage", "rule"]).pending.agg(["size", "sum"]).reset_index("rule")
-    durations = seconds(run_folder(plan.folder)).reindex(counts.index)
+    trained = [run for run in plan.runs if run.parameters.get("losses") != []] or plan.runs
+    durations = seconds({plan.folder, *(run.folder for run in trained)}).reindex(counts.index)
     trainings = [(run.variant, run.seed, *output) for run in plan.runs for output in run.outputs()]
     pending = set(table.output_file[table.pending])
     missing = [training for training in trainings if training[-1] in pending]

@@ -187,7 +187,8 @@ def _link(cache: Path, folder: Path, identity: str) -> bool:
     try:
         shutil.copytree(cached, partial, copy_function=os.link, ignore=kept)
     except (OSError, shutil.Error):  # a file system without hard links
-        shutil.copytree(cached, partial, ignore=kept, dirs_exist_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(cached, partial, ignore=kept)
     _replace(folder, partial)
     return True
 
