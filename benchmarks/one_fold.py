@@ -172,7 +172,7 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
         return {"input_values": batch.input_values, "labels": torch.from_numpy(labels[chosen])}
 
     model = HubertForSequenceClassification.from_pretrained(encoder, num_labels=len(EMOTIONS))
-    model.hubert.feature_extractor.requires_grad_(False)
+    model.freeze_feature_encoder()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, max_steps=STEPS, per_device_train_batch_size=size, save_strategy="no",
@@ -180,7 +180,9 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
             report_to="none", remove_unused_columns=False,
         )  # fmt: skip
         examples = list(range(len(names)))
-        done = Trainer(model, arguments, data_collator=collator, train_dataset=examples).train()
+        trainer = Trainer(model, arguments, data_collator=collator, train_dataset=examples)
+        trainer.train()  # to warm up
+        done = trainer.train()
     return STEPS * size * data.manifest.duration[names].mean() / done.metrics["train_runtime"]
 
 
@@ -246,10 +248,8 @@ def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: 
     rates = pd.DataFrame(rows).set_index(["from", "training"])["audio s per s"]["CNN's output"]
     plain = trainer_speed(encoder, data, training, size)
     rows.append({"training": "fine-tuning by Trainer", "from": "waveforms", "audio s per s": plain})
-    frames = np.random.default_rng(0).normal(
-        size=(int(50 * audio_seconds), model.config.hidden_size)
-    )
-    frames = frames.astype(np.float16)
+    shape = int(50 * audio_seconds), model.config.hidden_size
+    frames = np.random.default_rng(0).standard_normal(shape, np.float32).astype(np.float16)
     timed("k-means alone", lambda: fit_kmeans(frames, scales))
     training_seconds = data.manifest.duration[training].sum()
     every = Utterances(inputs["CNN's output"], training)

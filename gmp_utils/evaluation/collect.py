@@ -123,8 +123,8 @@ def collect(run_dir: str) -> pd.DataFrame:
     """Test predictions of every classifier of a run or an experiment.
 
     Classifiers of a variant may differ only in fold, system and seed, and those of a fold must be tested on
-    the same utterances. Columns are those of `write_predictions`, variant, system, fold, seed and
-    `gender_uar`.
+    the same utterances, except in variants with `disjoint_sentences`. Columns are those of
+    `write_predictions`, variant, system, fold, seed and `gender_uar`.
     """
     tables, seen = [], {}  # value and classifier of each setting
     variants = experiments.read_declaration(run_dir)["variants"]

@@ -83,6 +83,8 @@ def gap(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]
     and if they share speakers. See also `pseudo_values`.
     """
     shared = set(first.true) & set(second.true)
+    if not shared:
+        return np.nan, np.nan, np.nan
     first, second = (table[table.true.isin(shared)] for table in (first, second))
     counts = [class_sums(table, ["speaker"]).unstack(fill_value=0) for table in (first, second)]
     sums = [table.to_numpy().reshape(len(table), 2, -1) for table in counts]
@@ -204,9 +206,10 @@ def comparisons(
     `sums` are `total` and `n` by system, speaker, seed and label. There is a row per pair: `compared`, the
     `speakers` and `seeds` that both systems have, the mean `difference` over seeds, its standard deviation
     over seeds (`seed_deviation`), its 95 % interval `low` to `high`, `p` after Holm's correction, the
-    `minimum_detectable` difference, and the `finding` as text. The first `n_primary` pairs are corrected
-    among themselves, and so are the others. The interval is not corrected. The minimum is for the strictest
-    of Holm's levels, so its power is at least 80 % whatever the other pairs' p are.
+    `minimum_detectable` difference, and the `finding` as text. Holm's correction is
+    applied to the first `n_primary` pairs and to the others separately. The interval is not corrected. The
+    minimum is for the strictest of Holm's levels, so its power is at least 80 % whatever the other pairs' p
+    are.
 
     Interval and test use jackknife pseudo-values, over speakers and seeds. With fewer than `MIN_SEEDS`
     seeds, the interval is over speakers only, and there is no test. A system without a random seed has the

@@ -11,8 +11,6 @@ from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
-from IPython.core.inputtransformer2 import TransformerManager
-
 from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
@@ -78,6 +76,8 @@ def code_digest(module: str) -> str:
 
 def notebook_digest(notebook: str) -> str:
     """SHA-256 of a notebook's code, without comments, and of the code that can change its numbers."""
+    from IPython.core.inputtransformer2 import TransformerManager  # stages do not need it
+
     cells = read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     transform = TransformerManager().transform_cell  # of lines such as !nvidia-smi

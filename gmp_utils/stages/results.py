@@ -54,11 +54,23 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         table.to_html(folder / "table.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
-        text = [describe(run_dir), "", markdown, "", *_findings(compared), ""]
+        text = [
+            describe(run_dir),
+            "",
+            markdown,
+            "",
+            *_findings(compared, declaration, "all labels"),
+            "",
+        ]
         if len(few_labels):
             few_labels = readout_comparisons(few_labels, declaration)
             few_labels.to_csv(folder / "comparisons_of_few_labels.csv", index=False)
-            text += ["With 1 to 16 labels per emotion:", "", *_findings(few_labels), ""]
+            text += [
+                "With 1 to 16 labels per emotion:",
+                "",
+                *_findings(few_labels, declaration, "few labels"),
+                "",
+            ]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
     return make_stage(
@@ -69,8 +81,13 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
     )
 
 
-def _findings(compared: pd.DataFrame) -> list[str]:
-    return [
-        f"- {'primary: ' if getattr(row, 'primary', False) else ''}{row.compared}: {row.finding}"
+def _findings(compared: pd.DataFrame, declaration: dict, labels: str) -> list[str]:
+    """Lines of findings, and of primary outcomes that were not computed."""
+    primary = declaration.get("primary", {}).get(labels, [])
+    missing = [
+        f"- primary: {name}: not run" for name in primary if name not in {*compared.compared}
+    ]
+    return missing + [
+        f"- {'primary: ' if row.compared in primary else ''}{row.compared}: {row.finding}"
         for row in compared.itertuples()
     ]

@@ -60,7 +60,8 @@ def read_table(
     expected, texts = dict.fromkeys(texts, str) | dict.fromkeys(numbers), [*texts, *aliases]
     try:
         if path.suffix.lower() == ".parquet":
-            table = pd.read_parquet(path).reset_index()
+            table = pd.read_parquet(path)
+            table = table.reset_index(drop=not {*table.columns}.isdisjoint(table.index.names))
             kinds = table.select_dtypes(["category", "integer"]).columns.intersection(texts)
             table = table.astype(dict.fromkeys(kinds, str))
         else:  # in texts, only an empty cell is a missing value
