@@ -21,7 +21,6 @@ import soundfile
 import torch
 import yaml
 from stages import training_step
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     HubertConfig,
@@ -113,14 +112,8 @@ def steps(
         take(collate([dataset[index] for index in chosen]))
 
     batches = list(DurationBatchSampler(dataset, seconds, size))[:STEPS]
-    with (
-        FlopCounterMode(display=False) as counter,
-        patch.object(
-            encoders,
-            "fft_convolution",
-            plain_convolution,  # whose operations are counted
-        ),
-    ):
+    counted_convolution = patch.object(encoders, "fft_convolution", encoders.plain_convolution)
+    with FlopCounterMode(display=False) as counter, counted_convolution:
         for chosen in batches[:2]:
             step(chosen)
     counted = sum(dataset.seconds[chosen].sum() for chosen in batches[:2])
@@ -135,21 +128,12 @@ def steps(
     return {"audio s per s": speed, "operations per s": speed * counter.get_total_flops() / counted}
 
 
-def plain_convolution(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """What `gmp_utils.models.encoder.fft_convolution` computes on a GPU."""
-    groups, padding = x.shape[1] // weight.shape[1], weight.shape[2] // 2
-    return F.conv1d(x, weight, bias, padding=padding, groups=groups)
-
-
 def position_embedding(encoder: str) -> dict[str, float]:
     """Milliseconds, forward and backward, of the position embedding of 64 × 230 frames."""
-    model = HubertModel.from_pretrained(encoder).to(hardware.device())
-    convolution, x = (
-        model.encoder.pos_conv_embed.conv,
-        torch.randn(64, model.config.hidden_size, 230),
-    )
-    x, took = x.to(hardware.device()).requires_grad_(), {}
-    for function in (plain_convolution, encoders.fft_convolution):
+    model = HubertModel.from_pretrained(encoder, dtype=torch.float32).to(hardware.device())
+    convolution, took = model.encoder.pos_conv_embed.conv, {}
+    x = torch.randn(64, model.config.hidden_size, 230).to(hardware.device()).requires_grad_()
+    for function in (encoders.plain_convolution, encoders.fft_convolution):
 
         def both(function=function) -> None:
             with torch.autocast(hardware.device(), torch.bfloat16, enabled=hardware.bfloat16()):
@@ -171,7 +155,8 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
         batch = extractor(waveforms, **options)
         return {"input_values": batch.input_values, "labels": torch.from_numpy(labels[chosen])}
 
-    model = HubertForSequenceClassification.from_pretrained(encoder, num_labels=len(EMOTIONS))
+    options = {"num_labels": len(EMOTIONS), "dtype": torch.float32}
+    model = HubertForSequenceClassification.from_pretrained(encoder, **options)
     model.freeze_feature_encoder()
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(

@@ -106,8 +106,8 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
     def build(folder: Path) -> None:
         set_seed(training.seed)
         source, protocol = weights.resolve(task.encoder), fold.corpus.protocol
-        frozen = {"train_encoder": True, "train_cnn": False}
-        model = PaptModel.load(source, new_heads=True, **frozen, **settings)
+        trained = {"train_encoder": True, "train_cnn": False}
+        model = PaptModel.load(source, new_heads=True, **trained, **settings)
         inputs, mixtures = features.model_inputs(model, fold.corpus), fold.mixtures
         unlabeled = sum((fold.parts[part] for part in protocol.unsupervised_parts), [])
         unlabeled = sorted(unlabeled, key=inputs.lengths.get)

@@ -54,23 +54,13 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         table.to_html(folder / "table.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
-        text = [
-            describe(run_dir),
-            "",
-            markdown,
-            "",
-            *_findings(compared, declaration, "all labels"),
-            "",
-        ]
+        findings = _findings(compared, declaration, "all labels")
+        text = [describe(run_dir), "", markdown, "", *findings, ""]
         if len(few_labels):
             few_labels = readout_comparisons(few_labels, declaration)
             few_labels.to_csv(folder / "comparisons_of_few_labels.csv", index=False)
-            text += [
-                "With 1 to 16 labels per emotion:",
-                "",
-                *_findings(few_labels, declaration, "few labels"),
-                "",
-            ]
+            findings = _findings(few_labels, declaration, "few labels")
+            text += ["With 1 to 16 labels per emotion:", "", *findings, ""]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 
     return make_stage(
