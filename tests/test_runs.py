@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 
 import nbformat
 import pytest
@@ -171,6 +172,18 @@ def test_numbers_count_as_code(copied_code):
     assert copied_code("evaluation/comparison.py", "", "N = 1\n") == {"results"}
     assert code.code_digest("stages.interventions") != before
     assert copied_code("data/protocol.py", "", "N = 1\n") == set(STAGES)
+
+
+def test_the_code_of_a_partial_counts(tmp_path, monkeypatch):
+    """Stages of 08 are built by partials, whose own module is functools."""
+
+    def build(text, folder):
+        (folder / "result.txt").write_text(text)
+
+    digested = []
+    monkeypatch.setattr("gmp_utils.runs.stage.code_digest", digested.append)
+    make_stage(tmp_path / "s", partial(build, "done"), parameters={})
+    assert digested == [build.__module__]
 
 
 def test_imports_within_functions_count(copied_code, tmp_path):

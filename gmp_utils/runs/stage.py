@@ -137,12 +137,13 @@ def make_stage(
 
     `build` fills a temporary folder. After an interruption, it still contains what was written before, unless
     the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (by
-    default that of `build`, see `gmp_utils.runs.code`) have changed. By default, the protocol is that of the
-    stages that are read. Runs next to a folder named `CACHE` share stages by hard links.
+    default that of `build`, which may be a `partial`; see `gmp_utils.runs.code`) have changed. By default,
+    the protocol is that of the stages that are read. Runs next to a folder named `CACHE` share stages by hard
+    links.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
     described = [parameters, list(made_from.values()), list(inputs)]
-    described.append(code_digest(module or build.__module__))
+    described.append(code_digest(module or getattr(build, "func", build).__module__))
     identity = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
     read = [read_json(stage / "provenance.json")["protocol"] for stage in stages]
     protocol = protocol or next(filter(None, read), None)
@@ -234,7 +235,10 @@ def _circumstances(folder: Path, began: float) -> dict:
 
     from gmp_utils.runs import hardware
 
-    gpu = hardware.device() == "cuda"
+    gpu, gpu_memory = hardware.device() == "cuda", None
+    if gpu:
+        gpu_memory = torch.cuda.max_memory_allocated() // 2**20
+        torch.cuda.reset_peak_memory_stats()
     command = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return {
@@ -246,6 +250,6 @@ def _circumstances(folder: Path, began: float) -> dict:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_seconds": round(time.monotonic() - began, 2),
         "peak_memory_mb": hardware.peak_memory() // 2**20,
-        "peak_gpu_memory_mb": torch.cuda.max_memory_allocated() // 2**20 if gpu else None,
+        "peak_gpu_memory_mb": gpu_memory,
         "files": files.describe_files(folder),
     }
