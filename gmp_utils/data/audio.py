@@ -300,3 +300,13 @@ def wav(waveform: np.ndarray) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.asarray(waveform), SAMPLE_RATE, format="WAV")
     return file.getvalue()
+
+
+def frame_seconds(frames: np.ndarray) -> np.ndarray:
+    """Middle of frames, counted from 0, in seconds."""
+    return frames * 0.02 + 0.0125
+
+
+def frame_at(seconds: np.ndarray) -> np.ndarray:
+    """Frames (int64) at times in seconds, the inverse of `frame_seconds`."""
+    return ((seconds - 0.0125) / 0.02).round().astype(np.int64)

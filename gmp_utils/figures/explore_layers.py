@@ -14,13 +14,12 @@ import plotly.graph_objects as go
 from IPython.display import display
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import SAMPLE_RATE, wav
+from gmp_utils.data.audio import SAMPLE_RATE, frame_at, wav
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.figures.help import help_text
 from gmp_utils.figures.style import colors
 from gmp_utils.figures.timeline import GOLDEN, draw_timeline, scores_over_time, widget_output
 from gmp_utils.models.classifiers import EmotionClassifier
-from gmp_utils.models.encoder import frame_at
 from gmp_utils.runs import paths
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import FINETUNE, GENERATE_GMPS, MODELS, PROBE_LAYERS, display_path

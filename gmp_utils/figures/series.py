@@ -11,12 +11,12 @@ from plotly.subplots import make_subplots
 from scipy import stats
 from sklearn.decomposition import PCA
 
+from gmp_utils.data.audio import frame_seconds
 from gmp_utils.evaluation.collect import SYSTEM
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
 from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
 from gmp_utils.figures.style import COLORS, colors, panels
-from gmp_utils.models.encoder import frame_seconds
 from gmp_utils.runs.files import read_json
 
 

@@ -9,10 +9,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from gmp_utils.data.audio import SAMPLE_RATE, normalize, to_float, to_int16
+from gmp_utils.data.audio import SAMPLE_RATE, frame_seconds, normalize, to_float, to_int16
 from gmp_utils.figures.style import SEQUENCE, TEMPLATE, colors
 from gmp_utils.models.classifiers import EmotionClassifier
-from gmp_utils.models.encoder import frame_seconds
 
 WINDOW = 50  # frames of a second
 HOP = 5  # frames from one window to the next

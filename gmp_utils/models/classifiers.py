@@ -11,7 +11,6 @@ from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.losses import am_softmax
 
 FRAME_HEAD = 128  # hidden units of the frame classifier, as in P-TAPT's code
-LOSSES = ("ce", "ams", "ce-then-ams", "ce-then-ce")
 GENDER_UAR = 0.8  # minimum for learned gender; probes of the embedded encoder have 0.94 on EmoDB
 
 

@@ -15,7 +15,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pickle import UnpicklingError
 
-import numpy as np
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
@@ -45,16 +44,6 @@ ENCODERS = {
     "unispeech": UniSpeechModel,
     "unispeech-sat": UniSpeechSatModel,
 }
-
-
-def frame_seconds(frames: np.ndarray) -> np.ndarray:
-    """Middle of frames, counted from 0, in seconds."""
-    return frames * 0.02 + 0.0125
-
-
-def frame_at(seconds: np.ndarray) -> np.ndarray:
-    """Frames (int64) at times in seconds, the inverse of `frame_seconds`."""
-    return ((seconds - 0.0125) / 0.02).round().astype(np.int64)
 
 
 class SpeechModel(PreTrainedModel):

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from torch import Tensor
 from torch.nn import functional as F
 
+LOSSES = ("ce", "ams", "ce-then-ams", "ce-then-ce")  # of emotion classifiers
+
 
 def am_softmax(
     cosines: Tensor, labels: Tensor, *, scale: float = 30.0, margin: float = 0.2

@@ -11,8 +11,9 @@ from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation.metrics import class_separation, task_metrics, uar, war
 from gmp_utils.evaluation.predictions import write_predictions
-from gmp_utils.models.classifiers import LOSSES, EmotionClassifier, load_classifier
+from gmp_utils.models.classifiers import EmotionClassifier, load_classifier
 from gmp_utils.models.heads import HeadConfig
+from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
 from gmp_utils.runs.paths import FINETUNE, INITIAL_MODELS, fold_folder, stage_folder

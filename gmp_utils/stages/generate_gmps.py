@@ -11,10 +11,11 @@ from sklearn.metrics import adjusted_rand_score
 from transformers import set_seed
 
 from gmp_utils import GmpError, check_choice
+from gmp_utils.data.audio import frame_seconds
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.metrics import adjusted_information, attributes
-from gmp_utils.models.encoder import SpeechModel, frame_seconds
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import GENERATE_GMPS, TRAIN_MULTITASK, fold_folder, stage_folder
@@ -83,7 +84,6 @@ def generate_gmps(
         parameters=parameters,
         stages=[stage_folder(run_dir, stage, fold) for stage in stages],
         inputs=inputs,
-        module=__name__,
     )
     if normalize_frames == "speaker":
         print("TRANSDUCTIVE: frames of held-out speakers are normalized by all of their audio.")

@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from gmp_utils.data.audio import to_float
+from gmp_utils.data.audio import frame_seconds, to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, with_intervals
@@ -23,7 +23,7 @@ from gmp_utils.evaluation.metrics import (
     uar,
 )
 from gmp_utils.evaluation.ratings import ccc_of_sums, moments
-from gmp_utils.models.encoder import SpeechModel, frame_seconds
+from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PROBE_LAYERS, fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage, upstream
