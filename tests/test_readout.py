@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import multitask, write_noise_corpus
+from conftest import classifier, multitask, write_noise_corpus
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -12,7 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import readout, tables
 from gmp_utils.figures import series
-from gmp_utils.models.classifiers import MultitaskModel
+from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
 from gmp_utils.runs.experiments import Settings, lay_out
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import TRAIN_MULTITASK
@@ -63,6 +63,17 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
         3,
         4,
     }
+    network = classifier(run, tiny_encoder, "ams")
+    baselines.classify(
+        str(run), 1, baseline="probe-ams", encoder="embedded", finetune_from="encoder"
+    )
+    statistics_of_network = np.load(
+        run / "fold1" / "probe" / "06_finetune-encoder-ams" / "statistics.npy"
+    )
+    model = EmotionClassifier.load(str(network / "model"))
+    np.testing.assert_array_equal(
+        statistics_of_network, features.pooled_layers(model, inputs, names)
+    )
     n_conditions = 3 * (1 + 2 * len(readout.N_LABELS))
     assert len(table) == 2 * 24 * n_conditions
     assert table.true.tolist() == corpus.manifest.emotion[table.utterance].tolist()
@@ -131,4 +142,4 @@ def test_label_efficiency_by_hand():
 def test_every_seed_of_an_experiment_draws_its_own_labels():
     runs = lay_out(Settings(experiment="label_efficiency", seeds=[0, 4])).runs
     draws = {(run.seed, run.parameters["label_draw"]) for run in runs}
-    assert len(runs) == 52 and draws == {(0, 0), (4, 4)}
+    assert len(runs) == 62 and draws == {(0, 0), (4, 4)}

@@ -20,10 +20,11 @@ from gmp_utils.evaluation.metrics import uar
 from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.evaluation.readout import PROBE_C, write_readout
 from gmp_utils.models.encoder import SpeechModel
+from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import weights
 from gmp_utils.runs.experiments import EGEMAPS, check_opensmile
 from gmp_utils.runs.files import text_digest, write_json
-from gmp_utils.runs.paths import FINETUNE, fold_folder, stage_folder, stage_of
+from gmp_utils.runs.paths import FINETUNE, fold_folder, run_and_fold, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
 
@@ -33,6 +34,8 @@ PROBES = {  # the probed model of each
     "self-training": "encoder",
     "probe-multitask": "multitask",
     "probe-retrained": "retrained",
+    "probe-ce": "ce",
+    "probe-ams": "ams",
 }
 BASELINES = (*PROBES, *sorted(EGEMAPS), "majority")
 SELF_TRAINING_ROUNDS = 10  # in each, an equal number of utterances gets labels
@@ -102,8 +105,9 @@ def layer_statistics(corpus: Corpus, encoder: str, trained: Path | None = None) 
         np.save(folder / "statistics.npy", features.pooled_layers(model, inputs, names))
 
     if trained:
-        folder, stages = trained.parent / "probe" / trained.name, [corpus.stage, trained]
-        return make_stage(folder, build, parameters={}, stages=stages)
+        fold = fold_folder(*run_and_fold(trained))
+        folder = fold / "probe" / "-".join(trained.relative_to(fold).parts)
+        return make_stage(folder, build, parameters={}, stages=[corpus.stage, trained])
     fingerprint, parameters = weights.fingerprint(encoder), {"encoder": encoder}
     folder = corpus.stage.parent / "probe" / text_digest(fingerprint)[:12]
     stages, inputs = [corpus.stage], [fingerprint]
@@ -199,7 +203,8 @@ def classify(
     """Train one of `BASELINES` on a fold's training speakers, and write predictions of the others.
 
     The probes "probe", "probe-z" and "self-training" use the pre-trained `encoder`, "probe-multitask" and
-    "probe-retrained" the models of 02 and 05. "self-training" also uses the training utterances without
+    "probe-retrained" the models of 02 and 05, and "probe-ce" and "probe-ams" the network that was fine-tuned
+    from the model `finetune_from` with that loss. "self-training" also uses the training utterances without
     labels (see `train_probe`). "probe-z" and "egemaps-z" use z-scores by speaker, which is transductive:
     they use the audio of all utterances of a test speaker. With `readout_draws`, all probes but
     "self-training" also have a readout.parquet (see `gmp_utils.evaluation.readout`), whose draws depend on
@@ -207,7 +212,7 @@ def classify(
     """
     check_baselines([baseline])
     corpus, self_training = open_corpus(run_dir), baseline == "self-training"
-    stages = [corpus.stage]
+    folder, stages = fold_folder(run_dir, fold) / FINETUNE / finetune_from, [corpus.stage]
     if self_training and not corpus.partition(fold)["unlabeled"]:
         raise GmpError(f"baseline {baseline!r}: all utterances have labels; lower labeled_share.")
     if baseline in EGEMAPS:
@@ -216,7 +221,10 @@ def classify(
         corpus.check_encoder(encoder, fold)
         stages.append(layer_statistics(corpus, encoder))
     elif baseline in PROBES:
-        trained = stage_folder(run_dir, stage_of(PROBES[baseline]), fold)
+        model = PROBES[baseline]
+        trained = (
+            folder / model if model in LOSSES else stage_folder(run_dir, stage_of(model), fold)
+        )
         stages.append(layer_statistics(corpus, encoder, trained))
 
     def build(folder: Path) -> None:
@@ -241,7 +249,7 @@ def classify(
 
     parameters = {"fold": fold, "loss": baseline, "finetune_from": finetune_from}
     return make_stage(
-        fold_folder(run_dir, fold) / FINETUNE / finetune_from / baseline,
+        folder / baseline,
         build,
         parameters=parameters | {"seed": seed, "readout_draws": readout_draws},
         stages=stages,
