@@ -11,23 +11,11 @@ ifeq ($(origin NAME),environment)
 NAME :=
 endif
 endif
+VARIABLES := NAME CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS FINETUNE_FROM PRESET RECIPE RUN \
+	REPORT_TO CORES GPUS
 # Values stay as they were typed: make does not expand a $ in them, and the shell gets them in quotes.
-override NAME            := $(value NAME)
-override CORPUS          := $(value CORPUS)
-override CORPUS_DIR      := $(value CORPUS_DIR)
-override TEST_CORPUS     := $(value TEST_CORPUS)
-override TEST_CORPUS_DIR := $(value TEST_CORPUS_DIR)
-override ENCODER         := $(value ENCODER)
-override FOLDS           := $(value FOLDS)
-override SEEDS           := $(value SEEDS)
-override FINETUNE_FROM   := $(value FINETUNE_FROM)
-override PRESET          := $(value PRESET)
-override RECIPE          := $(value RECIPE)
-override RUN             := $(value RUN)
-override REPORT_TO       := $(value REPORT_TO)
-override CORES           := $(value CORES)
-override GPUS            := $(value GPUS)
-export NAME CORPUS CORPUS_DIR TEST_CORPUS TEST_CORPUS_DIR ENCODER FOLDS SEEDS FINETUNE_FROM PRESET RECIPE RUN REPORT_TO CORES GPUS
+$(foreach name,$(VARIABLES),$(eval override $(name) := $$(value $(name))))
+export $(VARIABLES)
 
 GMP      := $(BIN)/python -m gmp_utils
 SETTINGS := $${CORPUS:+--corpus "$$CORPUS"} $${CORPUS_DIR:+--corpus-dir "$$CORPUS_DIR"} \

@@ -531,12 +531,12 @@ def test_the_table_has_every_variant_and_names_the_missing_runs(experiment):
         "first": ["AMS"], "second": ["AMS"],
     }  # fmt: skip
     assert collect.missing_runs(str(experiment)) == [
-        "first, AMS, fold 2, seed 0", "second, AMS, fold 2, seed 0", "third: no such layer",
+        "first, AMS (1 of 2 trainings)", "second, AMS (1 of 2 trainings)", "third: no such layer",
     ]  # fmt: skip
     table = tables.results_table(predictions, declaration, tables.scores(predictions))
     stage = write_results(str(experiment), predictions, table)
     summary = (stage / "summary.md").read_text()
-    assert "NOT RUN (3): first, AMS, fold 2, seed 0; " in summary
+    assert "NOT RUN: first, AMS (1 of 2 trainings); " in summary
     assert "Variants change: first: nothing; second: layer -1; third: layer -9." in summary
     table = pd.read_csv(stage / "table.csv").set_index("variant")
     assert table.UAR["third"] == "not run"

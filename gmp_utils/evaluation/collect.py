@@ -23,6 +23,8 @@ SYSTEM_NAMES = {
     "self-training": "probe, self-training",
     "probe-multitask": "probe of the multi-task model",
     "probe-retrained": "probe of the retrained model",
+    "probe-ce": "probe of the CE network",
+    "probe-ams": "probe of the AMS network",
     "egemaps": "SVM on eGeMAPS",
     "egemaps-z": "SVM on eGeMAPS, z per speaker (transductive)",
     "majority": "majority",
@@ -72,14 +74,21 @@ def first_corpus(run_dir: str) -> Corpus:
 
 
 def missing_runs(run_dir: str) -> list[str]:
-    """Descriptions of classifiers that an experiment declares but has not trained. A single run has none."""
+    """Classifiers that an experiment declares but has not trained on all folds and seeds, as text.
+
+    A single run has none.
+    """
     declaration = experiments.read_declaration(run_dir)
     finished = set(classifiers(run_dir)[CLASSIFIER].itertuples(index=False, name=None))
+    done = {}  # whether each declared training of a classifier is finished
+    for run, fold in product(declaration["runs"], declaration["folds"]):
+        for system in map(SYSTEM_NAMES.get, run["systems"]):
+            training = (run["variant"], system, fold, run["seed"])
+            done.setdefault(f"{run['variant']}, {system}", []).append(training in finished)
     missing = [
-        f"{run['variant']}, {system}, fold {fold}, seed {run['seed']}"
-        for run, fold in product(declaration["runs"], declaration["folds"])
-        for system in map(SYSTEM_NAMES.get, run["systems"])
-        if (run["variant"], system, fold, run["seed"]) not in finished
+        f"{name} ({values.count(False)} of {len(values)} trainings)"
+        for name, values in done.items()
+        if not all(values)
     ]
     return missing + [f"{name}: {reason}" for name, reason in declaration["impossible"].items()]
 
@@ -172,9 +181,10 @@ def training_costs(run_dir: str) -> pd.DataFrame:
     """Training cost of each system, mean over folds and seeds.
 
     `training_seconds` is the sum over all stages; an interrupted stage counts with its last session. Peak
-    memory is that of one process. `times_real_time` is the seconds of audio that fine-tuning processed per
-    second. `relative_seconds` is relative to the cheapest system that fine-tunes the whole encoder without
-    other stages, NaN if there is none.
+    memory is that of one process up to the end of the stage, and that of the stage on a GPU.
+    `times_real_time` is the seconds of audio that fine-tuning processed per second. `relative_seconds` is
+    relative to the cheapest system that fine-tunes the whole encoder without other stages, NaN if there is
+    none.
     """
     rows = pd.DataFrame(map(_cost, classifiers(run_dir).itertuples(index=False)))
     table = rows.groupby([*SYSTEM, "device"], as_index=False, sort=False).mean()

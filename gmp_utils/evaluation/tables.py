@@ -17,7 +17,7 @@ from gmp_utils.evaluation.metrics import (
     uar,
     war,
 )
-from gmp_utils.models.classifiers import LOSSES
+from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import ROOT
@@ -255,7 +255,7 @@ def describe(run_dir: str) -> str:
     if changes:
         text += f" Variants change: {'; '.join(changes)}."
     missing = collect.missing_runs(run_dir)
-    return f"{text}\nNOT RUN ({len(missing)}): {'; '.join(missing)}." if missing else text
+    return f"{text}\nNOT RUN: {'; '.join(missing)}." if missing else text
 
 
 def confidences(run_dir: str) -> pd.DataFrame:

@@ -72,12 +72,17 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
 
 
 def _findings(compared: pd.DataFrame, declaration: dict, labels: str) -> list[str]:
-    """Lines of findings, and of primary outcomes that were not computed."""
+    """Lines of findings with intervals, and of primary outcomes that were not computed."""
     primary = declaration.get("primary", {}).get(labels, [])
     missing = [
         f"- primary: {name}: not run" for name in primary if name not in {*compared.compared}
     ]
-    return missing + [
-        f"- {'primary: ' if row.compared in primary else ''}{row.compared}: {row.finding}"
-        for row in compared.itertuples()
-    ]
+    lines = []
+    for row in compared.itertuples():
+        line = f"- {'primary: ' if row.compared in primary else ''}{row.compared}: {row.finding}"
+        if pd.notna(row.difference):
+            line += f", interval [{row.low:.1f}, {row.high:.1f}]"
+        if pd.notna(row.seed_deviation):
+            line += f", standard deviation over seeds {row.seed_deviation:.1f}"
+        lines.append(line)
+    return missing + lines
