@@ -1,5 +1,7 @@
 """Statistics against values computed by hand, leave-one-out loops and simulations."""
 
+from itertools import product
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,11 +42,13 @@ def counted(rng, shape, n_speakers, spread, *, mean=0.7, others=0.0):
 def test_intervals_cover_95_percent(n_speakers):
     """4,000 draws, with a standard error of 0.35 %: UAR, WAR and CCC are covered 93 to 97 times in 100."""
     rng = np.random.default_rng(0)
-    for spread in (0.05, 0.12):
-        sums = counted(rng, (4000,), n_speakers, spread)
+    for mean, spread in product((0.7, 0.87), (0.05, 0.12)):
+        sums = counted(rng, (4000,), n_speakers, spread, mean=mean)
+        hits, n = counted(rng, (1,), 100_000, spread, mean=mean).sum(axis=(0, 1, 3))
+        recall = hits / n  # below `mean` where recalls are clipped at 1
         for values in (sums, sums.sum(axis=-1, keepdims=True)):
             low, high = comparison.jackknife_interval(values)
-            assert 0.93 < np.mean((low <= 0.7) & (0.7 <= high)) < 0.97  # the mean recall
+            assert 0.93 < np.mean((low <= recall) & (recall <= high)) < 0.97
     # ratings of a speaker are shifted; predictions follow in part
     true = rng.normal(0, 0.7, (n_speakers, 4000, 1)) + rng.normal(0, 1, (n_speakers, 4000, 20))
     predicted = 0.6 * true + rng.normal(0, 0.3, (n_speakers, 4000, 1))
