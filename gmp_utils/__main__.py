@@ -97,14 +97,23 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(options: argparse.Namespace):
-    """Plan the runs that a command's options describe."""
-    from gmp_utils.runs.experiments import SETTINGS, Settings, lay_out
-    from gmp_utils.runs.paths import NOTEBOOKS, ROOT
+    """Plan the runs that a command's options describe. A folder alone stands for the run that is in it."""
+    from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, lay_out
+    from gmp_utils.runs.files import read_json
+    from gmp_utils.runs.paths import NOTEBOOKS, ROOT, run_folder
 
     if not NOTEBOOKS.is_dir():
         raise GmpError(f"{ROOT}: no notebooks/ here; run this in a checkout of the project.")
-    given = {name: value for name, value in vars(options).items() if name in SETTINGS}
-    return lay_out(Settings(**given))
+    given = {name: value for name, value in vars(options).items() if name in SETTINGS and value}
+    plan = lay_out(Settings(**given))
+    saved = run_folder(plan.folder) / "plan.json"
+    if not {"run_dir"}.issuperset(given) or not saved.is_file():
+        return plan
+    made = as_plan(read_json(saved))
+    if run_folder(made.folder) != run_folder(plan.folder):
+        found = f"{plan.folder} is a copy of {made.folder}"
+        raise GmpError(f"{found}; give the settings again that it was made with, such as CORPUS.")
+    return made
 
 
 def _execute(options: argparse.Namespace, extra: list[str]) -> int:
@@ -183,19 +192,14 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command == "recognize":
             return _recognize(options)
         from gmp_utils.runs import experiments, paths, progress, stage
-        from gmp_utils.runs.files import read_json
 
         if options.command == "verify":
             problems = stage.verify(options.run_dir)
             print(*problems or [f"{options.run_dir}: all files match their hashes"], sep="\n")
             return int(len(problems) > 0)
         plan = _plan(options)
-        saved, settings = paths.run_folder(plan.folder) / "plan.json", vars(options)
-        given = [name for name, value in settings.items() if value and name in experiments.SETTINGS]
-        is_made = given in ([], ["run_dir"]) and saved.with_name("parameters").is_dir()
-        if is_made and saved.is_file():
-            plan = experiments.as_plan(read_json(saved))
-        if saved.is_file() or not is_made:
+        folder = paths.run_folder(plan.folder)
+        if (folder / "plan.json").is_file() or not (folder / "parameters").is_dir():
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)

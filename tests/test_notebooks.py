@@ -152,7 +152,7 @@ def test_papermill_takes_another_fold_and_a_preset(demo, tmp_path):
     succeeded(done)
     parameters = json.loads((run / "fold2" / "02_train_multitask" / "params.json").read_text())
     assert (parameters["fold"], parameters["alpha"]) == (2, 1)
-    assert parameters["schedule"]["epochs"] == 1
+    assert parameters["training"]["epochs"] == 1
 
 
 def test_a_misspelt_parameter_stops_make(tmp_path):

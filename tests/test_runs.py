@@ -318,6 +318,19 @@ def test_parameters_are_written_per_notebook_and_only_if_changed(tmp_path):
         notebook.write_parameters(str(tmp_path), {"corpus_dirr": "x"})
 
 
+def test_a_notebook_with_other_parameters_than_the_workflows_is_executed_again(tmp_path, capsys):
+    """Its headline is older than all inputs. The workflow sets the fold itself."""
+    run = {"run_dir": str(tmp_path)}
+    notebook.write_parameters(str(tmp_path), {**run, "alpha": 0.5})
+    defaults = notebook.notebook_parameters(NOTEBOOKS / "02_train_multitask.ipynb") | run
+    for changed, is_old in (({"alpha": 0.5, "fold": 3}, False), ({}, True)):
+        notebook.start("02_train_multitask", defaults | changed)
+        notebook.headline(tmp_path, "02_train_multitask", {"UAR": 0.5})
+        assert (tmp_path.joinpath("headline.json").stat().st_mtime == 1) is is_old
+        assert ("execute the notebook again" in capsys.readouterr().out) is is_old
+    notebook._is_planned.clear()
+
+
 def test_demo_check_detects_a_perturbed_number(capsys):
     defaults = notebook.notebook_parameters(NOTEBOOKS / "07_results.ipynb")
     notebook.check_demo("07_results", defaults, {"UAR": 0.52}, {"UAR": 0.5}, tolerance=0.05)

@@ -55,12 +55,27 @@ def classifiers(run_dir: str) -> pd.DataFrame:
                 and start in run["finetune_from"]
                 and loss in run["systems"]
             ):
-                variant = run["variant"] or DEFAULT_VARIANTS[start]
+                variant = _variant(path.parent, run["variant"]) if is_single_run else run["variant"]
                 seed = parameters.get("training", parameters)["seed"]
                 rows.append((variant, SYSTEM_NAMES[loss], fold, seed, path.parent))
     if not rows:
         raise paths.missing_artifact(paths.run_folder(run_dir), paths.FINETUNE)
     return pd.DataFrame(rows, columns=[*CLASSIFIER, "stage"])
+
+
+def _variant(stage: Path, recipe: str | None) -> str:
+    """A single run's variant: its recipe, or what fine-tuning started from."""
+    start = read_json(stage / "params.json")["finetune_from"]
+    if recipe:
+        own = experiments.recipe(recipe)["finetune_from"]
+        return recipe if start == own else f"{recipe}, from {start}"
+    if start == "retrained":
+        made = {path.name: path for path in lineage(stage.parents[2] / paths.RETRAIN)}
+        labels = made.get(paths.GENERATE_GMPS)
+        targets = read_json(labels / "params.json") if labels else {}
+        if targets.get("clustered_model") != "multitask" or targets["permuted"]:
+            return "retrained, not on GMPs"
+    return DEFAULT_VARIANTS[start]
 
 
 def corpus_of(stage: Path) -> Corpus:
@@ -95,6 +110,8 @@ def missing_runs(run_dir: str) -> list[str]:
 
 def lineage(stage: Path) -> list[Path]:
     """A stage, preceded by all stages it was made from except the prepared data."""
+    if not (stage / "provenance.json").is_file():
+        raise paths.missing_artifact(stage, paths.notebook_of(stage))
     upstream = read_json(stage / "provenance.json")["stages"]
     sources = [Path(os.path.normpath(stage / source)) for source in upstream]
     earlier = [lineage(source) for source in sources if source.name != paths.PREPARE_DATA]

@@ -1,12 +1,14 @@
 """Tables of the results of a run or an experiment."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import combinations
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
 from gmp_utils.evaluation.metrics import (
@@ -219,7 +221,9 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
     encoders = [read_json(stage / "params.json").get("encoder") for stage in sorted(stages)]
     text = ""
     for encoder in dict.fromkeys(filter(None, encoders)):
-        folder = weights.cached(encoder)
+        folder = None
+        with suppress(GmpError):  # a folder that was moved
+            folder = weights.cached(encoder)
         digests = {digest for digest, _ in weights.training_recordings(folder)} if folder else set()
         n_known = manifest.digest.isin(digests).sum()
         recordings = f"{n_known} of these recordings" if digests else "recordings not listed here"
@@ -229,9 +233,9 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 def _describe_gender(finished: pd.DataFrame) -> str:
     """Variants whose pseudo-labels are not gender-augmented, and in how many trainings."""
-    trainings = finished.drop_duplicates(["variant", "fold", "seed"])
-    without = ~trainings.stage.map(collect.gender_augmented).dropna().astype(bool)
-    groups = without.groupby(trainings.variant, sort=False)
+    augmented = finished.assign(augmented=finished.stage.map(collect.gender_augmented))
+    trainings = augmented.dropna(subset="augmented").drop_duplicates(["variant", "fold", "seed"])
+    groups = (~trainings.augmented.astype(bool)).groupby(trainings.variant, sort=False)
     counts = groups.agg(["sum", "size"]).query("sum > 0")
     texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
     return f" Not gender-augmented (see notebook 04): {', '.join(texts)}." if texts else ""

@@ -73,7 +73,7 @@ class FoldMaps:
             trained = points.part.map({"train": TRAINING})
             points["predicted"] = points.utterance.map(predicted).fillna(trained)
         self.labels, self.scales = None, []  # pseudo-labels, (frames, scales)
-        if (self.folder / GENERATE_GMPS).is_dir():
+        if (self.folder / GENERATE_GMPS / "provenance.json").is_file():
             self.labels, self.scales = features.open_labels(self.folder / GENERATE_GMPS)
             if unit == "frames":
                 frames = zip(points.utterance, frame_at(points.seconds))
@@ -85,7 +85,7 @@ class FoldMaps:
     def _read_maps(self, unit: str) -> pd.DataFrame:
         """Read the coordinates and scores of all models, and return the attributes of their points."""
         folder = self.folder / PROBE_LAYERS
-        models = [model for model in MODELS if (folder / model).is_dir()]
+        models = [model for model in MODELS if (folder / model / "provenance.json").is_file()]
         if not models:
             raise paths.missing_artifact(folder, PROBE_LAYERS)
         for model in models:

@@ -279,9 +279,17 @@ def _folder(settings: Settings, parameters: dict) -> str:
     experiment = Path(settings.experiment or "").stem
     corpora = [parameters.get("corpus", "emodb"), parameters.get("test_corpus")]
     if corpora[0] == "table":
-        corpora[0] += f"-{Path(parameters.get('corpus_dir', '')).stem}"
+        table = Path(parameters.get("corpus_dir", ""))
+        corpora[0] += f"-{table.parent.name}-{table.stem}"
     encoder = Path(parameters.get("encoder", "embedded"))
-    encoder = "-".join(encoder.parts[-3:]) if encoder.name in ("encoder", "model") else encoder.name
+    if encoder.name in ("encoder", "model"):  # of a run
+        names = (
+            encoder.parts[encoder.parts.index("runs") + 1 :]
+            if "runs" in encoder.parts
+            else encoder.parts[-3:]
+        )
+        encoder = Path("-".join(names))
+    encoder = encoder.name
     presets = [Path(preset).stem for preset in settings.preset_files()]
     parts = [experiment, "-on-".join(filter(None, corpora)), encoder, *presets, settings.recipe]
     name = slug("-".join(filter(None, parts)))

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.metadata
+import os
 import platform
 from difflib import get_close_matches
 from functools import cache
@@ -14,6 +15,17 @@ from gmp_utils import GmpError
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import NOTEBOOKS, display_path, run_folder
 from gmp_utils.runs.stage import PACKAGES
+
+FREE = {
+    "run_dir",
+    "fold",
+    "finetune_from",
+    "model",
+    "processes",
+}  # may differ from those of a run's workflow
+_is_planned: dict[
+    str, bool
+] = {}  # by notebook: whether it has the parameters of its run's workflow
 
 
 def notebook_parameters(notebook: Path) -> dict:
@@ -99,6 +111,10 @@ def start(notebook: str, namespace: dict) -> dict:
     defaults = notebook_parameters(NOTEBOOKS / f"{notebook}.ipynb")
     parameters = {name: namespace[name] for name in [*defaults, *assigned]}
     parameters = check_parameters(notebook, parameters)
+    file = run_folder(parameters["run_dir"]) / "parameters" / f"{notebook}.yaml"
+    planned = defaults | (yaml.safe_load(file.read_text("utf-8")) or {} if file.is_file() else {})
+    compared = defaults.keys() - FREE
+    _is_planned[notebook] = all(planned[name] == parameters[name] for name in compared)
 
     import torch
     import transformers
@@ -127,8 +143,15 @@ def configure(kind: type, parameters: dict, prefix: str = "", **values):
 
 
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
-    """Print a notebook's headline numbers, and write headline.json, its output in the workflow."""
+    """Print a notebook's headline numbers, and write headline.json, its output in the workflow.
+
+    If the notebook has other parameters than the workflow's, the file gets an old date. The workflow then
+    executes the notebook again.
+    """
     write_json(folder / "headline.json", {"notebook": notebook, "numbers": numbers})
+    if not _is_planned.get(notebook, True):
+        os.utime(folder / "headline.json", (1, 1))
+        print("Other parameters than those of this run: make run will execute the notebook again.")
     for name, value in numbers.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
     print("results:", display_path(folder))

@@ -25,6 +25,10 @@ MODELS = {  # models that can be probed, and their stages
     "retrained": FOLD + RETRAIN,
     "finetuned": f"{FOLD}{FINETUNE}/retrained/ams",
 }
+HELPERS = {
+    "probe": FINETUNE,
+    "interventions": PROBE_LAYERS,
+}  # folders of a fold, and their notebooks
 INITIAL_MODELS = ("encoder", "multitask", "retrained")  # of `MODELS`, for fine-tuning
 
 
@@ -69,9 +73,10 @@ def missing_artifact(folder: Path, notebook: str) -> GmpError:
 
 
 def notebook_of(folder: Path) -> str:
-    """Notebook that makes a stage's folder; 01 for folders that name none."""
+    """Notebook that makes a stage's folder."""
     names = [part for part in folder.parts if (NOTEBOOKS / f"{part}.ipynb").is_file()]
-    return names[-1] if names else PREPARE_DATA
+    helpers = [notebook for name, notebook in HELPERS.items() if name in folder.parts]
+    return [PREPARE_DATA, *helpers, *names][-1]
 
 
 def display_path(path: Path) -> str:

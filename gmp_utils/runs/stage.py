@@ -82,7 +82,9 @@ def _check(folder: Path, read: Iterable[str] | None = None, *, thorough: bool = 
     else:
         problem = files.find_mismatch(folder, provenance["files"], read, thorough)
     if problem:
-        raise GmpError(f"{problem}. Remove {display_path(folder)} and run the same command again.")
+        headlines = [path / "headline.json" for path in (folder, folder.parent)]
+        removed = next(filter(Path.is_file, headlines), folder)  # then its notebook makes it again
+        raise GmpError(f"{problem}. Remove {display_path(removed)} and run the same command again.")
     return provenance
 
 

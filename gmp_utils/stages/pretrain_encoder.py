@@ -105,7 +105,7 @@ def read_recordings(
         store.flush()
 
     folder = run_folder(run_dir) / PRETRAIN_ENCODER / "recordings"
-    inputs = [f"{path} {path.stat().st_size}" for path in paths]
+    inputs = [f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in paths]
     return make_stage(folder, build, parameters=parameters, inputs=inputs)
 
 

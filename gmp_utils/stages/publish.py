@@ -24,7 +24,7 @@ from gmp_utils.evaluation.comparison import with_intervals
 from gmp_utils.evaluation.metrics import ccc, expected_calibration_error, temperature, uar
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.recognizer import Recognizer, RecognizerConfig, load_recognizer
-from gmp_utils.runs import hardware, paths, weights
+from gmp_utils.runs import hardware, paths
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import FINETUNE, RECOGNIZE, notebook_of, run_and_fold, run_folder
 from gmp_utils.runs.stage import check_and_identify, make_stage
@@ -142,7 +142,8 @@ def model_card(
     networks = same_system(stage)
     predictions = [pd.read_parquet(path / "predictions.parquet") for path in networks.stage]
     test = pd.concat(predictions).query("part == 'test'")
-    speaker, encoder = corpus.manifest.speaker, parameters["encoder"]
+    speaker, (encoder,) = corpus.manifest.speaker, provenance["inputs"]
+    encoder = encoder if "@" in encoder else Path(parameters["encoder"]).name  # the hub's commit
     conditions = _conditions(stage, corpus.emotions, metrics["temperature"])
 
     def percent(value: float, low: float, high: float) -> str:
@@ -154,7 +155,7 @@ def model_card(
         ModelCardData(),  # in the template
         str(Path(__file__).with_name("model_card.md")),
         emotions=", ".join(corpus.emotions),
-        encoder=Path(encoder).name if weights.files(encoder) else provenance["inputs"][0],
+        encoder=encoder,
         corpus=corpus.name,
         notebooks=", ".join(map(notebook_of, lineage(stage))),
         **{f"n_{part}": len(utterances) for part, utterances in parts.items()},
