@@ -75,12 +75,14 @@ def test_iemocap(iemocap, capsys):
     """The talker is in the last field; values are valence, activation, dominance."""
     columns = "speaker", "gender", "session", "emotion", "valence", "arousal", "dominance", "text"
     text = "Excuse me."
-    assert rows("iemocap", iemocap, *columns) == {
+    emotions = ["angry", "happy", "neutral", "no agreement"]
+    assert rows("iemocap", iemocap, *columns, emotions=emotions) == {
         "Ses01F_impro01_F000": ("Ses01F", "female", "1", "neutral", 2.5, 2.5, 3.5, text),
         "Ses01F_impro01_M000": ("Ses01M", "male", "1", "happy", 4.0, 3.5, 3.0, text),
         "Ses05M_script01_1b_F002": ("Ses05F", "female", "5", "no agreement", 2.5, 3.0, 2.0, text),
         "Ses05M_script01_1b_M001": ("Ses05M", "male", "5", "angry", 1.5, 4.0, 4.5, text),
     }
+    assert set(corpora.load("iemocap", iemocap).emotion.dropna()) == set(emotions[:3])
     changes = {"exc": "excited", "neu": "happy"}
     two = corpora.load("iemocap", iemocap, emotions=["angry", "happy"], label_map=changes)
     assert two.emotion.tolist() == ["happy", "angry"]
@@ -234,7 +236,8 @@ def test_msp_podcast(tmp_path, word, audio):
     names = ("0001_0008", "0002_0033_0001", "0003_0001", "0003_0002", "0009_0001")
     touch(tmp_path / audio, *(f"MSP-PODCAST_{name}.wav" for name in names))
     columns = ("speaker", "gender", "emotion", "valence", "arousal", "dominance", "split")
-    assert rows("msp_podcast", tmp_path, *columns) == {
+    emotions = {"emotions": ["angry", "happy", "no agreement"]}
+    assert rows("msp_podcast", tmp_path, *columns, **emotions) == {
         "MSP-PODCAST_0001_0008": ("127", "female", "happy", 4.8, 5.2, 4.4, "train"),
         "MSP-PODCAST_0002_0033_0001": ("8", "male", "no agreement", 2.0, 3.0, 5.5, "validation"),
         "MSP-PODCAST_0003_0001": (None, "male", "angry", 2.0, 3.0, 5.5, "train"),
@@ -247,8 +250,9 @@ def test_msp_podcast(tmp_path, word, audio):
     assert manifest.set_index("utterance").text.dropna().to_dict() == {
         "MSP-PODCAST_0003_0001": "Well, no."
     }
-    unlabelled = manifest[manifest.emotion.isna()]
-    assert unlabelled.path.tolist() == [str(tmp_path / audio / "MSP-PODCAST_0009_0001.wav")]
+    unlabelled = manifest[manifest.emotion.isna()]  # without a row, and without agreement
+    paths = [tmp_path / audio / f"MSP-PODCAST_{name}.wav" for name in (names[1], names[4])]
+    assert sorted(unlabelled.path) == list(map(str, paths))
     (tmp_path / audio / "MSP-PODCAST_0001_0008.wav").unlink()
     with pytest.raises(GmpError, match=r"row 1: no recording .*0001_0008\.wav"):
         corpora.load("msp_podcast", tmp_path)

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from gmp_utils import GmpError
 from gmp_utils.__main__ import main
 from gmp_utils.evaluation.collect import SYSTEM_NAMES
 from gmp_utils.figures import style
-from gmp_utils.runs import experiments
+from gmp_utils.runs import experiments, progress
 from gmp_utils.runs.experiments import Settings, declared, lay_out
 from gmp_utils.runs.files import file_digest, read_json
 from gmp_utils.runs.paths import run_folder
@@ -202,6 +203,31 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     assert f"{run}: 2 runs, 0 done" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in before}
     assert experiments.as_plan(read_json(run / "plan.json")) == planned
+    shutil.copytree(run, tmp_path / "copy")
+    assert main(["plan", "--run-dir", str(tmp_path / "copy")]) == 1
+    assert f"{tmp_path}/copy is a copy of {run}; give the settings" in capsys.readouterr().err
+
+
+def test_a_stage_that_is_missing_or_older_is_made_again_even_if_later_ones_are_there(tmp_path):
+    plan = lay_out(Settings(folds=[1, 2], run_dir=str(tmp_path / "run")))
+    experiments.write(plan)
+    table = progress.jobs(plan)
+    assert table.pending.all() and len(table) == 2 + 2 * 5  # 01 and 07; 02 to 06 of both folds
+    finished = [Path(name) for name in table.sort_values("stage").output_file]
+    for number, path in enumerate(finished):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (2e9 + number, 2e9 + number))
+    assert not progress.jobs(plan).pending.any()
+    multitask = tmp_path / "run" / "fold2" / "02_train_multitask" / "headline.json"
+    multitask.rename(tmp_path / "multitask")
+    table = progress.jobs(plan)
+    pending = table.output_file[table.pending].map(Path)
+    assert multitask in set(pending)
+    shutil.move(tmp_path / "multitask", multitask)
+    os.utime(multitask, (1, 1))
+    table = progress.jobs(plan)
+    assert multitask in set(table.output_file[table.pending].map(Path))
 
 
 def test_the_plan_ignores_partial_notebooks(tmp_path):

@@ -231,6 +231,8 @@ def _open_with_ffmpeg(
         resampler, position = av.AudioResampler("fltp", stream.codec_context.layout, rate), 0
         with container:
             for frame in chain(container.decode(stream), [None]):
+                if last is not None and position >= last:
+                    break
                 for part in resampler.resample(frame):
                     block = part.to_ndarray().T
                     stop = None if last is None else max(last - position, 0)

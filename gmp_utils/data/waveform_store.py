@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from gmp_utils import GmpError
 from gmp_utils.data import audio
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
+
+QUEUED = 1024  # recordings that are decoded ahead of writing, at most
 
 SILENCE = 1e-3  # peak of a silent recording, 60 dB below full scale
 CLIPPED_SHARE = 1e-3  # minimum share of a clipped recording's samples
@@ -31,7 +34,10 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
     # Samples go to a temporary file first, as their lengths are unknown.
     with tempfile.TemporaryFile(dir=stem.parent) as spool:
         with ThreadPoolExecutor(hardware.cores()) as pool:
-            decoded = pool.map(lambda row: _decode(*row), rows)
+            decoded = chain.from_iterable(  # a faster pool than disk would fill the memory
+                pool.map(lambda row: _decode(*row), rows[first : first + QUEUED])
+                for first in range(0, len(rows), QUEUED)
+            )
             for samples, row in tqdm(decoded, "decode", len(rows), unit="file", disable=None):
                 spool.write(samples.tobytes())
                 lengths.append(len(samples))

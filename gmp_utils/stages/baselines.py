@@ -236,7 +236,7 @@ def classify(
                 table[:] = z_by_speaker(table.to_numpy(), speakers)
             results = fit_svm(data, table)
         elif baseline in PROBES:
-            statistics = np.load(stages[-1] / "statistics.npy")
+            statistics = np.load(stages[-1] / "statistics.npy", mmap_mode="r")
             if baseline == "probe-z":
                 statistics = z_by_speaker(statistics, speakers)
             results = fit_probe(data, statistics, self_training=self_training)

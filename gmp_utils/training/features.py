@@ -124,11 +124,12 @@ def layer_states_by_length(
 
 def pooled_layers(model: SpeechModel, inputs: Ragged, utterances: Sequence[str]) -> np.ndarray:
     """Mean and standard deviation over time of layers, (n_utterances, layers, 2 · hidden_size) float32."""
-    layers, pooled = range(model.n_layers + 1), {}
+    layers, row = range(model.n_layers + 1), {name: index for index, name in enumerate(utterances)}
+    pooled = np.empty((len(utterances), len(layers), 2 * model.config.hidden_size), np.float32)
     for name, states in layer_states_by_length(model, inputs, utterances, layers):
         states = states.astype(np.float32)
-        pooled[name] = np.concatenate([states.mean(axis=1), states.std(axis=1)], axis=-1)
-    return np.stack([pooled[name] for name in utterances])
+        pooled[row[name]] = np.concatenate([states.mean(axis=1), states.std(axis=1)], axis=-1)
+    return pooled
 
 
 def layer_frames(

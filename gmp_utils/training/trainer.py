@@ -243,8 +243,13 @@ def fit_batches_to_memory(
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     while True:
-        sampler = batch_sampler(dataset, config, arguments, train=True)
-        batches = {len(batch) * max(dataset.seconds[batch]): batch for batch in sampler}
+        sampler, steps = batch_sampler(dataset, config, arguments, train=True), config.max_steps
+        steps *= arguments.gradient_accumulation_steps
+        batches = {}
+        for epoch in range(config.epochs or steps // len(sampler) + 1):
+            sampler.set_epoch(epoch)
+            size = {len(x) * max(dataset.seconds[np.array(x) % len(dataset)]): x for x in sampler}
+            batches[max(size)] = size[max(size)]
         largest = batches[max(batches)]
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         try:

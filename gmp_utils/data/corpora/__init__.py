@@ -21,6 +21,7 @@ CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "msp_podcast": (msp.load_podcast, msp.PODCAST_EMOTIONS),
     "msp_improv": (msp.load_improv, msp.IMPROV_EMOTIONS),
 } | {name: (corpus.load, corpus.emotions) for name, corpus in ACTED.items()}
+NO_EMOTIONS = {"no agreement", "other"}  # labels of IEMOCAP and MSP-Podcast
 RATING_SCALE = (1, 7)
 SCALES = {"iemocap": (1, 5), "msp_improv": (1, 5)}  # other than RATING_SCALE
 EMBEDDED = {"emodb": Path(__file__).with_name("emodb")}  # recordings that the package contains
@@ -114,6 +115,7 @@ def cross_corpus(
         loaded[part] = _to_emotions(rows, names, changes)
     loaded["test"] = _rescale(loaded["test"], loaded["train"])
     common = set.intersection(*(set(rows.emotion.dropna()) for rows in loaded.values()))
+    common -= NO_EMOTIONS
     if len(common) < 2:
         shared = f"{train[0]} and {test[0]} share the emotions {sorted(common)}"
         raise GmpError(f"{shared}, expected two or more; give them common names in label_map.")
@@ -197,9 +199,15 @@ def _to_emotions(
 
 
 def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
-    """Select the utterances of some emotions and those without one; print how many are excluded."""
-    counts, corpus = manifest.emotion.value_counts(), manifest.corpus.iloc[0]
-    emotions = list(map(str, emotions or []))
+    """Select the utterances of some emotions and those without one; print how many are excluded.
+
+    Labels of `NO_EMOTIONS` are no emotions unless they are among the selected ones.
+    """
+    emotions, corpus = list(map(str, emotions or [])), manifest.corpus.iloc[0]
+    if not emotions and corpus != "table":
+        named = ~manifest.emotion.isin(NO_EMOTIONS)
+        manifest = manifest.assign(emotion=manifest.emotion.where(named, None))
+    counts = manifest.emotion.value_counts()
     absent = sorted(set(emotions) - set(counts.index))
     if absent:
         present = ", ".join(sorted(counts.index)) or "none"
