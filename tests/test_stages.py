@@ -109,6 +109,25 @@ def test_a_model_is_an_encoder_only_where_it_was_not_trained(finished, tmp_path)
         corpus.check_encoder(str(copy), 1)
 
 
+def test_a_stage_of_another_encoder_is_rejected(finished):
+    for stage, settings in ((finetune.finetune, ["ams", QUICK]), (retrain.retrain, [QUICK])):
+        options = {} if stage == finetune.finetune else {"retrain_from": "multitask"}
+        with pytest.raises(GmpError, match="was made from another encoder than 'embedded'"):
+            stage(str(finished.parent), 1, "embedded", *settings, **options)
+
+
+def test_only_systems_with_gmps_are_named_after_them(finished, tmp_path):
+    """A recipe is named after itself, and after another initial model than its own."""
+    run = tmp_path / "run"
+    shutil.copytree(finished.parent, run)
+    assert set(collect.classifiers(str(run)).variant) == {"GMPs", "no GMPs"}
+    labels = run / "fold1" / "04_generate_gmps" / "params.json"
+    write_json(labels, read_json(labels) | {"permuted": True})
+    assert set(collect.classifiers(str(run)).variant) == {"retrained, not on GMPs", "no GMPs"}
+    write_json(run / experiments.FILE, {"recipe": "v-ft"})
+    assert set(collect.classifiers(str(run)).variant) == {"v-ft, from retrained", "v-ft"}
+
+
 def test_the_multi_task_model_is_finetuned_with_a_new_head(finished, tmp_path, tiny_encoder):
     """With a learning rate near zero, the encoder is still the multi-task model's."""
     run = tmp_path / "run"

@@ -112,6 +112,16 @@ def _check_upstream(folder: Path, provenance: dict) -> None:
                 raise GmpError(f"{found}; {remedy}.")
 
 
+def check_same_encoder(stages: Iterable[Path], encoder: str) -> None:
+    """Raise a GmpError if one of these stages of notebooks 02 to 06 was made from another encoder."""
+    for stage in stages:
+        path = stage / "provenance.json"
+        made_from = read_json(path)["inputs"] if path.is_file() else []
+        if made_from and made_from != [weights.fingerprint(encoder)]:
+            found = f"{display_path(stage)} was made from another encoder than {encoder!r}"
+            raise GmpError(f"{found}; set the same encoder.")
+
+
 def verify(run_dir: str) -> list[str]:
     """Compare the files of a run's finished stages with their SHA-256; returns the problems."""
     run, problems = run_folder(run_dir), []

@@ -17,7 +17,7 @@ from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import write_json
 from gmp_utils.runs.paths import FINETUNE, INITIAL_MODELS, fold_folder, stage_folder
-from gmp_utils.runs.stage import make_stage, upstream
+from gmp_utils.runs.stage import check_same_encoder, make_stage, upstream
 from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
 from gmp_utils.training.trainer import TrainingConfig, train
 
@@ -52,6 +52,7 @@ def finetune(
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(FINETUNE, start)]
     if loss.startswith("ce-then-") and not stages[-1].is_dir():
         raise GmpError(f'loss "{loss}" starts from the CE model: run loss "ce" first.')
+    check_same_encoder(stages[1:], encoder)
     source = str(stages[-1] / "model") if len(stages) > 1 else weights.resolve(encoder)
     corpus.check_encoder(encoder, fold)
     parts, protocol = corpus.partition(fold), corpus.protocol

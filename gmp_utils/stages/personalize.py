@@ -32,7 +32,7 @@ from gmp_utils.models.regression import AttributeModel, PaptModel, RatingModelCo
 from gmp_utils.runs import hardware, weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, PERSONALIZE, fold_folder, run_folder
-from gmp_utils.runs.stage import make_stage
+from gmp_utils.runs.stage import check_same_encoder, make_stage
 from gmp_utils.training import features
 from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.trainer import TrainingConfig, train
@@ -99,6 +99,7 @@ def adapt(task: RatingTask, position: str, *, training: TrainingConfig, masking:
             f"PAPT: the pseudo-labels are of clustered_model {clustered!r}, expected 'encoder'; run notebook "
             "04 with it, or make run RECIPE=papt."
         )
+    check_same_encoder([clusters], task.encoder)
     n_speakers = 0 if position == "none" else fold.similarity.shape[1]
     settings = {"scales": scales, "stream_hidden_size": 256, "loss_on": "masked"}
     settings |= {"activation": "relu", "speaker_position": position, "n_speakers": n_speakers}

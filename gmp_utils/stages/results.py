@@ -56,10 +56,11 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
         findings = _findings(compared, declaration, "all labels")
         text = [describe(run_dir), "", markdown, "", *findings, ""]
+        few_labels_compared = pd.DataFrame({"compared": []})
         if len(few_labels):
-            few_labels = readout_comparisons(few_labels, declaration)
-            few_labels.to_csv(folder / "comparisons_of_few_labels.csv", index=False)
-            findings = _findings(few_labels, declaration, "few labels")
+            few_labels_compared = readout_comparisons(few_labels, declaration)
+            few_labels_compared.to_csv(folder / "comparisons_of_few_labels.csv", index=False)
+        if findings := _findings(few_labels_compared, declaration, "few labels"):
             text += ["With 1 to 16 labels per emotion:", "", *findings, ""]
         (folder / "summary.md").write_text("\n".join(text), encoding="utf-8")
 

@@ -14,7 +14,12 @@ from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_met
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, fold_folder, stage_folder
-from gmp_utils.runs.stage import check_and_identify, make_stage, upstream
+from gmp_utils.runs.stage import (
+    check_and_identify,
+    check_same_encoder,
+    make_stage,
+    upstream,
+)
 from gmp_utils.training.batching import Masking, Utterances
 from gmp_utils.training.features import model_inputs, open_labels
 from gmp_utils.training.trainer import TrainingConfig, train
@@ -87,6 +92,7 @@ def retrain(
         corpus.write_training_recordings(folder / "model", fold, source)
 
     stages = [stage_folder(run_dir, stage, fold) for stage in upstream(RETRAIN, settings)]
+    check_same_encoder(stages[1:], encoder)
     settings |= {"masking": vars(masking), "training": vars(training)}
     return make_stage(
         fold_dir / RETRAIN,
