@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -329,6 +330,19 @@ def test_a_notebook_with_other_parameters_than_the_workflows_is_executed_again(t
         assert (tmp_path.joinpath("headline.json").stat().st_mtime == 1) is is_old
         assert ("execute the notebook again" in capsys.readouterr().out) is is_old
     notebook._is_planned.clear()
+
+
+def test_a_headline_keeps_its_date_unless_its_numbers_or_its_stage_change(tmp_path):
+    path = make(tmp_path / "s") / "headline.json"
+    dates = []
+    for number, remade in ((1, False), (1, False), (2, False), (2, True)):
+        if remade:
+            make(tmp_path / "s", parameters={"a": 2})
+            path.write_text('{"notebook": "n", "numbers": {"UAR": 2}}')
+            os.utime(path, ns=(dates[-1], dates[-1]))
+        notebook.headline(tmp_path / "s", "n", {"UAR": number})
+        dates.append(path.stat().st_mtime_ns)
+    assert dates[0] == dates[1] < dates[2] < dates[3]
 
 
 def test_demo_check_detects_a_perturbed_number(capsys):

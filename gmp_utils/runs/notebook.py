@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import importlib.metadata
+import math
 import os
 import platform
 from difflib import get_close_matches
@@ -145,12 +146,17 @@ def configure(kind: type, parameters: dict, prefix: str = "", **values):
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
     """Print a notebook's headline numbers, and write headline.json, its output in the workflow.
 
-    If the notebook has other parameters than the workflow's, the file gets an old date. The workflow then
-    executes the notebook again.
+    The file keeps its date if neither the numbers nor the stage have changed, so that the workflow does not
+    execute later notebooks again. If the notebook has other parameters than the workflow's, the file gets an
+    old date, and the workflow executes the notebook again.
     """
-    write_json(folder / "headline.json", {"notebook": notebook, "numbers": numbers})
+    path, values = folder / "headline.json", {"notebook": notebook, "numbers": numbers}
+    stages = [*folder.glob("provenance.json"), *folder.glob("*/provenance.json")]
+    made = max((stage.stat().st_mtime_ns for stage in stages), default=math.inf)
+    if not path.is_file() or path.stat().st_mtime_ns < made or read_json(path) != values:
+        write_json(path, values)
     if not _is_planned.get(notebook, True):
-        os.utime(folder / "headline.json", (1, 1))
+        os.utime(path, (1, 1))
         print("Other parameters than those of this run: make run will execute the notebook again.")
     for name, value in numbers.items():
         print(f"{name}: {value:.3f}" if isinstance(value, float) else f"{name}: {value}")
