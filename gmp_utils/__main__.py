@@ -104,14 +104,16 @@ def _plan(options: argparse.Namespace):
 
     if not NOTEBOOKS.is_dir():
         raise GmpError(f"{ROOT}: no notebooks/ here; run this in a checkout of the project.")
-    given = {name: value for name, value in vars(options).items() if name in SETTINGS and value}
-    plan = lay_out(Settings(**given))
+    settings = {name: value for name, value in vars(options).items() if name in SETTINGS}
+    given = {name for name, value in settings.items() if value}
+    plan = lay_out(Settings(**settings))
     saved = run_folder(plan.folder) / "plan.json"
-    if not {"run_dir"}.issuperset(given) or not saved.is_file():
+    resumable = {"run_dir"} if options.command == "run" else set()  # make run alone is the demo
+    if not resumable <= given <= {"run_dir"} or not saved.is_file():
         return plan
     made = as_plan(read_json(saved))
     if run_folder(made.folder) != run_folder(plan.folder):
-        found = f"{plan.folder} is a copy of {made.folder}"
+        found = f"{plan.folder} has the plan of {made.folder}"
         raise GmpError(f"{found}; give the settings again that it was made with, such as CORPUS.")
     return made
 
@@ -199,7 +201,9 @@ def main(arguments: list[str] | None = None) -> int:
             return int(len(problems) > 0)
         plan = _plan(options)
         folder = paths.run_folder(plan.folder)
-        if (folder / "plan.json").is_file() or not (folder / "parameters").is_dir():
+        given = {name for name in experiments.SETTINGS if getattr(options, name)}
+        by_hand = given <= {"run_dir"} and (folder / "parameters").is_dir()
+        if (folder / "plan.json").is_file() or not by_hand:
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress
         (progress.print_progress if options.command == "plan" else progress.write_report)(plan)

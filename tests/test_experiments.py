@@ -205,7 +205,7 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     assert experiments.as_plan(read_json(run / "plan.json")) == planned
     shutil.copytree(run, tmp_path / "copy")
     assert main(["plan", "--run-dir", str(tmp_path / "copy")]) == 1
-    assert f"{tmp_path}/copy is a copy of {run}; give the settings" in capsys.readouterr().err
+    assert f"{tmp_path}/copy has the plan of {run}; give the settings" in capsys.readouterr().err
 
 
 def test_a_stage_that_is_missing_or_older_is_made_again_even_if_later_ones_are_there(tmp_path):

@@ -67,10 +67,11 @@ def _variant(stage: Path, recipe: str | None) -> str:
     """A single run's variant: its recipe, or what fine-tuning started from."""
     start = read_json(stage / "params.json")["finetune_from"]
     if recipe:
-        own = experiments.recipe(recipe)["finetune_from"]
+        own = experiments.recipe(recipe).get("finetune_from", "retrained")
         return recipe if start == own else f"{recipe}, from {start}"
-    if start == "retrained":
-        made = {path.name: path for path in lineage(stage.parents[2] / paths.RETRAIN)}
+    retrained = stage.parents[2] / paths.RETRAIN
+    if start == "retrained" and (retrained / "provenance.json").is_file():
+        made = {path.name: path for path in lineage(retrained)}
         labels = made.get(paths.GENERATE_GMPS)
         targets = read_json(labels / "params.json") if labels else {}
         if targets.get("clustered_model") != "multitask" or targets["permuted"]:

@@ -24,6 +24,7 @@ FREE = {
     "model",
     "processes",
 }  # may differ from those of a run's workflow
+NOT_IN_RUNS = {"00_pretrain_encoder", "09_recognize"}  # notebooks that no workflow executes
 _is_planned: dict[
     str, bool
 ] = {}  # by notebook: whether it has the parameters of its run's workflow
@@ -113,9 +114,10 @@ def start(notebook: str, namespace: dict) -> dict:
     parameters = {name: namespace[name] for name in [*defaults, *assigned]}
     parameters = check_parameters(notebook, parameters)
     file = run_folder(parameters["run_dir"]) / "parameters" / f"{notebook}.yaml"
-    planned = defaults | (yaml.safe_load(file.read_text("utf-8")) or {} if file.is_file() else {})
-    compared = defaults.keys() - FREE
-    _is_planned[notebook] = all(planned[name] == parameters[name] for name in compared)
+    if file.is_file() and notebook not in NOT_IN_RUNS:
+        planned = defaults | (yaml.safe_load(file.read_text("utf-8")) or {})
+        compared = defaults.keys() - FREE
+        _is_planned[notebook] = all(planned[name] == parameters[name] for name in compared)
 
     import torch
     import transformers

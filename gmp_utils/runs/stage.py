@@ -116,10 +116,13 @@ def check_same_encoder(stages: Iterable[Path], encoder: str) -> None:
     """Raise a GmpError if one of these stages of notebooks 02 to 06 was made from another encoder."""
     for stage in stages:
         path = stage / "provenance.json"
-        made_from = read_json(path)["inputs"] if path.is_file() else []
-        if made_from and made_from != [weights.fingerprint(encoder)]:
+        made = read_json(path) if path.is_file() else {"inputs": [], "stages": {}}
+        sources = [Path(os.path.normpath(stage / source)) for source in made["stages"]]
+        check_same_encoder([x for x in sources if x.name != paths.PREPARE_DATA], encoder)
+        if made["inputs"] and made["inputs"] != [weights.fingerprint(encoder)]:
             found = f"{display_path(stage)} was made from another encoder than {encoder!r}"
-            raise GmpError(f"{found}; set the same encoder.")
+            remedy = "set the same encoder (with its commit, if it is on the hub)"
+            raise GmpError(f"{found}; {remedy}, or run notebooks/{notebook_of(stage)}.ipynb again.")
 
 
 def verify(run_dir: str) -> list[str]:

@@ -114,8 +114,9 @@ def cross_corpus(
         changes = {label: label_map[label] for label in label_map if label not in foreign}
         loaded[part] = _to_emotions(rows, names, changes)
     loaded["test"] = _rescale(loaded["test"], loaded["train"])
+    if not emotions:
+        loaded = {part: _mask_no_emotions(rows) for part, rows in loaded.items()}
     common = set.intersection(*(set(rows.emotion.dropna()) for rows in loaded.values()))
-    common -= NO_EMOTIONS
     if len(common) < 2:
         shared = f"{train[0]} and {test[0]} share the emotions {sorted(common)}"
         raise GmpError(f"{shared}, expected two or more; give them common names in label_map.")
@@ -198,15 +199,17 @@ def _to_emotions(
     return rows.assign(emotion=rows.label.map(names).astype(object)).drop(columns="label")
 
 
-def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
-    """Select the utterances of some emotions and those without one; print how many are excluded.
+def _mask_no_emotions(rows: pd.DataFrame) -> pd.DataFrame:
+    """Remove labels that are no emotions. In a table, every label is one."""
+    named = ~rows.emotion.isin(NO_EMOTIONS) | (rows.corpus == "table")
+    return rows.assign(emotion=rows.emotion.where(named, None))
 
-    Labels of `NO_EMOTIONS` are no emotions unless they are among the selected ones.
-    """
+
+def _keep(manifest: pd.DataFrame, emotions: list[str] | None) -> pd.DataFrame:
+    """Select the utterances of some emotions and those without one; print how many are excluded."""
     emotions, corpus = list(map(str, emotions or [])), manifest.corpus.iloc[0]
-    if not emotions and corpus != "table":
-        named = ~manifest.emotion.isin(NO_EMOTIONS)
-        manifest = manifest.assign(emotion=manifest.emotion.where(named, None))
+    if not emotions:
+        manifest = _mask_no_emotions(manifest)
     counts = manifest.emotion.value_counts()
     absent = sorted(set(emotions) - set(counts.index))
     if absent:
