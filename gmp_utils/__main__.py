@@ -96,6 +96,13 @@ def _add_recognition(command: argparse.ArgumentParser) -> None:
     add("--by-utterance", action="store_true", help=text)
 
 
+def _given(options: argparse.Namespace) -> set[str]:
+    """Names of the settings that a command has a value for."""
+    from gmp_utils.runs.experiments import SETTINGS
+
+    return {name for name in SETTINGS if getattr(options, name, None)}
+
+
 def _plan(options: argparse.Namespace):
     """Plan the runs that a command's options describe. A folder alone stands for the run that is in it."""
     from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, lay_out
@@ -105,11 +112,10 @@ def _plan(options: argparse.Namespace):
     if not NOTEBOOKS.is_dir():
         raise GmpError(f"{ROOT}: no notebooks/ here; run this in a checkout of the project.")
     settings = {name: value for name, value in vars(options).items() if name in SETTINGS}
-    given = {name for name, value in settings.items() if value}
     plan = lay_out(Settings(**settings))
     saved = run_folder(plan.folder) / "plan.json"
     resumable = {"run_dir"} if options.command == "run" else set()  # make run alone is the demo
-    if not resumable <= given <= {"run_dir"} or not saved.is_file():
+    if not resumable <= _given(options) <= {"run_dir"} or not saved.is_file():
         return plan
     made = as_plan(read_json(saved))
     if run_folder(made.folder) != run_folder(plan.folder):
@@ -201,8 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
             return int(len(problems) > 0)
         plan = _plan(options)
         folder = paths.run_folder(plan.folder)
-        given = {name for name in experiments.SETTINGS if getattr(options, name)}
-        by_hand = given <= {"run_dir"} and (folder / "parameters").is_dir()
+        by_hand = _given(options) <= {"run_dir"} and (folder / "parameters").is_dir()
         if (folder / "plan.json").is_file() or not by_hand:
             with suppress(GmpError), experiments.prepare(plan):
                 pass  # writes the parameters, unless the run is in progress

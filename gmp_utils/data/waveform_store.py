@@ -16,7 +16,6 @@ from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
 
 QUEUED = 1024  # recordings that are decoded ahead of writing, at most
-
 SILENCE = 1e-3  # peak of a silent recording, 60 dB below full scale
 CLIPPED_SHARE = 1e-3  # minimum share of a clipped recording's samples
 

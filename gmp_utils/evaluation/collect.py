@@ -55,7 +55,11 @@ def classifiers(run_dir: str) -> pd.DataFrame:
                 and start in run["finetune_from"]
                 and loss in run["systems"]
             ):
-                variant = _variant(path.parent, run["variant"]) if is_single_run else run["variant"]
+                variant = (
+                    _variant(path.parent, start, run["variant"])
+                    if is_single_run
+                    else run["variant"]
+                )
                 seed = parameters.get("training", parameters)["seed"]
                 rows.append((variant, SYSTEM_NAMES[loss], fold, seed, path.parent))
     if not rows:
@@ -63,9 +67,8 @@ def classifiers(run_dir: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*CLASSIFIER, "stage"])
 
 
-def _variant(stage: Path, recipe: str | None) -> str:
+def _variant(stage: Path, start: str, recipe: str | None) -> str:
     """A single run's variant: its recipe, or what fine-tuning started from."""
-    start = read_json(stage / "params.json")["finetune_from"]
     if recipe:
         own = experiments.recipe(recipe).get("finetune_from", "retrained")
         return recipe if start == own else f"{recipe}, from {start}"

@@ -283,12 +283,8 @@ def _folder(settings: Settings, parameters: dict) -> str:
         corpora[0] += f"-{table.parent.name}-{table.stem}"
     encoder = Path(parameters.get("encoder", "embedded"))
     if encoder.name in ("encoder", "model"):  # of a run
-        names = (
-            encoder.parts[encoder.parts.index("runs") + 1 :]
-            if "runs" in encoder.parts
-            else encoder.parts[-3:]
-        )
-        encoder = Path("-".join(names))
+        first = encoder.parts.index("runs") + 1 if "runs" in encoder.parts else -3
+        encoder = Path("-".join(encoder.parts[first:]))
     encoder = encoder.name
     presets = [Path(preset).stem for preset in settings.preset_files()]
     parts = [experiment, "-on-".join(filter(None, corpora)), encoder, *presets, settings.recipe]

@@ -17,17 +17,10 @@ from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.runs.paths import NOTEBOOKS, display_path, run_folder
 from gmp_utils.runs.stage import PACKAGES
 
-FREE = {
-    "run_dir",
-    "fold",
-    "finetune_from",
-    "model",
-    "processes",
-}  # may differ from those of a run's workflow
-NOT_IN_RUNS = {"00_pretrain_encoder", "09_recognize"}  # notebooks that no workflow executes
-_is_planned: dict[
-    str, bool
-] = {}  # by notebook: whether it has the parameters of its run's workflow
+# Parameters that may differ from those of a run's workflow, and notebooks that no workflow executes.
+FREE = {"run_dir", "fold", "finetune_from", "model", "processes"}
+NOT_IN_RUNS = {"00_pretrain_encoder", "09_recognize"}
+_is_planned: dict[str, bool] = {}  # by notebook: whether its parameters are the workflow's
 
 
 def notebook_parameters(notebook: Path) -> dict:
