@@ -97,6 +97,7 @@ def test_only_complete_checkpoints_without_code_are_read(
         if state.epoch == 2:
             raise KeyboardInterrupt
 
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(trainer.PrintEvaluations, "on_save", stop, raising=False)
         with pytest.raises(KeyboardInterrupt):

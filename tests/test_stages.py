@@ -244,6 +244,27 @@ def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, mon
     assert again == read_json(resumed / "metrics.json")  # it is finished, so nothing is trained
 
 
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
+    seconds, tmp_path, tiny_encoder, monkeypatch
+):
+    """The training takes less than a minute, so only the first one is saved without being the best."""
+    run, newest = write_noise_corpus(tmp_path / "run"), []
+
+    def look(self, args, state, control, **kwargs):
+        steps = [int(path.name[11:]) for path in Path(args.output_dir).glob("checkpoint-*")]
+        newest.append(max(steps))
+
+    monkeypatch.setattr(trainer.PrintEvaluations, "on_save", look)
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", seconds)
+    schedule = TrainingConfig(1e-3, epochs=6, batch_seconds=10, batch_size=8)
+    history = pd.read_csv(multitask(run, tiny_encoder, schedule) / "history.csv")
+    before = history.emotion_uar.cummax().shift(fill_value=-1)
+    saved = (history.emotion_uar > before) | (seconds == 0)
+    assert saved.all() == (seconds == 0)
+    assert newest == history.step.where(saved).ffill().tolist()
+
+
 def test_loggers_are_named_by_the_environment(tmp_path, tiny_encoder, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 import signal
+import time
 import uuid
 import zipfile
 from collections.abc import Callable
@@ -35,6 +36,8 @@ from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json, write_json
 from gmp_utils.training.batching import DurationBatchSampler, Utterances, collate, to_gpu_if_it_fits
+
+CHECKPOINT_SECONDS = 60.0  # minimum time between checkpoints that are not the best
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ class DurationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.config = config
         self._parts: list[dict[str, torch.Tensor]] = []  # of the loss, since the last log
+        self._saved_at = -math.inf  # seconds
 
     def _loader(self, dataset: Utterances, train: bool) -> DataLoader:
         sampler = batch_sampler(dataset, self.config, self.args, train)
@@ -205,6 +209,14 @@ class DurationTrainer(Trainer):
         kept = f"{Path(last).name} is good" if last else "there is no checkpoint yet"
         found = f"{problem} at step {step}, for the utterances {names}; {kept}"
         return GmpError(f"{found}. Listen to them, or lower the learning rate.")
+
+    def _save_checkpoint(self, model, trial):
+        """Save the model if it is the best, or if the last checkpoint is old enough."""
+        is_best = self.state.best_global_step == self.state.global_step
+        age = gather_object([time.monotonic() - self._saved_at])[0]
+        if age >= CHECKPOINT_SECONDS or (is_best and self.args.load_best_model_at_end):
+            super()._save_checkpoint(model, trial)
+            self._saved_at = time.monotonic()
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Predict this process's batches, and compute the metrics of all."""
