@@ -220,7 +220,7 @@ def test_speakers_are_drawn_once_per_system():
     figure = series.speakers(scores)
     assert [list(trace.y) for trace in figure.data] == [[50, 60], [90, 70], [70, 65]]
     title = figure.layout.title.text
-    assert title == "Speakers of one system differ by up to 40 points, means over speakers by 5"
+    assert title == "Speakers of a system differ by up to 40 points, the systems' means by 5"
     scores = {"a": pd.Series({"s": 50.0, "t": 90.0, "u": 50.0, "v": 90.0})}
     # the standard deviation is 20 times the root of 4 / 3
     half = stats.t.ppf(0.975, 3) * 20 * (4 / 3) ** 0.5 / 2

@@ -166,7 +166,7 @@ def test_an_upload_is_recognized_and_drawn(explorer):
     status = explorer.status.value
     assert "a &lt;b&gt;.flac: " in status and "1 windows with speech" in status
     figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
-    assert figure["layout"]["title"]["text"].startswith("a <b>.flac: most confident of ")
+    assert figure["layout"]["title"]["text"].startswith("a <b>.flac: most confident about ")
     assert explorer.selection.value == pytest.approx((0, seconds), abs=0.1)
     explorer.selection.value = (1, 2.5)
     samples, rate = soundfile.read(io.BytesIO(bytes(explorer.audio.value)))

@@ -61,7 +61,8 @@ def reliability_diagrams(table: pd.DataFrame) -> go.Figure:
                 text=points.utterances, **shared,
                 hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}",
             )  # fmt: skip
-    title = "Accuracy of predictions by their confidence"
+    n = sum(rows.uncalibrated.mean() > rows.correct.mean() for rows in networks.values())
+    title = f"Confidence exceeds accuracy in {n} of {len(networks)} uncalibrated networks"
     return figure.update_layout(title=title, xaxis_range=[0, 1.08], yaxis_range=[-0.05, 1.1])
 
 
@@ -349,7 +350,7 @@ def speakers(scores: dict[str, pd.Series]) -> go.Figure:
         error_y={"array": means.high - means.UAR, "color": COLORS["CE"]},
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
-    title = f"Speakers of one system differ by up to {gap:.0f} points"
-    title += f", means over speakers by {means.UAR.max() - means.UAR.min():.0f}"
+    title = f"Speakers of a system differ by up to {gap:.0f} points"
+    title += f", the systems' means by {means.UAR.max() - means.UAR.min():.0f}"
     axes = {"xaxis_title": "", "yaxis_title": "UAR of a speaker (%)"}
     return figure.update_layout(title=title, legend_title="", **axes)
