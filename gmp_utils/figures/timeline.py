@@ -107,7 +107,8 @@ def draw_recording(
     if table.confidence.notna().any():
         peak = table.confidence.idxmax()
         emotion, confidence = table.emotion[peak], table.confidence[peak]
-        title = f"{name}: most confident about {emotion}, at {middles[peak]:.0f} s ({confidence:.2f})"
+        title = f"{name}: most confident about {emotion}, at {middles[peak]:.0f} s"
+        title += f" ({confidence:.2f})"
     scores = middles, table[emotions].to_numpy(), emotions
     return draw_timeline(to_int16(waveform), title, scores=scores, **timeline)
 
