@@ -230,6 +230,12 @@ def test_an_experiment_without_opensmile_leaves_out_egemaps_only(monkeypatch):
     }  # fmt: skip
 
 
+def test_a_probe_of_a_network_that_is_not_trained_is_an_error():
+    baselines.check_baselines(["probe-ams", "probe-retrained", "majority"], ["ams"])
+    with pytest.raises(GmpError, match="'probe-ce': found losses .'ams'., expected 'ce' too"):
+        baselines.check_baselines(["probe-ams", "probe-ce"], ["ams"])
+
+
 def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setattr(experiments, "find_spec", lambda name: None)
     with pytest.raises(GmpError, match="eGeMAPS needs openSMILE: run"):

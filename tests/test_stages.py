@@ -265,6 +265,31 @@ def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
     assert newest == history.step.where(saved).ffill().tolist()
 
 
+def test_a_training_that_selects_the_last_epoch_resumes_there(
+    tmp_path, tiny_encoder, monkeypatch
+):
+    """It was stopped between its last step and the writing of the model, and has one checkpoint."""
+    run = write_noise_corpus(tmp_path / "run", selection="last")
+    schedule, steps = TrainingConfig(1e-2, epochs=4, batch_seconds=10, batch_size=8), []
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    def record(self, args, state, control, **kwargs):
+        steps.append(state.global_step)
+
+    monkeypatch.setattr(trainer, "CHECKPOINT_SECONDS", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_write_results", stop)
+        with pytest.raises(KeyboardInterrupt):
+            multitask(run, tiny_encoder, schedule)
+    (checkpoint,) = run.rglob("checkpoint-*")
+    monkeypatch.setattr(trainer.PrintEvaluations, "on_train_begin", record)
+    history = pd.read_csv(multitask(run, tiny_encoder, schedule) / "history.csv")
+    assert steps == [int(checkpoint.name[11:])] == [history.step.max()]
+    assert history.emotion_uar.idxmax() < 3  # so the best epoch is not the last
+
+
 def test_loggers_are_named_by_the_environment(tmp_path, tiny_encoder, monkeypatch):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -340,9 +365,9 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         word = "are called" if augmented else "are not called"
         assert f"Pseudo-labels from this model {word} gender-augmented" in capsys.readouterr().out
         text = tables.describe(str(run))
-        assert ("Not gender-augmented" in text) is not augmented
+        assert ("Not called gender-augmented" in text) is not augmented
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
-    assert "Not gender-augmented (see notebook 04): GMPs (1 of 1 trainings)." in text
+    assert "Not called gender-augmented (see notebook 04): GMPs (1 of 1 trainings)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"gender_uar": 0.8})
     write_json(stage / "params.json", read_json(stage / "params.json") | {"frozen_layers": 2})

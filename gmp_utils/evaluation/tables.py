@@ -238,7 +238,7 @@ def _describe_gender(finished: pd.DataFrame) -> str:
     groups = (~trainings.augmented.astype(bool)).groupby(trainings.variant, sort=False)
     counts = groups.agg(["sum", "size"]).query("sum > 0")
     texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
-    return f" Not gender-augmented (see notebook 04): {', '.join(texts)}." if texts else ""
+    return f" Not called gender-augmented (see notebook 04): {', '.join(texts)}." if texts else ""
 
 
 def describe(run_dir: str) -> str:

@@ -44,7 +44,7 @@ HELP = {
 def map_model(run_dir: str, fold: int, model: str) -> Path:
     """Map the layers of a model of `MODELS` with the settings of the model that was mapped last."""
     folder = paths.fold_folder(run_dir, fold) / PROBE_LAYERS
-    mapped = sorted(folder.glob("*/params.json"), key=lambda path: path.stat().st_mtime)
+    mapped = sorted(folder.glob("[!.]*/params.json"), key=lambda path: path.stat().st_mtime)
     if not mapped:
         raise paths.missing_artifact(folder, PROBE_LAYERS)
     return probe_layers.probe_layers(run_dir, **read_json(mapped[-1]) | {"model": model})

@@ -183,10 +183,12 @@ def _majority(fold: Fold) -> tuple[Scores, dict]:
     return scores, {"parameters": 0}
 
 
-def check_baselines(baselines: list[str]) -> None:
-    """Raise a GmpError for unknown baselines, and for eGeMAPS without openSMILE."""
+def check_baselines(baselines: list[str], losses: Sequence[str] = LOSSES) -> None:
+    """Raise a GmpError for unknown baselines, probes of other networks, and eGeMAPS without openSMILE."""
     for name in baselines:
         check_choice("baseline", name, BASELINES)
+        if PROBES.get(name) in {*LOSSES} - {*losses}:
+            raise GmpError(f"baseline {name!r}: found losses {losses}, expected {PROBES[name]!r} too.")
     check_opensmile(baselines)
 
 

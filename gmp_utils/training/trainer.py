@@ -214,7 +214,7 @@ class DurationTrainer(Trainer):
         """Save the model if it is the best, or if the last checkpoint is old enough."""
         is_best = self.state.best_global_step == self.state.global_step
         age = gather_object([time.monotonic() - self._saved_at])[0]
-        if age >= CHECKPOINT_SECONDS or (is_best and self.args.load_best_model_at_end):
+        if is_best or age >= CHECKPOINT_SECONDS:
             super()._save_checkpoint(model, trial)
             self._saved_at = time.monotonic()
 
@@ -398,7 +398,7 @@ def _arguments(
         save_total_limit=1,  # besides the best
         logging_steps=1,
         load_best_model_at_end=selection != "last",
-        metric_for_best_model=selection_metric,
+        metric_for_best_model=None if selection == "last" else selection_metric,
         seed=config.seed,
         use_cpu=hardware.device() == "cpu",
         remove_unused_columns=False,
