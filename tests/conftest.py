@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def write_noise_corpus(
         store.values[:] = np.concatenate(waves)
         store.flush()
 
-    protocol = make_protocol(manifest, **rules).to_dict()
+    protocol = asdict(make_protocol(manifest, **rules))
 
     def prepare(folder: Path) -> None:
         manifest.to_parquet(folder / "manifest.parquet", index=False)

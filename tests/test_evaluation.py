@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from conftest import classifier, write_noise_corpus
 from scipy import stats
+from sklearn.metrics import accuracy_score
 
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.evaluation import comparison, metrics, tables
@@ -17,16 +18,11 @@ from gmp_utils.training.features import embed_and_classify, model_inputs
 def test_recalls_by_hand():
     true = ["a", "a", "a", "b", "b", "c"]
     predicted = ["a", "a", "b", "b", "d", "a"]
-    assert metrics.recalls(true, predicted, ["a", "b", "c"]).tolist() == [2 / 3, 0.5, 0]
     assert metrics.uar(true, predicted) == pytest.approx((2 / 3 + 0.5 + 0) / 3)
-    assert metrics.war(true, predicted) == pytest.approx(3 / 6)
     assert metrics.macro_f1(true, predicted) == pytest.approx((2 / 3 + 1 / 2 + 0) / 3)
     # a class that is only predicted does not count
     assert metrics.uar(["a", "a"], ["a", "b"]) == 0.5
     assert metrics.uar(["a", "a", "c"], ["a", "a", "b"]) == 0.5
-    recalls = metrics.recalls(["a"], ["b"], ["a", "b"])
-    assert recalls[0] == 0
-    assert np.isnan(recalls[1])
 
 
 def predictions(n_speakers, variant="GMPs", system="CE", right=0.7, seed=0):
@@ -182,7 +178,7 @@ def test_spread_over_folds_and_over_seeds():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
     table = table_of(both)
     for name, metric, by in (
-        ("UAR", metrics.uar, "fold"), ("WAR", metrics.war, "fold"), ("UAR", metrics.uar, "seed"),
+        ("UAR", metrics.uar, "fold"), ("WAR", accuracy_score, "fold"), ("UAR", metrics.uar, "seed"),
     ):  # fmt: skip
         values = [100 * metric(rows.true, rows.predicted) for _, rows in both.groupby(by)]
         mean, half = sum(values) / 2, abs(values[0] - values[1]) / 2

@@ -13,7 +13,7 @@ from gmp_utils.figures import layers
 from gmp_utils.models.classifiers import MultitaskModel
 from gmp_utils.stages import interventions
 from gmp_utils.stages.interventions import changed
-from gmp_utils.training.features import model_inputs
+from gmp_utils.training.features import embed_and_classify, model_inputs
 
 
 def load(encoder):
@@ -36,34 +36,28 @@ def test_only_a_layer_that_does_something_is_missed(tiny_encoder):
     model, x = load(tiny_encoder), torch.randn(1, 4000)
     before, unchanged = frames(model, x), {}
     for layer in (1, 2, 3):
-        with changed(model, layer, "layer", interventions._replace_by_input):
+        with changed(model, layer, interventions._skip):
             unchanged[layer] = torch.allclose(frames(model, x), before, atol=1e-3)
-        for part in ("attention", "feed_forward"):
-            with changed(model, layer, part, interventions._replace_by(torch.zeros(32))):
-                unchanged[layer, part] = torch.equal(frames(model, x), before)
-    assert {key for key, value in unchanged.items() if value} == {
-        2, (2, "attention"), (2, "feed_forward"),
-    }  # fmt: skip
+    assert unchanged == {1: False, 2: True, 3: False}
     assert torch.equal(frames(model, x), before)  # the hooks are gone
 
 
 def test_a_direction_after_the_last_layer_is_added_to_the_head_s_input(tiny_encoder):
     model, x, direction = load(tiny_encoder), torch.randn(1, 4000), torch.randn(32)
     expected = frames(model, x) + direction
-    with changed(model, model.n_layers, "layer", interventions._add(direction)):
+    with changed(model, model.n_layers, interventions._add(direction)):
         assert torch.allclose(frames(model, x), expected, atol=1e-6)
 
 
-def test_means_are_those_of_each_part(tmp_path, tiny_encoder):
-    """Layer 2 has no parts, so its output is its normalized input. The last layer's is the head's input."""
+def test_means_are_those_of_each_layer(tmp_path, tiny_encoder):
+    """Layer 2 adds nothing, so its output is its normalized input. The last layer's is the head's input."""
     corpus, model = open_corpus(str(write_noise_corpus(tmp_path / "run"))), load(tiny_encoder)
     names = list(corpus.manifest.index[:3])
-    means = interventions.part_means(model, model_inputs(model, corpus), names)
-    assert means.shape == (3, 4, 3, 32)
-    assert not means[:, 1, :2].any() and means[:, 0, :2].any()
-    assert means[:, 1, 2] == pytest.approx(means[:, 0, 2], abs=1e-4)
+    means = interventions.layer_means(model, model_inputs(model, corpus), names)
+    assert means.shape == (3, 4, 32)
+    assert means[:, 1] == pytest.approx(means[:, 0], abs=1e-4)
     last = frames(model, torch.from_numpy(np.array(model_inputs(model, corpus)[names[2]]))[None])
-    assert means[2, 3, 2] == pytest.approx(last[0].mean(dim=0).numpy(), abs=1e-5)
+    assert means[2, 3] == pytest.approx(last[0].mean(dim=0).numpy(), abs=1e-5)
 
 
 def test_tables_of_a_trained_model(tmp_path, tiny_encoder):
@@ -73,16 +67,16 @@ def test_tables_of_a_trained_model(tmp_path, tiny_encoder):
     ablations, directions = (
         pd.read_parquet(folder / f"{name}.parquet") for name in ("ablations", "directions")
     )
-    assert len(ablations) == 4 * 3 * 5 and len(directions) == 4 * 4
+    assert len(ablations) == 4 * 5 and len(directions) == 4 * 4
     corpus, network = open_corpus(str(run)), MultitaskModel.load(str(stage / "model"))
     names, train = (corpus.partition(1)[part] for part in ("validation", "train"))
     inputs = model_inputs(network, corpus)
     is_sad = (corpus.manifest.emotion == "sad").to_numpy()[corpus.manifest.index.get_indexer(train)]
-    means = interventions.part_means(network, inputs, train)[:, 3, 2]
+    means = interventions.layer_means(network, inputs, train)[:, 3]
     added = torch.from_numpy(means[is_sad].mean(axis=0) - means[~is_sad].mean(axis=0))
-    before = interventions.predict(network, inputs, names)
-    with changed(network, 4, "layer", interventions._add(added)):
-        after = interventions.predict(network, inputs, names)
+    before = embed_and_classify(network, inputs, names)[1].argmax(axis=1)
+    with changed(network, 4, interventions._add(added)):
+        after = embed_and_classify(network, inputs, names)[1].argmax(axis=1)
     others = (corpus.manifest.emotion[names] != "sad").to_numpy()
     turned = (after == 3).astype(int) - (before == 3)
     row = directions.set_index(["layer", "emotion"]).loc[4, "sad"]

@@ -265,9 +265,7 @@ def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
     assert newest == history.step.where(saved).ffill().tolist()
 
 
-def test_a_training_that_selects_the_last_epoch_resumes_there(
-    tmp_path, tiny_encoder, monkeypatch
-):
+def test_a_training_that_selects_the_last_epoch_resumes_there(tmp_path, tiny_encoder, monkeypatch):
     """It was stopped between its last step and the writing of the model, and has one checkpoint."""
     run = write_noise_corpus(tmp_path / "run", selection="last")
     schedule, steps = TrainingConfig(1e-2, epochs=4, batch_seconds=10, batch_size=8), []

@@ -1,6 +1,6 @@
 """Evaluation protocols: folds, validation and the selection of an epoch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -54,10 +54,6 @@ class Protocol:
     labeled_share: float
     label_draw: int
     disjoint_sentences: bool = False
-
-    def to_dict(self) -> dict:
-        """Convert to plain values, for JSON."""
-        return asdict(self)
 
     @property
     def selection_part(self) -> str:

@@ -17,19 +17,9 @@ ATTRIBUTES = ("emotion", "gender", "speaker", "sentence")
 PERMUTATIONS = 10  # of labels, to estimate the chance level
 
 
-def recalls(true: Sequence, predicted: Sequence, classes: Sequence) -> np.ndarray:
-    """Recall of each class, (n_classes,); NaN for a class that does not occur in `true`."""
-    return recall_score(true, predicted, labels=classes, average=None, zero_division=np.nan)
-
-
 def uar(true: Sequence, predicted: Sequence) -> float:
     """Unweighted average recall: mean recall over the classes that occur in `true`."""
-    return float(np.mean(recalls(true, predicted, np.unique(true))))
-
-
-def war(true: Sequence, predicted: Sequence) -> float:
-    """Weighted average recall: accuracy."""
-    return float(np.mean(np.asarray(true) == np.asarray(predicted)))
+    return float(recall_score(true, predicted, labels=np.unique(true), average="macro"))
 
 
 def macro_f1(true: Sequence, predicted: Sequence) -> float:
@@ -65,11 +55,6 @@ def class_separation(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float
     inter = float(np.mean(1 - (centers @ centers.T)[np.triu_indices(len(centers), 1)]))
     intra = float(np.mean(1 - np.sum(unit * centers[index], axis=1)))
     return {"inter_class": inter, "intra_class": intra, "ratio": inter / max(intra, 1e-9)}
-
-
-def purity(true: Sequence, clusters: Sequence) -> float:
-    """Share of the points that belong to the most frequent class of their cluster."""
-    return float(contingency_matrix(true, clusters).max(axis=0).sum() / len(true))
 
 
 def adjusted_information(

@@ -103,15 +103,15 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
 
     The tables are those of `gmp_utils.stages.interventions.intervene`.
     """
-    skipped = ablations[ablations.part == "layer"]
     titles = "recall without the layer", "share of other emotions, with the direction added"
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
-    for column, table in enumerate((skipped, directions), start=1):
+    for column, table in enumerate((ablations, directions), start=1):
         text = [f"{x:+.2f}<br>[{a:+.2f}, {b:+.2f}]" for x, a, b in zip(*map(table.get, VALUES))]
         cells = {"x": table.emotion, "y": table.layer, "z": table.difference, "text": text}
         style = {"texttemplate": "%{text}", "textfont_size": 9, "coloraxis": "coloraxis"}
         figure.add_heatmap(**cells, **style, row=1, col=column)
-    uar, shares = skipped[skipped.emotion == "UAR"], directions.groupby("emotion").difference.max()
+    uar = ablations[ablations.emotion == "UAR"]
+    shares = directions.groupby("emotion").difference.max()
     title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}.<br>"
     most, fewest = shares.idxmax(), shares.idxmin()
     title += f"Directions raise the share classified as {most} by up to {shares[most]:.0%}"

@@ -17,7 +17,6 @@ from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
 from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
 from gmp_utils.figures.style import COLORS, colors, panels
-from gmp_utils.runs.files import read_json
 
 
 def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
@@ -194,7 +193,7 @@ def feature_planes(networks: dict[str, Path]) -> go.Figure:
 
     Inter- and intra-class distances are cosine distances in all dimensions. The axes differ between panels.
     """
-    vectors, tables = {}, []
+    vectors, tables, ratios = {}, [], {}
     for name, stage in networks.items():
         table = pd.read_parquet(stage / "features.parquet")
         vectors.setdefault("before", table.loc["before"])
@@ -202,6 +201,7 @@ def feature_planes(networks: dict[str, Path]) -> go.Figure:
     for name, table in vectors.items():
         emotions, values = table.index.to_numpy(), table.to_numpy()
         distances, pca = class_separation(values, emotions), PCA(2)
+        ratios[name] = f"{name.removeprefix('after, ')} {distances['ratio']:.1f}"
         x, y = pca.fit_transform(values / np.linalg.norm(values, axis=1, keepdims=True)).T
         panel = (
             f"{name} ({pca.explained_variance_ratio_.sum():.0%} of the variance)<br>"
@@ -213,11 +213,7 @@ def feature_planes(networks: dict[str, Path]) -> go.Figure:
     figure = panels(px.scatter, pd.concat(tables), "panel", **axes, **spacing)
     figure.update_xaxes(matches=None, showticklabels=True, title="component 1")
     figure.update_yaxes(matches=None, showticklabels=True).update_yaxes(title="component 2", col=1)
-    ratios = ", ".join(
-        f"{name} {read_json(stage / 'separation.json')['after']['ratio']:.1f}"
-        for name, stage in networks.items()
-    )
-    title = f"Inter-class over intra-class distance after training: {ratios}"
+    title = f"Inter-class over intra-class distance: {', '.join(ratios.values())}"
     height = 120 + 300 * -(-len(vectors) // 3)
     return figure.update_layout(title=title, margin_t=100, height=height)
 

@@ -71,6 +71,10 @@ class MultitaskModel(UtteranceModel):
             sizes = config.hidden_size, FRAME_HEAD, len(config.emotions)
             self.frame_emotion = heads.projection(*sizes, nn.Tanh)
 
+    def logits(self, feature: Tensor) -> Tensor:
+        """Logits of emotions, (batch, emotions), of features."""
+        return self.emotion(feature)
+
     def forward(
         self,
         inputs: Tensor,
@@ -87,7 +91,7 @@ class MultitaskModel(UtteranceModel):
         """
         frames, attention_mask = self.frames(inputs, lengths, **masks)
         feature, alpha = self.head(frames, attention_mask), self.config.alpha
-        outputs = {"emotion_logits": self.emotion(feature)}
+        outputs = {"emotion_logits": self.logits(feature)}
         losses = {"emotion_loss": self.emotion_loss(outputs["emotion_logits"], emotion)}
         loss = alpha * losses["emotion_loss"]
         if "gender" in tasks(alpha):

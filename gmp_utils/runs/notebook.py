@@ -141,9 +141,9 @@ def configure(kind: type, parameters: dict, prefix: str = "", **values):
 def headline(folder: Path, notebook: str, numbers: dict[str, float]) -> None:
     """Print a notebook's headline numbers, and write headline.json, its output in the workflow.
 
-    Numbers that are NaN are left out. The file keeps its date if neither the numbers nor the stage have changed, so that the workflow does not
-    execute later notebooks again. If the notebook has other parameters than the workflow's, the file gets an
-    old date, and the workflow executes the notebook again.
+    Numbers that are NaN are left out. The file keeps its date if neither the numbers nor the stage have
+    changed, so that the workflow does not execute later notebooks again. If the notebook has other parameters
+    than the workflow's, the file gets an old date, and the workflow executes the notebook again.
     """
     numbers = {name: value for name, value in numbers.items() if not math.isnan(value)}
     path, values = folder / "headline.json", {"notebook": notebook, "numbers": numbers}

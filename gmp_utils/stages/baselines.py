@@ -188,7 +188,8 @@ def check_baselines(baselines: list[str], losses: Sequence[str] = LOSSES) -> Non
     for name in baselines:
         check_choice("baseline", name, BASELINES)
         if PROBES.get(name) in {*LOSSES} - {*losses}:
-            raise GmpError(f"baseline {name!r}: found losses {losses}, expected {PROBES[name]!r} too.")
+            found = f"baseline {name!r}: found losses {losses}"
+            raise GmpError(f"{found}, expected {PROBES[name]!r} too.")
     check_opensmile(baselines)
 
 

@@ -5,17 +5,17 @@ from functools import partial
 from pathlib import Path
 
 import pandas as pd
+from sklearn.metrics import accuracy_score
 from transformers import EvalPrediction, set_seed
 
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import open_corpus
-from gmp_utils.evaluation.metrics import class_separation, task_metrics, uar, war
+from gmp_utils.evaluation.metrics import task_metrics, uar
 from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.models.classifiers import EmotionClassifier, load_classifier
 from gmp_utils.models.heads import HeadConfig
 from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import weights
-from gmp_utils.runs.files import write_json
 from gmp_utils.runs.paths import FINETUNE, INITIAL_MODELS, fold_folder, stage_folder
 from gmp_utils.runs.stage import check_same_encoder, make_stage, upstream
 from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
@@ -38,7 +38,7 @@ def finetune(
 
     Returns the stage with history.csv, metrics.json, model/, predictions.parquet (validation and test),
     features.parquet (of the part that the epoch is selected on, "before" and "after" training, indexed by
-    emotion) and separation.json (of these features).
+    emotion).
 
     The loss is "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE
     model of the same fold, so they have twice the updates and a second warm-up. The others start from the
@@ -80,8 +80,6 @@ def finetune(
         emotions = corpus.manifest.emotion[validation].to_numpy(str)
         table = pd.concat({when: pd.DataFrame(x, emotions) for when, x in vectors.items()})
         table.rename(columns=str).to_parquet(folder / "features.parquet")
-        separation = {when: class_separation(x, emotions) for when, x in vectors.items()}
-        write_json(folder / "separation.json", separation)
         logits = {part: part_logits for part, (_, part_logits) in outputs.items()}
         write_predictions(folder, corpus.manifest, parts, logits, corpus.emotions)
 
@@ -107,7 +105,7 @@ def score_test_speakers(stages: dict[str, Path]) -> pd.DataFrame:
         test = pd.read_parquet(stage / "predictions.parquet").query("part == 'test'")
         rows[system] = {
             "UAR": uar(test.true, test.predicted),
-            "WAR": war(test.true, test.predicted),
+            "WAR": accuracy_score(test.true, test.predicted),
             "utterances": len(test),
             "speakers": test.speaker.nunique(),
         }

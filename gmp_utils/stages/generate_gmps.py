@@ -111,7 +111,7 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     is_multitask = parameters["clustered_model"] == "multitask"
     trained = folder.with_name(TRAIN_MULTITASK)
     augmented = is_multitask and gender_augmented(trained, parameters["layer"])
-    metrics = {"kmeans_frames": len(sample), "gender_augmented": augmented}
+    metrics = {"gender_augmented": augmented}
     refitted = frames.sample(unlabeled, min(limit or REFITTED_FRAMES, REFITTED_FRAMES), seed)
     samples = enumerate((sample, refitted, refitted))
     fits = [fit_kmeans(fitted, scales, seed + number) for number, fitted in samples]
@@ -119,7 +119,6 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     for stream, (k, *centroids) in enumerate(zip(scales, *fits)):
         np.save(folder / f"centroids-{k}.npy", centroids[0], allow_pickle=False)
         labels.values[:, stream] = assign(frames.values, centroids[0])
-        metrics[f"used_clusters_{k}"] = len(np.unique(labels.rows(unlabeled)[:, stream]))
         pairs = combinations([assign(scored, centers) for centers in centroids], 2)
         metrics[f"stability_{k}"] = np.mean([adjusted_rand_score(*pair) for pair in pairs])
     if parameters["permuted"]:  # over each utterance's frames, all scales together

@@ -1,13 +1,11 @@
-"""Interventions of notebook 03: a classifier without parts of a layer, or with an emotion's direction added.
+"""Interventions of notebook 03: a classifier without a layer, or with an emotion's direction added.
 
-Probes show what a layer encodes, interventions what the classifier uses. Parts are replaced by their mean as
-in Wang et al., "Interpretability in the Wild", 2022, section 2. Directions are differences of means as in
-Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", 2024.
+Probes show what a layer encodes, interventions what the classifier uses. Directions are differences of means
+as in Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", 2024.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -27,33 +25,30 @@ from gmp_utils.training import features
 from gmp_utils.training.batching import Utterances
 
 CLASSIFIERS = {"multitask": MultitaskModel, "finetuned": EmotionClassifier}
-PARTS = ("attention", "feed_forward", "layer")  # of a layer, the last is all of it
 MAX_UTTERANCES = 300  # of each part of a fold, drawn at random
 ONE_BY_ONE = {"cuda": 0.0, "cpu": 0.0}  # seconds: batches of one utterance, without padding
 
-Change = Callable[[Tensor, Tensor], Tensor]  # from a module's output and input to a new output
+Change = Callable[[Tensor, Tensor], Tensor]  # from a layer's output and input to a new output
 
 
 @contextmanager
-def changed(model: UtteranceModel, layer: int, part: str, change: Change) -> Iterator[None]:
-    """Change the output, (batch, frames, hidden_size), of a layer, counted from 1, or of a part of it."""
-    module = model.base_model.encoder.layers[layer - 1]
-    module = module if part == "layer" else getattr(module, part)
+def changed(model: UtteranceModel, layer: int, change: Change) -> Iterator[None]:
+    """Change the output, (batch, frames, hidden_size), of a layer, counted from 1."""
 
     def hook(_module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
         if isinstance(output, tuple):
             return change(output[0], inputs[0]), *output[1:]
         return change(output, inputs[0])
 
-    handle = module.register_forward_hook(hook)
+    handle = model.base_model.encoder.layers[layer - 1].register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
 
 
-def part_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
-    """Means over time of the outputs of all layers and parts, (n_utterances, layers, 3, hidden_size)."""
+def layer_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
+    """Means over time of the outputs of all layers, (n_utterances, layers, hidden_size)."""
     means: list[Tensor] = []
 
     def keep(output: Tensor, _input: Tensor) -> Tensor:
@@ -61,26 +56,14 @@ def part_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> 
         return output
 
     model.eval().to(hardware.device())
-    parts = product(range(1, model.n_layers + 1), PARTS)  # in the order in which hooks are called
     with ExitStack() as hooks, torch.inference_mode():
-        for layer, part in parts:
-            hooks.enter_context(changed(model, layer, part, keep))
+        for layer in range(1, model.n_layers + 1):
+            hooks.enter_context(changed(model, layer, keep))
         for _ in features.batches(
             Utterances(inputs, utterances), "", model.hidden_states, ONE_BY_ONE
         ):
             pass
-    return torch.cat(means).reshape(len(utterances), model.n_layers, len(PARTS), -1).numpy()
-
-
-def predict(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
-    """The predicted class of each utterance, (n_utterances,) int64."""
-
-    def forward(**batch: Tensor) -> dict[str, Tensor]:
-        feature = model.embed(**batch)
-        is_multitask = isinstance(model, MultitaskModel)
-        return {"logits": model.emotion(feature) if is_multitask else model.logits(feature)}
-
-    return features.outputs(forward, Utterances(inputs, utterances))["logits"].argmax(axis=1)
+    return torch.cat(means).reshape(len(utterances), model.n_layers, -1).numpy()
 
 
 def _difference(rows: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
@@ -99,10 +82,9 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
 
     The stage has two tables with `difference`, its 95 % interval `low` to `high`, and the units `over` which
     it was computed. In ablations.parquet it is that of the recall of each `emotion`, and of their mean
-    ("UAR"), if a `part` of a `layer` (from 1) is replaced: a layer by its input, its attention or
-    feed-forward output by their mean over training utterances. In directions.parquet it is that of the share
-    of the other emotions' utterances that are classified as an `emotion`, if the difference between the mean
-    frame of its training utterances and that of the others is added to each frame after a `layer`.
+    ("UAR"), if a `layer` (from 1) is skipped. In directions.parquet it is that of the share of the other
+    emotions' utterances that are classified as an `emotion`, if the difference between the mean frame of its
+    training utterances and that of the others is added to each frame after a `layer`.
     """
     if model not in CLASSIFIERS:
         raise GmpError(f"model {model!r}: it has no classifier; use {' or '.join(CLASSIFIERS)}.")
@@ -115,28 +97,31 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
         drawn = (rng.permutation(parts[part]) for part in ("train", corpus.protocol.selection_part))
         # in order of length, so that there is little padding
         train, names = (sorted(x[:MAX_UTTERANCES].tolist(), key=inputs.lengths.get) for x in drawn)
-        means = torch.from_numpy(part_means(network, inputs, train)).to(hardware.device())
+        means = torch.from_numpy(layer_means(network, inputs, train)).to(hardware.device())
         rows = corpus.manifest.loc[names].reset_index(drop=True)
         labels, train_labels = (corpus.labels(x, "emotion") for x in (names, train))
-        before, ablations, directions = predict(network, inputs, names), [], []
-        for layer, (number, part) in product(range(1, network.n_layers + 1), enumerate(PARTS)):
-            mean = means[:, layer - 1, number]
-            change = _replace_by_input if part == "layer" else _replace_by(mean.mean(dim=0))
-            with changed(network, layer, part, change):
-                after = predict(network, inputs, names)
+
+        def predict(utterances: list[str]) -> np.ndarray:
+            return features.embed_and_classify(network, inputs, utterances)[1].argmax(axis=1)
+
+        before, ablations, directions = predict(names), [], []
+        for layer in range(1, network.n_layers + 1):
+            mean = means[:, layer - 1]
+            with changed(network, layer, _skip):
+                after = predict(names)
             hits = before == labels, after == labels
             for emotion in (*sorted(rows.emotion.unique()), "UAR"):
                 chosen = (rows.emotion == emotion).to_numpy() | (emotion == "UAR")
                 found = _difference(rows[chosen], *(x[chosen] for x in hits))
-                ablations.append({"layer": layer, "part": part, "emotion": emotion, **found})
-            for index, emotion in enumerate(corpus.emotions if part == "layer" else ()):
+                ablations.append({"layer": layer, "emotion": emotion, **found})
+            for index, emotion in enumerate(corpus.emotions):
                 own = torch.from_numpy(train_labels == index)
                 if not own.any():  # a rare emotion that was not drawn
                     continue
                 direction = mean[own].mean(dim=0) - mean[~own].mean(dim=0)
                 others = labels != index
-                with changed(network, layer, part, _add(direction)):
-                    after = predict(network, inputs, rows.utterance[others].tolist())
+                with changed(network, layer, _add(direction)):
+                    after = predict(rows.utterance[others].tolist())
                 pair = before[others] == index, after == index
                 found = _difference(rows[others].assign(emotion=emotion), *pair)
                 directions.append({"layer": layer, "emotion": emotion, **found})
@@ -151,12 +136,8 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
     )
 
 
-def _replace_by_input(_output: Tensor, x: Tensor) -> Tensor:
+def _skip(_output: Tensor, x: Tensor) -> Tensor:
     return x
-
-
-def _replace_by(vector: Tensor) -> Change:
-    return lambda output, _x: vector.to(output).expand_as(output)
 
 
 def _add(direction: Tensor) -> Change:

@@ -1,6 +1,7 @@
 """Stage 01: the manifest, waveform store and protocol of a corpus."""
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -94,22 +95,22 @@ def prepare(
     if len(emotions) < 2 and not _is_rated(kept).any():
         raise GmpError(f"emotions {emotions}: expected two or more, or ratings.")
     protocol = make_protocol(kept, **rules)
-    leakage = check_leakage(kept, protocol)
+    leakage, chosen = check_leakage(kept, protocol), asdict(protocol)
 
     def build(folder: Path) -> None:
         kept.to_parquet(folder / "manifest.parquet", index=False)
         problems.to_parquet(folder / "problems.parquet", index=False)
         leakage.to_parquet(folder / "leakage.parquet")
-        write_json(folder / "protocol.json", protocol.to_dict())
+        write_json(folder / "protocol.json", chosen)
 
     limits = {"min_seconds": min_seconds, "max_seconds": max_seconds}
     make_stage(
         run / PREPARE_DATA,
         build,
-        parameters={"exclude": exclude, **limits, "protocol": protocol.to_dict()},
+        parameters={"exclude": exclude, **limits, "protocol": chosen},
         stages=[recordings],
         inputs=[text_digest(relative.to_csv())],
-        protocol=protocol.to_dict(),
+        protocol=chosen,
     )
     return open_corpus(run_dir)
 

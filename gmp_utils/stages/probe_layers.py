@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import entropy
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -14,14 +13,7 @@ from gmp_utils.data.audio import frame_seconds, to_float
 from gmp_utils.data.corpus import RATINGS, Corpus, open_corpus
 from gmp_utils.evaluation import geometry
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, with_intervals
-from gmp_utils.evaluation.metrics import (
-    ATTRIBUTES,
-    adjusted_information,
-    attributes,
-    ccc,
-    purity,
-    uar,
-)
+from gmp_utils.evaluation.metrics import ATTRIBUTES, adjusted_information, attributes, ccc, uar
 from gmp_utils.evaluation.ratings import ccc_of_sums, moments
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
@@ -95,9 +87,8 @@ def cluster_layer(
 ) -> list[dict]:
     """Compare the clusters of one layer's frames of a part with its attributes.
 
-    Rows have the `adjusted_information` (`ami`) and purity of each number of clusters K and attribute, and
-    `cluster_usage`, the exponential of the entropy over K. See `probe_layer` for `x` and `points`, which also
-    has `is_emotional` if emotional segments are annotated.
+    Rows have the `adjusted_information` (`ami`) of each number of clusters K and attribute. See `probe_layer`
+    for `x` and `points`, which also has `is_emotional` if emotional segments are annotated.
     """
     x, points = x[points.part == part], points[points.part == part]
     compared = {name: (name, np.full(len(points), True)) for name in attributes(points)}
@@ -106,12 +97,10 @@ def cluster_layer(
     rows = []
     for centers in centroids:
         clusters, k = assign(x, centers), len(centers)
-        usage = np.exp(entropy(np.bincount(clusters, minlength=k))) / k
         for attribute, (column, chosen) in compared.items():
             pair = points[column].to_numpy()[chosen], clusters[chosen]
             ami = adjusted_information(*pair, points.utterance[chosen], points.speaker[chosen])
-            scores = {"ami": ami, "purity": purity(*pair), "cluster_usage": usage}
-            rows.append({"K": k, "attribute": attribute, **scores})
+            rows.append({"K": k, "attribute": attribute, "ami": ami})
     return rows
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.models.classifiers import EmotionClassifier
+from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
 from gmp_utils.models.encoder import SpeechModel, cnn_digest
 from gmp_utils.runs import hardware
 from gmp_utils.runs.files import read_json
@@ -168,7 +168,7 @@ def labeled(
 
 
 def embed_and_classify(
-    model: EmotionClassifier, inputs: Ragged, utterances: list[str]
+    model: MultitaskModel | EmotionClassifier, inputs: Ragged, utterances: list[str]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features (n_utterances, head.size) and logits (n_utterances, emotions) of utterances, float32."""
 
