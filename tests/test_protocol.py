@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -106,7 +107,7 @@ def test_a_share_of_each_emotion_keeps_its_labels():
 
 def test_a_protocol_can_be_read_from_json():
     protocol = make_protocol(speakers_manifest(3, 3), "leave-one-speaker-out")
-    assert Protocol(**json.loads(json.dumps(protocol.to_dict()))) == protocol
+    assert Protocol(**json.loads(json.dumps(asdict(protocol)))) == protocol
 
 
 def test_one_speaker_is_left_out():
