@@ -39,7 +39,7 @@ MOMENTS = {  # a file that the kernel opens, and the maximum delay after that
     "retraining": (rf"05_retrain.*{CHECKPOINT}trainer_state", 0.5),
     "fine-tuning, inside a checkpoint": (rf"/\.ams\.partial{CHECKPOINT}trainer_state", 0),
     "fine-tuning": (rf"/\.ams\.partial{CHECKPOINT}trainer_state", 0.5),
-    "classifying": (r"/\.ams\.partial/features\.parquet", 0),
+    "classifying": (r"/\.ams\.partial/model/training_recordings\.txt", 0.2),
     "the results": (r"/07_results/", 0),
 }
 

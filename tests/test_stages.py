@@ -248,7 +248,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, mon
 def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
     seconds, tmp_path, tiny_encoder, monkeypatch
 ):
-    """The training takes less than a minute, so only the first one is saved without being the best."""
+    """Trainings take less than a minute, so with 60 s only the best models and the first one are saved."""
     run, newest = write_noise_corpus(tmp_path / "run"), []
 
     def look(self, args, state, control, **kwargs):
@@ -262,7 +262,10 @@ def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
     before = history.emotion_uar.cummax().shift(fill_value=-1)
     saved = (history.emotion_uar > before) | (seconds == 0)
     assert saved.all() == (seconds == 0)
-    assert newest == history.step.where(saved).ffill().tolist()
+    assert newest == history.step[saved].tolist()
+    run, newest[:] = write_noise_corpus(tmp_path / "last", selection="last"), []  # nothing is best
+    history = pd.read_csv(multitask(run, tiny_encoder, schedule) / "history.csv")
+    assert newest == history.step[: 1 if seconds else None].tolist()
 
 
 def test_a_training_that_selects_the_last_epoch_resumes_there(tmp_path, tiny_encoder, monkeypatch):

@@ -47,8 +47,10 @@ class Corpus:
         unknown = self.manifest.utterance[self.manifest[column].isna()]
         if len(unknown):
             found = f"{unknown.iloc[0]} has no {column}, which is needed here ({len(unknown)} such)"
-            alpha = ", or set alpha to 1" if column == "gender" else ""
-            raise GmpError(f'{found}; add them, exclude "{MISSING[column]}" in notebook 01{alpha}.')
+            raise GmpError(
+                f'{found}; add them, or exclude "{MISSING[column]}" in notebook 01'
+                + (", or set alpha to 1." if column == "gender" else ".")
+            )
         values = sorted(self.manifest[column].unique())
         return self.manifest[column].loc[utterances].map(values.index).to_numpy(dtype=np.int64)
 

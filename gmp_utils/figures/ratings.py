@@ -52,21 +52,21 @@ def by_shift(table: pd.DataFrame) -> go.Figure:
     The title of a panel has Pearson's correlation with its 95 % interval.
     """
     long = table.melt(["attribute", "ccc"], ["feature", "label"], "kind", "shift")
-    titles, n_clear = {}, 0
+    titles, clear = {}, []
     for (kind, attribute), rows in long.groupby(["kind", "attribute"], sort=False):
         titles[kind, attribute] = f"{attribute}, {kind}"
         if len(rows) > 3:  # fewer speakers have no interval
             related = stats.pearsonr(rows["shift"], rows.ccc)
             low, high = related.confidence_interval()
             titles[kind, attribute] += f": {related.statistic:.2f} [{low:.2f}, {high:.2f}]"
-            n_clear += low * high > 0
+            clear.append(low * high > 0)
     long["panel"] = list(map(titles.get, zip(long.kind, long.attribute)))
     spaces = {"facet_col_spacing": 0.07, "facet_row_spacing": 0.2}
     wrap = table.attribute.nunique()
     figure = panels(px.scatter, long, "panel", x="shift", y="ccc", facet_col_wrap=wrap, **spaces)
     figure.update_traces(marker_size=8).update_xaxes(matches=None, title="", showticklabels=True)
     figure.update_xaxes(title="KL divergence (nats)").update_yaxes(title="CCC", col=1)
-    title = f"{n_clear} of {len(titles)} correlations of CCC with shift have intervals without 0"
+    title = f"{sum(clear)} of {len(clear)} correlations of CCC with shift have intervals without 0"
     return figure.update_layout(title=title, height=600)
 
 

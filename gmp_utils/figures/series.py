@@ -61,7 +61,7 @@ def reliability_diagrams(table: pd.DataFrame) -> go.Figure:
                 hovertemplate="%{text} utterances: confidence %{x:.2f}, accuracy %{y:.2f}",
             )  # fmt: skip
     n = sum(rows.uncalibrated.mean() > rows.correct.mean() for rows in networks.values())
-    title = f"Confidence exceeds accuracy in {n} of {len(networks)} uncalibrated networks"
+    title = f"Before calibration, confidence exceeds accuracy in {n} of {len(networks)} networks"
     return figure.update_layout(title=title, xaxis_range=[0, 1.08], yaxis_range=[-0.05, 1.1])
 
 

@@ -210,13 +210,17 @@ class DurationTrainer(Trainer):
         found = f"{problem} at step {step}, for the utterances {names}; {kept}"
         return GmpError(f"{found}. Listen to them, or lower the learning rate.")
 
-    def _save_checkpoint(self, model, trial):
-        """Save the model if it is the best, or if the last checkpoint is old enough."""
-        is_best = self.state.best_global_step == self.state.global_step
+    def _determine_best_metric(self, metrics, trial):
+        """Whether the model is the best. Any other is saved only if the last checkpoint is old enough."""
+        is_best = super()._determine_best_metric(metrics, trial)
         age = gather_object([time.monotonic() - self._saved_at])[0]
-        if is_best or age >= CHECKPOINT_SECONDS:
-            super()._save_checkpoint(model, trial)
-            self._saved_at = time.monotonic()
+        self.control.should_save &= is_best or age >= CHECKPOINT_SECONDS
+        return is_best
+
+    def _save_checkpoint(self, model, trial):
+        """Save the model, and note the time."""
+        super()._save_checkpoint(model, trial)
+        self._saved_at = time.monotonic()
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         """Predict this process's batches, and compute the metrics of all."""
