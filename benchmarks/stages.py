@@ -367,9 +367,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))
     lengths = list(inputs.lengths.values())
-    labels = Ragged(
-        rng.integers(64, size=(sum(lengths), 3)), inputs.utterances, lengths, kind="labels"
-    )
+    labels = Ragged(rng.integers(64, size=(sum(lengths), 3)), inputs.utterances, lengths)
 
     def reference() -> None:
         batches = []

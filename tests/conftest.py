@@ -128,7 +128,7 @@ def write_noise_corpus(
 
     def record(folder: Path) -> None:
         names, lengths = [*manifest.utterance, "excluded"], [len(wave) for wave in waves]
-        store = Ragged.create(folder / "waveforms", names, lengths, np.int16, kind="waveform")
+        store = Ragged.create(folder / "waveforms", names, lengths, np.int16)
         store.values[:] = np.concatenate(waves)
         store.flush()
 

@@ -67,9 +67,9 @@ def leave_gradients(cases: dict, folder: Path) -> None:
         save_file(kept, folder / f"{name}{arguments.process_index}.safetensors")
 
 
-def store(stem, lengths, dtype, values, kind):
+def store(stem, lengths, dtype, values):
     names = [f"u{index}" for index in range(len(lengths))]
-    ragged = Ragged.create(stem, names, lengths, dtype, kind=kind, shape=values.shape[1:])
+    ragged = Ragged.create(stem, names, lengths, dtype, shape=values.shape[1:])
     ragged.values[:] = values
     ragged.values.flush()
     return ragged
@@ -83,10 +83,10 @@ def test_gradients_of_a_batch_are_those_of_one_process(tmp_path, tiny_encoder, c
     rng = np.random.default_rng(0)
     samples, frames = [9000, 4100, 7300, 5200, 6400], [30, 70, 80, 60, 20]
     noise, n_frames = rng.normal(0, 2000, sum(samples)), sum(frames)
-    waves = store(tmp_path / "waves", samples, np.int16, noise, "waveform")
-    cnn = store(tmp_path / "cnn", frames, np.float32, rng.normal(size=(n_frames, 16)), "cnn")
+    waves = store(tmp_path / "waves", samples, np.int16, noise)
+    cnn = store(tmp_path / "cnn", frames, np.float32, rng.normal(size=(n_frames, 16)))
     clusters = rng.integers(4, size=(n_frames, 2))
-    labels = store(tmp_path / "labels", frames, np.int32, clusters, "labels")
+    labels = store(tmp_path / "labels", frames, np.int32, clusters)
     targets = {"emotion": np.array([0, 1, 2, 0, 1]), "gender": np.array([0, 1, 0, 1, 1])}
     torch.manual_seed(0)
     settings = MULTITASK | {"head_layer": -2, "train_cnn": True}
@@ -199,10 +199,10 @@ def test_a_stage_of_two_processes_stopped_and_resumed_is_that_of_one(
 
 
 def test_a_file_is_pickled_as_its_path_and_an_array_as_its_values(tmp_path):
-    on_disk = store(tmp_path / "frames", [600, 400], np.float32, np.arange(1000), "waveform")
+    on_disk = store(tmp_path / "frames", [600, 400], np.float32, np.arange(1000))
     pickled = pickle.dumps(on_disk)
     assert len(pickled) < 1000
-    in_memory = Ragged(np.arange(5), ["a", "b"], [2, 3], kind="waveform")
+    in_memory = Ragged(np.arange(5), ["a", "b"], [2, 3])
     assert pickle.loads(pickled)["u1"].tolist() == list(range(600, 1000))
     assert pickle.loads(pickle.dumps(in_memory))["b"].tolist() == [2, 3, 4]
 

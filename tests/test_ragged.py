@@ -7,7 +7,7 @@ from gmp_utils.data.ragged import Ragged
 
 
 def test_rows_are_sampled_in_order_from_given_utterances():
-    ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20], kind="waveform")
+    ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20])
     drawn = ragged.sample(["c", "a"], 40, 0)
     assert len(set(drawn)) == 40
     order = np.concatenate([np.arange(80, 100), np.arange(50)]).tolist()

@@ -3,7 +3,6 @@
 import mmap
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,20 @@ from gmp_utils import GmpError
 class Ragged:
     """Concatenated arrays of utterances: `values`, (n_total, ...), and the number of rows of each, `lengths`.
 
-    On disk there are two files, `<name>.npy` and `<name>.parquet` (utterance, length, kind). The kind is
-    "waveform" (samples), "cnn" or "hidden" (frames × dimensions), or "labels" (frames × streams).
+    A row is a sample, (), a frame, (dim,), or the labels of a frame, (n_streams,). On disk there are two
+    files, `<name>.npy` and `<name>.parquet` (utterance, length).
     """
 
-    def __init__(
-        self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int], *, kind: str
-    ):
-        self.values, self.kind = values, kind
-        self.utterances = list(utterances)
+    def __init__(self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int]):
+        self.values, self.utterances = values, list(utterances)
         self.lengths = dict(zip(self.utterances, map(int, lengths)))
         starts = np.cumsum([0, *self.lengths.values()]).tolist()
         self._start = dict(zip(self.utterances, starts))
+
+    @property
+    def is_waveform(self) -> bool:
+        """Whether rows are samples."""
+        return self.values.ndim == 1
 
     def __getitem__(self, utterance: str) -> np.ndarray:
         start = self._start[utterance]
@@ -36,8 +37,7 @@ class Ragged:
         """Pickle a memory-mapped array as the path of its file."""
         if isinstance(self.values, np.memmap):
             return Ragged.open, (Path(self.values.filename).with_suffix(""),)
-        values = self.values, self.utterances, list(self.lengths.values())
-        return partial(Ragged, kind=self.kind), values
+        return Ragged, (self.values, self.utterances, list(self.lengths.values()))
 
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
         """Concatenate the rows of some utterances."""
@@ -72,8 +72,6 @@ class Ragged:
         utterances: Sequence[str],
         lengths: Sequence[int],
         dtype: type,
-        *,
-        kind: str,
         shape: tuple[int, ...] = (),
     ) -> "Ragged":
         """Create a writable `Ragged` on disk, filled with zeros.
@@ -81,20 +79,20 @@ class Ragged:
         `stem` is the path without suffix, `shape` that of a row: ``()`` for samples, ``(dim,)`` for frames.
         """
         table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
-        table.assign(kind=kind).to_parquet(stem.with_suffix(".parquet"), index=False)
+        table.to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
         if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process
             with stem.with_suffix(".npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, values.offset + max(values.nbytes, 1))
-        return cls(values, utterances, lengths, kind=kind)
+        return cls(values, utterances, lengths)
 
     @classmethod
-    def open(cls, stem: Path, mode: str = "r") -> "Ragged":
-        """Open a `Ragged` for reading, or with mode "r+" for writing too."""
+    def open(cls, stem: Path) -> "Ragged":
+        """Open a `Ragged` for reading."""
         try:
             table = pd.read_parquet(stem.with_suffix(".parquet"))
-            values = np.load(stem.with_suffix(".npy"), mmap_mode=mode, allow_pickle=False)
+            values = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
-        return cls(values, table.utterance, table.length, kind=table.kind.iloc[0])
+        return cls(values, table.utterance, table.length)

@@ -42,7 +42,7 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
                 lengths.append(len(samples))
                 report.append(row)
         spool.seek(0)
-        store = Ragged.create(stem, manifest.utterance, lengths, np.int16, kind="waveform")
+        store = Ragged.create(stem, manifest.utterance, lengths, np.int16)
         for utterance, length in zip(manifest.utterance, lengths):
             store[utterance][:] = np.fromfile(spool, np.int16, length)
     store.flush()

@@ -98,9 +98,9 @@ def read_recordings(
         waveforms, report = waveform_store.write_store(manifest, folder / "recordings")
         waveform_store.check_readable(report)
         weights.write_training_recordings(folder, {(digest, "") for digest in report.digest})
-        segments = _segments(waveforms, crop_rows(crop_seconds, "waveform"))
+        segments = _segments(waveforms, crop_rows(crop_seconds, True))
         lengths = list(map(len, segments.values()))
-        store = Ragged.create(folder / "segments", segments, lengths, np.int16, kind="waveform")
+        store = Ragged.create(folder / "segments", segments, lengths, np.int16)
         store.values[:] = np.concatenate(list(segments.values()))
         store.flush()
 
@@ -225,7 +225,7 @@ def _acoustic_frames(
     """Acoustic features of all segments, standardized by those of the training segments."""
     names = segments.utterances
     features_of = [function(segments[name]) for name in names]
-    frames = Ragged(np.concatenate(features_of), names, list(map(len, features_of)), kind="hidden")
+    frames = Ragged(np.concatenate(features_of), names, list(map(len, features_of)))
     training = frames.rows(train_names)
     frames.values -= training.mean(axis=0)
     frames.values /= training.std(axis=0) + 1e-6  # log F0 is constant if no frame is voiced
@@ -241,7 +241,7 @@ def _write_targets(
     """
     frames, n_streams = kinds[0][0], sum(len(scales) for _, scales in kinds)
     shape, lengths = (n_streams,), list(frames.lengths.values())
-    targets = Ragged.create(stem, frames.utterances, lengths, np.int32, kind="labels", shape=shape)
+    targets = Ragged.create(stem, frames.utterances, lengths, np.int32, shape=shape)
     stream = 0
     for frames, scales in kinds:
         sample = frames.sample(train_names, CLUSTERED_FRAMES, seed)

@@ -66,7 +66,7 @@ class Utterances(Dataset):
 
     def __post_init__(self):
         self.utterances, self.targets = list(self.utterances), self.targets or {}
-        rate = SAMPLE_RATE if self.inputs.kind == "waveform" else FRAMES_PER_SECOND
+        rate = SAMPLE_RATE if self.inputs.is_waveform else FRAMES_PER_SECOND
         seconds = [
             self.crop_seconds or self.inputs.lengths[name] / rate for name in self.utterances
         ]
@@ -82,7 +82,7 @@ class Utterances(Dataset):
         if self.crop_seconds:
             values, labels = self._crop(values, labels, rng)
         n_frames = len(values)
-        if self.inputs.kind == "waveform":
+        if self.inputs.is_waveform:
             values, n_frames = normalize(values), (n_frames - FRAME_WINDOW) // FRAME_HOP + 1
         item = {"inputs": values if torch.is_tensor(values) else np.array(values)}
         item.update({task: labels[index] for task, labels in self.targets.items()})
@@ -95,34 +95,34 @@ class Utterances(Dataset):
         return item
 
     def _crop(self, values, labels, rng: np.random.Generator) -> tuple:
-        rows, hop = crop_rows(self.crop_seconds, self.inputs.kind), 1
-        if self.inputs.kind == "waveform":
+        rows, hop = crop_rows(self.crop_seconds, self.inputs.is_waveform), 1
+        if self.inputs.is_waveform:
             hop = FRAME_HOP
         first = int(rng.integers((len(values) - rows) // hop + 1))  # frame
         if labels is not None:
-            labels = labels[first : first + crop_rows(self.crop_seconds, "cnn")]
+            labels = labels[first : first + crop_rows(self.crop_seconds, False)]
         return values[first * hop : first * hop + rows], labels
 
 
-def crop_rows(crop_seconds: float, kind: str) -> int:
-    """Number of frames of a crop, or of their samples if the kind of `Ragged` is "waveform"."""
+def crop_rows(crop_seconds: float, is_waveform: bool) -> int:
+    """Number of frames of a crop, or of their samples."""
     n_frames = round(crop_seconds * FRAMES_PER_SECOND)
-    return (n_frames - 1) * FRAME_HOP + FRAME_WINDOW if kind == "waveform" else n_frames
+    return (n_frames - 1) * FRAME_HOP + FRAME_WINDOW if is_waveform else n_frames
 
 
 def crops(inputs: Ragged, names: Sequence[str], crop_seconds: float, **settings) -> Utterances:
     """A dataset of random crops: per epoch as many of each utterance as fit into it."""
-    rows = crop_rows(crop_seconds, inputs.kind)
+    rows = crop_rows(crop_seconds, inputs.is_waveform)
     repeated = [name for name in names for _ in range(inputs.lengths[name] // rows)]
     return Utterances(inputs, repeated, crop_seconds=crop_seconds, **settings)
 
 
 def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
     """Copy CNN outputs to the GPU if they fit into half of its free memory, so that no batch is copied."""
-    if inputs.kind == "waveform" or not hardware.fits(inputs.values.nbytes):
+    if inputs.is_waveform or not hardware.fits(inputs.values.nbytes):
         return inputs
     values = torch.tensor(inputs.values, device=hardware.device())
-    return Ragged(values, inputs.utterances, list(inputs.lengths.values()), kind=inputs.kind)
+    return Ragged(values, inputs.utterances, list(inputs.lengths.values()))
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:

@@ -47,7 +47,7 @@ def batches(
 
 def outputs(function: Callable, dataset: Utterances, title: str = "") -> dict[str, np.ndarray]:
     """Outputs of a function for a dataset by name, (n_utterances, ...) float32; see `batches`."""
-    seconds = CNN_SECONDS if dataset.inputs.kind == "waveform" else ENCODER_SECONDS
+    seconds = CNN_SECONDS if dataset.inputs.is_waveform else ENCODER_SECONDS
     with torch.inference_mode():
         results = [result for _, result in batches(dataset, title, function, seconds)]
     names = results[0].keys()
@@ -73,13 +73,13 @@ def model_inputs(model: SpeechModel, corpus: Corpus) -> Ragged:
     return Ragged.open(stage / "frames")
 
 
-def _create(title: str, stem: Path, lengths: dict[str, int], dtype: type, dim: int, kind: str):
+def _create(title: str, stem: Path, lengths: dict[str, int], dtype: type, dim: int):
     """Create a `Ragged` of frames, after an estimate of its size on disk."""
     needed = sum(lengths.values()) * dim * np.dtype(dtype).itemsize
     free = shutil.disk_usage(stem.parent).free
     remedy = "Free some space, or give a run_dir on another disk."
     hardware.estimate(f"{title} of {len(lengths)} utterances on disk", needed, free, remedy)
-    return Ragged.create(stem, lengths, list(lengths.values()), dtype, kind=kind, shape=(dim,))
+    return Ragged.create(stem, lengths, list(lengths.values()), dtype, shape=(dim,))
 
 
 def write_cnn_output(
@@ -88,7 +88,7 @@ def write_cnn_output(
     """Write the CNN's output of utterances, (frames, conv_dim) float32."""
     model.eval().to(hardware.device())
     lengths = {name: int(model.frame_lengths(waveforms.lengths[name])) for name in utterances}
-    store = _create("CNN output", stem, lengths, np.float32, model.config.conv_dim[-1], "cnn")
+    store = _create("CNN output", stem, lengths, np.float32, model.config.conv_dim[-1])
     dataset = Utterances(waveforms, sorted(utterances, key=waveforms.lengths.get))
     with torch.inference_mode():
         for names, output in batches(dataset, "CNN", model.cnn, CNN_SECONDS):
@@ -142,10 +142,10 @@ def layer_frames(
 ) -> Ragged:
     """Write hidden states of a layer, (frames, hidden_size) float16; see `layer_states_by_length`."""
     lengths = {name: inputs.lengths[name] for name in utterances}
-    if inputs.kind == "waveform":
+    if inputs.is_waveform:
         lengths = {name: int(model.frame_lengths(length)) for name, length in lengths.items()}
     dim = model.config.hidden_size
-    frames = _create(f"layer {layer}", stem, lengths, np.float16, dim, "hidden")
+    frames = _create(f"layer {layer}", stem, lengths, np.float16, dim)
     for name, (states,) in layer_states_by_length(model, inputs, utterances, [layer], speaker):
         frames[name][:] = states
     frames.flush()
