@@ -234,6 +234,8 @@ def test_a_probe_of_a_network_that_is_not_trained_is_an_error():
     baselines.check_baselines(["probe-ams", "probe-retrained", "majority"], ["ams"])
     with pytest.raises(GmpError, match=r"'probe-ce': found losses \['ams'\], expected 'ce' too"):
         baselines.check_baselines(["probe-ams", "probe-ce"], ["ams"])
+    with pytest.raises(GmpError, match="losses and baselines: found none"):
+        baselines.check_baselines([], [])
 
 
 def test_egemaps_without_opensmile_is_a_clear_error(tmp_path, monkeypatch):

@@ -185,6 +185,8 @@ def _majority(fold: Fold) -> tuple[Scores, dict]:
 
 def check_baselines(baselines: list[str], losses: Sequence[str] = LOSSES) -> None:
     """Raise a GmpError for unknown baselines, probes of other networks, and eGeMAPS without openSMILE."""
+    if not (baselines or losses):
+        raise GmpError("losses and baselines: found none, expected at least one of them.")
     for name in baselines:
         check_choice("baseline", name, BASELINES)
         if PROBES.get(name) in {*LOSSES} - {*losses}:
