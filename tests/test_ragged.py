@@ -27,8 +27,7 @@ def test_flushed_values_leave_the_memory(tmp_path):
         assert len(lines) == 2
         return sum(int(line.split()[1]) for line in lines) / 1024
 
-    layout = {"kind": "hidden", "shape": (2**20,)}
-    ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, **layout)
+    ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, (2**20,))
     before = resident()
     ragged.values[:] = 7
     assert resident() - before > 90
