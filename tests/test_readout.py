@@ -111,7 +111,7 @@ def test_a_single_share_has_a_figure():
     curves = readout.label_efficiency(table, {"few": {"labeled_share": 0.1}})
     assert curves[["line", "x"]].drop_duplicates().to_numpy().tolist() == [["few, AMS", "0.1"]]
     title = series.label_curves(curves, "share").layout.title.text
-    assert title == "0.1 → 0.1 labels: UAR +0.0 to +0.0 points"
+    assert title == "Mean UAR over all numbers of labels: 100.0 (few, AMS)"
 
 
 def test_label_efficiency_by_hand():

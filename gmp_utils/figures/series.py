@@ -323,9 +323,10 @@ def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
     means = _speaker_means(scores.groupby(["line", "x"]).UAR)
     for line, color in palette.items():
         _add_band(figure, line, color, order, means.loc[line].reindex(order))
-    first, last, wide = order[0], order[-1], means.UAR.unstack()
-    gains = wide[last] - wide[first]
-    title = f"{first} → {last} labels: UAR {gains.min():+.1f} to {gains.max():+.1f} points"
+    average = means.UAR.groupby("line").mean()
+    lines = dict.fromkeys([average.idxmin(), average.idxmax()])
+    extremes = " to ".join(f"{average[line]:.1f} ({line})" for line in lines)
+    title = f"Mean UAR over all numbers of labels: {extremes}"
     figure.update_xaxes(type="category", categoryarray=order, title=x_title)
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 

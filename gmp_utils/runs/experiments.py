@@ -211,6 +211,8 @@ def lay_out(settings: Settings) -> Plan:
     folder, folds = _folder(settings, parameters), settings.folds or parameters.get("folds") or [1]
     initial_models = settings.finetune_from or [parameters.get("finetune_from", "retrained")]
     parameters |= {"run_dir": folder, "folds": folds}
+    if "retrained" not in initial_models:
+        parameters.setdefault("baselines", ["probe"])  # the others need more stages
     personal = settings.recipe == PERSONAL
     run = Run(folder, parameters, folds, initial_models, settings.recipe, personal=personal)
     return Plan(folder, [run])
