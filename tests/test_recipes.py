@@ -230,6 +230,23 @@ def test_an_experiment_without_opensmile_leaves_out_egemaps_only(monkeypatch):
     }  # fmt: skip
 
 
+def test_runs_without_the_retrained_model_do_not_probe_it():
+    """Unless they declare their baselines. A recipe does not change those of an experiment."""
+    for settings in (Settings(recipe="v-ft"), Settings(finetune_from=["encoder"])):
+        assert lay_out(settings).runs[0].parameters["baselines"] == ["probe"]
+    assert (
+        "baselines"
+        not in lay_out(Settings(finetune_from=["retrained", "encoder"])).runs[0].parameters
+    )
+    found = {
+        (name, run.variant): run.parameters["baselines"]
+        for name in ("family", "table3")
+        for run in lay_out(Settings(experiment=name)).runs
+    }
+    assert found["family", "V-FT"] == found["family", "LoRA"] == found["table3", "GMPs"] == []
+    assert found["table3", "no GMPs"] == ["probe"]
+
+
 def test_a_probe_of_a_network_that_is_not_trained_is_an_error():
     baselines.check_baselines(["probe-ams", "probe-retrained", "majority"], ["ams"])
     with pytest.raises(GmpError, match=r"'probe-ce': found losses \['ams'\], expected 'ce' too"):

@@ -209,10 +209,8 @@ def lay_out(settings: Settings) -> Plan:
     parameters = _parameters(settings, {}, {"recipe": settings.recipe})
     check_opensmile(parameters.get("baselines", []))
     folder, folds = _folder(settings, parameters), settings.folds or parameters.get("folds") or [1]
-    initial_models = settings.finetune_from or [parameters.get("finetune_from", "retrained")]
+    initial_models = _initial_models(settings, parameters)
     parameters |= {"run_dir": folder, "folds": folds}
-    if "retrained" not in initial_models:
-        parameters.setdefault("baselines", ["probe"])  # the others need more stages
     personal = settings.recipe == PERSONAL
     run = Run(folder, parameters, folds, initial_models, settings.recipe, personal=personal)
     return Plan(folder, [run])
@@ -241,7 +239,7 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         if parameters.get("layer", -1) < deepest:
             impossible[variant] = f"the encoder's layers end with {deepest}"
             continue
-        initial_models = [parameters.get("finetune_from", "retrained")]
+        initial_models = _initial_models(settings, parameters)
         personal = (declaration.parameters | changes).get("recipe") == PERSONAL
         for seed in seeds:
             run_dir = f"{folder}/{slug(variant)}/seed{seed}"
@@ -273,7 +271,13 @@ def _parameters(settings: Settings, of_all: dict, of_variant: dict | None = None
     for name in ("corpus_dir", "test_corpus_dir"):
         if parameters.get(name):
             parameters[name] = os.path.abspath(os.path.expanduser(parameters[name]))
+    if "retrained" not in _initial_models(settings, parameters):
+        parameters.setdefault("baselines", ["probe"])  # the notebook's others need more stages
     return parameters
+
+
+def _initial_models(settings: Settings, parameters: dict) -> list[str]:
+    return settings.finetune_from or [parameters.get("finetune_from", "retrained")]
 
 
 def _folder(settings: Settings, parameters: dict) -> str:
