@@ -268,6 +268,36 @@ def test_a_view_shows_only_the_selection(run, tmp_path):
     assert str(explorer.maps.folder) == f"{runs[1]}/fold1"
 
 
+def test_utterances_with_one_text_are_compared(run):
+    explorer = explore(str(run))
+    explorer.unit.value = "utterances"
+    maps, point = explorer.maps, int(np.flatnonzero(explorer.maps.points.utterance == "2f1")[0])
+    choose(explorer, [point])
+    assert len(explorer.players.children) == 1  # nothing to compare with: the corpus has no texts
+    choose(explorer, [])
+    manifest = maps.corpus.manifest
+    same = manifest.speaker.isin(["2f", "2m"]) & manifest.emotion.isin(["happy", "neutral"])
+    manifest["text"] = manifest.utterance.where(~same, "the same")
+    choose(explorer, [point])
+    assert list(explorer.compared.options.values()) == [
+        None,
+        "2f2",
+        "2f6",
+        "2f10",
+        "2m2",
+        "2m6",
+        "2m10",
+    ]
+    explorer.compared.value = "2m6"
+    assert [title.value for title in explorer.titles] == ["2f1", "2m6"]
+    for sound, name in zip(explorer.sounds, ("2f1", "2m6")):
+        samples, _ = soundfile.read(io.BytesIO(bytes(sound.value)), dtype="int16")
+        np.testing.assert_array_equal(samples, maps.corpus.waveforms[name])
+    figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+    assert figure["layout"]["title"]["text"].startswith("Frames of 2m6 (neutral) in 2f1 (happy): ")
+    assert explorer.players.children[-1] is explorer.compared
+
+
 @pytest.fixture(scope="module")
 def lab(run, tmp_path_factory):
     """JupyterLab on loopback, with both explorers for the run on noise, or for SHOWN_RUN."""

@@ -16,10 +16,10 @@ from gmp_utils.stages.interventions import changed
 from gmp_utils.training.features import embed_and_classify, model_inputs
 
 
-def load(encoder):
+def load(encoder, **settings):
     """A multi-task model whose second layer adds nothing to its input, which is normalized already."""
     torch.manual_seed(0)
-    model = MultitaskModel.load(str(encoder), **MULTITASK).eval()
+    model = MultitaskModel.load(str(encoder), **MULTITASK | settings).eval()
     layer = model.base_model.encoder.layers[1]
     for module in (layer.attention.out_proj, layer.feed_forward.output_dense):
         torch.nn.init.zeros_(module.weight)
@@ -88,6 +88,30 @@ def test_tables_of_a_trained_model(tmp_path, tiny_encoder):
     assert (row.low, row.high, row.over) == pytest.approx((low, high, "utterances"))
     figure = layers.interventions(ablations, directions)
     assert [len(panel.z) for panel in figure.data] == [4 * 5, 4 * 4]
+
+
+def test_shares_of_patches_are_those_computed_by_hand(tmp_path, tiny_encoder):
+    """Only a linear head of the frames' mean follows the last layer. Layer 2 adds nothing to layer 1."""
+    corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
+    model, pair = load(tiny_encoder, head="linear"), list(corpus.manifest.index[:2])
+    inputs = model_inputs(model, corpus)
+    x, y = (frames(model, torch.from_numpy(np.array(inputs[name]))[None])[0] for name in pair)
+    effect = (model.emotion.weight[2] - model.emotion.weight[0]) @ model.head.projection.weight
+    difference = (x.mean(dim=0) - y.mean(dim=0)) @ effect
+    table = interventions.patch(model, inputs, *pair, ("c", "a"))
+    nearest = np.linspace(0, len(x) - 1, len(y)).round()
+    changes = ((x[nearest] - y) @ effect / len(y) / difference).detach().numpy()
+    shares = np.bincount(np.arange(len(y)) * 10 // len(y), weights=changes)
+    rows = dict(iter(table.groupby("layer")))
+    assert rows[4].share.tolist() == pytest.approx(shares.tolist(), abs=1e-4)
+    assert rows[2].share.tolist() == pytest.approx(rows[1].share.tolist(), abs=1e-3)
+    assert rows[4].end.iloc[-1] == pytest.approx(len(y) / 50)
+    figure = layers.patches(table, "x (c)", "y (a)")
+    cells = table.share.to_numpy().reshape(4, 10)
+    np.testing.assert_array_equal(figure.data[0].z, cells)
+    assert figure.layout.title.text.endswith(
+        f"of layer {cells.max(axis=1).argmax() + 1} have the largest effect"
+    )
 
 
 def test_a_model_without_a_classifier_is_refused(tmp_path):

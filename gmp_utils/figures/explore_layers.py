@@ -16,6 +16,7 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, frame_at, wav
 from gmp_utils.data.corpus import open_corpus
+from gmp_utils.figures import layers
 from gmp_utils.figures.help import help_text
 from gmp_utils.figures.style import colors
 from gmp_utils.figures.timeline import GOLDEN, draw_timeline, scores_over_time, widget_output
@@ -24,7 +25,7 @@ from gmp_utils.runs import paths
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import FINETUNE, GENERATE_GMPS, MODELS, PROBE_LAYERS, display_path
 from gmp_utils.runs.stage import check_and_identify
-from gmp_utils.stages import probe_layers
+from gmp_utils.stages import interventions, probe_layers
 from gmp_utils.training import features
 
 TRAINING = "trained on"  # in place of a prediction for training utterances
@@ -37,6 +38,7 @@ HELP = {
     "run, frames, utterances, color": "the maps that are shown, what a point is, and its color",
     "model, layer": "those of each map. Tab moves to a control, and the arrow keys change it",
     "a click, the lasso": "play a point's utterance, or select many points. A double click selects none",
+    "compare with": "put parts of another utterance of the same text into the point's utterance",
     "Save as CSV": "write the selected points to a file",
 }
 
@@ -127,6 +129,23 @@ class FoldMaps:
         if "emotion_start" in manifest and pd.notna(manifest.emotion_start):
             parts.append(("emotional part", manifest.emotion_start, manifest.emotion_end))
         return draw_timeline(waveform, title, scores=scores, streams=streams, labels=parts)
+
+    def counterparts(self, utterance: str) -> dict[str, str]:
+        """Utterances with an utterance's text and another emotion, those of its speaker first, by label."""
+        manifest = self.corpus.manifest
+        if not self.classifier or "text" not in manifest:
+            return {}
+        row = manifest.loc[utterance]
+        others = manifest[(manifest.text == row.text) & (manifest.emotion != row.emotion)]
+        others = others.iloc[np.argsort(others.speaker != row.speaker, kind="stable")]
+        return {f"{name}: {emotion}": name for name, emotion in others.emotion.items()}
+
+    def patches(self, source: str, target: str) -> go.Figure:
+        """Draw the effects of one utterance's frames in another; see `interventions.patch`."""
+        inputs = features.model_inputs(self.model, self.corpus)
+        emotions = tuple(self.corpus.manifest.emotion[[source, target]])
+        table = interventions.patch(self.model, inputs, source, target, emotions)
+        return layers.patches(table, *map("{} ({})".format, (source, target), emotions))
 
 
 def composition(points: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
@@ -226,8 +245,11 @@ class LayerExplorer:
         self.column = widgets.Dropdown(description="color")
         self.maps_box, self.players = widgets.HBox(), widgets.HBox()
         self.sounds = [widgets.Audio(format="wav", loop=False) for _ in range(2)]
-        titles = map(widgets.Label, ("the utterance", "the second around the frame"))
-        self._titled_sounds = [widgets.VBox(pair) for pair in zip(titles, self.sounds)]
+        self.titles = [widgets.Label() for _ in self.sounds]
+        self._titled_sounds = [widgets.VBox(pair) for pair in zip(self.titles, self.sounds)]
+        self.compared = widgets.Dropdown(
+            description="compare with", style={"description_width": "initial"}
+        )
         self.figure, self.table = widgets.Output(), widgets.HTML()
         self.save = widgets.Button(description="Save as CSV", icon="download")
         self.saved = widgets.Label()
@@ -239,6 +261,7 @@ class LayerExplorer:
         self.run.observe(self._change, "value")
         self.unit.observe(self._change, "value")
         self.column.observe(self._color, "value")
+        self.compared.observe(self._compare, "value")
         self.save.on_click(self._save)
 
     def _show(self) -> None:
@@ -296,7 +319,7 @@ class LayerExplorer:
         self._clear()
         self.rows, self.save.disabled = rows, not len(rows)
         if len(rows) == 1:
-            self._play(int(rows[0]))
+            self._draw(int(rows[0]))
         if len(rows):
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
             formats["ratio"] = "{:.1f}".format
@@ -304,20 +327,33 @@ class LayerExplorer:
             start = f'<div class="jp-RenderedHTMLCommon"><b>{len(rows)} points</b>'
             self.table.value = f"{start}{table}</div>"
 
-    def _play(self, point: int) -> None:
-        """Play and draw an utterance; for a frame also play the second around it."""
+    def _draw(self, point: int) -> None:
+        """Draw and play an utterance; for a frame also play the second around it."""
         row = self.maps.points.loc[point]
         waveform, played = self.maps.corpus.waveforms[row.utterance], None
-        pieces = [waveform]
+        pieces = {"the utterance": waveform}
         if self.unit.value == "frames":
             end = len(waveform) / SAMPLE_RATE
             played = max(row.seconds - PLAYED, 0), min(row.seconds + PLAYED, end)
-            pieces.append(waveform[slice(*(int(SAMPLE_RATE * t) for t in played))])
-        for sound, piece in zip(self.sounds, pieces):
-            sound.autoplay = piece is pieces[-1]
-            sound.value = wav(piece)
-        self.players.children = self._titled_sounds[: len(pieces)]
+            part = slice(*(int(SAMPLE_RATE * t) for t in played))
+            pieces["the second around the frame"] = waveform[part]
+        self.compared.options = {"no other": None} | self.maps.counterparts(row.utterance)
+        self._play(pieces)
         self.figure.outputs = widget_output(self.maps.timeline(point, played))
+
+    def _compare(self, _change) -> None:
+        """Play the utterance of the point and another one, and draw the effects of the other's frames."""
+        if self.compared.value and len(self.rows) == 1:
+            names = self.maps.points.utterance[self.rows[0]], self.compared.value
+            self._play({name: self.maps.corpus.waveforms[name] for name in names})
+            self.figure.outputs = widget_output(self.maps.patches(*reversed(names)))
+
+    def _play(self, pieces: dict[str, np.ndarray]) -> None:
+        """Show players of one or two waveforms by title, and play the last one."""
+        for title, sound, (name, piece) in zip(self.titles, self.sounds, pieces.items()):
+            title.value, sound.autoplay, sound.value = name, name == [*pieces][-1], wav(piece)
+        others = [self.compared] * (len(self.compared.options) > 1)
+        self.players.children = [*self._titled_sounds[: len(pieces)], *others]
 
     def _save(self, _button) -> None:
         folder = self.maps.folder / "selections"

@@ -122,6 +122,21 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
     return figure.update_layout(title=title, coloraxis=scale, height=height, margin_t=110)
 
 
+def patches(table: pd.DataFrame, source: str, target: str) -> go.Figure:
+    """Effects of a source utterance's frames in a target: the table of `interventions.patch`."""
+    cells = table.pivot(index="layer", columns="start", values="share")
+    edges = [*cells.columns, table.end.max()]
+    most = table.loc[table.share.idxmax()]
+    place = f"{most.start:.1f} to {most.end:.1f} s of layer {most.layer:.0f}"
+    title = f"Frames of {source} in {target}: {place} have the largest effect"
+    figure = go.Figure(go.Heatmap(x=edges, y=cells.index, z=cells, coloraxis="coloraxis"))
+    figure.update_xaxes(title=f"time in {target} (s)").update_yaxes(title="layer", dtick=1)
+    limit = table.share.abs().max()
+    bar = {"title": "share of the<br>difference", "tickformat": ".0%"}
+    scale = {"cmin": -limit, "cmax": limit, "colorscale": "BrBG", "colorbar": bar}
+    return figure.update_layout(title=title, coloraxis=scale, height=150 + 25 * len(cells))
+
+
 def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
     """Share of the ten nearest points that have the attribute of a validation or test point, and by chance.
 

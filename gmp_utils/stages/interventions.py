@@ -1,7 +1,8 @@
-"""Interventions of notebook 03: a classifier without a layer, or with an emotion's direction added.
+"""Interventions: a classifier without a layer, with an emotion's direction, or with another's frames.
 
 Probes show what a layer encodes, interventions what the classifier uses. Directions are differences of means
-as in Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", 2024.
+as in Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", 2024. Frames are patched as in
+Heimersheim and Nanda, "How to use and interpret activation patching", 2024.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gmp_utils import GmpError
+from gmp_utils.data.audio import FRAME_HOP, SAMPLE_RATE
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, mean_of_ratios
@@ -22,11 +24,12 @@ from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
-from gmp_utils.training.batching import Utterances
+from gmp_utils.training.batching import Utterances, collate
 
 CLASSIFIERS = {"multitask": MultitaskModel, "finetuned": EmotionClassifier}
 MAX_UTTERANCES = 300  # of each part of a fold, drawn at random
 ONE_BY_ONE = {"cuda": 0.0, "cpu": 0.0}  # seconds: batches of one utterance, without padding
+PATCHES = 10  # of equal length in an utterance
 
 Change = Callable[[Tensor, Tensor], Tensor]  # from a layer's output and input to a new output
 
@@ -47,23 +50,69 @@ def changed(model: UtteranceModel, layer: int, change: Change) -> Iterator[None]
         handle.remove()
 
 
-def layer_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
-    """Means over time of the outputs of all layers, (n_utterances, layers, hidden_size)."""
-    means: list[Tensor] = []
+@contextmanager
+def recorded(model: UtteranceModel) -> Iterator[list[Tensor]]:
+    """The outputs, (batch, frames, hidden_size), of all layers in order, appended by each forward pass."""
+    outputs: list[Tensor] = []
 
     def keep(output: Tensor, _input: Tensor) -> Tensor:
-        means.append(output.float().mean(dim=1).cpu())
+        outputs.append(output)
         return output
 
-    model.eval().to(hardware.device())
-    with ExitStack() as hooks, torch.inference_mode():
+    with ExitStack() as hooks:
         for layer in range(1, model.n_layers + 1):
             hooks.enter_context(changed(model, layer, keep))
-        for _ in features.batches(
-            Utterances(inputs, utterances), "", model.hidden_states, ONE_BY_ONE
-        ):
-            pass
+        yield outputs
+
+
+def layer_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
+    """Means over time of the outputs of all layers, (n_utterances, layers, hidden_size)."""
+    model.eval().to(hardware.device())
+    dataset, means = Utterances(inputs, utterances), []
+    with recorded(model) as outputs, torch.inference_mode():
+        for _ in features.batches(dataset, "", model.hidden_states, ONE_BY_ONE):
+            means.extend(output.float().mean(dim=1).cpu() for output in outputs)
+            outputs.clear()
     return torch.cat(means).reshape(len(utterances), model.n_layers, -1).numpy()
+
+
+def patch(
+    model: UtteranceModel, inputs: Ragged, source: str, target: str, emotions: tuple[str, str]
+) -> pd.DataFrame:
+    """Classify an utterance with each tenth of each layer's frames replaced by another utterance's.
+
+    The source's frames are stretched linearly to the length of the target, so both should say the same text.
+    `emotions` are those of source and target. Rows have the `layer` (from 1), the `part` (from 0) with its
+    `start` and `end` (s), and its `share`: the change of the log-odds between the two emotions, divided by
+    the difference of these log-odds between source and target.
+    """
+    model.eval().to(hardware.device())
+    dataset = Utterances(inputs, [source, target])
+    first, second = (model.config.emotions.index(emotion) for emotion in emotions)
+
+    def log_odds(item: int, copies: int = 1) -> Tensor:
+        batch = collate([dataset[item]] * copies)
+        batch = {name: values.to(hardware.device()) for name, values in batch.items()}
+        logits = model.logits(model.embed(**batch)).float()
+        return logits[:, first] - logits[:, second]
+
+    rows = []
+    with torch.inference_mode():
+        with recorded(model) as of_source:
+            source_odds = log_odds(0)
+        with recorded(model) as of_target:
+            target_odds = log_odds(1)
+        n_frames = of_target[0].shape[1]
+        nearest = torch.linspace(0, of_source[0].shape[1] - 1, n_frames).round().long()
+        tenths = np.arange(n_frames) * PATCHES // n_frames == np.arange(PATCHES)[:, None]
+        inside = torch.from_numpy(tenths)[..., None].to(source_odds.device)
+        for layer, output in enumerate(of_source, start=1):
+            with changed(model, layer, _replace(inside, output[:, nearest])):
+                shares = (log_odds(1, PATCHES) - target_odds) / (source_odds - target_odds)
+            rows.extend((layer, part, share) for part, share in enumerate(shares.tolist()))
+    table = pd.DataFrame(rows, columns=["layer", "part", "share"])
+    seconds = n_frames / PATCHES * FRAME_HOP / SAMPLE_RATE
+    return table.assign(start=table.part * seconds, end=(table.part + 1) * seconds)
 
 
 def _difference(rows: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> dict[str, float]:
@@ -142,3 +191,7 @@ def _skip(_output: Tensor, x: Tensor) -> Tensor:
 
 def _add(direction: Tensor) -> Change:
     return lambda output, _x: output + direction.to(output)
+
+
+def _replace(inside: Tensor, states: Tensor) -> Change:
+    return lambda output, _x: torch.where(inside, states, output)
