@@ -6,7 +6,6 @@ import pytest
 from conftest import classifier
 from scipy import stats
 from scipy.special import softmax
-from sklearn.calibration import calibration_curve
 
 from gmp_utils.evaluation import metrics, tables
 from gmp_utils.figures import series
@@ -59,16 +58,6 @@ def test_reliability_by_hand():
     assert table.accuracy.tolist() == pytest.approx([1 / 2, 2 / 3])
     expected = (2 * 0.15 + 3 * (2.92 - 2) / 3) / 5
     assert metrics.expected_calibration_error(confidence, correct) == pytest.approx(expected)
-
-
-def test_reliability_is_scikit_learns():
-    rng = np.random.default_rng(1)
-    confidence = rng.uniform(0.25, 1, 500)
-    correct = rng.random(500) < confidence
-    accuracy, mean = calibration_curve(correct, confidence, n_bins=metrics.BINS)
-    table = metrics.reliability(confidence, correct)
-    assert table.accuracy.to_numpy() == pytest.approx(accuracy)
-    assert table.confidence.to_numpy() == pytest.approx(mean)
 
 
 def test_a_reliability_diagram_per_network():

@@ -81,14 +81,6 @@ def test_empty_clusters_are_reseeded():
     assert len(np.unique(assign(frames.numpy(), centroids.numpy()))) > 5
 
 
-def test_frames_are_assigned_in_chunks(monkeypatch):
-    frames = mixture(1000)
-    (centroids,) = fit_kmeans(frames, [16])
-    whole = assign(frames, centroids)
-    monkeypatch.setattr(kmeans, "CHUNK", 300)
-    np.testing.assert_array_equal(assign(frames, centroids), whole)
-
-
 def test_mean_runs_by_hand_and_over_all_permutations():
     first, second = np.array([0, 0, 1, 1, 0]), np.array([2, 3, 3])
     orders = [1 + np.count_nonzero(np.diff(x)) for x in permutations(first)]

@@ -113,23 +113,6 @@ def test_requests_to_the_hub_are_minimal_unless_the_user_sets_otherwise():
         assert done.stdout.strip() == expected
 
 
-def test_a_name_on_the_hub_is_rejected_offline_without_a_request(audited, tmp_path):
-    environment, log = audited
-    code = (
-        "from gmp_utils import GmpError\n"
-        "from gmp_utils.models.encoder import SpeechModel\n"
-        "from huggingface_hub import constants\n"
-        "assert constants.HF_HUB_DISABLE_TELEMETRY\n"
-        "try:\n    SpeechModel.load('facebook/hubert-base-ls960')\n"
-        "except GmpError as error:\n    print(error)\n"
-    )
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty")}
-    done = python("-c", code, env=CLEAN | environment | offline)
-    assert done.returncode == 0, done.stderr
-    assert "encoder 'facebook/hubert-base-ls960': " in done.stdout
-    assert log() == []
-
-
 @pytest.mark.slow
 @needs_browser
 def test_pictures_are_drawn_without_a_request(tmp_path):

@@ -1,12 +1,9 @@
-import json
-from dataclasses import asdict
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from gmp_utils import GmpError
-from gmp_utils.data.protocol import Protocol, check_leakage, make_protocol
+from gmp_utils.data.protocol import check_leakage, make_protocol
 
 FOUR = ["angry", "happy", "neutral", "sad"]
 
@@ -103,11 +100,6 @@ def test_a_share_of_each_emotion_keeps_its_labels():
     assert make_protocol(manifest, label_draw=1) == make_protocol(manifest)  # nothing is drawn
     with pytest.raises(GmpError, match="labeled_share 0: expected more than 0"):
         make_protocol(manifest, labeled_share=0)
-
-
-def test_a_protocol_can_be_read_from_json():
-    protocol = make_protocol(speakers_manifest(3, 3), "leave-one-speaker-out")
-    assert Protocol(**json.loads(json.dumps(asdict(protocol)))) == protocol
 
 
 def test_one_speaker_is_left_out():
@@ -240,7 +232,6 @@ def leaky_manifest():
 def test_a_recording_in_two_parts_is_rejected():
     manifest = leaky_manifest()
     protocol = make_protocol(manifest, n_folds=3)
-    assert (check_leakage(manifest, protocol)[["speakers", "recordings"]] == 0).all(axis=None)
     manifest.loc[1, "digest"] = "u00"  # two by one speaker are always in the same part
     assert len(check_leakage(manifest, protocol)) == 3
     manifest.loc[23, "digest"] = "u00"

@@ -16,7 +16,6 @@ from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel
 from gmp_utils.runs.experiments import Settings, lay_out
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import TRAIN_MULTITASK
-from gmp_utils.runs.stage import upstream
 from gmp_utils.stages import baselines
 from gmp_utils.training import features
 
@@ -93,14 +92,6 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
     assert len(curves) == 2 * 6 * 2  # systems, numbers of labels, speakers
     declaration = {"against": None, "variants": {}, "primary": {}}
     assert len(tables.uar_comparisons(table, declaration)) == 1
-
-
-def test_the_stages_that_probes_need():
-    parameters = {"finetune_from": "encoder", "baselines": ["majority", "probe-multitask"]}
-    assert upstream("06_finetune", parameters) == [
-        "01_prepare_data",
-        "fold{fold}/02_train_multitask",
-    ]
 
 
 def test_a_single_share_has_a_figure():

@@ -72,7 +72,8 @@ def test_every_stage_writes_its_files(finished):
     for stage in trained:
         history = pd.read_csv(stage / "history.csv")
         assert np.isfinite(history.loss).all()
-        assert HubertModel.from_pretrained(stage / "model").config.num_hidden_layers == 4
+        _, loading = HubertModel.from_pretrained(stage / "model", output_loading_info=True)
+        assert not loading["missing_keys"]
         (best,) = history.loc[history.selected].to_dict("records")
         if stage.name == "02_train_multitask":
             assert best["emotion_uar"] == history.emotion_uar.max()
@@ -793,14 +794,3 @@ def test_wrong_choices_are_named(noise_corpus, tiny_encoder, stage, settings, me
 def test_wrong_schedules_are_rejected(wrong):
     with pytest.raises(GmpError, match="expected"):
         TrainingConfig(1e-3, **wrong)
-
-
-def test_evaluation_is_deterministic(tiny_encoder):
-    """It has no masks and no dropout."""
-    settings = MULTITASK | {"hidden_dropout": 0.5}
-    model = classifiers.MultitaskModel.load(str(tiny_encoder), **settings).eval()
-    labels = torch.tensor([0]), torch.tensor([0])
-    batch = torch.randn(1, 16000), torch.tensor([16000]), *labels
-    logits = model(*batch)["emotion_logits"]
-    assert torch.equal(logits, model(*batch)["emotion_logits"])
-    assert not torch.equal(logits, model.train()(*batch)["emotion_logits"])

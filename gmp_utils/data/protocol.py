@@ -162,10 +162,9 @@ def _draw_labeled(training: pd.DataFrame, share: float, seed: list[int]) -> pd.I
 
 
 def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
-    """Reject folds with the same recording in two parts; returns a report of overlaps.
+    """Reject folds with the same recording (by `digest`) in two parts.
 
-    The report counts, by fold, the `speakers` and `recordings` (by `digest`) in the test part and in others.
-    `sentences` is the share of test utterances whose `text` occurs in training, NaN without texts.
+    Returns the share of test utterances whose `text` occurs in training, by fold, NaN without texts.
     """
     text, rows = _sentences(manifest), {}
     for fold in range(1, len(protocol.folds) + 1):
@@ -179,15 +178,10 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
                 f"{pair.speaker_other}) have the same samples but are in different parts ({len(pairs)} such "
                 "pairs). Remove one of each, or correct its speaker."
             )
-        test, others = used[used.part == "test"], used[used.part != "test"]
         training_text = set(text[parts == "train"].dropna())
         shared = text[parts == "test"].isin(training_text).mean() if training_text else np.nan
-        rows[fold] = {
-            "speakers": len(set(test.speaker) & set(others.speaker)),
-            "recordings": len(set(test.digest) & set(others.digest)),
-            "sentences": shared,
-        }
-    return pd.DataFrame(rows).T.rename_axis("fold").astype({"speakers": int, "recordings": int})
+        rows[fold] = {"sentences": shared}
+    return pd.DataFrame(rows).T.rename_axis("fold")
 
 
 def make_protocol(
