@@ -39,7 +39,7 @@ def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
     """Fit k-means to a sample of frames on disk, and assign every frame to its nearest centroid."""
     rng = np.random.default_rng(0)
     names, lengths = ["a", "b"], [n_frames // 2, n_frames - n_frames // 2]
-    frames = Ragged.create(folder / "frames", names, lengths, np.float16, shape=(768,))
+    frames = Ragged.create(folder / "frames", dict(zip(names, lengths)), np.float16, shape=(768,))
     for start in range(0, n_frames, 10000):
         part = frames.values[start : start + 10000]
         part[:] = rng.normal(size=part.shape)

@@ -35,7 +35,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
 
-from gmp_utils.data import audio, corpora, waveform_store
+from gmp_utils.data import corpora, waveform_store
 from gmp_utils.data.acoustic_features import mfcc_frames
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
@@ -45,7 +45,7 @@ from gmp_utils.figures import style
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import ROOT
-from gmp_utils.stages.baselines import z_by_speaker
+from gmp_utils.stages.baselines import egemaps, z_by_speaker
 from gmp_utils.training import features
 
 BY_SPEAKER = ", z by speaker"
@@ -89,22 +89,13 @@ def systems(manifest: pd.DataFrame, encoder: str, folder: Path) -> dict[str, np.
     """Features by name of the system: (layers, utterances, dim)."""
     waveforms, report = waveform_store.write_store(manifest, folder / "waveforms")
     waveform_store.check_readable(report)
-    import opensmile
-
-    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
-    egemaps = np.stack(
-        [
-            smile.process_signal(audio.to_float(waveforms[name]), audio.SAMPLE_RATE).to_numpy()[0]
-            for name in waveforms.utterances
-        ]
-    )
     frames = [mfcc_frames(waveforms[name]) for name in waveforms.utterances]
     mfcc = np.stack([np.concatenate([x.mean(axis=0), x.std(axis=0)]) for x in frames])
     set_seed(0)
     config = SpeechModel.load(weights.resolve(encoder)).config
     HubertModel(config).save_pretrained(folder / "random")
     by_system = {
-        "eGeMAPS": egemaps[None],
+        "eGeMAPS": egemaps(waveforms, waveforms.utterances).to_numpy()[None],
         "MFCC": mfcc[None],
         "random encoder": layers(str(folder / "random"), waveforms),
         "encoder": layers(weights.resolve(encoder), waveforms),

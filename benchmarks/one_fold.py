@@ -20,7 +20,7 @@ import pandas as pd
 import soundfile
 import torch
 import yaml
-from stages import training_step
+from stages import collator, training_step
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     HubertConfig,
@@ -28,12 +28,9 @@ from transformers import (
     HubertModel,
     Trainer,
     TrainingArguments,
-    Wav2Vec2FeatureExtractor,
-    logging,
     set_seed,
 )
 
-from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.models import classifiers, masked_prediction
 from gmp_utils.models import encoder as encoders
@@ -146,15 +143,7 @@ def position_embedding(encoder: str) -> dict[str, float]:
 
 def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> float:
     """Audio seconds per second of fine-tuning by Trainer: waveforms in random padded batches."""
-    extractor, on_cpu = Wav2Vec2FeatureExtractor(), hardware.device() == "cpu"
-    labels = data.labels(names, "emotion")
-
-    def collator(chosen: list[int]) -> dict[str, torch.Tensor]:
-        waveforms = [to_float(data.waveforms[names[index]]) for index in chosen]
-        options = {"sampling_rate": SAMPLE_RATE, "padding": True, "return_tensors": "pt"}
-        batch = extractor(waveforms, **options)
-        return {"input_values": batch.input_values, "labels": torch.from_numpy(labels[chosen])}
-
+    on_cpu, labels = hardware.device() == "cpu", data.labels(names, "emotion")
     options = {"num_labels": len(EMOTIONS), "dtype": torch.float32}
     model = HubertForSequenceClassification.from_pretrained(encoder, **options)
     model.freeze_feature_encoder()
@@ -164,8 +153,8 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
             learning_rate=1e-5, disable_tqdm=True, bf16=not on_cpu, use_cpu=on_cpu,
             report_to="none", remove_unused_columns=False,
         )  # fmt: skip
-        examples = list(range(len(names)))
-        trainer = Trainer(model, arguments, data_collator=collator, train_dataset=examples)
+        examples, collate = list(range(len(names))), collator(data.waveforms, names, labels)
+        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=examples)
         trainer.train()  # to warm up
         done = trainer.train()
     return STEPS * size * data.manifest.duration[names].mean() / done.metrics["train_runtime"]
@@ -279,8 +268,7 @@ def main() -> None:
     parser.add_argument("--scales", type=int, nargs="+", default=paper["scales"])
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench" / "one_fold.json")
     arguments = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hardware.prepare_libraries()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         encoder = arguments.encoder

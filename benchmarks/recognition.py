@@ -41,7 +41,7 @@ def compare(model: Recognizer, paths: list[str], pairs: int) -> dict:
     """Seconds of audio per second of the encoder on decoded waveforms and of recognition, alternately."""
     waveforms = sorted((audio.decode(path) for path in paths), key=len)
     lengths = list(map(len, waveforms))
-    store = Ragged(np.concatenate(waveforms), list(map(str, range(len(lengths)))), lengths)
+    store = Ragged(np.concatenate(waveforms), {str(i): length for i, length in enumerate(lengths)})
     seconds = sum(lengths) / audio.SAMPLE_RATE
 
     def encoder() -> None:

@@ -15,7 +15,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,6 @@ from transformers import (
     Trainer,
     TrainingArguments,
     Wav2Vec2FeatureExtractor,
-    logging,
     set_seed,
 )
 
@@ -72,7 +71,8 @@ def measure(function: Callable[[], object]) -> tuple[float, float, object]:
     """Seconds, peak memory above the memory in use before (MB, of the GPU if available), and the result."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)  # otherwise a function reuses the memory of the other one
-    if hardware.device() == "cuda":
+    on_gpu = hardware.device() == "cuda"
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
@@ -80,14 +80,11 @@ def measure(function: Callable[[], object]) -> tuple[float, float, object]:
         before = _status("VmRSS")
     began = time.monotonic()
     result = function()
-    if hardware.device() == "cuda":
+    if on_gpu:
         torch.cuda.synchronize()
-        return (
-            time.monotonic() - began,
-            (torch.cuda.max_memory_allocated() - before) / 2**20,
-            result,
-        )
-    return time.monotonic() - began, (_status("VmHWM") - before) / 2**20, result
+    seconds = time.monotonic() - began
+    peak = torch.cuda.max_memory_allocated() if on_gpu else _status("VmHWM")
+    return seconds, (peak - before) / 2**20, result
 
 
 def _status(name: str) -> int:
@@ -121,12 +118,7 @@ def compare(what: str, reference: Callable, ours: Callable, repeats: int) -> dic
         "ours MB": table.our_memory.median(),
         "stopped": bool(table.stopped.any()),
     }
-    print(
-        {
-            name: round(value, 2) if isinstance(value, float) else value
-            for name, value in row.items()
-        }
-    )
+    print({k: round(v, 2) if isinstance(v, float) else v for k, v in row.items()})
     return row
 
 
@@ -144,6 +136,18 @@ def patiently(reference: Callable) -> None:
         signal.alarm(0)
 
 
+def collator(waveforms: Ragged, names: list[str], labels: np.ndarray) -> Callable:
+    """Batches of utterances by number, normalized and padded as transformers does."""
+    extractor = Wav2Vec2FeatureExtractor()
+    options = {"sampling_rate": audio.SAMPLE_RATE, "padding": True, "return_tensors": "pt"}
+
+    def collated(chosen: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = extractor([audio.to_float(waveforms[names[index]]) for index in chosen], **options)
+        return {"input_values": batch.input_values, "labels": torch.from_numpy(labels[chosen])}
+
+    return collated
+
+
 class Recordings:
     """Recordings as files and as a store, a HuBERT base with random weights, and labels."""
 
@@ -158,19 +162,16 @@ class Recordings:
         self.waveforms, _ = waveform_store.write_store(self.manifest, folder / "waveforms")
         self.seconds = sum(self.waveforms.lengths.values()) / audio.SAMPLE_RATE
         self.emotion = rng.integers(len(EMOTIONS), size=len(self.names))
+        self.collate = collator(self.waveforms, self.names, self.emotion)
         set_seed(0)
         self.encoder = str(folder / "encoder")
         HubertModel(HubertConfig(mask_time_prob=0.0)).save_pretrained(self.encoder)
 
     def random_batches(self) -> Iterator[dict[str, torch.Tensor]]:
         """Waveforms of utterances in random order, normalized and padded as transformers does."""
-        extractor = Wav2Vec2FeatureExtractor()
         order = np.random.default_rng(0).permutation(len(self.names))
         for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            waves = [audio.to_float(self.waveforms[self.names[index]]) for index in chosen]
-            batch = extractor(waves, sampling_rate=16000, padding=True, return_tensors="pt")
-            yield {"input_values": batch.input_values, "labels": torch.tensor(self.emotion[chosen])}
+            yield self.collate(order[start : start + self.batch_size])
 
     def cnn_output(self, model: SpeechModel) -> Ragged:
         """The cached CNN output, as from `gmp_utils.training.features.model_inputs`."""
@@ -367,7 +368,7 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
     model = MaskedPredictionModel.load(data.encoder, **settings)
     inputs = data.cnn_output(model.eval().to(hardware.device()))
     lengths = list(inputs.lengths.values())
-    labels = Ragged(rng.integers(64, size=(sum(lengths), 3)), inputs.utterances, lengths)
+    labels = Ragged(rng.integers(64, size=(sum(lengths), 3)), inputs.lengths)
 
     def reference() -> None:
         batches = []
@@ -413,7 +414,6 @@ def retrain(data: Recordings, repeats: int) -> list[dict]:
 def finetune(data: Recordings, repeats: int) -> list[dict]:
     """The steps of an epoch; two epochs by Trainer, evaluated and saved; the same including the CNN."""
     validation = data.names[: max(len(data.names) // 8, 2)]
-    labeled = [{"name": name, "label": int(label)} for name, label in zip(data.names, data.emotion)]
 
     def their_model() -> torch.nn.Module:
         model = HubertForSequenceClassification.from_pretrained(data.encoder, num_labels=4)
@@ -430,16 +430,6 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
         return Utterances(frames, names, {"emotion": data.emotion[: len(names)]})
 
     def reference() -> None:
-        extractor = Wav2Vec2FeatureExtractor()
-
-        def collator(chosen: list[dict]) -> dict[str, torch.Tensor]:
-            waves = [audio.to_float(data.waveforms[example["name"]]) for example in chosen]
-            batch = extractor(
-                waves, sampling_rate=audio.SAMPLE_RATE, padding=True, return_tensors="pt"
-            )
-            labels = torch.tensor([example["label"] for example in chosen])
-            return {"input_values": batch.input_values, "labels": labels}
-
         with tempfile.TemporaryDirectory() as folder:
             arguments = TrainingArguments(
                 folder, num_train_epochs=2, per_device_train_batch_size=data.batch_size,
@@ -448,8 +438,9 @@ def finetune(data: Recordings, repeats: int) -> list[dict]:
                 learning_rate=1e-5, disable_tqdm=True, bf16=hardware.device() == "cuda",
                 use_cpu=hardware.device() == "cpu", report_to="none", remove_unused_columns=False,
             )  # fmt: skip
-            sets = {"train_dataset": labeled, "eval_dataset": labeled[: len(validation)]}
-            Trainer(their_model(), arguments, data_collator=collator, **sets).train()
+            examples = list(range(len(data.names)))
+            sets = {"train_dataset": examples, "eval_dataset": examples[: len(validation)]}
+            Trainer(their_model(), arguments, data_collator=data.collate, **sets).train()
 
     def ours() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -495,8 +486,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "bench")
     options = parser.parse_args()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    hardware.prepare_libraries()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         data = Recordings(Path(folder), options.recordings, options.utterances, options.batch_size)

@@ -167,14 +167,10 @@ def _execute(options: argparse.Namespace, extra: list[str]) -> int:
 
 def _recognize(options: argparse.Namespace) -> int:
     """Write the table of emotions, and print which recordings could not be read."""
-    import transformers
-
-    from gmp_utils.runs.hardware import limit_threads
+    from gmp_utils.runs.hardware import prepare_libraries
     from gmp_utils.stages.recognize import recognize
 
-    limit_threads()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    prepare_libraries()
     with redirect_stdout(sys.stderr):  # the standard output is for the table
         settings = {name: getattr(options, name) for name in ("window", "hop", "by_utterance")}
         table = recognize(options.recordings, options.model, **settings)

@@ -127,8 +127,8 @@ def write_noise_corpus(
     run.mkdir(parents=True)
 
     def record(folder: Path) -> None:
-        names, lengths = [*manifest.utterance, "excluded"], [len(wave) for wave in waves]
-        store = Ragged.create(folder / "waveforms", names, lengths, np.int16)
+        lengths = dict(zip([*manifest.utterance, "excluded"], map(len, waves)))
+        store = Ragged.create(folder / "waveforms", lengths, np.int16)
         store.values[:] = np.concatenate(waves)
         store.flush()
 

@@ -49,8 +49,8 @@ def test_masked_share_is_huberts():
 def ragged_frames(lengths):
     names = [f"u{index}" for index in range(len(lengths))]
     values = np.arange(sum(lengths) * 2, dtype=np.float32).reshape(-1, 2)
-    labels = Ragged(np.zeros((sum(lengths), 3), np.int32), names, lengths)
-    return Ragged(values, names, lengths), labels
+    labels = Ragged(np.zeros((sum(lengths), 3), np.int32), dict(zip(names, lengths)))
+    return Ragged(values, labels.lengths), labels
 
 
 def test_padding_is_never_masked():
@@ -83,7 +83,7 @@ def test_masks_depend_on_seed_epoch_and_utterance_only():
 def test_waveforms_are_normalized_before_padding():
     rng = np.random.default_rng(0)
     values = (rng.normal(500, 100, 900)).astype(np.int16)
-    waveforms = Ragged(values, ["a", "b"], [600, 300])
+    waveforms = Ragged(values, {"a": 600, "b": 300})
     dataset = Utterances(waveforms, ["a", "b"])
     batch = collate([dataset[0], dataset[1]])
     for row, length in zip(batch["inputs"], (600, 300)):
@@ -107,14 +107,14 @@ def test_batches_on_the_gpu_are_the_same(monkeypatch):
     ]
     assert batches[0].keys() == {"lengths", "inputs", "frame_labels"}
     torch.testing.assert_close(*batches, rtol=0, atol=0)
-    waveforms = Ragged(np.zeros(24000, np.int16), ["a", "b"], [16000, 8000])
+    waveforms = Ragged(np.zeros(24000, np.int16), {"a": 16000, "b": 8000})
     assert batching.to_gpu_if_it_fits(waveforms) is waveforms
 
 
 def test_seconds_count_samples_and_frames():
-    waveforms = Ragged(np.zeros(24000, np.int16), ["a", "b"], [16000, 8000])
+    waveforms = Ragged(np.zeros(24000, np.int16), {"a": 16000, "b": 8000})
     assert Utterances(waveforms, ["b", "a"]).seconds.tolist() == [0.5, 1.0]
-    frames = Ragged(np.zeros((75, 4), np.float32), ["a", "b"], [50, 25])
+    frames = Ragged(np.zeros((75, 4), np.float32), {"a": 50, "b": 25})
     assert Utterances(frames, ["a", "b"]).seconds.tolist() == [1.0, 0.5]
 
 

@@ -413,7 +413,7 @@ def test_a_table_names_recordings_below_its_folder_only(linked, folder):
 
 
 def test_label_files_name_recordings_of_the_corpus_only(linked):
-    """MSP-Podcast's file names and the synthetic corpus's utterances; "outside" is for tables."""
+    """MSP-Podcast's file names; "outside" is for tables."""
     row = "{},A,3,2,5.5,9,Male,Train\n"
     header = "FileName,EmoClass,EmoAct,EmoVal,EmoDom,SpkrID,Gender,Split_Set\n"
     (linked / "release" / "Labels").mkdir(parents=True)
@@ -424,14 +424,6 @@ def test_label_files_name_recordings_of_the_corpus_only(linked):
     labels.write_text(header + row.format("in.wav") + row.format("../secret.wav"))
     with pytest.raises(GmpError, match=r"consensus\.csv, row 2: .* leads out of .*Audios"):
         corpora.load("msp_podcast", linked / "release", outside=True)
-    (linked / "corpus" / "wav").symlink_to(".")
-    (linked / "corpus" / "labels.csv").write_text(
-        "utterance,speaker,gender,session,emotion,text,phonemes,"
-        "valence,arousal,dominance,emotion_start,emotion_end\n"
-        "../secret,S1F,female,1,sad,a,0.1 a,1,2,3,0,1\n"
-    )
-    with pytest.raises(GmpError, match=r"labels\.csv, row 1: .* leads out of"):
-        corpora.load("synthetic", linked / "corpus")
 
 
 def test_rows_in_messages_are_those_of_the_file(tmp_path):

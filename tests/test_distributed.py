@@ -69,7 +69,7 @@ def leave_gradients(cases: dict, folder: Path) -> None:
 
 def store(stem, lengths, dtype, values):
     names = [f"u{index}" for index in range(len(lengths))]
-    ragged = Ragged.create(stem, names, lengths, dtype, shape=values.shape[1:])
+    ragged = Ragged.create(stem, dict(zip(names, lengths)), dtype, shape=values.shape[1:])
     ragged.values[:] = values
     ragged.values.flush()
     return ragged
@@ -202,7 +202,7 @@ def test_a_file_is_pickled_as_its_path_and_an_array_as_its_values(tmp_path):
     on_disk = store(tmp_path / "frames", [600, 400], np.float32, np.arange(1000))
     pickled = pickle.dumps(on_disk)
     assert len(pickled) < 1000
-    in_memory = Ragged(np.arange(5), ["a", "b"], [2, 3])
+    in_memory = Ragged(np.arange(5), {"a": 2, "b": 3})
     assert pickle.loads(pickled)["u1"].tolist() == list(range(600, 1000))
     assert pickle.loads(pickle.dumps(in_memory))["b"].tolist() == [2, 3, 4]
 

@@ -16,6 +16,7 @@ from gmp_utils.models.heads import (
     POOLINGS,
     ClusterHeads,
     CosineClassifier,
+    HeadConfig,
     LayerMix,
     Pooling,
     UtteranceHead,
@@ -66,7 +67,7 @@ def test_stream_loss_equals_the_sum_in_float64():
 
 def test_head_is_a_bidirectional_lstm():
     torch.manual_seed(0)
-    head = UtteranceHead(5, lstm_size=7, projection_size=3)
+    head = UtteranceHead(5, HeadConfig(lstm_size=7, projection_size=3))
     reference = nn.LSTM(5, 7, batch_first=True, bidirectional=True)
     forward, backward = (dict(lstm.named_parameters()) for lstm in head.lstm)
     for name, value in forward.items():
@@ -85,14 +86,14 @@ def test_plain_heads_by_hand():
     """V-FT has a ReLU after the mean, SUPERB a linear layer. Neither has an LSTM, and padding is ignored."""
     frames = torch.tensor([[[1.0, -4.0], [3.0, 2.0], [100.0, 100.0]]])
     valid = torch.tensor([[True, True, False]])
-    mean = UtteranceHead(2, head="mean")
+    mean = UtteranceHead(2, HeadConfig(head="mean"))
     assert mean.size == 2
     assert mean(frames, valid).tolist() == [[2.0, 0.0]]
-    linear = UtteranceHead(2, projection_size=1, head="linear")
+    linear = UtteranceHead(2, HeadConfig(projection_size=1, head="linear"))
     nn.init.constant_(linear.projection.weight, 1.0)
     nn.init.zeros_(linear.projection.bias)
     assert linear(frames, valid).tolist() == [[1.0]]
-    head = UtteranceHead(2, lstm_size=0, projection_size=3)
+    head = UtteranceHead(2, HeadConfig(lstm_size=0, projection_size=3))
     torch.testing.assert_close(head(frames, valid), head.projection(torch.tensor([[2.0, -1.0]])))
 
 
@@ -122,7 +123,7 @@ def test_pooling_of_a_padded_batch_equals_numpy_on_each_utterance(pooling):
 @pytest.mark.parametrize("head", ["bilstm", "mean", "linear"])
 def test_gradients_of_constant_frames_are_finite(pooling, head):
     """The square root has an infinite gradient at zero: silence, and an utterance of one frame."""
-    head = UtteranceHead(4, lstm_size=0, projection_size=3, head=head, pooling=pooling)
+    head = UtteranceHead(4, HeadConfig(lstm_size=0, projection_size=3, head=head, pooling=pooling))
     frames = torch.full((2, 6, 4), 0.3, requires_grad=True)
     valid = torch.arange(6) < torch.tensor([[6], [1]])
     features = head(frames, valid)
@@ -135,7 +136,7 @@ def test_gradients_of_constant_frames_are_finite(pooling, head):
 
 def test_features_have_dropout_only_in_training():
     torch.manual_seed(0)
-    head = UtteranceHead(4, lstm_size=0, projection_size=1000, dropout=0.25)
+    head = UtteranceHead(4, HeadConfig(lstm_size=0, projection_size=1000, dropout=0.25))
     frames, valid = torch.randn(1, 6, 4), torch.ones(1, 6, dtype=torch.bool)
     feature, dropped = head.eval()(frames, valid), head.train()(frames, valid)
     kept = dropped != 0

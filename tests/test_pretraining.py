@@ -78,10 +78,10 @@ def test_long_recordings_are_divided_and_short_ones_joined(tmp_path):
 
 def test_crops_change_with_the_epoch_and_carry_their_labels():
     """Sample i is i, and frame t has label t, so a crop's first label is the frame of its first sample."""
-    waveforms = Ragged(np.arange(100080, dtype=np.float32), ["a", "b"], [40080, 60000])
+    waveforms = Ragged(np.arange(100080, dtype=np.float32), {"a": 40080, "b": 60000})
     frames = 125, 187
     labels = np.concatenate([np.arange(n) for n in frames])[:, None]
-    labels = Ragged(labels, ["a", "b"], frames)
+    labels = Ragged(labels, dict(zip("ab", frames)))
     settings = {"frame_labels": labels, "masking": pretrain_encoder.CLUSTERS_MASKING}
     drawn = crops(waveforms, ["a", "b"], 1.0, **settings)
     assert drawn.utterances == ["a", "a", "b", "b", "b"] and set(drawn.seconds) == {1.0}
@@ -96,7 +96,7 @@ def test_crops_change_with_the_epoch_and_carry_their_labels():
         firsts.append(first)
     assert {*firsts[0::5], *firsts[1::5]} == set(range(76))  # all of "a"
     assert firsts[0] == drawn[0]["frame_labels"][0, 0]
-    cnn = Ragged(labels.values.astype(np.float32), ["a", "b"], frames)
+    cnn = Ragged(labels.values.astype(np.float32), labels.lengths)
     item = crops(cnn, ["b"], 2.0, **settings)[0]
     np.testing.assert_array_equal(item["inputs"], item["frame_labels"])
 

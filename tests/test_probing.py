@@ -230,3 +230,16 @@ def test_maps_are_rotated_onto_each_other(monkeypatch):
         layers.maps(few.assign(unit="frames"), "frames", [-1, 2])
     maps = layers.maps(few.assign(unit="frames"), "frames", [-8, -1])
     assert [note.text for note in maps.layout.annotations[:2]] == ["layer 0", "layer 1"]
+
+
+def test_layers_of_a_corpus_without_emotions_are_drawn():
+    """The title is about the first task."""
+    row = {"unit": "utterances", "low": 0.4, "high": 0.8, "chance": 0.0}
+    ccc = [
+        {"layer": layer, "task": "valence", "metric": "CCC", "score": layer / 10 + 0.3}
+        for layer in range(4)
+    ]
+    figure = layers.layer_curves(pd.DataFrame([row | rating for rating in ccc]))
+    assert figure.layout.title.text.startswith(
+        "Valence, utterances: CCC 0.30 to 0.60; 3 of 4 layers"
+    )

@@ -7,7 +7,7 @@ from gmp_utils.data.ragged import Ragged
 
 
 def test_rows_are_sampled_in_order_from_given_utterances():
-    ragged = Ragged(np.arange(100), ["a", "b", "c"], [50, 30, 20])
+    ragged = Ragged(np.arange(100), {"a": 50, "b": 30, "c": 20})
     drawn = ragged.sample(["c", "a"], 40, 0)
     assert len(set(drawn)) == 40
     order = np.concatenate([np.arange(80, 100), np.arange(50)]).tolist()
@@ -27,7 +27,7 @@ def test_flushed_values_leave_the_memory(tmp_path):
         assert len(lines) == 2
         return sum(int(line.split()[1]) for line in lines) / 1024
 
-    ragged = Ragged.create(tmp_path / "frames", ["a"], [100], np.uint8, (2**20,))
+    ragged = Ragged.create(tmp_path / "frames", {"a": 100}, np.uint8, (2**20,))
     before = resident()
     ragged.values[:] = 7
     assert resident() - before > 90

@@ -140,7 +140,7 @@ def test_a_pickled_model_is_loaded_without_running_code(tiny_encoder, tmp_path):
 
 def test_an_array_of_objects_is_not_read(tmp_path):
     stem = tmp_path / "frames"
-    Ragged.create(stem, ["a"], [1], np.int16).flush()
+    Ragged.create(stem, {"a": 1}, np.int16).flush()
     np.save(stem.with_suffix(".npy"), np.array([Payload(tmp_path / "ran")], dtype=object))
     with pytest.raises(GmpError, match="cannot be read"):
         Ragged.open(stem)

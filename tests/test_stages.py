@@ -454,7 +454,7 @@ def test_test_speakers_change_nothing_that_is_learned(finished, tmp_path, tiny_e
     corpus = open_corpus(str(run))
     waveforms = np.load(run / "recordings" / "waveforms.npy", mmap_mode="r+")
     lengths = corpus.waveforms.lengths
-    store = Ragged(waveforms, list(lengths), list(lengths.values()))
+    store = Ragged(waveforms, lengths)
     test = corpus.partition(1)["test"]
     assert set(corpus.manifest.speaker[test]) == set(corpus.protocol.folds[0])
     for name in test:
@@ -684,7 +684,7 @@ def test_frames_are_normalized_by_speaker_or_utterance(tmp_path):
     z = 5**-0.5
     values["speaker"] = [-3 * z, -z, -1, 1, z, 3 * z]
     for how, expected in values.items():
-        frames = Ragged.create(tmp_path / how, list("abc"), [2, 2, 2], np.float16, shape=(2,))
+        frames = Ragged.create(tmp_path / how, dict.fromkeys("abc", 2), np.float16, shape=(2,))
         frames.values[:] = np.stack([values["none"], [3] * 6], axis=1)
         generate_gmps.normalize(frames, speakers, how)
         np.testing.assert_allclose(frames.values[:, 0], expected, atol=1e-3)  # of 16 bits
@@ -705,7 +705,7 @@ def test_emotional_frames_are_marked():
     columns = ["utterance", "speaker", "gender", "emotion", "emotion_start", "emotion_end"]
     manifest = pd.DataFrame([("a", "s", "male", "sad", 0.05, 0.09)], ["a"], columns)
     corpus = type("Corpus", (), {"manifest": manifest})()
-    labels = Ragged(np.arange(10).reshape(5, 2), ["a"], [5])
+    labels = Ragged(np.arange(10).reshape(5, 2), {"a": 5})
     table = generate_gmps.frame_table(corpus, labels, ["a"])
     # Middles of the frames' windows: 12.5, 32.5, 52.5, 72.5 and 92.5 ms.
     assert table.is_emotional.tolist() == [False, False, True, True, False]

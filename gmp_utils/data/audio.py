@@ -120,15 +120,14 @@ def read(
 ) -> tuple[np.ndarray, dict]:
     """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
-    It also returns a dict of `sample_rate` (Hz), `channels`, `peak` of their mean and the share of `clipped`
-    samples.
+    It also returns a dict of the `peak` of the channels' mean and the share of `clipped` samples.
     """
     in_memory = isinstance(path, _Content)
     if not in_memory and not os.path.isfile(path):
         raise GmpError(f"{path}: not there, or not a file.")
     levels = _Levels()
     try:
-        rate, channels, blocks = _open(path, start, end)
+        rate, blocks = _open(path, start, end)
         waveform = _resample(path, map(levels.mean, blocks), rate)
     except GmpError:
         raise
@@ -144,8 +143,7 @@ def read(
     if pd.notna(end) and levels.n < round((end - ROUNDED) * rate) - round(start * rate):
         seconds = start + levels.n / rate
         raise GmpError(f"{path}: {start} to {end} s is not in {seconds:.3f} s of audio.")
-    description = {"sample_rate": rate, "channels": channels, "peak": float(levels.peak)}
-    return waveform, description | {"clipped": float(levels.clipped / levels.n)}
+    return waveform, {"peak": float(levels.peak), "clipped": float(levels.clipped / levels.n)}
 
 
 class _Levels:
@@ -177,8 +175,8 @@ class _Levels:
 
 def _open(
     path: str | _Content, start: float, end: float | None
-) -> tuple[int, int, Iterator[np.ndarray]]:
-    """Sample rate, channels and blocks, (n_samples, channels) float32, of a part of a recording.
+) -> tuple[int, Iterator[np.ndarray]]:
+    """Sample rate and blocks, (n_samples, channels) float32, of a part of a recording.
 
     FFmpeg decodes MP3, files without a length in their header, and files that libsndfile cannot read.
     """
@@ -194,7 +192,7 @@ def _open(
 
 def _open_with_libsndfile(
     file: soundfile.SoundFile, path: str | _Content, start: float, end: float | None
-) -> tuple[int, int, Iterator[np.ndarray]]:
+) -> tuple[int, Iterator[np.ndarray]]:
     """`_open` for files with a length in their header."""
     rate, first = file.samplerate, round(start * file.samplerate)
     n_samples = (file.frames if pd.isna(end) else round(end * rate)) - first
@@ -212,19 +210,19 @@ def _open_with_libsndfile(
             if n_decoded < n_expected:
                 raise GmpError(f"{path}: truncated, found {n_decoded} of {n_expected} samples.")
 
-    return rate, file.channels, blocks()
+    return rate, blocks()
 
 
 def _open_with_ffmpeg(
     path: str | _Content, start: float, end: float | None
-) -> tuple[int, int, Iterator[np.ndarray]]:
+) -> tuple[int, Iterator[np.ndarray]]:
     """`_open` for the first audio stream of any file that FFmpeg reads, to its end."""
     # FFmpeg would read the part of a relative path before a colon as a protocol
     container = av.open(path if isinstance(path, _Content) else os.path.abspath(path))
     stream = next(iter(container.streams.audio), None)
     if stream is None or stream.codec_context is None:
         raise GmpError(f"{path}: has no audio, or no decoder for it.")
-    rate, channels = stream.codec_context.sample_rate, stream.codec_context.channels
+    rate = stream.codec_context.sample_rate
     first, last = round(start * rate), None if pd.isna(end) else round(end * rate)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -239,7 +237,7 @@ def _open_with_ffmpeg(
                     yield block[max(first - position, 0) : stop]
                     position += len(block)
 
-    return rate, channels, blocks()
+    return rate, blocks()
 
 
 def from_array(samples: np.ndarray, sample_rate: float) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,9 @@ class Ragged:
     files, `<name>.npy` and `<name>.parquet` (utterance, length).
     """
 
-    def __init__(self, values: np.ndarray, utterances: Sequence[str], lengths: Sequence[int]):
-        self.values, self.utterances = values, list(utterances)
-        self.lengths = dict(zip(self.utterances, map(int, lengths)))
-        starts = np.cumsum([0, *self.lengths.values()]).tolist()
-        self._start = dict(zip(self.utterances, starts))
+    def __init__(self, values: np.ndarray, lengths: Mapping[str, int]):
+        self.values, self.lengths, self.utterances = values, dict(lengths), list(lengths)
+        self._start = dict(zip(lengths, np.cumsum([0, *lengths.values()]).tolist()))
 
     @property
     def is_waveform(self) -> bool:
@@ -37,7 +35,7 @@ class Ragged:
         """Pickle a memory-mapped array as the path of its file."""
         if isinstance(self.values, np.memmap):
             return Ragged.open, (Path(self.values.filename).with_suffix(""),)
-        return Ragged, (self.values, self.utterances, list(self.lengths.values()))
+        return Ragged, (self.values, self.lengths)
 
     def rows(self, utterances: Sequence[str]) -> np.ndarray:
         """Concatenate the rows of some utterances."""
@@ -67,25 +65,20 @@ class Ragged:
 
     @classmethod
     def create(
-        cls,
-        stem: Path,
-        utterances: Sequence[str],
-        lengths: Sequence[int],
-        dtype: type,
-        shape: tuple[int, ...] = (),
+        cls, stem: Path, lengths: Mapping[str, int], dtype: type, shape: tuple[int, ...] = ()
     ) -> "Ragged":
         """Create a writable `Ragged` on disk, filled with zeros.
 
         `stem` is the path without suffix, `shape` that of a row: ``()`` for samples, ``(dim,)`` for frames.
         """
-        table = pd.DataFrame({"utterance": list(utterances), "length": list(lengths)})
+        table = pd.DataFrame({"utterance": list(lengths), "length": list(lengths.values())})
         table.to_parquet(stem.with_suffix(".parquet"), index=False)
         total = (int(table.length.sum()), *shape)
         values = np.lib.format.open_memmap(stem.with_suffix(".npy"), "w+", dtype, total)
         if hasattr(os, "posix_fallocate"):  # else a full disk would kill the process
             with stem.with_suffix(".npy").open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, values.offset + max(values.nbytes, 1))
-        return cls(values, utterances, lengths)
+        return cls(values, lengths)
 
     @classmethod
     def open(cls, stem: Path) -> "Ragged":
@@ -95,4 +88,4 @@ class Ragged:
             values = np.load(stem.with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise GmpError(f"{stem}: cannot be read ({error}); make it again.") from error
-        return cls(values, table.utterance, table.length)
+        return cls(values, dict(zip(table.utterance, table.length.tolist())))

@@ -26,12 +26,11 @@ def similarities(means: pd.DataFrame, training: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(cosine_similarity(means, means.loc[training]), means.index, training)
 
 
-def nearest_speakers(similarity: pd.DataFrame, k: int) -> dict[str, list[str]]:
-    """The k most similar speakers of each row, most similar first."""
+def nearest_speakers(similarity: pd.DataFrame, k: int) -> pd.DataFrame:
+    """Whether each column is among the k most similar speakers of a row, bool."""
     if k < 1:
         raise GmpError(f"neighbors: found {k}, expected 1 or more.")
-    order = np.argsort(-similarity.to_numpy(), axis=1, kind="stable")[:, :k]
-    return {name: similarity.columns[row].tolist() for name, row in zip(similarity.index, order)}
+    return similarity.rank(axis=1, ascending=False, method="first") <= k
 
 
 def speaker_weights(similarity: pd.DataFrame, k: int) -> pd.DataFrame:
@@ -39,11 +38,10 @@ def speaker_weights(similarity: pd.DataFrame, k: int) -> pd.DataFrame:
 
     Training speakers are represented by themselves, others by their k nearest with equal weights.
     """
-    weights = pd.DataFrame(0.0, similarity.index, similarity.columns)
-    for name, nearest in nearest_speakers(similarity, k).items():
-        parts = [name] if name in similarity.columns else nearest
-        weights.loc[name, parts] = 1 / len(parts)
-    return weights
+    chosen = nearest_speakers(similarity, k)
+    for name in similarity.index.intersection(similarity.columns):
+        chosen.loc[name] = similarity.columns == name
+    return chosen.div(chosen.sum(axis=1), axis=0)
 
 
 def divergences(
@@ -75,12 +73,6 @@ def divergences(
         score = model.score(points)
         rows.append([score - candidate.score(points) for candidate in candidates])
     return pd.DataFrame(rows, test, training)
-
-
-def count_choices(similarity: pd.DataFrame, k: int) -> pd.Series:
-    """How many rows have each column among their k most similar."""
-    names = sum(nearest_speakers(similarity, k).values(), [])
-    return pd.Series(names).value_counts().reindex(similarity.columns, fill_value=0)
 
 
 def shift(values: pd.DataFrame, reference: pd.DataFrame) -> float:

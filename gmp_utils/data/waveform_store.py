@@ -24,12 +24,12 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
     """Decode the recordings of a manifest into a store at `stem`, a path without suffix, and report on them.
 
     The store is int16, full scale at 32767. Recordings that cannot be decoded are empty. The report has
-    `utterance`, `path`, `sample_rate` (Hz), `channels`, `seconds`, `peak` and share of `clipped` samples
-    (before resampling), `digest` of the stored samples, and `unreadable`, the reason or None.
+    `utterance`, `path`, `seconds`, `peak` and share of `clipped` samples (before resampling), `digest` of the
+    stored samples, and `unreadable`, the reason or None.
     """
     parts = manifest.reindex(columns=["start", "end"])
     rows = list(zip(manifest.utterance, manifest.path, parts.start.fillna(0.0), parts.end))
-    report, lengths = [], []
+    report, lengths = [], {}
     # Samples go to a temporary file first, as their lengths are unknown.
     with tempfile.TemporaryFile(dir=stem.parent) as spool:
         with ThreadPoolExecutor(hardware.cores()) as pool:
@@ -39,11 +39,11 @@ def write_store(manifest: pd.DataFrame, stem: Path) -> tuple[Ragged, pd.DataFram
             )
             for samples, row in tqdm(decoded, "decode", len(rows), unit="file", disable=None):
                 spool.write(samples.tobytes())
-                lengths.append(len(samples))
+                lengths[row["utterance"]] = len(samples)
                 report.append(row)
         spool.seek(0)
-        store = Ragged.create(stem, manifest.utterance, lengths, np.int16)
-        for utterance, length in zip(manifest.utterance, lengths):
+        store = Ragged.create(stem, lengths, np.int16)
+        for utterance, length in lengths.items():
             store[utterance][:] = np.fromfile(spool, np.int16, length)
     store.flush()
     return store, pd.DataFrame(report)
@@ -55,7 +55,7 @@ def _decode(utterance: str, path: str, start: float, end: float) -> tuple[np.nda
     try:
         waveform, description = audio.read(path, start, end)
     except GmpError as error:
-        row |= {"sample_rate": 0, "channels": 0, "peak": 0.0, "clipped": 0.0, "seconds": 0.0}
+        row |= {"peak": 0.0, "clipped": 0.0, "seconds": 0.0}
         return np.zeros(0, np.int16), row | {"digest": "", "unreadable": str(error)}
     samples = audio.to_int16(waveform)
     digest = hashlib.sha256(samples.tobytes()).hexdigest()[:16]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from pandas.api.typing import DataFrameGroupBy
+from pandas.api.typing import DataFrameGroupBy, SeriesGroupBy
 from scipy import stats
 
 MIN_SPEAKERS = 4  # fewer speakers give no meaningful interval
@@ -164,6 +164,13 @@ def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
 def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
     """A metric of true and predicted labels by speaker and seed, in percent."""
     return group_scores(predictions.groupby(["speaker", "seed"]), metric)
+
+
+def speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
+    """Mean of each group's speakers, and its 95 % interval `low` to `high`, of `half_width` (Student's t)."""
+    n, mean = groups.size(), groups.mean()
+    half = (stats.t.isf(LEVEL / 2, n - 1) * groups.sem()).where(n >= MIN_SPEAKERS)
+    return mean.to_frame().assign(half_width=half, low=mean - half, high=mean + half)
 
 
 def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, str]:

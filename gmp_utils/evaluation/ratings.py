@@ -4,13 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 from sklearn.decomposition import PCA
 
 from gmp_utils import GmpError
 from gmp_utils.data.rated_fold import RatingTask, open_fold
 from gmp_utils.data.speakers import nearest_speakers, shift, similarities
-from gmp_utils.evaluation.comparison import LEVEL, MIN_SPEAKERS, comparisons, jackknife_interval
+from gmp_utils.evaluation.comparison import comparisons, jackknife_interval, speaker_means
 from gmp_utils.evaluation.metrics import ccc
 from gmp_utils.models.regression import RatingModelConfig
 from gmp_utils.runs.files import read_json
@@ -62,8 +61,8 @@ def pldc(
     `calibrate`.
     """
     targets = {}
-    for speaker, nearest in nearest_speakers(similarity, neighbors).items():
-        labels = training.true[training.speaker.isin(nearest)]
+    for speaker, is_near in nearest_speakers(similarity, neighbors).iterrows():
+        labels = training.true[training.speaker.map(is_near)]
         targets[speaker] = labels.mean(), labels.std(ddof=0)
     return _calibrate_speakers(predictions, targets, variant)
 
@@ -224,8 +223,7 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
 
     `stages` are those of `gmp_utils.stages.personalize.train_on_fewer_speakers` by number of training
     speakers. Seen speakers are scored on their left-out utterances, unseen (test) speakers on every other
-    one. Columns are `attribute`, `training speakers`, `test on`, `A-CCC`, and the `half_width` of its 95 %
-    interval over speakers (Student's t).
+    one. Columns are `attribute`, `training speakers`, `test on`, `A-CCC`, and those of `speaker_means`.
     """
     rows = []
     for n_speakers, stage in stages.items():
@@ -233,10 +231,8 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
         for name, table in tables.items():
-            scores = speaker_scores(table).groupby("attribute", sort=False).ccc
-            n, half_width = scores.size(), scores.sem().where(scores.size() >= MIN_SPEAKERS)
-            half_width *= stats.t.isf(LEVEL / 2, n - 1)
-            means = pd.DataFrame({"A-CCC": scores.mean(), "half_width": half_width})
+            means = speaker_means(speaker_scores(table).groupby("attribute", sort=False).ccc)
+            means = means.rename(columns={"ccc": "A-CCC"})
             labels = {"training speakers": n_speakers, "test on": f"{name} speakers"}
             rows.append(means.reset_index().assign(**labels))
     return pd.concat(rows, ignore_index=True)

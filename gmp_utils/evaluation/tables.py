@@ -282,14 +282,8 @@ def confidences(run_dir: str) -> pd.DataFrame:
 
 def calibration(table: pd.DataFrame, column: str) -> pd.DataFrame:
     """`reliability` of a column of `confidences`, with accuracy's interval `low` to `high` over speakers."""
-    sums = (
-        table.assign(bin=confidence_bins(table[column]), n=1)
-        .groupby(["bin", "speaker"])[["correct", "n"]]
-        .sum()
-    )
-    ends = [
-        comparison.jackknife_interval(rows.to_numpy()[..., None]) for _, rows in sums.groupby("bin")
-    ]
-    return reliability(table[column], table.correct).join(
-        pd.DataFrame(ends, columns=["low", "high"])
-    )
+    bins = confidence_bins(table[column]).rename("bin")
+    sums = table.assign(n=1).groupby([bins, "speaker"])[["correct", "n"]].sum()
+    pairs = (rows.to_numpy()[..., None] for _, rows in sums.groupby("bin"))
+    ends = pd.DataFrame(map(comparison.jackknife_interval, pairs), columns=["low", "high"])
+    return reliability(table[column], table.correct).join(ends)

@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import GmpError
-from gmp_utils.figures.style import COLORS, SEQUENCE, colors, panels
+from gmp_utils.figures.style import COLORS, SEQUENCE, add_band, colors, panels
 
 MAX_POINTS = 2000  # drawn on a map
 VALUES = ("difference", "low", "high")
@@ -22,16 +22,9 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     for column, ((metric, _), panel) in enumerate(groups.items(), start=1):
         place = {"row": 1, "col": column}
         for task, rows in panel.groupby("task"):
-            x, color = rows.layer, COLORS[task]
-            figure.add_scatter(
-                x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
-                fillcolor=color, opacity=0.15, showlegend=False, hoverinfo="skip", **place,
-            )  # fmt: skip
             named = all(trace.name != task for trace in figure.data)
-            figure.add_scatter(
-                x=x, y=rows.score, name=task, legendgroup=task, showlegend=named,
-                mode="lines+markers", line_color=color, **place,
-            )  # fmt: skip
+            style = {"y": "score", "place": place, "legendgroup": task, "showlegend": named}
+            add_band(figure, task, COLORS[task], rows.layer, rows, **style)
         for chance, rows in panel.groupby("chance"):
             text = f"chance: {', '.join(rows.task.unique())}"
             style = {"dash": "dot", "width": 1, "color": "#555555"}
@@ -44,11 +37,12 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
         probes.layer.max() - 2, line=paper, annotation_text="layer -3",
         annotation_font_size=10, annotation_position="bottom left",
     )  # fmt: skip
-    emotion = probes.query("unit == 'utterances' and task == 'emotion'")
-    best = emotion.loc[emotion.score.idxmax()]
-    as_good = (emotion.score >= best.low).sum()
-    title = f"Emotion, utterances: UAR {emotion.score.min():.2f} to {best.score:.2f}; "
-    title += f"{as_good} of {len(emotion)} layers are within the 95 % interval of the best"
+    task = "emotion" if "emotion" in set(probes.task) else probes.task.iloc[0]
+    scored = probes.query("unit == 'utterances' and task == @task")
+    best = scored.loc[scored.score.idxmax()]
+    as_good = (scored.score >= best.low).sum()
+    title = f"{task.capitalize()}, utterances: {best.metric} {scored.score.min():.2f} to {best.score:.2f}; "
+    title += f"{as_good} of {len(scored)} layers are within the 95 % interval of the best"
     figure.update_layout(title=title, margin_t=80)
     return figure.update_xaxes(title="layer (0: input of the first)")
 

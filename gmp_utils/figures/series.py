@@ -6,17 +6,15 @@ import numpy as np
 import pandas as pd
 import plotly.express as px
 import plotly.graph_objects as go
-from pandas.api.typing import SeriesGroupBy
 from plotly.subplots import make_subplots
-from scipy import stats
 from sklearn.decomposition import PCA
 
 from gmp_utils.data.audio import frame_seconds
 from gmp_utils.evaluation.collect import SYSTEM
-from gmp_utils.evaluation.comparison import MIN_SPEAKERS, with_intervals
+from gmp_utils.evaluation.comparison import speaker_means, with_intervals
 from gmp_utils.evaluation.metrics import class_separation, expected_calibration_error
 from gmp_utils.evaluation.tables import calibration
-from gmp_utils.figures.style import COLORS, colors, panels
+from gmp_utils.figures.style import COLORS, add_band, colors, panels
 
 
 def _grid(titles: list[str], x_title: str, y_title: str) -> tuple[go.Figure, list[dict]]:
@@ -180,14 +178,6 @@ def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Fi
     return figure.update_xaxes(title="time (s)", row=rows, col=1).update_layout(title=title)
 
 
-def heatmap(table: pd.DataFrame, title: str, color_title: str) -> go.Figure:
-    """A table of numbers as colors, with the numbers in the cells."""
-    figure = px.imshow(
-        table, zmin=0, text_auto=".2f", aspect="auto", color_continuous_scale="Blues"
-    )
-    return figure.update_layout(title=title, coloraxis_colorbar_title=color_title)
-
-
 def feature_planes(networks: dict[str, Path]) -> go.Figure:
     """Validation features before and after trainings of notebook 06: a PCA of the unit vectors of each model.
 
@@ -261,18 +251,6 @@ def recalls_by_group(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
     return figure.update_xaxes(title="").update_layout(title=title, height=130 + 290 * n_rows)
 
 
-def _add_band(
-    figure: go.Figure, name: str, color: str, x: list, rows: pd.DataFrame, **style
-) -> None:
-    """A line of `rows.UAR`, above a band from `low` to `high`."""
-    figure.add_scatter(
-        x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
-        fillcolor=color, opacity=0.15, showlegend=False,
-    )  # fmt: skip
-    line = {"name": name, "mode": "lines+markers", "line": {"color": color}}
-    figure.add_scatter(x=x, y=rows.UAR, **line, **style)
-
-
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
     """UAR of variants: means with intervals, and a point for each fold and seed.
 
@@ -292,7 +270,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
         )  # fmt: skip
         place, diamond = [*rows.variant.map(places) + shift], {"size": 11, "symbol": "diamond"}
         if joined and len(rows) > 1:
-            _add_band(figure, system, palette[system], place, rows, marker=diamond)
+            add_band(figure, system, palette[system], place, rows, marker=diamond)
             continue
         bars = {"array": rows.high - rows.UAR, "arrayminus": rows.UAR - rows.low}
         figure.add_scatter(
@@ -307,22 +285,15 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 
 
-def _speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
-    """`UAR`, the mean of each group's speakers, and its 95 % interval `low` to `high` (Student's t)."""
-    n, mean = groups.size(), groups.mean()
-    half = (stats.t.ppf(0.975, n - 1) * groups.sem()).where(n >= MIN_SPEAKERS)
-    return pd.DataFrame({"low": mean - half, "UAR": mean, "high": mean + half})
-
-
 def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
     """UAR over the number or share of labels, with 95 % intervals over speakers (Student's t).
 
     `scores` has line, x, speaker and UAR, see `gmp_utils.evaluation.readout`.
     """
     figure, palette, order = go.Figure(), colors(scores.line.unique()), list(scores.x.unique())
-    means = _speaker_means(scores.groupby(["line", "x"]).UAR)
+    means = speaker_means(scores.groupby(["line", "x"]).UAR)
     for line, color in palette.items():
-        _add_band(figure, line, color, order, means.loc[line].reindex(order))
+        add_band(figure, line, color, order, means.loc[line].reindex(order))
     average = means.UAR.groupby("line").mean()
     lines = dict.fromkeys([average.idxmin(), average.idxmax()])
     extremes = " to ".join(f"{average[line]:.1f} ({line})" for line in lines)
@@ -341,10 +312,10 @@ def speakers(scores: dict[str, pd.Series]) -> go.Figure:
     figure.update_traces(marker_color=COLORS["neutral"], showlegend=False)
     gap = (table.max() - table.min()).max()
     long = table.melt(var_name="system", value_name="UAR").dropna()
-    means = _speaker_means(long.groupby("system", sort=False).UAR)
+    means = speaker_means(long.groupby("system", sort=False).UAR)
     figure.add_scatter(
         x=means.index, y=means.UAR, name="mean", mode="markers",
-        error_y={"array": means.high - means.UAR, "color": COLORS["CE"]},
+        error_y={"array": means.half_width, "color": COLORS["CE"]},
         marker={"symbol": "line-ew", "size": 40, "line": {"width": 3, "color": COLORS["CE"]}},
     )  # fmt: skip
     title = f"Speakers of a system differ by up to {gap:.0f} points"

@@ -3,7 +3,7 @@
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import cycle
 from queue import Empty, Queue
@@ -86,6 +86,27 @@ def panels(chart: Callable, table: pd.DataFrame, by: str = "attribute", **option
     )
 
 
+def add_band(
+    figure: go.Figure,
+    name: str,
+    color: str,
+    x: Sequence,
+    rows: pd.DataFrame,
+    *,
+    y: str = "UAR",
+    place: dict | None = None,
+    **style,
+) -> None:
+    """Draw a column `y` of the rows as a line, above a band from `low` to `high`."""
+    place = place or {}
+    figure.add_scatter(
+        x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
+        fillcolor=color, opacity=0.15, showlegend=False, hoverinfo="skip", **place,
+    )  # fmt: skip
+    line = {"name": name, "mode": "lines+markers", "line_color": color}
+    figure.add_scatter(x=x, y=rows[y], **line, **place, **style)
+
+
 def browser() -> str | None:
     """The Chromium that renders PNG and SVG: BROWSER_PATH (empty for none), or an installed one."""
     names = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -138,7 +159,7 @@ def _render(figure: go.Figure, kind: str) -> bytes | None:
         os.environ["BROWSER_PATH"] = ""
         for child in psutil.Process().children(recursive=True):  # kaleido waits for it at the end
             with suppress(psutil.Error):  # it may just have ended
-                if "chromium" in "".join(child.cmdline()):
+                if "chrom" in "".join(child.cmdline()).lower():  # Chromium or Google Chrome
                     child.kill()
         return None
     if isinstance(image, Exception):

@@ -25,9 +25,7 @@ class UtteranceModel(SpeechModel):
     def _build_heads(self, config) -> None:
         if config.mix_layers:
             self.mix = heads.LayerMix(config.num_hidden_layers)
-        names = "head", "pooling", "dropout", "lstm_size", "projection_size"
-        settings = {name: getattr(config, name) for name in names}
-        self.head = heads.UtteranceHead(config.hidden_size, **settings)
+        self.head = heads.UtteranceHead(config.hidden_size, config)
 
     def frames(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> tuple[Tensor, Tensor]:
         """Input of the head, (batch, frames, dim), and its attention mask; see `hidden_states`."""

@@ -50,6 +50,7 @@ class SpeechModel(PreTrainedModel):
     """A speech encoder, `base_model`. Subclasses add heads."""
 
     loss_of_batch = False  # whether the loss is not a mean over utterances or frames
+    float32_only = False  # even where bfloat16 is faster, as exported models run
 
     def __init__(self, config):
         encoder = ENCODERS[config.model_type]
@@ -237,7 +238,7 @@ class SpeechModel(PreTrainedModel):
         steps = torch.arange(inputs.shape[1], device=lengths.device)
         attention_mask = steps < lengths[:, None]
         indices = [self.layer_index(layer) for layer in layers]
-        in_bfloat16 = self.dtype == torch.float32 and hardware.bfloat16()
+        in_bfloat16 = self.dtype == torch.float32 and hardware.bfloat16() and not self.float32_only
         with (
             torch.set_grad_enabled(self.train_encoder and torch.is_grad_enabled()),
             torch.autocast(inputs.device.type, torch.bfloat16, enabled=in_bfloat16),

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PretrainedConfig
 
 from gmp_utils import GmpError, check_choice
 
@@ -124,28 +125,19 @@ class UtteranceHead(nn.Module):
     The feature has dropout, as in BertForSequenceClassification.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        lstm_size: int = 256,
-        projection_size: int = 256,
-        head: str = "bilstm",
-        pooling: str = "mean",
-        dropout: float = 0.0,
-    ):
+    def __init__(self, dim: int, config: HeadConfig | PretrainedConfig):
         super().__init__()
-        directions = 2 if head == "bilstm" and lstm_size else 0
-        lstms = [nn.LSTM(dim, lstm_size, batch_first=True) for _ in range(directions)]
+        directions = 2 if config.head == "bilstm" and config.lstm_size else 0
+        lstms = [nn.LSTM(dim, config.lstm_size, batch_first=True) for _ in range(directions)]
         self.lstm = nn.ModuleList(lstms)
-        self.pooling = Pooling(directions * lstm_size or dim, pooling)
-        size = self.pooling.size
-        self.size = size if head == "mean" else projection_size
-        if head == "bilstm":
-            self.projection = projection(size, projection_size, projection_size)
+        self.pooling = Pooling(directions * config.lstm_size or dim, config.pooling)
+        size, projected = self.pooling.size, config.projection_size
+        self.size = size if config.head == "mean" else projected
+        if config.head == "bilstm":
+            self.projection = projection(size, projected, projected)
         else:
-            self.projection = nn.ReLU() if head == "mean" else nn.Linear(size, projection_size)
-        self.dropout = nn.Dropout(dropout)
+            self.projection = nn.ReLU() if config.head == "mean" else nn.Linear(size, projected)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, frames: Tensor, attention_mask: Tensor) -> Tensor:
         """Features, (batch, size), of frames, (batch, frames, dim), with a mask, (batch, frames)."""

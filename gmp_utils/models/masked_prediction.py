@@ -10,6 +10,8 @@ from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.heads import ClusterHeads
 from gmp_utils.models.losses import stream_loss, sum_by_utterance
 
+LOSS_ON = ("masked", "all")  # frames
+
 
 class MaskedPredictionModel(SpeechModel):
     """An encoder with span masks, and a projection to the clusters of each stream of pseudo-labels."""

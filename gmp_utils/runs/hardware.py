@@ -4,8 +4,6 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +15,6 @@ MEMORY = {  # of each version of cgroups: folder, limit, use, and the cache in i
     "": ("", "memory.max", "memory.current", "inactive_file"),
     "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-_float32_only = ContextVar("float32_only", default=False)
 
 
 @cache
@@ -44,33 +41,16 @@ def bfloat16() -> bool:
     """
     import torch
 
-    if _float32_only.get():
-        return False
     if device() == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
-@contextmanager
-def float32() -> Iterator[None]:
-    """Run encoders in float32 on any hardware, as exported models do."""
-    before = _float32_only.set(True)
-    try:
-        yield
-    finally:
-        _float32_only.reset(before)
-
-
 def fits(n_bytes: int) -> bool:
     """Whether `n_bytes` take less than half of the GPU's free memory; False without a GPU."""
-    return device() == "cuda" and n_bytes < free_bytes() / 2
-
-
-def free_bytes() -> int:
-    """Free memory of the GPU, or of the machine without one."""
     import torch
 
-    return torch.cuda.mem_get_info()[0] if device() == "cuda" else free_memory()
+    return device() == "cuda" and n_bytes < torch.cuda.mem_get_info()[0] / 2
 
 
 def free_memory() -> int:
@@ -109,11 +89,17 @@ def cores() -> int:
     return min(joblib.cpu_count(), int(os.environ.get("SLURM_CPUS_ON_NODE", sys.maxsize)))
 
 
-def limit_threads() -> None:
-    """Limit torch's threads to `cores`; by default, torch counts the cores of the machine."""
+def prepare_libraries() -> None:
+    """Limit torch's threads to `cores`, and transformers to errors.
+
+    By default, torch counts the cores of the machine.
+    """
     import torch
+    import transformers
 
     torch.set_num_threads(min(torch.get_num_threads(), cores()))
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 def estimate(what: str, needed: int, free: int, remedy: str) -> None:

@@ -117,9 +117,7 @@ def start(notebook: str, namespace: dict) -> dict:
 
     from gmp_utils.runs import hardware
 
-    hardware.limit_threads()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    hardware.prepare_libraries()
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
     device = torch.cuda.get_device_name() if hardware.device() == "cuda" else "CPU"
     print(f"Python {platform.python_version()}, {versions}")

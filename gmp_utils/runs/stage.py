@@ -153,15 +153,16 @@ def make_stage(
     `build` fills a temporary folder. After an interruption, it still contains what was written before, unless
     the parameters, the `stages` that are read, the digests of other `inputs`, or the code of `module` (by
     default that of `build`, which may be a `partial`; see `gmp_utils.runs.code`) have changed. By default,
-    the protocol is that of the stages that are read. Runs next to a folder named `CACHE` share stages by hard
-    links.
+    the protocol is that of the stages that are read, or None if they differ. Runs next to a folder named
+    `CACHE` share stages by hard links.
     """
     made_from = {os.path.relpath(stage, folder): check_and_identify(stage) for stage in stages}
     described = [parameters, list(made_from.values()), list(inputs)]
     described.append(code_digest(module or getattr(build, "func", build).__module__))
     identity = text_digest(json.dumps(described, sort_keys=True, default=str))[:16]
     read = [read_json(stage / "provenance.json")["protocol"] for stage in stages]
-    protocol = protocol or next(filter(None, read), None)
+    if read and read.count(read[0]) == len(read):
+        protocol = protocol or read[0]
     record = dict(identity=identity, stages=made_from, inputs=list(inputs), protocol=protocol)
     cache = next((above / CACHE for above in folder.parents if (above / CACHE).is_dir()), None)
     name = display_path(folder)

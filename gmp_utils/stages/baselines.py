@@ -16,6 +16,7 @@ from tqdm import tqdm
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data.audio import SAMPLE_RATE, to_float
 from gmp_utils.data.corpus import Corpus, open_corpus
+from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.metrics import uar
 from gmp_utils.evaluation.predictions import write_predictions
 from gmp_utils.evaluation.readout import PROBE_C, write_readout
@@ -72,21 +73,26 @@ class Fold:
         write_json(folder / "metrics.json", metrics | {"emotion_uar": self.uar(scores)})
 
 
-def functionals(corpus: Corpus) -> Path:
-    """Make the stage with the 88 eGeMAPS functionals of every utterance, functionals.parquet.
+def egemaps(waveforms: Ragged, utterances: Sequence[str]) -> pd.DataFrame:
+    """The 88 eGeMAPS functionals of utterances.
 
     Eyben et al., "The Geneva Minimalistic Acoustic Parameter Set", 2016; the extended set, version 2.
     """
+    import opensmile
+
+    smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
+    rows = [
+        smile.process_signal(to_float(waveforms[name]), SAMPLE_RATE).iloc[0]
+        for name in tqdm(utterances, "eGeMAPS", disable=None)
+    ]
+    return pd.DataFrame(rows).set_index(pd.Index(utterances))
+
+
+def functionals(corpus: Corpus) -> Path:
+    """Make the stage with the `egemaps` of every utterance, functionals.parquet."""
 
     def build(folder: Path) -> None:
-        import opensmile
-
-        smile = opensmile.Smile(opensmile.FeatureSet.eGeMAPSv02, opensmile.FeatureLevel.Functionals)
-        rows = [
-            smile.process_signal(to_float(corpus.waveforms[name]), SAMPLE_RATE).iloc[0]
-            for name in tqdm(corpus.manifest.utterance, "eGeMAPS", disable=None)
-        ]
-        table = pd.DataFrame(rows).set_index(corpus.manifest.index)
+        table = egemaps(corpus.waveforms, corpus.manifest.index)
         table.to_parquet(folder / "functionals.parquet")
 
     folder = corpus.stage.parent / "egemaps"

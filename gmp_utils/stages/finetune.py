@@ -18,7 +18,7 @@ from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import FINETUNE, INITIAL_MODELS, fold_folder, stage_folder
 from gmp_utils.runs.stage import check_same_encoder, make_stage, upstream
-from gmp_utils.training.features import embed_and_classify, labeled, model_inputs
+from gmp_utils.training.features import embed_and_classify, labeled_sets
 from gmp_utils.training.trainer import TrainingConfig, train
 
 
@@ -63,12 +63,11 @@ def finetune(
         data = {"corpus": corpus, "train": parts["train"], "network": network}
         data["new_heads"] = not loss.startswith("ce-then-")
         model = load_classifier(EmotionClassifier, source, **data, **settings)
-        inputs, validation = model_inputs(model, corpus), parts[protocol.selection_part]
-        dataset = partial(labeled, corpus, inputs, tasks=("emotion",))
-        hidden_size = model.config.hidden_size if network.spec_augment else 0
-        training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
-        datasets = training_set, dataset(validation)
-        classify = partial(embed_and_classify, model, inputs)
+        datasets = labeled_sets(model, corpus, fold, ("emotion",), training.seed)
+        classify, validation = (
+            partial(embed_and_classify, model, datasets[0].inputs),
+            datasets[1].utterances,
+        )
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger

@@ -101,8 +101,7 @@ def _write_labels(corpus: Corpus, encoder: str, parameters: dict, folder: Path) 
     unlabeled = [name for part in corpus.protocol.unsupervised_parts for name in parts[part]]
     frames = layer_frames(model, inputs, names, parameters["layer"], folder / "frames")
     normalize(frames, corpus.manifest.speaker, parameters["normalize_frames"])
-    lengths, shape = [frames.lengths[name] for name in names], (len(scales),)
-    labels = Ragged.create(folder / "labels", names, lengths, np.int32, shape=shape)
+    labels = Ragged.create(folder / "labels", frames.lengths, np.int32, shape=(len(scales),))
     n_frames = sum(frames.lengths[name] for name in unlabeled)
     n_frames = min(limit or n_frames, n_frames)
     needed, free = 6 * n_frames * frames.values.shape[1], hardware.free_memory()
@@ -167,9 +166,9 @@ def streams(stage: Path, encoder: str, waveform: np.ndarray) -> dict[str, np.nda
     """
     parameters = read_json(stage / "params.json")
     model, layers = load_clustered_model(stage, encoder, parameters), [parameters["layer"]]
-    recording = Ragged(waveform, ["recording"], [len(waveform)])
+    recording = Ragged(waveform, {"recording": len(waveform)})
     (states,) = dict(layer_states_by_length(model, recording, ["recording"], layers))["recording"]
-    frames = Ragged(states, ["recording"], [len(states)])
+    frames = Ragged(states, {"recording": len(states)})
     normalize(frames, pd.Series({"recording": "unknown"}), parameters["normalize_frames"])
     centroids = {k: np.load(stage / f"centroids-{k}.npy") for k in parameters["scales"]}
     return {f"K = {k}": assign(frames.values, array) for k, array in centroids.items()}

@@ -6,7 +6,7 @@ Heimersheim and Nanda, "How to use and interpret activation patching", 2024.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, mean_of_ratios
 from gmp_utils.models.classifiers import EmotionClassifier, MultitaskModel, UtteranceModel
+from gmp_utils.models.encoder import capture
 from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
@@ -50,29 +51,18 @@ def changed(model: UtteranceModel, layer: int, change: Change) -> Iterator[None]
         handle.remove()
 
 
-@contextmanager
-def recorded(model: UtteranceModel) -> Iterator[list[Tensor]]:
-    """The outputs, (batch, frames, hidden_size), of all layers in order, appended by each forward pass."""
-    outputs: list[Tensor] = []
-
-    def keep(output: Tensor, _input: Tensor) -> Tensor:
-        outputs.append(output)
-        return output
-
-    with ExitStack() as hooks:
-        for layer in range(1, model.n_layers + 1):
-            hooks.enter_context(changed(model, layer, keep))
-        yield outputs
+def _outputs(model: UtteranceModel) -> AbstractContextManager[dict[int, Tensor]]:
+    """The outputs, (batch, frames, hidden_size), of all layers in the last forward pass, by layer."""
+    return capture(model.base_model.encoder, {*range(1, model.n_layers + 1)}, model.n_layers)
 
 
 def layer_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) -> np.ndarray:
     """Means over time of the outputs of all layers, (n_utterances, layers, hidden_size)."""
     model.eval().to(hardware.device())
     dataset, means = Utterances(inputs, utterances), []
-    with recorded(model) as outputs, torch.inference_mode():
+    with _outputs(model) as outputs, torch.inference_mode():
         for _ in features.batches(dataset, "", model.hidden_states, ONE_BY_ONE):
-            means.extend(output.float().mean(dim=1).cpu() for output in outputs)
-            outputs.clear()
+            means.extend(output.float().mean(dim=1).cpu() for output in outputs.values())
     return torch.cat(means).reshape(len(utterances), model.n_layers, -1).numpy()
 
 
@@ -98,15 +88,15 @@ def patch(
 
     rows = []
     with torch.inference_mode():
-        with recorded(model) as of_source:
+        with _outputs(model) as of_source:
             source_odds = log_odds(0)
-        with recorded(model) as of_target:
+        with _outputs(model) as of_target:
             target_odds = log_odds(1)
-        n_frames = of_target[0].shape[1]
-        nearest = torch.linspace(0, of_source[0].shape[1] - 1, n_frames).round().long()
+        n_frames = of_target[1].shape[1]
+        nearest = torch.linspace(0, of_source[1].shape[1] - 1, n_frames).round().long()
         tenths = np.arange(n_frames) * PATCHES // n_frames == np.arange(PATCHES)[:, None]
         inside = torch.from_numpy(tenths)[..., None].to(source_odds.device)
-        for layer, output in enumerate(of_source, start=1):
+        for layer, output in of_source.items():
             with changed(model, layer, _replace(inside, output[:, nearest])):
                 shares = (log_odds(1, PATCHES) - target_odds) / (source_odds - target_odds)
             rows.extend((layer, part, share) for part, share in enumerate(shares.tolist()))

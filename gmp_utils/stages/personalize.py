@@ -278,7 +278,7 @@ def adapt_unsupervised(
             fold.similarity.columns,
             seed=training.seed,
         )
-        choices = speakers.count_choices(-divergences, n_chosen)
+        choices = speakers.nearest_speakers(-divergences, n_chosen).sum()  # by training speaker
         n_choices = choices[fold.speaker[utterances]].to_numpy()
         repeats = {"unique": np.minimum(n_choices, 1), "oversampling": n_choices}
         weight = 1.0 + n_choices * (adaptation == "weighting")

@@ -16,14 +16,14 @@ import numpy as np
 import pandas as pd
 from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
 
-from gmp_utils import GmpError
+from gmp_utils import GmpError, check_choice
 from gmp_utils.data import acoustic_features, waveform_store
 from gmp_utils.data.audio import SAMPLE_RATE, find_recordings
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.models.encoder import SpeechModel
-from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
+from gmp_utils.models.masked_prediction import LOSS_ON, MaskedPredictionModel, stream_metrics
 from gmp_utils.runs import weights
 from gmp_utils.runs.paths import PRETRAIN_ENCODER, ROOT, run_folder
 from gmp_utils.runs.stage import make_stage
@@ -99,9 +99,10 @@ def read_recordings(
         waveform_store.check_readable(report)
         weights.write_training_recordings(folder, {(digest, "") for digest in report.digest})
         segments = _segments(waveforms, crop_rows(crop_seconds, True))
-        lengths = list(map(len, segments.values()))
-        store = Ragged.create(folder / "segments", segments, lengths, np.int16)
-        store.values[:] = np.concatenate(list(segments.values()))
+        lengths = {name: len(samples) for name, samples in segments.items()}
+        store = Ragged.create(folder / "segments", lengths, np.int16)
+        for name, samples in segments.items():
+            store[name][:] = samples
         store.flush()
 
     folder = run_folder(run_dir) / PRETRAIN_ENCODER / "recordings"
@@ -167,6 +168,7 @@ def pretrain_round(
     "masked" frames, as in HuBERT, or "all": in a short training, unmasked frames help to train the CNN. The
     stage's encoder/ is a HubertModel with the digests of its recordings.
     """
+    check_choice("loss_on", loss_on, LOSS_ON)
     run = run_folder(run_dir) / PRETRAIN_ENCODER
     recordings, previous = run / "recordings", run / f"round{number - 1}"
     parameters = {"number": number, "architecture": vars(architecture), "scales": scales}
@@ -225,7 +227,7 @@ def _acoustic_frames(
     """Acoustic features of all segments, standardized by those of the training segments."""
     names = segments.utterances
     features_of = [function(segments[name]) for name in names]
-    frames = Ragged(np.concatenate(features_of), names, list(map(len, features_of)))
+    frames = Ragged(np.concatenate(features_of), dict(zip(names, map(len, features_of))))
     training = frames.rows(train_names)
     frames.values -= training.mean(axis=0)
     frames.values /= training.std(axis=0) + 1e-6  # log F0 is constant if no frame is voiced
@@ -240,8 +242,7 @@ def _write_targets(
     Centroids are fitted to the training segments.
     """
     frames, n_streams = kinds[0][0], sum(len(scales) for _, scales in kinds)
-    shape, lengths = (n_streams,), list(frames.lengths.values())
-    targets = Ragged.create(stem, frames.utterances, lengths, np.int32, shape=shape)
+    targets = Ragged.create(stem, frames.lengths, np.int32, shape=(n_streams,))
     stream = 0
     for frames, scales in kinds:
         sample = frames.sample(train_names, CLUSTERED_FRAMES, seed)

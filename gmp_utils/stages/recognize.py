@@ -127,7 +127,7 @@ def _classify(recognizer: Recognizer, windows: Sequence[np.ndarray]) -> pd.DataF
     """Emotion, confidence, scores, and outputs of the gender and rating heads, of each window."""
     lengths = pd.Series(map(len, windows)).sort_values(kind="stable")
     names, values = list(map(str, lengths.index)), [windows[index] for index in lengths.index]
-    inputs = Ragged(np.concatenate(values), names, lengths.tolist())
+    inputs = Ragged(np.concatenate(values), dict(zip(names, lengths.tolist())))
     config = recognizer.config
     outputs = features.outputs(recognizer.recognize, Utterances(inputs, names))
     table = pd.DataFrame(softmax(outputs["logits"], axis=1), lengths.index, [*config.label2id])

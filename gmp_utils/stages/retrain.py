@@ -10,7 +10,7 @@ from transformers import set_seed
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
-from gmp_utils.models.masked_prediction import MaskedPredictionModel, stream_metrics
+from gmp_utils.models.masked_prediction import LOSS_ON, MaskedPredictionModel, stream_metrics
 from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import GENERATE_GMPS, RETRAIN, TRAIN_MULTITASK, fold_folder, stage_folder
@@ -27,7 +27,7 @@ from gmp_utils.training.trainer import TrainingConfig, train
 CHOICES = {
     "objective": ("clusters", "contrastive", "own"),
     "retrain_from": ("encoder", "multitask"),
-    "loss_on": ("masked", "all"),
+    "loss_on": LOSS_ON,
     "activation": ("relu", "tanh"),
     "retrain_selection": ("last", "validation"),
 }

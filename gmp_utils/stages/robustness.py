@@ -85,7 +85,7 @@ def altered(waveforms: Ragged, names: list[str], condition: str) -> Ragged:
         for index, name in enumerate(names)
     ]
     values = np.concatenate(arrays).astype(np.float32)
-    return Ragged(values, names, list(map(len, arrays)))
+    return Ragged(values, dict(zip(names, map(len, arrays))))
 
 
 def _scorer(stage: Path, fold: int) -> Callable[[Ragged], np.ndarray] | None:

@@ -55,7 +55,7 @@ def embed(texts: list[str], encoder: str) -> np.ndarray:
     """Mean over tokens of a text encoder's last layer, (n_texts, dim) float32."""
     source, vectors = weights.resolve(encoder), []
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = AutoModel.from_pretrained(source, trust_remote_code=False)
+    model = AutoModel.from_pretrained(source, trust_remote_code=False, dtype=torch.float32)
     model.eval().to(hardware.device())
     with torch.inference_mode():
         for start in tqdm(range(0, len(texts), 32), "text", disable=None):

@@ -15,7 +15,7 @@ from gmp_utils.runs import weights
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.paths import TRAIN_MULTITASK, fold_folder
 from gmp_utils.runs.stage import make_stage
-from gmp_utils.training.features import labeled, model_inputs
+from gmp_utils.training.features import labeled_sets
 from gmp_utils.training.trainer import TrainingConfig, train
 
 
@@ -47,10 +47,7 @@ def train_multitask(
         set_seed(training.seed)
         data = {"corpus": corpus, "train": parts["train"], "network": network}
         model = load_classifier(MultitaskModel, source, new_heads=True, **data, **weighting)
-        dataset = partial(labeled, corpus, model_inputs(model, corpus), tasks=tasks(alpha))
-        hidden_size = model.config.hidden_size if network.spec_augment else 0
-        training_set = dataset(parts["train"], hidden_size=hidden_size, seed=training.seed)
-        datasets = training_set, dataset(parts[protocol.selection_part])
+        datasets = labeled_sets(model, corpus, fold, tasks(alpha), training.seed)
         metrics = partial(_metrics, tasks(alpha))
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         train(model, *datasets, folder, training, compute_metrics=metrics, **selection)

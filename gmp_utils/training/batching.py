@@ -122,7 +122,7 @@ def to_gpu_if_it_fits(inputs: Ragged) -> Ragged:
     if inputs.is_waveform or not hardware.fits(inputs.values.nbytes):
         return inputs
     values = torch.tensor(inputs.values, device=hardware.device())
-    return Ragged(values, inputs.utterances, list(inputs.lengths.values()))
+    return Ragged(values, inputs.lengths)
 
 
 def collate(items: list[dict]) -> dict[str, torch.Tensor]:

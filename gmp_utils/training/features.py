@@ -79,7 +79,7 @@ def _create(title: str, stem: Path, lengths: dict[str, int], dtype: type, dim: i
     free = shutil.disk_usage(stem.parent).free
     remedy = "Free some space, or give a run_dir on another disk."
     hardware.estimate(f"{title} of {len(lengths)} utterances on disk", needed, free, remedy)
-    return Ragged.create(stem, lengths, list(lengths.values()), dtype, shape=(dim,))
+    return Ragged.create(stem, lengths, dtype, shape=(dim,))
 
 
 def write_cnn_output(
@@ -152,19 +152,17 @@ def layer_frames(
     return frames
 
 
-def labeled(
-    corpus: Corpus,
-    inputs: Ragged,
-    utterances: list[str],
-    tasks: tuple[str, ...],
-    *,
-    hidden_size: int = 0,
-    seed: int = 0,
-) -> Utterances:
-    """A dataset with labels for tasks ("emotion", "gender"), masked if the model's `hidden_size` is given."""
-    targets = {task: corpus.labels(utterances, task) for task in tasks}
-    masking = SPEC_AUGMENT[0] if hidden_size else None
-    return Utterances(inputs, utterances, targets, None, masking, seed, hidden_size)
+def labeled_sets(
+    model: SpeechModel, corpus: Corpus, fold: int, tasks: tuple[str, ...], seed: int
+) -> list[Utterances]:
+    """A fold's training set, with SpecAugment's masks, and the set to select on, with labels for tasks."""
+    inputs, parts, sets = model_inputs(model, corpus), corpus.partition(fold), []
+    for part in ("train", corpus.protocol.selection_part):
+        targets = {task: corpus.labels(parts[part], task) for task in tasks}
+        masked = part == "train" and model.config.spec_augment
+        masks = (SPEC_AUGMENT[0], seed, model.config.hidden_size) if masked else ()
+        sets.append(Utterances(inputs, parts[part], targets, None, *masks))
+    return sets
 
 
 def embed_and_classify(

@@ -326,10 +326,10 @@ def train(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete_checkpoints(checkpoints, config.processes)
-    n_parameters = model.num_parameters() / 1e6
-    title = f"{n_parameters:.1f} M parameters, batches of {config.batch_seconds:g} s"
-    needed = training_bytes(model, config.batch_seconds)
-    hardware.estimate(title, needed, hardware.free_bytes(), "Lower batch_seconds.")
+    if hardware.device() == "cpu":  # on a GPU, gradients are accumulated if it is too small
+        title = f"{model.num_parameters() / 1e6:.1f} M parameters, batches of {config.batch_seconds:g} s"
+        needed = training_bytes(model, config.batch_seconds)
+        hardware.estimate(title, needed, hardware.free_memory(), "Lower batch_seconds.")
     sets, metrics = (training_set, validation_set), (compute_metrics, selection_metric, selection)
     if config.processes == 1:
         _fit(model, *sets, folder, config, *metrics)
@@ -368,6 +368,7 @@ def launch(function: Callable, *arguments, processes: int, folder: Path) -> None
 def _call(message: Path, function: Callable, *arguments) -> None:
     """Call a function in one of several processes."""
     processes = int(os.environ["LOCAL_WORLD_SIZE"])
+    hardware.prepare_libraries()
     torch.set_num_threads(max(torch.get_num_threads() // processes, 1))
     try:
         function(*arguments)
@@ -446,13 +447,13 @@ def _fit(
     except torch.OutOfMemoryError:
         raise _out_of_memory(config) from None
     if trainer.is_world_process_zero():
-        _write_results(trainer, folder, selection_metric, selection)
+        _write_results(trainer, folder)
 
 
-def _write_results(trainer: DurationTrainer, folder: Path, metric: str, selection: str) -> None:
+def _write_results(trainer: DurationTrainer, folder: Path) -> None:
     history = _history(trainer.state.log_history)
-    best = history[metric].argmin() if metric.endswith("loss") else history[metric].argmax()
-    history["selected"] = history.index == (len(history) - 1 if selection == "last" else best)
+    selected_step = trainer.state.best_global_step or history.step.iloc[-1]
+    history["selected"] = history.step == selected_step
     history.to_csv(folder / "history.csv", index=False)
     selected = history[history.selected].iloc[0].drop("selected").to_dict()
     selected["parameters"] = trainer.model.num_parameters(only_trainable=True)

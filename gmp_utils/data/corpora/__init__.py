@@ -15,7 +15,7 @@ from gmp_utils.data.corpora.synthetic_speakers import RATINGS
 # The reader of each corpus, which returns `label` instead of `emotion`, and the emotions of its labels.
 CORPORA: dict[str, tuple[Callable[..., pd.DataFrame], dict[str, str]]] = {
     "synthetic": (synthetic.load, synthetic.EMOTIONS),
-    "synthetic_speakers": (synthetic_speakers.load, synthetic_speakers.EMOTIONS),
+    "synthetic_speakers": (synthetic.load, synthetic_speakers.EMOTIONS),
     "table": (table.load, {}),  # labels are kept as emotions
     "iemocap": (iemocap.load, iemocap.EMOTIONS),
     "msp_podcast": (msp.load_podcast, msp.PODCAST_EMOTIONS),

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from gmp_utils.data.corpora import espeak
-from gmp_utils.data.corpora._labels import GENDERS, add_unlabeled, locate, read_table
+from gmp_utils.data.corpora._labels import GENDERS
 
 EMOTIONS = {emotion: emotion for emotion in ("angry", "happy", "neutral", "sad")}
 # The female and the male voice of each session. The corpus and the pre-training recordings share no voice.
@@ -47,7 +47,6 @@ _PHRASES = (
      "like the last time", "and it was gone", "as you told me"),
 )  # fmt: skip
 SPEAKER = ("speaker", "gender", "session")
-TEXTS = ("utterance", *SPEAKER, "emotion", "text", "phonemes")
 NUMBERS = ("valence", "arousal", "dominance", "emotion_start", "emotion_end")
 _PAUSE = 0.06  # seconds between phrases
 _MARGIN = 0.05  # seconds of silence before and after an utterance
@@ -72,13 +71,11 @@ def make(
     labels.to_csv(folder / "labels.csv", index=False)
 
 
-def load(folder: Path, texts: tuple = TEXTS, numbers: tuple = NUMBERS) -> pd.DataFrame:
-    """Read the manifest of a corpus that `make` wrote, with the given columns of labels.csv."""
-    labels, recordings = folder / "labels.csv", folder / "wav"
-    manifest = read_table(labels, required=(*texts, *numbers), texts=texts, numbers=numbers)
-    advice = "expected the name of a file in wav/"
-    manifest["path"] = locate(manifest.utterance + ".wav", recordings, labels, advice)
-    return add_unlabeled(manifest.rename(columns={"emotion": "label"}), recordings.glob("*.wav"))
+def load(folder: Path) -> pd.DataFrame:
+    """Read the manifest of a corpus that `make` wrote."""
+    manifest = pd.read_csv(folder / "labels.csv", dtype={"session": str})
+    manifest["path"] = [str(folder / "wav" / f"{name}.wav") for name in manifest.utterance]
+    return manifest.rename(columns={"emotion": "label"})
 
 
 def _speaker(session: int, gender: str, voice: str, rng: np.random.Generator) -> dict:

@@ -80,11 +80,6 @@ def make(folder: Path, seed: int = 0, *, shifts: str = "voice") -> None:
     pd.DataFrame(labels).to_csv(folder / "labels.csv", index=False)
 
 
-def load(folder: Path) -> pd.DataFrame:
-    """Read the manifest of a corpus that `make` wrote."""
-    return synthetic.load(folder, ("utterance", "speaker", "gender", "emotion"), RATINGS)
-
-
 def _name(speaker: str, number: int) -> str:
     return f"{speaker}_{number:03d}"
 
