@@ -191,6 +191,8 @@ def test_targets_of_two_rounds(tmp_path, recordings):
     run = str(tmp_path / "run")
     read(run, recordings)
     settings = {"training": TRAINING, "prosody_clusters": 3, **SMALL}
+    with pytest.raises(GmpError, match="loss_on 'mask': expected one of masked, all"):
+        pretrain_round(run, 1, scales=[5], **settings, loss_on="mask")
     first = pretrain_round(run, 1, scales=[5], **settings)
     second = pretrain_round(run, 2, scales=[4, 6], **settings)
     segments = Ragged.open(first.parent / "recordings" / "segments")

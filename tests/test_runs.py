@@ -67,6 +67,15 @@ def test_an_interrupted_stage_resumes_unless_something_changed(tmp_path, changes
     assert kept == [not changes]
 
 
+def test_the_protocol_of_stages_is_that_of_what_they_read(tmp_path):
+    sources = []
+    for name, protocol in (("a", {"fold_by": "speaker"}), ("b", {"fold_by": "session"})):
+        sources.append(make(tmp_path / name, protocol=protocol))
+    for stages, expected in ((sources[:1], {"fold_by": "speaker"}), (sources, None)):
+        made = make(tmp_path / "made", stages=stages)
+        assert read_json(made / "provenance.json")["protocol"] == expected
+
+
 def test_a_stage_made_from_a_replaced_one_is_rejected(tmp_path):
     """When 01 is made again, 02, made from the old 01, and 06, made from that 02, are out of date."""
     first, second = tmp_path / "01_prepare_data", tmp_path / "fold1" / "02_train_multitask"
