@@ -153,8 +153,8 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
             learning_rate=1e-5, disable_tqdm=True, bf16=not on_cpu, use_cpu=on_cpu,
             report_to="none", remove_unused_columns=False,
         )  # fmt: skip
-        examples, collate = list(range(len(names))), collator(data.waveforms, names, labels)
-        trainer = Trainer(model, arguments, data_collator=collate, train_dataset=examples)
+        examples, of_numbers = list(range(len(names))), collator(data.waveforms, names, labels)
+        trainer = Trainer(model, arguments, data_collator=of_numbers, train_dataset=examples)
         trainer.train()  # to warm up
         done = trainer.train()
     return STEPS * size * data.manifest.duration[names].mean() / done.metrics["train_runtime"]

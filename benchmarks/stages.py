@@ -137,7 +137,7 @@ def patiently(reference: Callable) -> None:
 
 
 def collator(waveforms: Ragged, names: list[str], labels: np.ndarray) -> Callable:
-    """Batches of utterances by number, normalized and padded as transformers does."""
+    """A function from numbers of utterances to a batch, normalized and padded as transformers does."""
     extractor = Wav2Vec2FeatureExtractor()
     options = {"sampling_rate": audio.SAMPLE_RATE, "padding": True, "return_tensors": "pt"}
 

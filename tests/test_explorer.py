@@ -270,32 +270,37 @@ def test_a_view_shows_only_the_selection(run, tmp_path):
 
 def test_utterances_with_one_text_are_compared(run):
     explorer = explore(str(run))
-    explorer.unit.value = "utterances"
-    maps, point = explorer.maps, int(np.flatnonzero(explorer.maps.points.utterance == "2f1")[0])
-    choose(explorer, [point])
-    assert len(explorer.players.children) == 1  # nothing to compare with: the corpus has no texts
+    maps = explorer.maps
+    first, second = np.flatnonzero(maps.points.utterance == "2f1")[:2].tolist()
+    choose(explorer, [first])
+    assert explorer.compared not in explorer.players.children  # the corpus has no texts
     choose(explorer, [])
     manifest = maps.corpus.manifest
     same = manifest.speaker.isin(["2f", "2m"]) & manifest.emotion.isin(["happy", "neutral"])
     manifest["text"] = manifest.utterance.where(~same, "the same")
-    choose(explorer, [point])
-    assert list(explorer.compared.options.values()) == [
-        None,
-        "2f2",
-        "2f6",
-        "2f10",
-        "2m2",
-        "2m6",
-        "2m10",
-    ]
-    explorer.compared.value = "2m6"
-    assert [title.value for title in explorer.titles] == ["2f1", "2m6"]
-    for sound, name in zip(explorer.sounds, ("2f1", "2m6")):
-        samples, _ = soundfile.read(io.BytesIO(bytes(sound.value)), dtype="int16")
-        np.testing.assert_array_equal(samples, maps.corpus.waveforms[name])
-    figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
-    assert figure["layout"]["title"]["text"].startswith("Frames of 2m6 (neutral) in 2f1 (happy): ")
-    assert explorer.players.children[-1] is explorer.compared
+
+    def shown():
+        figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
+        return [title.value for title in explorer.titles], figure["layout"]["title"]["text"][:38]
+
+    timeline = ["the utterance", "the second around the frame"]
+    for point in (first, second, first):
+        choose(explorer, [point])
+        assert explorer.players.children[-1] is explorer.compared
+        assert list(explorer.compared.options.values()) == ["", "2f2", "2f6", "2f10"]
+        assert explorer.compared.value == ""
+        assert shown() == (timeline, maps.timeline(point, None).layout.title.text[:38])
+        explorer.compared.value = "2f6"
+        assert shown() == (["2f1", "2f6"], "Frames of 2f6 (neutral) in 2f1 (happy)")
+        samples, _ = soundfile.read(io.BytesIO(bytes(explorer.sounds[1].value)), dtype="int16")
+        np.testing.assert_array_equal(samples, maps.corpus.waveforms["2f6"])
+    explorer.compared.value = ""
+    assert shown()[0] == timeline
+    choose(explorer, [])
+    assert not explorer.players.children and not explorer.figure.outputs
+    manifest["text"] = manifest.utterance.where(manifest.speaker.isin(["2m", "3f"]), "other")
+    manifest.loc["2f1", "text"] = "2m2"
+    assert maps.counterparts("2f1") == {"2m2: neutral": "2m2"}  # of another speaker
 
 
 @pytest.fixture(scope="module")

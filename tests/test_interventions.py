@@ -90,7 +90,7 @@ def test_tables_of_a_trained_model(tmp_path, tiny_encoder):
     assert [len(panel.z) for panel in figure.data] == [4 * 5, 4 * 4]
 
 
-def test_shares_of_patches_are_those_computed_by_hand(tmp_path, tiny_encoder):
+def test_changes_by_patches_are_those_computed_by_hand(tmp_path, tiny_encoder):
     """Only a linear head of the frames' mean follows the last layer. Layer 2 adds nothing to layer 1."""
     corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
     model, pair = load(tiny_encoder, head="linear"), list(corpus.manifest.index[:2])
@@ -98,20 +98,31 @@ def test_shares_of_patches_are_those_computed_by_hand(tmp_path, tiny_encoder):
     x, y = (frames(model, torch.from_numpy(np.array(inputs[name]))[None])[0] for name in pair)
     effect = (model.emotion.weight[2] - model.emotion.weight[0]) @ model.head.projection.weight
     difference = (x.mean(dim=0) - y.mean(dim=0)) @ effect
-    table = interventions.patch(model, inputs, *pair, ("c", "a"))
+    table = interventions.patch(model, *(corpus.waveforms[name] for name in pair), ("c", "a"))
+    assert (table.source - table.target).unique() == pytest.approx([difference.item()], abs=1e-5)
     nearest = np.linspace(0, len(x) - 1, len(y)).round()
-    changes = ((x[nearest] - y) @ effect / len(y) / difference).detach().numpy()
-    shares = np.bincount(np.arange(len(y)) * 10 // len(y), weights=changes)
+    of_frames = ((x[nearest] - y) @ effect / len(y)).detach().numpy()
+    expected = np.bincount(np.arange(len(y)) * 10 // len(y), weights=of_frames)
     rows = dict(iter(table.groupby("layer")))
-    assert rows[4].share.tolist() == pytest.approx(shares.tolist(), abs=1e-4)
-    assert rows[2].share.tolist() == pytest.approx(rows[1].share.tolist(), abs=1e-3)
+    assert rows[4].change.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
+    assert rows[2].change.tolist() == pytest.approx(rows[1].change.tolist(), abs=1e-4)
     assert rows[4].end.iloc[-1] == pytest.approx(len(y) / 50)
     figure = layers.patches(table, "x (c)", "y (a)")
-    cells = table.share.to_numpy().reshape(4, 10)
+    cells = table.change.to_numpy().reshape(4, 10)
     np.testing.assert_array_equal(figure.data[0].z, cells)
-    assert figure.layout.title.text.endswith(
-        f"of layer {cells.max(axis=1).argmax() + 1} have the largest effect"
+    assert f"s of layer {abs(cells).max(axis=1).argmax() + 1}<br>" in figure.layout.title.text
+
+
+def test_only_layers_below_the_head_are_patched(tmp_path, tiny_encoder):
+    corpus = open_corpus(str(write_noise_corpus(tmp_path / "run")))
+    model = load(tiny_encoder, head_layer=2)
+    waveforms = [corpus.waveforms[name] for name in corpus.manifest.index[:2]]
+    table = interventions.patch(model, *waveforms, ("c", "a"))
+    assert table.layer.unique().tolist() == [1, 2]
+    (whole,) = (
+        interventions.patch(model, waveforms[0], waveforms[0], ("c", "a")).change.abs().agg(["max"])
     )
+    assert whole < 1e-5  # an utterance's own frames change nothing
 
 
 def test_a_model_without_a_classifier_is_refused(tmp_path):

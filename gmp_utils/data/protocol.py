@@ -164,7 +164,7 @@ def _draw_labeled(training: pd.DataFrame, share: float, seed: list[int]) -> pd.I
 def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
     """Reject folds with the same recording (by `digest`) in two parts.
 
-    Returns the share of test utterances whose `text` occurs in training, by fold, NaN without texts.
+    Returns `sentences`, the share of each fold's test utterances whose `text` occurs in training, or NaN.
     """
     text, rows = _sentences(manifest), {}
     for fold in range(1, len(protocol.folds) + 1):

@@ -167,7 +167,10 @@ def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
 
 
 def speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
-    """Mean of each group's speakers, and its 95 % interval `low` to `high`, of `half_width` (Student's t)."""
+    """Mean of each group's speakers, and its 95 % interval by Student's t.
+
+    The interval is from `low` to `high`, with its `half_width`, and NaN for fewer than `MIN_SPEAKERS`.
+    """
     n, mean = groups.size(), groups.mean()
     half = (stats.t.isf(LEVEL / 2, n - 1) * groups.sem()).where(n >= MIN_SPEAKERS)
     return mean.to_frame().assign(half_width=half, low=mean - half, high=mean + half)

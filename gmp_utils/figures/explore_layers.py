@@ -16,8 +16,8 @@ from IPython.display import display
 from gmp_utils import GmpError
 from gmp_utils.data.audio import SAMPLE_RATE, frame_at, wav
 from gmp_utils.data.corpus import open_corpus
-from gmp_utils.figures import layers
 from gmp_utils.figures.help import help_text
+from gmp_utils.figures.layers import patches
 from gmp_utils.figures.style import colors
 from gmp_utils.figures.timeline import GOLDEN, draw_timeline, scores_over_time, widget_output
 from gmp_utils.models.classifiers import EmotionClassifier
@@ -131,21 +131,22 @@ class FoldMaps:
         return draw_timeline(waveform, title, scores=scores, streams=streams, labels=parts)
 
     def counterparts(self, utterance: str) -> dict[str, str]:
-        """Utterances with an utterance's text and another emotion, those of its speaker first, by label."""
+        """Utterances with an utterance's text and another emotion, of its speaker if possible, by label."""
         manifest = self.corpus.manifest
         if not self.classifier or "text" not in manifest:
             return {}
         row = manifest.loc[utterance]
         others = manifest[(manifest.text == row.text) & (manifest.emotion != row.emotion)]
-        others = others.iloc[np.argsort(others.speaker != row.speaker, kind="stable")]
+        own = others[others.speaker == row.speaker]
+        others = others if own.empty else own
         return {f"{name}: {emotion}": name for name, emotion in others.emotion.items()}
 
     def patches(self, source: str, target: str) -> go.Figure:
         """Draw the effects of one utterance's frames in another; see `interventions.patch`."""
-        inputs = features.model_inputs(self.model, self.corpus)
         emotions = tuple(self.corpus.manifest.emotion[[source, target]])
-        table = interventions.patch(self.model, inputs, source, target, emotions)
-        return layers.patches(table, *map("{} ({})".format, (source, target), emotions))
+        waveforms = map(self.corpus.waveforms.__getitem__, (source, target))
+        table = interventions.patch(self.model, *waveforms, emotions)
+        return patches(table, *map("{} ({})".format, (source, target), emotions))
 
 
 def composition(points: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:
@@ -261,7 +262,7 @@ class LayerExplorer:
         self.run.observe(self._change, "value")
         self.unit.observe(self._change, "value")
         self.column.observe(self._color, "value")
-        self.compared.observe(self._compare, "value")
+        self.compared.observe(self._draw, "value")
         self.save.on_click(self._save)
 
     def _show(self) -> None:
@@ -296,6 +297,7 @@ class LayerExplorer:
 
     def _clear(self) -> None:
         self.rows, self.save.disabled, self.saved.value = np.zeros(0, dtype=int), True, ""
+        self.compared.options = ()
         self.players.children, self.figure.outputs, self.table.value = (), (), HINT
 
     def _color(self, _change=None) -> None:
@@ -319,7 +321,9 @@ class LayerExplorer:
         self._clear()
         self.rows, self.save.disabled = rows, not len(rows)
         if len(rows) == 1:
-            self._draw(int(rows[0]))
+            others = self.maps.counterparts(self.maps.points.utterance[rows[0]])
+            self.compared.options = {"no other": ""} | others
+            self.compared.value = ""  # which draws: it was None
         if len(rows):
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
             formats["ratio"] = "{:.1f}".format
@@ -327,33 +331,33 @@ class LayerExplorer:
             start = f'<div class="jp-RenderedHTMLCommon"><b>{len(rows)} points</b>'
             self.table.value = f"{start}{table}</div>"
 
-    def _draw(self, point: int) -> None:
-        """Draw and play an utterance; for a frame also play the second around it."""
-        row = self.maps.points.loc[point]
-        waveform, played = self.maps.corpus.waveforms[row.utterance], None
-        pieces = {"the utterance": waveform}
-        if self.unit.value == "frames":
-            end = len(waveform) / SAMPLE_RATE
+    def _draw(self, _change) -> None:
+        """Play and draw the utterance of the selected point, or compare it with the chosen one."""
+        if len(self.rows) != 1:
+            return
+        row, other = self.maps.points.loc[self.rows[0]], self.compared.value
+        waveforms, played = self.maps.corpus.waveforms, None
+        pieces = {"the utterance": waveforms[row.utterance]}
+        if other:
+            pieces = {name: waveforms[name] for name in (row.utterance, other)}
+        elif self.unit.value == "frames":
+            end = len(waveforms[row.utterance]) / SAMPLE_RATE
             played = max(row.seconds - PLAYED, 0), min(row.seconds + PLAYED, end)
             part = slice(*(int(SAMPLE_RATE * t) for t in played))
-            pieces["the second around the frame"] = waveform[part]
-        self.compared.options = {"no other": None} | self.maps.counterparts(row.utterance)
+            pieces["the second around the frame"] = waveforms[row.utterance][part]
         self._play(pieces)
-        self.figure.outputs = widget_output(self.maps.timeline(point, played))
-
-    def _compare(self, _change) -> None:
-        """Play the utterance of the point and another one, and draw the effects of the other's frames."""
-        if self.compared.value and len(self.rows) == 1:
-            names = self.maps.points.utterance[self.rows[0]], self.compared.value
-            self._play({name: self.maps.corpus.waveforms[name] for name in names})
-            self.figure.outputs = widget_output(self.maps.patches(*reversed(names)))
+        if other:
+            figure = self.maps.patches(other, row.utterance)
+        else:
+            figure = self.maps.timeline(self.rows[0], played)
+        self.figure.outputs = widget_output(figure)
 
     def _play(self, pieces: dict[str, np.ndarray]) -> None:
         """Show players of one or two waveforms by title, and play the last one."""
         for title, sound, (name, piece) in zip(self.titles, self.sounds, pieces.items()):
             title.value, sound.autoplay, sound.value = name, name == [*pieces][-1], wav(piece)
-        others = [self.compared] * (len(self.compared.options) > 1)
-        self.players.children = [*self._titled_sounds[: len(pieces)], *others]
+        choice = [self.compared] if len(self.compared.options) > 1 else []
+        self.players.children = [*self._titled_sounds[: len(pieces)], *choice]
 
     def _save(self, _button) -> None:
         folder = self.maps.folder / "selections"

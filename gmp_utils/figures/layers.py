@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from sklearn.neighbors import NearestNeighbors
 
 from gmp_utils import GmpError
-from gmp_utils.figures.style import COLORS, SEQUENCE, add_band, colors, panels
+from gmp_utils.figures.style import COLORS, SEQUENCE, TEMPLATE, add_band, colors, panels
 
 MAX_POINTS = 2000  # drawn on a map
 VALUES = ("difference", "low", "high")
@@ -23,8 +23,9 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
         place = {"row": 1, "col": column}
         for task, rows in panel.groupby("task"):
             named = all(trace.name != task for trace in figure.data)
-            style = {"y": "score", "place": place, "legendgroup": task, "showlegend": named}
-            add_band(figure, task, COLORS[task], rows.layer, rows, **style)
+            legend = {"legendgroup": task, "showlegend": named}
+            band = rows.layer, rows
+            add_band(figure, task, COLORS[task], *band, y="score", place=place, **legend)
         for chance, rows in panel.groupby("chance"):
             text = f"chance: {', '.join(rows.task.unique())}"
             style = {"dash": "dot", "width": 1, "color": "#555555"}
@@ -118,17 +119,21 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
 
 def patches(table: pd.DataFrame, source: str, target: str) -> go.Figure:
     """Effects of a source utterance's frames in a target: the table of `interventions.patch`."""
-    cells = table.pivot(index="layer", columns="start", values="share")
+    cells, most = (
+        table.pivot(index="layer", columns="start", values="change"),
+        table.change.abs().idxmax(),
+    )
+    row, limit = table.loc[most], table.change.abs().max() or 1.0
+    title = f"Frames of {source} in {target}: {row.start:.2f} to {row.end:.2f} s of layer {row.layer:.0f}"
+    title += f"<br>change the log-odds most, by {row.change:+.1f}, from {row.target:+.1f}"
+    title += f" towards {row.source:+.1f}"
     edges = [*cells.columns, table.end.max()]
-    most = table.loc[table.share.idxmax()]
-    place = f"{most.start:.1f} to {most.end:.1f} s of layer {most.layer:.0f}"
-    title = f"Frames of {source} in {target}: {place} have the largest effect"
     figure = go.Figure(go.Heatmap(x=edges, y=cells.index, z=cells, coloraxis="coloraxis"))
     figure.update_xaxes(title=f"time in {target} (s)").update_yaxes(title="layer", dtick=1)
-    limit = table.share.abs().max()
-    bar = {"title": "share of the<br>difference", "tickformat": ".0%"}
-    scale = {"cmin": -limit, "cmax": limit, "colorscale": "BrBG", "colorbar": bar}
-    return figure.update_layout(title=title, coloraxis=scale, height=150 + 25 * len(cells))
+    scale = {"cmin": -limit, "cmax": limit, "colorscale": "BrBG"}
+    scale["colorbar"] = {"title": "change of<br>log-odds"}
+    style = {"template": TEMPLATE, "height": 170 + 25 * len(cells), "margin_t": 90}
+    return figure.update_layout(title=title, coloraxis=scale, **style)
 
 
 def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:

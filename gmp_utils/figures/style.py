@@ -97,7 +97,7 @@ def add_band(
     place: dict | None = None,
     **style,
 ) -> None:
-    """Draw a column `y` of the rows as a line, above a band from `low` to `high`."""
+    """Draw a column `y` of the rows as a line with a style, in front of a band from `low` to `high`."""
     place = place or {}
     figure.add_scatter(
         x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
@@ -159,7 +159,8 @@ def _render(figure: go.Figure, kind: str) -> bytes | None:
         os.environ["BROWSER_PATH"] = ""
         for child in psutil.Process().children(recursive=True):  # kaleido waits for it at the end
             with suppress(psutil.Error):  # it may just have ended
-                if "chrom" in "".join(child.cmdline()).lower():  # Chromium or Google Chrome
+                names = map(os.path.basename, child.cmdline())
+                if any("chrom" in name for name in names):  # Chromium or Google Chrome
                     child.kill()
         return None
     if isinstance(image, Exception):

@@ -50,7 +50,7 @@ class SpeechModel(PreTrainedModel):
     """A speech encoder, `base_model`. Subclasses add heads."""
 
     loss_of_batch = False  # whether the loss is not a mean over utterances or frames
-    float32_only = False  # even where bfloat16 is faster, as exported models run
+    float32_only = False  # whether to run in float32 where bfloat16 is faster, like exported models
 
     def __init__(self, config):
         encoder = ENCODERS[config.model_type]
@@ -213,7 +213,7 @@ class SpeechModel(PreTrainedModel):
     ) -> tuple[list[Tensor], Tensor]:
         """Run the encoder up to the last of the given layers.
 
-        With float32 weights, it runs in bfloat16 where that is faster.
+        With float32 weights, it runs in bfloat16 where that is faster, unless it is `float32_only`.
 
         Parameters
         ----------

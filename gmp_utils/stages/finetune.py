@@ -64,10 +64,8 @@ def finetune(
         data["new_heads"] = not loss.startswith("ce-then-")
         model = load_classifier(EmotionClassifier, source, **data, **settings)
         datasets = labeled_sets(model, corpus, fold, ("emotion",), training.seed)
-        classify, validation = (
-            partial(embed_and_classify, model, datasets[0].inputs),
-            datasets[1].utterances,
-        )
+        classify = partial(embed_and_classify, model, datasets[0].inputs)
+        validation = datasets[1].utterances
         vectors = {"before": classify(validation)[0]}
         selection = {"selection_metric": "emotion_uar", "selection": protocol.selection}
         factor = scale if settings["loss"] == "ams" else 1.0  # by which its gradients are larger

@@ -1,4 +1,4 @@
-"""Interventions: a classifier without a layer, with an emotion's direction, or with another's frames.
+"""Interventions: a classifier without a layer, with an emotion's direction, or another utterance's frames.
 
 Probes show what a layer encodes, interventions what the classifier uses. Directions are differences of means
 as in Rimsky et al., "Steering Llama 2 via Contrastive Activation Addition", 2024. Frames are patched as in
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gmp_utils import GmpError
-from gmp_utils.data.audio import FRAME_HOP, SAMPLE_RATE
+from gmp_utils.data.audio import FRAME_HOP, SAMPLE_RATE, normalize
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.evaluation.comparison import MIN_SPEAKERS, jackknife_interval, mean_of_ratios
@@ -25,7 +25,7 @@ from gmp_utils.runs import hardware
 from gmp_utils.runs.paths import fold_folder, stage_folder, stage_of
 from gmp_utils.runs.stage import make_stage
 from gmp_utils.training import features
-from gmp_utils.training.batching import Utterances, collate
+from gmp_utils.training.batching import Utterances
 
 CLASSIFIERS = {"multitask": MultitaskModel, "finetuned": EmotionClassifier}
 MAX_UTTERANCES = 300  # of each part of a fold, drawn at random
@@ -67,42 +67,45 @@ def layer_means(model: UtteranceModel, inputs: Ragged, utterances: list[str]) ->
 
 
 def patch(
-    model: UtteranceModel, inputs: Ragged, source: str, target: str, emotions: tuple[str, str]
+    model: UtteranceModel, source: np.ndarray, target: np.ndarray, emotions: tuple[str, str]
 ) -> pd.DataFrame:
     """Classify an utterance with each tenth of each layer's frames replaced by another utterance's.
 
-    The source's frames are stretched linearly to the length of the target, so both should say the same text.
-    `emotions` are those of source and target. Rows have the `layer` (from 1), the `part` (from 0) with its
-    `start` and `end` (s), and its `share`: the change of the log-odds between the two emotions, divided by
-    the difference of these log-odds between source and target.
+    Both are waveforms, (samples,) int16, of `emotions`. The source's frames are stretched linearly to the
+    length of the target, so both should say the same text. Rows have the `layer` (from 1, up to the input of
+    the head), the tenth's `start` and `end` (s), the `change` of the log-odds of the first emotion over the
+    second one, and these log-odds of both utterances, `source` and `target`.
     """
     model.eval().to(hardware.device())
-    dataset = Utterances(inputs, [source, target])
     first, second = (model.config.emotions.index(emotion) for emotion in emotions)
 
-    def log_odds(item: int, copies: int = 1) -> Tensor:
-        batch = collate([dataset[item]] * copies)
-        batch = {name: values.to(hardware.device()) for name, values in batch.items()}
-        logits = model.logits(model.embed(**batch)).float()
+    def cnn_output(waveform: np.ndarray) -> tuple[Tensor, Tensor]:
+        samples = torch.from_numpy(normalize(waveform))[None].to(hardware.device())
+        lengths = torch.tensor([len(waveform)], device=hardware.device())
+        return model.cnn(samples, lengths), model.frame_lengths(lengths)
+
+    def log_odds(frames: Tensor, lengths: Tensor) -> Tensor:
+        logits = model.logits(model.embed(frames, lengths)).float()
         return logits[:, first] - logits[:, second]
 
     rows = []
     with torch.inference_mode():
-        with _outputs(model) as of_source:
-            source_odds = log_odds(0)
-        with _outputs(model) as of_target:
-            target_odds = log_odds(1)
-        n_frames = of_target[1].shape[1]
-        nearest = torch.linspace(0, of_source[1].shape[1] - 1, n_frames).round().long()
+        with _outputs(model) as states:
+            of_source = log_odds(*cnn_output(source)).item()
+        frames, lengths = cnn_output(target)
+        of_target, n_frames = log_odds(frames, lengths).item(), frames.shape[1]
+        nearest = torch.linspace(0, states[1].shape[1] - 1, n_frames).round().long()
         tenths = np.arange(n_frames) * PATCHES // n_frames == np.arange(PATCHES)[:, None]
-        inside = torch.from_numpy(tenths)[..., None].to(source_odds.device)
-        for layer, output in of_source.items():
+        inside = torch.from_numpy(tenths)[..., None].to(frames.device)
+        batch = frames.expand(PATCHES, -1, -1), lengths.expand(PATCHES)
+        for layer, output in states.items():
             with changed(model, layer, _replace(inside, output[:, nearest])):
-                shares = (log_odds(1, PATCHES) - target_odds) / (source_odds - target_odds)
-            rows.extend((layer, part, share) for part, share in enumerate(shares.tolist()))
-    table = pd.DataFrame(rows, columns=["layer", "part", "share"])
-    seconds = n_frames / PATCHES * FRAME_HOP / SAMPLE_RATE
-    return table.assign(start=table.part * seconds, end=(table.part + 1) * seconds)
+                changes = (log_odds(*batch) - of_target).tolist()
+            rows.extend((layer, part, change) for part, change in enumerate(changes))
+    table = pd.DataFrame(rows, columns=["layer", "part", "change"])
+    start, seconds = table.pop("part"), n_frames / PATCHES * FRAME_HOP / SAMPLE_RATE
+    spans = {"start": start * seconds, "end": (start + 1) * seconds}
+    return table.assign(**spans, source=of_source, target=of_target)
 
 
 def _difference(rows: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> dict[str, float]:

@@ -326,7 +326,7 @@ def train(
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     remove_incomplete_checkpoints(checkpoints, config.processes)
-    if hardware.device() == "cpu":  # on a GPU, gradients are accumulated if it is too small
+    if hardware.device() == "cpu":  # on a GPU, `fit_batches_to_memory` tries the largest batch
         title = f"{model.num_parameters() / 1e6:.1f} M parameters, batches of {config.batch_seconds:g} s"
         needed = training_bytes(model, config.batch_seconds)
         hardware.estimate(title, needed, hardware.free_memory(), "Lower batch_seconds.")
