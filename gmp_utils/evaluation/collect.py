@@ -1,6 +1,5 @@
 """The classifiers of a run or an experiment: predictions, provenance and training costs."""
 
-import os
 from itertools import product
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from gmp_utils import GmpError
 from gmp_utils.data.corpus import Corpus, open_corpus
 from gmp_utils.runs import experiments, paths
 from gmp_utils.runs.files import read_json
-from gmp_utils.runs.stage import check_and_identify
+from gmp_utils.runs.stage import check_and_identify, lineage
 
 SYSTEM_NAMES = {
     "ce": "CE",
@@ -110,16 +109,6 @@ def missing_runs(run_dir: str) -> list[str]:
         if not all(values)
     ]
     return missing + [f"{name}: {reason}" for name, reason in declaration["impossible"].items()]
-
-
-def lineage(stage: Path) -> list[Path]:
-    """A stage, preceded by all stages it was made from except the prepared data."""
-    if not (stage / "provenance.json").is_file():
-        raise paths.missing_artifact(stage, paths.notebook_of(stage))
-    upstream = read_json(stage / "provenance.json")["stages"]
-    sources = [Path(os.path.normpath(stage / source)) for source in upstream]
-    earlier = [lineage(source) for source in sources if source.name != paths.PREPARE_DATA]
-    return [*dict.fromkeys(sum(earlier, [])), stage]
 
 
 def settings_of(stage: Path) -> dict:

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 
 from gmp_utils import GmpError
@@ -112,14 +113,21 @@ def _check_upstream(folder: Path, provenance: dict) -> None:
                 raise GmpError(f"{found}; {remedy}.")
 
 
+def lineage(stage: Path) -> list[Path]:
+    """A stage, preceded by all stages it was made from except the prepared data."""
+    if not (stage / "provenance.json").is_file():
+        raise missing_artifact(stage, notebook_of(stage))
+    upstream = read_json(stage / "provenance.json")["stages"]
+    sources = [Path(os.path.normpath(stage / source)) for source in upstream]
+    earlier = [lineage(source) for source in sources if source.name != paths.PREPARE_DATA]
+    return [*dict.fromkeys(chain(*earlier)), stage]
+
+
 def check_same_encoder(stages: Iterable[Path], encoder: str) -> None:
     """Raise a GmpError if one of these stages of notebooks 02 to 06 was made from another encoder."""
-    for stage in stages:
-        path = stage / "provenance.json"
-        made = read_json(path) if path.is_file() else {"inputs": [], "stages": {}}
-        sources = [Path(os.path.normpath(stage / source)) for source in made["stages"]]
-        check_same_encoder([x for x in sources if x.name != paths.PREPARE_DATA], encoder)
-        if made["inputs"] and made["inputs"] != [weights.fingerprint(encoder)]:
+    for stage in chain(*map(lineage, stages)):
+        inputs = read_json(stage / "provenance.json")["inputs"]
+        if inputs and inputs != [weights.fingerprint(encoder)]:
             found = f"{display_path(stage)} was made from another encoder than {encoder!r}"
             remedy = "set the same encoder (with its commit, if it is on the hub)"
             raise GmpError(f"{found}; {remedy}, or run notebooks/{notebook_of(stage)}.ipynb again.")

@@ -225,7 +225,7 @@ def find_or_publish(model: str) -> str:
     if not folder.is_dir():
         if not model.startswith(("/", ".", "~", "runs/")):
             return model
-        remedy = "train one (make run makes runs/demo in about 14 minutes)"
+        remedy = "train one (make run makes runs/demo)"
         raise GmpError(f"model {model!r}: no such folder; {remedy}.")
     if (folder / "config.json").is_file():
         return str(folder)
