@@ -245,7 +245,7 @@ def test_a_view_shows_only_the_selection(run, tmp_path):
     assert [label for label, _ in explorer.run.options] == [f"{name}, fold 1" for name in runs]
     choose(explorer, [4])
     assert len(explorer.players.children) == 2
-    assert explorer.figure.outputs and "1 points" in explorer.table.value
+    assert explorer.figure.outputs and "Selected points: 1<" in explorer.table.value
     n_widgets = len(_instances)
     for _ in range(2):
         for clear in (
@@ -446,11 +446,11 @@ def test_points_are_shown_and_played(run, lab, page):
     for x, y in ((190, -190), (190, 190), (-190, 190), (-190, -180)):
         page.mouse.move(middle[0] + x, middle[1] + y, steps=12)
     page.mouse.up()
-    chosen = page.locator("text=/^\\d\\d+ points$/").inner_text()
+    chosen = page.locator("text=/^Selected points: \\d\\d+$/").inner_text()
     page.locator("button:has-text('Save as CSV')").click()
     status = page.locator("text=/points: .*csv/").inner_text()
     saved = pd.read_csv(status.split(": ")[1])
-    assert len(saved) == int(chosen.split()[0])
+    assert len(saved) == int(chosen.split()[-1])
     assert len(saved) > len(maps.points) / 2
     dark = "'apputils:change-theme', {theme: 'JupyterLab Dark'}"
     page.evaluate(f"window.jupyterapp.commands.execute({dark})")

@@ -328,7 +328,7 @@ class LayerExplorer:
             formats = dict.fromkeys(["share", "share of all"], "{:.0%}".format)
             formats["ratio"] = "{:.1f}".format
             table = composition(self.maps.points, rows).to_html(index=False, formatters=formats)
-            start = f'<div class="jp-RenderedHTMLCommon"><b>{len(rows)} points</b>'
+            start = f'<div class="jp-RenderedHTMLCommon"><b>Selected points: {len(rows)}</b>'
             self.table.value = f"{start}{table}</div>"
 
     def _draw(self, _change) -> None:
