@@ -1,8 +1,11 @@
 """Probes, clusters, similarity and maps of layers on data with known answers."""
 
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import python
 from scipy import stats
 from scipy.stats import ortho_group
 from sklearn.metrics import adjusted_mutual_info_score
@@ -230,6 +233,18 @@ def test_maps_are_rotated_onto_each_other(monkeypatch):
         layers.maps(few.assign(unit="frames"), "frames", [-1, 2])
     maps = layers.maps(few.assign(unit="frames"), "frames", [-8, -1])
     assert [note.text for note in maps.layout.annotations[:2]] == ["layer 0", "layer 1"]
+
+
+def test_maps_leave_the_number_of_threads_as_it_was():
+    """In a new process, because numba sets the threads of OpenMP, which torch shares, only once."""
+    code = (
+        "import numpy as np, torch; from gmp_utils.evaluation.geometry import umap_map\n"
+        "before = torch.get_num_threads(); umap_map(np.random.default_rng(0).normal(size=(50, 4)), 0)\n"
+        "print('threads', before, torch.get_num_threads())"
+    )
+    limits = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "2"}
+    done = python("-c", code, env=os.environ | limits)
+    assert "threads 1 1" in done.stdout, done.stderr
 
 
 def test_layers_of_a_corpus_without_emotions_are_drawn():

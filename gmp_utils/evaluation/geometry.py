@@ -4,6 +4,7 @@ from contextlib import suppress
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy.linalg import orthogonal_procrustes
 
 
@@ -41,9 +42,13 @@ def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
             if isinstance(compiled, Dispatcher):
                 with suppress(RuntimeError):  # no writable folder
                     compiled.enable_caching()
-    n_neighbors = min(15, len(vectors) - 1)
+    n_neighbors, n_threads = min(15, len(vectors) - 1), torch.get_num_threads()
     mapper = umap.UMAP(n_neighbors=n_neighbors, n_epochs=200, random_state=seed, n_jobs=1)
-    return mapper.fit_transform(vectors.astype(np.float32))
+    points = mapper.fit_transform(vectors.astype(np.float32))
+    torch.set_num_threads(
+        n_threads
+    )  # numba has set OpenMP's threads, and thereby torch's, to all cores
+    return points
 
 
 def map_layers(
