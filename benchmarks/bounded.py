@@ -38,8 +38,8 @@ def prepare(recordings: Path, hours: float, folder: Path) -> None:
 def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
     """Fit k-means to a sample of frames on disk, and assign every frame to its nearest centroid."""
     rng = np.random.default_rng(0)
-    names, lengths = ["a", "b"], [n_frames // 2, n_frames - n_frames // 2]
-    frames = Ragged.create(folder / "frames", dict(zip(names, lengths)), np.float16, shape=(768,))
+    lengths = {"a": n_frames // 2, "b": n_frames - n_frames // 2}
+    frames = Ragged.create(folder / "frames", lengths, np.float16, shape=(768,))
     for start in range(0, n_frames, 10000):
         part = frames.values[start : start + 10000]
         part[:] = rng.normal(size=part.shape)
@@ -47,7 +47,7 @@ def cluster(n_frames: int, sample: int, k: int, folder: Path) -> None:
 
     def work() -> tuple[float, float]:
         began = time.monotonic()
-        (centroids,) = kmeans.fit_kmeans(frames.sample(names, sample, 0), [k])
+        (centroids,) = kmeans.fit_kmeans(frames.sample(frames.utterances, sample, 0), [k])
         learned = time.monotonic()
         kmeans.assign(frames.values, centroids)
         return learned - began, time.monotonic() - learned

@@ -166,7 +166,7 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
 
     Returns `sentences`, the share of each fold's test utterances whose `text` occurs in training, or NaN.
     """
-    text, rows = _sentences(manifest), {}
+    text, shares = _sentences(manifest), {}
     for fold in range(1, len(protocol.folds) + 1):
         parts = protocol.parts(manifest, fold).replace("unlabeled", "train")
         used = manifest[parts.isin(PARTS)].assign(part=parts)
@@ -179,9 +179,9 @@ def check_leakage(manifest: pd.DataFrame, protocol: Protocol) -> pd.DataFrame:
                 "pairs). Remove one of each, or correct its speaker."
             )
         training_text = set(text[parts == "train"].dropna())
-        shared = text[parts == "test"].isin(training_text).mean() if training_text else np.nan
-        rows[fold] = {"sentences": shared}
-    return pd.DataFrame(rows).T.rename_axis("fold")
+        shared = text[parts == "test"].isin(training_text)
+        shares[fold] = shared.mean() if training_text else np.nan
+    return pd.Series(shares, name="sentences").rename_axis("fold").to_frame()
 
 
 def make_protocol(

@@ -45,9 +45,8 @@ def umap_map(vectors: np.ndarray, seed: int) -> np.ndarray:
     n_neighbors, n_threads = min(15, len(vectors) - 1), torch.get_num_threads()
     mapper = umap.UMAP(n_neighbors=n_neighbors, n_epochs=200, random_state=seed, n_jobs=1)
     points = mapper.fit_transform(vectors.astype(np.float32))
-    torch.set_num_threads(
-        n_threads
-    )  # numba has set OpenMP's threads, and thereby torch's, to all cores
+    # numba has set the threads of OpenMP, and thereby those of torch, to all cores
+    torch.set_num_threads(n_threads)
     return points
 
 

@@ -23,14 +23,13 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
         place = {"row": 1, "col": column}
         for task, rows in panel.groupby("task"):
             named = all(trace.name != task for trace in figure.data)
-            legend = {"legendgroup": task, "showlegend": named}
-            band = rows.layer, rows
-            add_band(figure, task, COLORS[task], *band, y="score", place=place, **legend)
+            style = {"y": "score", "legendgroup": task, "showlegend": named}
+            add_band(figure, task, COLORS[task], rows.layer, rows, **style, **place)
         for chance, rows in panel.groupby("chance"):
             text = f"chance: {', '.join(rows.task.unique())}"
-            style = {"dash": "dot", "width": 1, "color": "#555555"}
+            dots = {"dash": "dot", "width": 1, "color": "#555555"}
             figure.add_hline(
-                chance, line=style, annotation_text=text, annotation_font_size=10, **place
+                chance, line=dots, annotation_text=text, annotation_font_size=10, **place
             )
         figure.update_yaxes(title=metric, range=[min(0, panel.low.min()) - 0.02, 1.02], **place)
     paper = {"dash": "dash", "width": 1, "color": "#555555"}
@@ -119,11 +118,8 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
 
 def patches(table: pd.DataFrame, source: str, target: str) -> go.Figure:
     """Effects of a source utterance's frames in a target: the table of `interventions.patch`."""
-    cells, most = (
-        table.pivot(index="layer", columns="start", values="change"),
-        table.change.abs().idxmax(),
-    )
-    row, limit = table.loc[most], table.change.abs().max() or 1.0
+    cells, sizes = table.pivot(index="layer", columns="start", values="change"), table.change.abs()
+    row, limit = table.loc[sizes.idxmax()], sizes.max() or 1.0
     title = f"Frames of {source} in {target}: {row.start:.2f} to {row.end:.2f} s of layer {row.layer:.0f}"
     title += f"<br>change the log-odds most, by {row.change:+.1f}, from {row.target:+.1f}"
     title += f" towards {row.source:+.1f}"

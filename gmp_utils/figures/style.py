@@ -94,17 +94,17 @@ def add_band(
     rows: pd.DataFrame,
     *,
     y: str = "UAR",
-    place: dict | None = None,
+    row: int | None = None,
+    col: int | None = None,
     **style,
 ) -> None:
     """Draw a column `y` of the rows as a line with a style, in front of a band from `low` to `high`."""
-    place = place or {}
     figure.add_scatter(
         x=[*x, *x[::-1]], y=[*rows.high, *rows.low[::-1]], fill="toself", mode="none",
-        fillcolor=color, opacity=0.15, showlegend=False, hoverinfo="skip", **place,
+        fillcolor=color, opacity=0.15, showlegend=False, hoverinfo="skip", row=row, col=col,
     )  # fmt: skip
     line = {"name": name, "mode": "lines+markers", "line_color": color}
-    figure.add_scatter(x=x, y=rows[y], **line, **place, **style)
+    figure.add_scatter(x=x, y=rows[y], row=row, col=col, **line, **style)
 
 
 def browser() -> str | None:
