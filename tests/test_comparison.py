@@ -41,7 +41,7 @@ def counted(rng, shape, n_speakers, spread, *, mean=0.7, others=0.0):
 
 @pytest.mark.parametrize("n_speakers", [5, 12, 24])
 def test_intervals_cover_95_percent(n_speakers):
-    """4,000 draws, with a standard error of 0.35 %: UAR, WAR and CCC are covered 93 to 97 times in 100."""
+    """4,000 draws, with a standard error of 0.35%: UAR, WAR and CCC are covered 93 to 97 times in 100."""
     rng = np.random.default_rng(0)
     for mean, spread in product((0.7, 0.87), (0.05, 0.12)):
         sums = counted(rng, (4000,), n_speakers, spread, mean=mean)
@@ -73,9 +73,9 @@ def simulated(rng, draws, n, k, variances):
 
 @pytest.mark.parametrize(("n", "k"), DESIGNS)
 def test_at_most_6_percent_of_null_effects_are_significant(n, k):
-    """10,000 draws: a standard error of 0.2 %. In 60,000 draws of the worst case, 5.6 % are significant.
+    """10,000 draws: a standard error of 0.2%. In 60,000 draws of the worst case, 5.6% are significant.
 
-    The interval matches the test, so it covers at least 94 %.
+    The interval matches the test, so it covers at least 94%.
     """
     rng = np.random.default_rng(0)
     for variances in VARIANCES:
@@ -189,7 +189,9 @@ def test_fewer_than_three_seeds_give_no_finding_about_systems():
     both = [sums({"a": PLAIN, "b": BETTER}), sums({"a": PLAIN}, [3, 4])]
     both = pd.concat([both[0].query("system == 'a' or seed < 2"), both[1]])
     row = comparison.comparisons(both, [("a", "b")]).iloc[0]
-    text = "25.0 points higher in these trainings; a finding about the systems needs three seeds"
+    text = (
+        "25.0 points higher in these training runs; a finding about the systems needs three seeds"
+    )
     assert (row.seeds, row.finding) == (2, text)
     assert row.low == pytest.approx(25 - 2.570582 * np.sqrt(30 / 6), abs=1e-4)
     assert np.isnan([row.p, row.minimum_detectable]).all()
@@ -250,7 +252,7 @@ def test_the_difference_is_that_of_the_table():
         for true in "a" * (2 + number) + "b" * (9 - number)
     ]
     columns = ["variant", "system", "speaker", "seed", "true", "predicted"]
-    predictions = pd.DataFrame(rows, columns=columns)
+    predictions = pd.DataFrame(rows, columns=columns).assign(fold=1)
     row = tables.uar_comparisons(predictions, DECLARATION).iloc[0]
     assert row.compared == "no GMPs, CE → GMPs, CE"
     assert row.difference == pytest.approx(np.diff(tables.scores(predictions).UAR).item())
@@ -259,22 +261,22 @@ def test_the_difference_is_that_of_the_table():
 
 def test_systems_are_compared_within_their_share_of_labels():
     """Each is compared with the line of the reference variant."""
-    variants = {f"{x} %, {line}": {"labeled_share": x / 100} for x in (5, 100) for line in "ab"}
+    variants = {f"{x}%, {line}": {"labeled_share": x / 100} for x in (5, 100) for line in "ab"}
     table = pd.DataFrame(
         [
-            (variant, "AMS", speaker, 0, true, "sad" if wrong or variant == "5 %, b" else true)
+            (variant, "AMS", speaker, 0, true, "sad" if wrong or variant == "5%, b" else true)
             for variant, speaker_of_errors in zip([*variants, "other"], "stuvw")
             for speaker in "stuvw"
             for true in ("angry", "sad")
             for wrong in [speaker == speaker_of_errors]
         ],
         columns=["variant", "system", "speaker", "seed", "true", "predicted"],
-    )
+    ).assign(fold=1)
     declaration = DECLARATION | {"variants": variants | {"other": {}}}
-    compared = tables.uar_comparisons(table, declaration | {"against": "100 %, a"})
+    compared = tables.uar_comparisons(table, declaration | {"against": "100%, a"})
     assert compared.set_index("compared").difference.to_dict() == {
-        "5 %, a, AMS → 5 %, b, AMS": pytest.approx(-40),
-        "100 %, a, AMS → 100 %, b, AMS": pytest.approx(0),
+        "5%, a, AMS → 5%, b, AMS": pytest.approx(-40),
+        "100%, a, AMS → 100%, b, AMS": pytest.approx(0),
     }
     assert len(tables.uar_comparisons(table, declaration)) == 2
     assert len(tables.uar_comparisons(table, DECLARATION)) == 10
@@ -283,7 +285,7 @@ def test_systems_are_compared_within_their_share_of_labels():
 
 
 def test_primary_outcomes_come_first_and_are_corrected_among_themselves():
-    """Also if the variant `against` which others are compared is in neither, and only with their labels."""
+    """Also if one was not run, if `against` is in neither, and only with their labels."""
     rng = np.random.default_rng(0)
     rows = [
         (variant, "AMS", speaker, seed, true, true if rng.random() < right else "sad")
@@ -292,9 +294,8 @@ def test_primary_outcomes_come_first_and_are_corrected_among_themselves():
         for seed in range(3)
         for true in ["angry"] * 20
     ]
-    table = pd.DataFrame(
-        rows, columns=["variant", "system", "speaker", "seed", "true", "predicted"]
-    )
+    columns = ["variant", "system", "speaker", "seed", "true", "predicted"]
+    table = pd.DataFrame(rows, columns=columns).assign(fold=1)
     outcomes = {"all labels": ["b, AMS → c, AMS", "b, AMS → not run, AMS"]}
     declaration = DECLARATION | {"against": "a", "primary": outcomes}
     compared = tables.uar_comparisons(table, declaration)
@@ -302,7 +303,7 @@ def test_primary_outcomes_come_first_and_are_corrected_among_themselves():
     assert compared.compared[0] == "b, AMS → c, AMS"
     named = table.assign(system=table.variant + ", AMS")
     sums = comparison.class_sums(named, ["system", "speaker", "seed"])
-    alone = comparison.comparisons(sums, [("b, AMS", "c, AMS")])
+    alone = comparison.comparisons(sums, [("b, AMS", "c, AMS")], n_primary=1, n_outcomes=2)
     others = comparison.comparisons(sums, [("a, AMS", "b, AMS"), ("a, AMS", "c, AMS")])
     assert compared.p.tolist() == [*alone.p, *others.p]
     assert compared.minimum_detectable.tolist() == [
@@ -326,10 +327,55 @@ def test_readouts_are_compared_by_their_mean_uar():
     ]
     columns = ["variant", "system", "speaker", "seed", "labels", "draw", "true", "predicted"]
     declaration = DECLARATION | {"primary": {"few labels": ["a, probe → b, probe"]}}
-    row = tables.readout_comparisons(pd.DataFrame(rows, columns=columns), declaration).iloc[0]
+    table = pd.DataFrame(rows, columns=columns).assign(fold=1)
+    row = tables.readout_comparisons(table, declaration).iloc[0]
     # 100 instead of 50 in a quarter of the conditions, or in half of them: gains 12.5 and 25
     half = stats.t.ppf(0.975, 5) * 6.25 * (6 / 5) ** 0.5 / 6**0.5
     assert [row.difference, row.low, row.high] == pytest.approx([18.75, 18.75 - half, 18.75 + half])
     assert row.p == pytest.approx(2 * stats.t.sf(18.75 / (half / stats.t.ppf(0.975, 5)), 5))
     assert (row.speakers, row.seeds, row.finding) == (6, 3, "18.8 points higher")
     assert row.primary
+    by_number = tables.differences_by_number(table, declaration)
+    assert by_number.labels.tolist() == [1, 16, np.inf]
+    assert by_number.difference.to_numpy() == pytest.approx([0, 37.5, 0])
+    assert tables.differences_by_number(table, DECLARATION).empty
+
+
+def test_folds_are_units_by_hand():
+    """Cluster-robust: with four folds, 4 / 3 of the summed squares of the folds' sums of deviations."""
+    values, folds = np.array([1.0, 3, 4, 6, 8, 2])[:, None], ["u", "u", "v", "w", "w", "x"]
+    by_fold = comparison.by_fold(values, folds)
+    deviations = np.array([4 - 8, 4 - 4, 14 - 8, 2 - 4])  # summed by fold; the mean is 4
+    assert by_fold[:, 0] == pytest.approx(4 + deviations * 4 / 6)
+    expected = 4 / 3 * np.square(deviations).sum() / 6**2
+    assert comparison.variances_of_mean(by_fold)[0] == pytest.approx(expected)
+
+
+def test_speakers_of_a_fold_share_a_model():
+    """4,000 draws: five folds of two speakers, whose effects vary as much as the speakers', and no seeds."""
+    rng = np.random.default_rng(0)
+    effects = rng.normal(size=(4000, 10, 1)) + np.repeat(rng.normal(size=(4000, 5, 1)), 2, axis=1)
+    values, folds = np.repeat(effects, 3, axis=2), np.repeat(range(5), 2)
+    p = [
+        comparison.p_value(units.mean(axis=(-2, -1)), noise, units.shape[-2], 3)
+        for units in (values, comparison.by_fold(values, folds))
+        for noise in [comparison.variances_of_mean(units)]
+    ]
+    assert (p[0] < 0.05).mean() > 0.08
+    assert (np.maximum(*p) < 0.05).mean() < 0.06  # a standard error of 0.35%
+
+
+def test_the_widest_interval_counts():
+    """Both speakers of each of five folds gain 1, 2, 3, 4 or 5 points. Three folds are too few for a test."""
+    table = sums({"a": [0] * 10, "b": np.repeat([1, 2, 3, 4, 5], 2)})
+    by_speaker, by_fold, alone, few = (
+        comparison.comparisons(table, [("a", "b")], pd.Series(folds)).iloc[0]
+        for folds in ([0] * 10, np.repeat(range(5), 2), range(10), [0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
+    )
+    assert by_speaker.equals(alone) and by_speaker.equals(few)
+    half = 2.262157 * np.sqrt(20 / 9 / 10)  # t(0.975, 9), and the speakers' variance
+    assert [by_speaker.low, by_speaker.high] == pytest.approx([3 - half, 3 + half], abs=1e-5)
+    half = 2.776445 * np.sqrt(2.5 / 5)  # t(0.975, 4), and the folds'
+    assert [by_fold.low, by_fold.high] == pytest.approx([3 - half, 3 + half], abs=1e-5)
+    assert by_fold.p == pytest.approx(2 * stats.t.sf(3 / np.sqrt(2.5 / 5), 4))
+    assert by_fold.minimum_detectable > by_speaker.minimum_detectable

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, BertTokenizer
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, metrics
+from gmp_utils.runs.experiments import SYSTEM_NAMES
 from gmp_utils.runs.files import read_json
 from gmp_utils.stages import text_fusion
 
@@ -53,12 +54,12 @@ def test_fusions_are_rows_of_the_table(spoken):
     run, network = spoken
     for kind in text_fusion.TEXT_KINDS:
         text_fusion.fuse(str(run), 1, kind=kind, speech=network)
-    names = {"CE", *(collect.SYSTEM_NAMES[kind] for kind in text_fusion.TEXT_KINDS)}
+    names = {"CE", *(SYSTEM_NAMES[kind] for kind in text_fusion.TEXT_KINDS)}
     assert set(collect.collect(str(run)).system) == names
     table = collect.training_costs(str(run)).set_index("system")
     assert (table.parameters > 0).all()
     seconds = table.training_seconds
-    assert seconds[collect.SYSTEM_NAMES["late-fusion"]] > seconds["CE"]
+    assert seconds[SYSTEM_NAMES["late-fusion"]] > seconds["CE"]
 
 
 def test_impossible_fusions_are_rejected(tmp_path, spoken):

@@ -57,11 +57,8 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
     inputs = features.model_inputs(model, corpus)
     np.testing.assert_array_equal(statistics, features.pooled_layers(model, inputs, names))
     table = readout.readouts(str(run))
-    assert set(table.system) == {"probe", "probe of the multi-task model"} and set(table.layer) == {
-        2,
-        3,
-        4,
-    }
+    systems = {"probe of the untouched encoder", "probe of the multi-task model"}
+    assert set(table.system) == systems and set(table.layer) == {2, 3, 4}
     network = classifier(run, tiny_encoder, "ams")
     baselines.classify(
         str(run), 1, baseline="probe-ams", encoder="embedded", finetune_from="encoder"
@@ -102,7 +99,7 @@ def test_a_single_share_has_a_figure():
     curves = readout.label_efficiency(table, {"few": {"labeled_share": 0.1}})
     assert curves[["line", "x"]].drop_duplicates().to_numpy().tolist() == [["few, AMS", "0.1"]]
     title = series.label_curves(curves, "share").layout.title.text
-    assert title == "Mean UAR over all numbers of labels: 100.0 (few, AMS)"
+    assert title == "Mean UAR for 0.1 share:<br>100.0 (few, AMS)"
 
 
 def test_label_efficiency_by_hand():

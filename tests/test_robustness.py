@@ -96,13 +96,13 @@ def test_a_run_without_networks_and_probes_is_rejected(tmp_path):
 def test_networks_and_probes_are_tested_under_all_conditions(tmp_path, tiny_encoder):
     run, encoder = write_noise_corpus(tmp_path / "run"), str(tiny_encoder)
     stages = {"CE": classifier(run, encoder)}
-    for name in ("probe", "majority"):
-        stages[name] = baselines.classify(str(run), 1, baseline=name, encoder=encoder)
+    for name, system in (("probe", "probe of the untouched encoder"), ("majority", "majority")):
+        stages[system] = baselines.classify(str(run), 1, baseline=name, encoder=encoder)
     table = pd.read_parquet(robustness.classify_altered(str(run)) / "predictions.parquet")
     assert table.variant.unique().tolist() == list(CONDITIONS)
-    assert set(table.system) == {"no GMPs, CE", "no GMPs, probe"}
+    assert set(table.system) == {"no GMPs, CE", "no GMPs, probe of the untouched encoder"}
     assert len(table) == 2 * len(CONDITIONS) * 24
-    for system in ("CE", "probe"):
+    for system in ("CE", "probe of the untouched encoder"):
         before = pd.read_parquet(stages[system] / "predictions.parquet").query("part == 'test'")
         same = table[table.system == f"no GMPs, {system}"].set_index(["variant", "utterance"])
         agreement = {

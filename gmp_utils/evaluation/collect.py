@@ -12,25 +12,6 @@ from gmp_utils.runs import experiments, paths
 from gmp_utils.runs.files import read_json
 from gmp_utils.runs.stage import check_and_identify, lineage
 
-SYSTEM_NAMES = {
-    "ce": "CE",
-    "ams": "AMS",
-    "ce-then-ams": "CE then AMS",
-    "ce-then-ce": "CE then CE",
-    "probe": "probe",
-    "probe-z": "probe, z per speaker (transductive)",
-    "self-training": "probe, self-training",
-    "probe-multitask": "probe of the multi-task model",
-    "probe-retrained": "probe of the retrained model",
-    "probe-ce": "probe of the CE network",
-    "probe-ams": "probe of the AMS network",
-    "egemaps": "SVM on eGeMAPS",
-    "egemaps-z": "SVM on eGeMAPS, z per speaker (transductive)",
-    "majority": "majority",
-    "text": "text alone",
-    "late-fusion": "with text, late",
-    "embedding-fusion": "with text, embeddings",
-}
 SYSTEM = ["variant", "system"]
 CLASSIFIER = [*SYSTEM, "fold", "seed"]
 # Variants of a single run by the initial model of fine-tuning.
@@ -40,7 +21,7 @@ DEFAULT_VARIANTS = {"retrained": "GMPs", "encoder": "no GMPs", "multitask": "mul
 def classifiers(run_dir: str) -> pd.DataFrame:
     """The finished classifiers of a run, or those that an experiment declares.
 
-    Columns are variant, system (a value of `SYSTEM_NAMES`), fold, seed, and the stage of notebook 06.
+    Columns are variant, system (a value of `experiments.SYSTEM_NAMES`), fold, seed, and the stage of 06.
     """
     declaration, rows = experiments.read_declaration(run_dir), []
     is_single_run = not declaration["variants"]
@@ -60,7 +41,7 @@ def classifiers(run_dir: str) -> pd.DataFrame:
                     else run["variant"]
                 )
                 seed = parameters.get("training", parameters)["seed"]
-                rows.append((variant, SYSTEM_NAMES[loss], fold, seed, path.parent))
+                rows.append((variant, experiments.SYSTEM_NAMES[loss], fold, seed, path.parent))
     if not rows:
         raise paths.missing_artifact(paths.run_folder(run_dir), paths.FINETUNE)
     return pd.DataFrame(rows, columns=[*CLASSIFIER, "stage"])
@@ -100,11 +81,11 @@ def missing_runs(run_dir: str) -> list[str]:
     finished = set(classifiers(run_dir)[CLASSIFIER].itertuples(index=False, name=None))
     done = {}  # whether each declared training of a classifier is finished
     for run, fold in product(declaration["runs"], declaration["folds"]):
-        for system in map(SYSTEM_NAMES.get, run["systems"]):
+        for system in map(experiments.SYSTEM_NAMES.get, run["systems"]):
             training = (run["variant"], system, fold, run["seed"])
             done.setdefault(f"{run['variant']}, {system}", []).append(training in finished)
     missing = [
-        f"{name} ({values.count(False)} of {len(values)} trainings)"
+        f"{name} ({values.count(False)} of {len(values)} training runs)"
         for name, values in done.items()
         if not all(values)
     ]

@@ -8,7 +8,8 @@ from pandas.api.typing import DataFrameGroupBy, SeriesGroupBy
 from scipy import stats
 
 MIN_SPEAKERS = 4  # fewer speakers give no meaningful interval
-MIN_SEEDS = 3  # fewer trainings do not show how much results vary
+MIN_FOLDS = 4  # fewer folds are no units of a test
+MIN_SEEDS = 3  # fewer training runs do not show how much results vary
 LEVEL = 0.05
 POWER = 0.8
 DRAWS = 20_000  # of the simulated power
@@ -46,7 +47,7 @@ def jackknife_interval(
     statistic: Callable[[np.ndarray], np.ndarray] = mean_of_ratios,
     lowest: float = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """95 % interval, by jackknife over speakers and Student's t, of a statistic from `lowest` to 1.
+    """95% interval, by jackknife over speakers and Student's t, of a statistic from `lowest` to 1.
 
     Both ends are NaN below `MIN_SPEAKERS` speakers. The coverage is only about 0.91 where recalls are near 1
     and differ much between fewer than ten speakers. See also `pseudo_values`.
@@ -77,7 +78,7 @@ def with_intervals(
 
 
 def gap(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
-    """UAR of the first predictions minus that of the second, of other speakers, with Welch's 95 % interval.
+    """UAR of the first predictions minus that of the second, of other speakers, with Welch's 95% interval.
 
     Classes that one of them lacks do not count. The interval is NaN below `MIN_SPEAKERS` speakers of either,
     and if they share speakers. See also `pseudo_values`.
@@ -111,6 +112,18 @@ def variances_of_mean(values: np.ndarray) -> np.ndarray:
     return np.stack([by_speaker, seeds.var(axis=(-2, -1), ddof=1) / k, interaction])
 
 
+def by_fold(values: np.ndarray, folds: Sequence) -> np.ndarray:
+    """Values (..., n_folds, n_seeds) with the same mean as speakers' values (..., n_speakers, n_seeds).
+
+    With folds as units, variances are cluster-robust (Liang and Zeger, 1986): the speakers of a fold are
+    tested with the same model, so their values may be correlated.
+    """
+    number = pd.factorize(np.asarray(folds))[0]
+    members = np.eye(number.max() + 1)[number].T  # (n_folds, n_speakers)
+    mean = values.mean(axis=-2, keepdims=True)
+    return mean + members @ (values - mean) * (len(members) / len(number))
+
+
 def _standard_errors(variances: np.ndarray, n: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Standard errors for n speakers and k seeds, and their degrees of freedom, (3, ...).
 
@@ -142,17 +155,17 @@ def half_width(variances: np.ndarray, n: int, k: int, level: float = LEVEL) -> n
 def minimum_detectable_difference(
     variances: np.ndarray, n: int, k: int, level: float = LEVEL
 ) -> float:
-    """The mean difference whose `p_value` is below the level with 80 % power, by simulation."""
+    """The mean difference whose `p_value` is below the level with 80% power, by simulation."""
     rng, freedom = np.random.default_rng(0), np.array([n - 1, k - 1, (n - 1) * (k - 1)])[:, None]
     drawn = variances[:, None] * rng.chisquare(freedom, (3, DRAWS)) / freedom
     noise = rng.normal(0, _standard_errors(variances, n, k)[0].max(), DRAWS)
     return float(np.quantile(half_width(drawn, n, k, level) - noise, POWER))
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's correction for multiple comparisons (1979)."""
+def holm(p_values: Sequence[float], n_tests: int = 0) -> np.ndarray:
+    """Holm's correction for multiple comparisons (1979), of which `n_tests` are planned."""
     ordered = pd.Series(p_values, dtype=float).reset_index(drop=True).sort_values()
-    steps = ordered * np.arange(len(ordered), 0, -1)
+    steps = ordered * (max(n_tests, len(ordered)) - np.arange(len(ordered)))
     return steps.cummax().clip(upper=1).sort_index().to_numpy()
 
 
@@ -161,13 +174,8 @@ def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
     return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
 
 
-def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
-    """A metric of true and predicted labels by speaker and seed, in percent."""
-    return group_scores(predictions.groupby(["speaker", "seed"]), metric)
-
-
 def speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
-    """Mean of each group's speakers, and its 95 % interval by Student's t.
+    """Mean of each group's speakers, and its 95% interval by Student's t.
 
     The interval is from `low` to `high`, with its `half_width`, and NaN for fewer than `MIN_SPEAKERS`.
     """
@@ -182,62 +190,83 @@ def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, 
     return {name: name if names else f"speaker {number}" for number, name in speakers}
 
 
-def _shared(tables: Sequence[pd.DataFrame]) -> list[np.ndarray]:
-    """Sums of two systems, (speakers, seeds, 2, labels) each, for shared speakers and their common seeds."""
+def _shared(tables: Sequence[pd.DataFrame]) -> tuple[list[np.ndarray], pd.Index]:
+    """Sums of two systems, (speakers, seeds, 2, labels) each, for shared speakers and their common seeds.
+
+    The second value are the speakers.
+    """
     index = tables[0].index.intersection(tables[1].index)
     grid = pd.crosstab(index.get_level_values("speaker"), index.get_level_values("seed"))
     seeds = grid.columns[grid.all()]
     index, shape = pd.MultiIndex.from_product([grid.index, seeds]), (len(grid), len(seeds), 2)
-    return [table.loc[index].to_numpy().reshape(*shape, table.shape[1] // 2) for table in tables]
+    sums = [table.loc[index].to_numpy().reshape(*shape, table.shape[1] // 2) for table in tables]
+    return sums, grid.index
 
 
-def _compare(first: np.ndarray, second: np.ndarray, level: float) -> dict[str, float]:
-    """A row of `comparisons`, p without Holm's correction."""
+def _compare(
+    first: np.ndarray, second: np.ndarray, folds: Sequence, level: float
+) -> dict[str, float]:
+    """A row of `comparisons`, p without Holm's correction; `folds` are those of the speakers."""
     n, k = first.shape[:2]
     row = {"speakers": n, "seeds": k}
     if n < MIN_SPEAKERS or not k:
         return row
     by_seed = 100 * (mean_of_ratios(second.sum(axis=0)) - mean_of_ratios(first.sum(axis=0)))
-    noise = variances_of_mean(100 * (pseudo_values(second) - pseudo_values(first)))
-    mean, half = by_seed.mean(), half_width(noise, n, k)
+    units = [100 * (pseudo_values(second) - pseudo_values(first))]  # speakers, and folds
+    if MIN_FOLDS <= len(set(folds)) < n:
+        units.append(by_fold(units[0], folds))
+    noises = [(variances_of_mean(values), len(values), k) for values in units]
+    mean, half = by_seed.mean(), max(half_width(*noise) for noise in noises)
     row |= {"difference": mean, "low": mean - half, "high": mean + half}
     row["seed_deviation"] = by_seed.std(ddof=1) if k > 1 else np.nan
     if k >= MIN_SEEDS:
-        row["p"] = p_value(mean, noise, n, k)
-        row["minimum_detectable"] = minimum_detectable_difference(noise, n, k, level)
+        row["p"] = max(p_value(mean, *noise) for noise in noises)
+        minima = [minimum_detectable_difference(*noise, level) for noise in noises]
+        row["minimum_detectable"] = max(minima)
     return row
 
 
 def comparisons(
-    sums: pd.DataFrame, pairs: Sequence[tuple[str, str]], n_primary: int = 0
+    sums: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    folds: pd.Series | None = None,
+    *,
+    n_primary: int = 0,
+    n_outcomes: int = 0,
 ) -> pd.DataFrame:
     """Compare pairs of systems, the second minus the first, by their `mean_of_ratios` in points.
 
     `sums` are `total` and `n` by system, speaker, seed and label. There is a row per pair: `compared`, the
     `speakers` and `seeds` that both systems have, the mean `difference` over seeds, its standard deviation
-    over seeds (`seed_deviation`), its 95 % interval `low` to `high`, `p` after Holm's correction, the
-    `minimum_detectable` difference, and the `finding` as text. Holm's correction is
-    applied to the first `n_primary` pairs and to the others separately. The interval is not corrected. The
-    minimum is for the strictest of Holm's levels, so its power is at least 80 % whatever the other pairs' p
-    are.
+    over seeds (`seed_deviation`), its 95% interval `low` to `high`, `p` after Holm's correction, the
+    `minimum_detectable` difference, and the `finding` as text. Holm's correction is applied separately to the
+    first `n_primary` pairs, of `n_outcomes` declared ones, and to the others. The interval is not corrected.
+    The minimum is for the strictest of Holm's levels, so its power is at least 80% whatever the other pairs'
+    p are.
 
-    Interval and test use jackknife pseudo-values, over speakers and seeds. With fewer than `MIN_SEEDS`
-    seeds, the interval is over speakers only, and there is no test. A system without a random seed has the
-    same predictions with every seed, so it adds no variance between seeds. Numbers are NaN below
-    `MIN_SPEAKERS` speakers.
+    Interval and test use jackknife pseudo-values, over speakers and seeds, and also over the `folds` of the
+    speakers if there are at least `MIN_FOLDS`. The widest interval and the largest p count. With fewer than
+    `MIN_SEEDS` seeds, there is no test, and the interval does not include the variation between seeds. A
+    system without a random seed has the same predictions with every seed, so it adds no variance between
+    seeds. Numbers are NaN below `MIN_SPEAKERS` speakers.
     """
     wide = sums.unstack(fill_value=0)
     shared = [_shared([wide.loc[name] for name in pair]) for pair in pairs]
-    sizes = np.array([first.shape[:2] for first, _ in shared]).reshape(-1, 2)
+    folds = pd.Series(0, wide.index.unique("speaker")) if folds is None else folds
+    sizes = np.array([systems[0].shape[:2] for systems, _ in shared]).reshape(-1, 2)
     tested = np.flatnonzero((sizes >= [MIN_SPEAKERS, MIN_SEEDS]).all(axis=1))
     families = [tested[tested < n_primary], tested[tested >= n_primary]]
-    levels = [LEVEL / max(len(family), 1) for family in families]  # the strictest of Holm's
+    n_tests = [max(len(families[0]), n_outcomes), len(families[1])]
+    levels = [LEVEL / max(n, 1) for n in n_tests]  # the strictest of Holm's
     columns = ["compared", "speakers", "seeds", "difference", "seed_deviation", "low", "high"]
-    rows = [_compare(*systems, levels[i >= n_primary]) for i, systems in enumerate(shared)]
+    rows = [
+        _compare(*systems, folds[speakers], levels[i >= n_primary])
+        for i, (systems, speakers) in enumerate(shared)
+    ]
     table = pd.DataFrame(rows, columns=[*columns, "p", "minimum_detectable"])
     table["compared"] = [f"{first} → {second}" for first, second in pairs]
-    for family in families:
-        table.loc[family, "p"] = holm(table.p[family])
+    for family, n in zip(families, n_tests):
+        table.loc[family, "p"] = holm(table.p[family], n)
     return table.assign(finding=[_finding(row) for row in table.itertuples()])
 
 
@@ -246,7 +275,7 @@ def _finding(row) -> str:
         return f"no statement from {row.speakers} speakers"
     size = f"{abs(row.difference):.1f} points {'higher' if row.difference > 0 else 'lower'}"
     if row.seeds < MIN_SEEDS:
-        return f"{size} in these trainings; a finding about the systems needs three seeds"
+        return f"{size} in these training runs; a finding about the systems needs three seeds"
     if row.p < LEVEL:
         return size
     minimum = f"minimum detectable difference: {row.minimum_detectable:.1f} points"

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score
 
 from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, comparison
-from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, SYSTEM_NAMES, classifiers, corpus_of
+from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, classifiers, corpus_of
 from gmp_utils.evaluation.metrics import confidence_bins, macro_f1, reliability, temperature, uar
 from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import experiments, weights
@@ -99,7 +99,9 @@ def uar_comparisons(
     tested = {frozenset(pair) for pair in primary}
     pairs = [pair for pair in pairs if frozenset(pair) not in tested]
     pairs = primary + [pair for pair in pairs if not sums.loc[pair[0]].equals(sums.loc[pair[1]])]
-    table = comparison.comparisons(sums, pairs, len(primary))
+    folds = predictions.groupby("speaker").fold.first()
+    counts = {"n_primary": len(primary), "n_outcomes": len(outcomes)}
+    table = comparison.comparisons(sums, pairs, folds, **counts)
     if primary:
         table.insert(1, "primary", table.index < len(primary))
     return table
@@ -112,6 +114,19 @@ def readout_comparisons(readouts: pd.DataFrame, declaration: dict) -> pd.DataFra
     all predictions.
     """
     return uar_comparisons(readouts[np.isfinite(readouts.labels)], declaration, "few labels")
+
+
+def differences_by_number(readouts: pd.DataFrame, declaration: dict) -> pd.DataFrame:
+    """Primary outcomes with few labels as in `readout_comparisons`, for each number of `labels` and for all.
+
+    The numbers of labels are tested separately. The table is empty without primary outcomes.
+    """
+    tables = {
+        labels: uar_comparisons(rows, declaration, "few labels").assign(labels=labels)
+        for labels, rows in readouts.groupby("labels")
+    }
+    found = [table[table.primary] for table in tables.values() if "primary" in table]
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
 
 
 def _mean_and_spread(values: pd.Series) -> str:
@@ -149,7 +164,9 @@ def results_table(
         for variant, by_system in paper.items()
         for system, numbers in by_system.items()
     }
-    declared = [(run["variant"], SYSTEM_NAMES[name]) for run in runs for name in run["systems"]]
+    declared = [
+        (run["variant"], experiments.SYSTEM_NAMES[name]) for run in runs for name in run["systems"]
+    ]
     impossible = [(name, "") for name in declaration["impossible"] if name not in paper]
     systems = dict.fromkeys([*declared, *papers, *rows, *impossible])
     not_run = {"folds": 0, "seeds": 0, "speakers": 0}
@@ -178,9 +195,9 @@ def published() -> pd.DataFrame:
 
 
 def recall_table(predictions: pd.DataFrame, emotions: list[str]) -> pd.DataFrame:
-    """Recall of each `group` and emotion, and UAR, 0 to 1, with their intervals `low` to `high`."""
+    """Recall of each `group` and emotion, and UAR, in percent, with their intervals `low` to `high`."""
     rows = [
-        (group, name, *intervals[name])
+        (group, name, *(100 * np.array(intervals[name])))
         for group, table in predictions.groupby("group")
         for intervals in [comparison.with_intervals(table)]
         for name in [*emotions, "UAR"]
@@ -226,12 +243,12 @@ def _describe_encoders(finished: pd.DataFrame, manifest: pd.DataFrame) -> str:
 
 
 def _describe_gender(finished: pd.DataFrame) -> str:
-    """Variants whose pseudo-labels are not gender-augmented, and in how many trainings."""
+    """Variants whose pseudo-labels are not gender-augmented, and in how many training runs."""
     augmented = finished.assign(augmented=finished.stage.map(collect.gender_augmented))
     trainings = augmented.dropna(subset="augmented").drop_duplicates(["variant", "fold", "seed"])
     groups = (~trainings.augmented.astype(bool)).groupby(trainings.variant, sort=False)
     counts = groups.agg(["sum", "size"]).query("sum > 0")
-    texts = [f"{variant} ({n} of {size} trainings)" for variant, n, size in counts.itertuples()]
+    texts = [f"{variant} ({n} of {size} training runs)" for variant, n, size in counts.itertuples()]
     return f" Not called gender-augmented (see notebook 04): {', '.join(texts)}." if texts else ""
 
 
@@ -262,7 +279,7 @@ def confidences(run_dir: str) -> pd.DataFrame:
     Columns include `uncalibrated` and `calibrated`, by the `temperature` of the fold's validation speakers,
     and their number `validation_speakers`. The table is empty without networks or validation speakers.
     """
-    tables, networks = [], {SYSTEM_NAMES[loss] for loss in LOSSES}
+    tables, networks = [], {experiments.SYSTEM_NAMES[loss] for loss in LOSSES}
     for row in classifiers(run_dir).itertuples(index=False):
         table = pd.read_parquet(row.stage / "predictions.parquet")
         validation, test = (table[table.part == part] for part in ("validation", "test"))

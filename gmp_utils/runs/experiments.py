@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import yaml
@@ -28,6 +28,25 @@ CONFIG = ROOT / "workflow" / "config"
 RECIPES = ROOT / "presets" / "recipes"
 FILE = "experiment.json"
 PERSONAL = "papt"  # the recipe that ends with notebook 08
+SYSTEM_NAMES = {
+    "ce": "CE",
+    "ams": "AMS",
+    "ce-then-ams": "CE then AMS",
+    "ce-then-ce": "CE then CE",
+    "probe": "probe of the untouched encoder",
+    "probe-z": "probe of the untouched encoder, z per speaker (transductive)",
+    "self-training": "probe of the untouched encoder, self-training",
+    "probe-multitask": "probe of the multi-task model",
+    "probe-retrained": "probe of the retrained model",
+    "probe-ce": "probe of the CE network",
+    "probe-ams": "probe of the AMS network",
+    "egemaps": "SVM on eGeMAPS",
+    "egemaps-z": "SVM on eGeMAPS, z per speaker (transductive)",
+    "majority": "majority",
+    "text": "text alone",
+    "late-fusion": "with text, late",
+    "embedding-fusion": "with text, embeddings",
+}
 EGEMAPS = {"egemaps", "egemaps-z"}  # baselines
 
 
@@ -69,8 +88,8 @@ class Declaration:
             expected = '"all labels" or "few labels"'
             raise ValueError(f"primary: found {[*self.primary]}, expected {expected}")
         for outcome in chain(*self.primary.values()):
-            variants, systems = tuple(f"{name}, " for name in self.variants), outcome.split(" → ")
-            if len(systems) != 2 or not all(name.startswith(variants) for name in systems):
+            names = {", ".join(pair) for pair in product(self.variants, SYSTEM_NAMES.values())}
+            if len(systems := outcome.split(" → ")) != 2 or not names.issuperset(systems):
                 expected = "variant, system → variant, system"
                 raise ValueError(f"primary: found {outcome!r}, expected {expected}")
         if not 0 < len(self.variants) == len(set(map(slug, self.variants))):
@@ -222,14 +241,15 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
         raise GmpError(f"recipe {settings.recipe!r} with an experiment: set it in its variants.")
     folder = _folder(settings, _parameters(settings, declaration.parameters))
     folds, seeds = settings.folds or declaration.folds, settings.seeds or declaration.seeds
-    defaults, runs, impossible = notebook.series_parameters()["06_finetune"], [], {}
+    defaults = notebook.series_parameters()["06_finetune"]
+    runs, members, impossible = [], [], {}
     for variant, changes in declaration.variants.items():
         parameters = _parameters(settings, declaration.parameters, changes)
         lists = defaults | parameters
         if EGEMAPS & {*lists["baselines"]} and find_spec("opensmile") is None:
             others = [name for name in lists["baselines"] if name not in EGEMAPS]
             alone = not (others or lists["losses"] or lists["text"])
-            parameters["baselines"] = others
+            parameters["baselines"] = lists["baselines"] = others
             impossible[variant if alone else f"{variant}, SVM on eGeMAPS"] = (
                 "openSMILE is not installed"
             )
@@ -241,20 +261,18 @@ def _lay_out_experiment(settings: Settings, declaration: Declaration) -> Plan:
             continue
         initial_models = _initial_models(settings, parameters)
         personal = (declaration.parameters | changes).get("recipe") == PERSONAL
+        systems = [*lists["losses"], *lists["baselines"], *lists["text"]]
         for seed in seeds:
             run_dir = f"{folder}/{slug(variant)}/seed{seed}"
             values = {"label_draw": seed} | parameters
             values |= {"run_dir": run_dir, "folds": folds, "seed": seed}
-            runs.append(Run(run_dir, values, folds, initial_models, variant, seed, personal))
+            run = Run(run_dir, values, folds, initial_models, variant, seed, personal)
+            runs.append(run)
+            member = {"variant": variant, "seed": seed, "run_dir": run_dir}
+            members.append(member | {"finetune_from": run.finetune_from, "systems": systems})
     if len({run.personal for run in runs}) > 1:
         problem = f"recipe {PERSONAL!r} predicts ratings, the others emotions"
         raise GmpError(f"{problem}; declare them in two experiments.")
-    members = []
-    for run in runs:
-        lists = defaults | run.parameters
-        systems = [*lists["losses"], *lists["baselines"], *lists["text"]]
-        member = {"variant": run.variant, "seed": run.seed, "run_dir": run.folder}
-        members.append(member | {"finetune_from": run.finetune_from, "systems": systems})
     experiment = dataclasses.asdict(declaration) | {"folds": folds, "seeds": seeds}
     return Plan(folder, runs, experiment | {"runs": members, "impossible": impossible})
 
