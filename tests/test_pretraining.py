@@ -1,7 +1,6 @@
 """Stage 00, and the embedded encoder."""
 
 import hashlib
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from transformers import HubertModel, Wav2Vec2ForPreTraining
+from transformers import HubertModel
 
 from gmp_utils import GmpError
 from gmp_utils.data import acoustic_features, audio, corpora, waveform_store
@@ -82,7 +81,7 @@ def test_crops_change_with_the_epoch_and_carry_their_labels():
     frames = 125, 187
     labels = np.concatenate([np.arange(n) for n in frames])[:, None]
     labels = Ragged(labels, dict(zip("ab", frames)))
-    settings = {"frame_labels": labels, "masking": pretrain_encoder.CLUSTERS_MASKING}
+    settings = {"frame_labels": labels, "masking": pretrain_encoder.MASKING}
     drawn = crops(waveforms, ["a", "b"], 1.0, **settings)
     assert drawn.utterances == ["a", "a", "b", "b", "b"] and set(drawn.seconds) == {1.0}
     firsts = []
@@ -122,7 +121,7 @@ def test_training_and_validation_share_no_recording():
     segments = [f"{name}@{start}" for name in range(50) for start in (0, 32000)]
     training, validation = split(segments, 0)
     assert sorted(training + validation) == sorted(segments)
-    assert len(validation) == 2 * 2  # 4 % of 50 recordings
+    assert len(validation) == 2 * 2  # 4% of 50 recordings
     names = [{name.split("@")[0] for name in part} for part in (training, validation)]
     assert not names[0] & names[1]
     assert split(segments, 1)[1] != validation
@@ -236,26 +235,6 @@ def test_targets_of_two_rounds(tmp_path, recordings):
     for other, number in ((str(tmp_path / "other"), 1), (run, 4)):  # without the stage before it
         with pytest.raises(GmpError, match=r"00_pretrain_encoder\.ipynb"):
             pretrain_round(other, number, scales=[5], training=TRAINING, **SMALL)
-
-
-def test_a_hubert_becomes_a_wav2vec2(tmp_path, recordings, tiny_encoder):
-    """Transformers' class loads all weights. The CNN is the HuBERT's, and the Transformer was trained."""
-    run, digest = str(tmp_path / "run"), "0123456789abcdef"
-    listed = weights.training_recordings(read(run, recordings))
-    hubert = shutil.copytree(tiny_encoder, tmp_path / "hubert")
-    (hubert / weights.TRAINING_RECORDINGS).write_text(digest, encoding="utf-8")
-    model = pretrain_encoder.pretrain_contrastive(run, str(hubert), TRAINING, 2.0) / "model"
-    loaded, report = Wav2Vec2ForPreTraining.from_pretrained(model, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]
-    before = HubertModel.from_pretrained(tiny_encoder).state_dict()
-    after = loaded.wav2vec2.state_dict()
-    assert before.keys() == after.keys()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if not name.startswith("feature_extractor.")}
-    assert weights.training_recordings(model) == {(digest, ""), *listed}
-    assert weights.pretraining_objective(str(model)) == "contrastive"
-    with pytest.raises(GmpError, match="a wav2vec2, expected a HuBERT"):
-        pretrain_encoder.pretrain_contrastive(run, str(model), TRAINING, 2.0)
 
 
 def test_the_embedded_encoder_is_that_of_its_card():

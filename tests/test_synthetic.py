@@ -1,14 +1,7 @@
 import hashlib
 
-import librosa
 import numpy as np
-import pandas as pd
 import pytest
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import recall_score
-from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from gmp_utils.data import audio, corpora
 from gmp_utils.data.corpora import synthetic
@@ -60,35 +53,3 @@ def test_phonemes_are_where_the_samples_have_them(spoken):
     shares = {name: np.mean(sibilant) for name, sibilant in found.items()}
     assert shares.pop("s") > 0.9
     assert max(shares.values()) < 0.1
-
-
-def prosody(manifest, only_carrying):
-    """Mean log pitch (YIN) and mean level (dB) of each utterance's loud frames, 10 ms apart."""
-    rows = []
-    for row in manifest.itertuples():
-        samples = audio.decode(row.path)
-        pitch = librosa.yin(samples, fmin=60, fmax=450, sr=16000, frame_length=1024, hop_length=160)
-        rms = librosa.feature.rms(y=samples, frame_length=1024, hop_length=160)[0]
-        level = 20 * np.log10(rms + 1e-5)
-        chosen = level > -45
-        if only_carrying:
-            seconds = np.arange(len(level)) * 0.01
-            chosen &= (seconds >= row.emotion_start) & (seconds < row.emotion_end)
-        rows.append([np.log(pitch[chosen]).mean(), level[chosen].mean()])
-    return np.array(rows)
-
-
-def uar_across_speakers(features, manifest):
-    classifier = make_pipeline(StandardScaler(), LogisticRegression())
-    rules = {"groups": manifest.speaker, "cv": LeaveOneGroupOut()}
-    predicted = cross_val_predict(classifier, features, manifest.emotion, **rules)
-    return recall_score(manifest.emotion, predicted, average="macro")
-
-
-def test_synthetic_is_hard_but_solvable(spoken):
-    manifest = corpora.load("synthetic", spoken)
-    overall = uar_across_speakers(prosody(manifest, only_carrying=False), manifest)
-    assert 0.40 <= overall <= 0.65
-    local = pd.DataFrame(prosody(manifest, only_carrying=True))
-    by_speaker = local.groupby(manifest.speaker).transform(lambda x: (x - x.mean()) / x.std())
-    assert uar_across_speakers(by_speaker.to_numpy(), manifest) >= 0.90

@@ -14,10 +14,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-import yaml
-from conftest import CLEAN, ROOT, cli, finished, workflow
-
-from gmp_utils.runs import experiments
+from conftest import CLEAN, ROOT
 
 ODD = "a \"b's $(touch x)$(shell touch y)`touch z`; touch w & | # % é ü * [0] ? \\ -"
 PAPERMILL = ("papermill", "--engine", "ipc", "--kernel", "python3", "--log-output")
@@ -214,54 +211,3 @@ def test_neither_make_nor_a_shell_expands_values(tmp_path, target):
         assert (typed["NAME"] in passed) == (target != "run")
         assert ("2; touch v" in passed) == (target in ("run", "experiment"))
     assert set(tmp_path.rglob("*")) == before
-
-
-def odd_settings(smoke, run):
-    """The smoke experiment's settings with special characters in all paths."""
-    settings = smoke(run)
-    run.parent.mkdir()
-    paths = {
-        "experiment": experiments.CONFIG / "smoke.yaml",
-        "preset": settings["preset"],
-        "encoder": settings["encoder"],
-        "corpus_dir": Path(settings["corpus_dir"]).parent,
-    }
-    for name, path in paths.items():
-        target = run.with_name(f"{name} {ODD}{Path(path).suffix}")
-        (shutil.copytree if Path(path).is_dir() else shutil.copy)(path, target)
-        settings[name] = str(target)
-    return settings | {"corpus_dir": settings["corpus_dir"] + "/table.csv"}
-
-
-def test_names_reach_a_notebook_unharmed(checkout, smoke, tmp_path):
-    code = (
-        "import json, pathlib\n"
-        "pathlib.Path(run_dir, 'names').write_text(json.dumps([run_dir, corpus_dir]))\n"
-        "raise SystemExit('enough')"
-    )
-    run = tmp_path / ODD / "run"
-    settings = odd_settings(smoke, run)
-    names = {"experiment": "NAME", "run_dir": "RUN"}
-    settings = {name: v[0] if isinstance(v, list) else v for name, v in settings.items()}
-    line = [f"{names.get(name, name.upper())}={value}" for name, value in settings.items()]
-    process, log = checkout(code, "experiment", *line, "CORES=1", "GPUS=0")
-    assert process.wait(120) == 2
-    assert "enough" in log.read_text()
-    for variant in ("gmps", "no-gmps"):
-        folder = run / variant / "seed0"
-        names = json.loads((folder / "names").read_text())
-        assert names == [str(folder), settings["corpus_dir"]]
-        values = yaml.safe_load((folder / "parameters/04_generate_gmps.yaml").read_text())
-        assert (values["encoder"], values["scales"]) == (settings["encoder"], [4, 8])
-    touched = [path for path in (tmp_path / "checkout").iterdir() if len(path.name) == 1]
-    assert touched == []
-
-
-@pytest.mark.slow
-def test_an_experiment_runs_and_is_reported_under_odd_names(smoke, tmp_path):
-    run = tmp_path / ODD / "run"
-    settings = odd_settings(smoke, run)
-    finished(workflow(settings))
-    assert "2 runs, 2 done" in finished(cli("plan", settings))
-    assert "report.html" in finished(cli("report", settings))
-    assert "GMPs" in (run / "report.html").read_text()

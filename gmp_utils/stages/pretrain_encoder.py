@@ -1,8 +1,7 @@
-"""Stage 00: pre-train a small HuBERT from scratch, in rounds, and optionally a wav2vec 2.0 from it.
+"""Stage 00: pre-train a small HuBERT from scratch, in rounds.
 
 The targets of the first round are clusters of MFCCs, those of later rounds clusters of a hidden layer of the
-previous round's model. Every round may have clusters of prosody too. Further pre-training with the
-contrastive objective turns the model into a wav2vec 2.0.
+previous round's model. Every round may have clusters of prosody too.
 """
 
 import shutil
@@ -14,14 +13,13 @@ from pathlib import Path, PurePath
 
 import numpy as np
 import pandas as pd
-from transformers import HubertConfig, Wav2Vec2Config, Wav2Vec2Model, set_seed
+from transformers import HubertConfig, set_seed
 
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data import acoustic_features, waveform_store
 from gmp_utils.data.audio import SAMPLE_RATE, find_recordings
 from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.ragged import Ragged
-from gmp_utils.models.contrastive import ContrastiveModel, contrastive_metrics
 from gmp_utils.models.encoder import SpeechModel
 from gmp_utils.models.masked_prediction import LOSS_ON, MaskedPredictionModel, stream_metrics
 from gmp_utils.runs import weights
@@ -35,8 +33,7 @@ from gmp_utils.training.trainer import TrainingConfig, train
 SYNTHETIC_SEED = 10_000  # differs from the seeds of the synthetic corpus
 VALIDATION_SHARE = 0.04  # of the recordings
 LONGEST_SEGMENT = 20.0  # seconds, at most, that the encoder processes at once to make targets
-CLUSTERS_MASKING = Masking(0.8, 10)  # HuBERT's
-CONTRASTIVE_MASKING = Masking(0.65, 10)  # wav2vec 2.0's
+MASKING = Masking(0.8, 10)  # HuBERT's
 CLUSTERED_FRAMES = 1_000_000  # that k-means is fitted to, if there are more
 LAST_STEP = {"selection_metric": "validation_loss", "selection": "last"}  # whose model is kept
 
@@ -200,13 +197,13 @@ def pretrain_round(
         else:
             frames.remove()
             model = MaskedPredictionModel.load(str(previous / "encoder"), **settings)
-        masking = {"frame_labels": targets, "masking": CLUSTERS_MASKING, "seed": training.seed}
+        masking = {"frame_labels": targets, "masking": MASKING, "seed": training.seed}
         parts = train_names, validation_names
         sets = [crops(segments, part, crop_seconds, **masking) for part in parts]
         streams = stream_names(scales, prosody_clusters)
         evaluation = {"compute_metrics": partial(stream_metrics, streams)} | LAST_STEP
         train(model, *sets, folder, training, **evaluation)
-        model.config.train_cnn = False  # in other trainings
+        model.config.train_cnn = False  # in other training runs
         model.base_model.save_pretrained(folder / "encoder")
         for subfolder in ("encoder", "model"):
             shutil.copy(recordings / weights.TRAINING_RECORDINGS, folder / subfolder)
@@ -251,53 +248,3 @@ def _write_targets(
             stream += 1
     targets.flush()
     return targets
-
-
-def pretrain_contrastive(
-    run_dir: str, encoder: str, training: TrainingConfig, crop_seconds: float
-) -> Path:
-    """Further pre-train a HuBERT (`gmp_utils.runs.weights.resolve`) with the contrastive objective.
-
-    The architectures are the same. The CNN is frozen, because the targets are its output. The stage's model/
-    is a `Wav2Vec2ForPreTraining` with the digests of its and the HuBERT's recordings.
-    """
-    run = run_folder(run_dir) / PRETRAIN_ENCODER
-    recordings = run / "recordings"
-
-    def build(folder: Path) -> None:
-        set_seed(training.seed)
-        model = _as_wav2vec2(encoder, folder / "initial")
-        segments = Ragged.open(recordings / "segments")
-        names = segments.utterances
-        features.write_cnn_output(model, segments, names, folder / "cnn")
-        inputs = Ragged.open(folder / "cnn")
-        masking = {"masking": CONTRASTIVE_MASKING, "seed": training.seed}
-        parts = split(names, training.seed)
-        sets = [crops(inputs, part, crop_seconds, **masking) for part in parts]
-        train(model, *sets, folder, training, compute_metrics=contrastive_metrics, **LAST_STEP)
-        inputs.remove()
-        sources = recordings, weights.resolve(encoder)
-        used = set().union(*map(weights.training_recordings, sources))
-        weights.write_training_recordings(folder / "model", used)
-
-    return make_stage(
-        run / "wav2vec2",
-        build,
-        parameters={"encoder": encoder, "training": vars(training), "crop_seconds": crop_seconds},
-        stages=[recordings],
-        inputs=[weights.fingerprint(encoder)],
-    )
-
-
-def _as_wav2vec2(encoder: str, folder: Path) -> ContrastiveModel:
-    """A contrastive model with a HuBERT's weights, converted in a temporary folder."""
-    hubert = SpeechModel.load(weights.resolve(encoder))
-    if hubert.config.model_type != "hubert":
-        raise GmpError(f"encoder {encoder!r}: a {hubert.config.model_type}, expected a HuBERT.")
-    settings = hubert.config.to_diff_dict() | {"architectures": None, "model_type": "wav2vec2"}
-    model = Wav2Vec2Model(Wav2Vec2Config(**settings))
-    model.load_state_dict(hubert.base_model.state_dict())
-    model.save_pretrained(folder)
-    model = ContrastiveModel.load(str(folder))
-    shutil.rmtree(folder)
-    return model
