@@ -64,7 +64,7 @@ report: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/stages.py $${CORPUS_DIR:+--recordings "$$CORPUS_DIR"}
 
-# Two files of tests at a time, then those of the notebooks, whose trainings take all cores.
+# Two files of tests at a time, then those of the notebooks, whose training runs take all cores.
 test: .venv/installed
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow" --ignore tests/test_notebooks.py \
 		--numprocesses 2 --dist loadfile

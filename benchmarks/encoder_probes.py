@@ -75,7 +75,7 @@ def speaker_uar(x: np.ndarray, speakers: np.ndarray) -> float:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean, and its 95 % interval by Student's t."""
+    """Mean, and its 95% interval by Student's t."""
     return values.mean(), *stats.ttest_1samp(values, 0).confidence_interval()
 
 
@@ -221,8 +221,8 @@ def maps_and_probes(manifest: pd.DataFrame, encoder: str) -> go.Figure:
     figure.add_trace(curve, 1, len(titles))
     figure.update_xaxes(title="layer", dtick=1, row=1, col=len(titles))
     title = (
-        f"The untouched encoder's layers give {min(mean):.0f} to {max(mean):.0f} % UAR on seven emotions of "
-        "speakers that the probe was not trained on (chance: 14 %)"
+        f"The untouched encoder's layers give {min(mean):.0f} to {max(mean):.0f}% UAR on seven emotions of "
+        "speakers that the probe was not trained on (chance: 14%)"
     )
     return figure.update_layout(template=style.TEMPLATE, height=380, title=title)
 

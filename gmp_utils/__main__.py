@@ -69,7 +69,7 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     add("--cores", type=int, metavar="N", help="processor cores (default: all)")
     text = "trainings in parallel, each on a GPU (default: all GPUs; without any, one)"
     add("--gpus", type=int, metavar="N", help=text)
-    text = "also log trainings to tensorboard, wandb or mlflow, comma-separated"
+    text = "also log training runs to tensorboard, wandb or mlflow, comma-separated"
     add("--report-to", default="", metavar="TRACKERS", help=text)
     text = "a Snakemake profile, such as workflow/profiles/slurm, which then sets cores and GPUs"
     add("--profile", default="", metavar="DIR", help=text)

@@ -117,11 +117,12 @@ def test_recall_by_group():
         (gender, name) for gender in ("female", "male") for name in [*emotions, "UAR"]
     ]
     women = rows.query("gender == 'female'")
-    uar = metrics.uar(women.true, women.predicted)
+    uar = 100 * metrics.uar(women.true, women.predicted)
     assert table.recall["female", "UAR"] == pytest.approx(uar)
-    hits = (women.true == women.predicted)[women.true == "angry"].groupby(women.speaker).mean()
+    right = (women.true == women.predicted)[women.true == "angry"]
+    hits = 100 * right.groupby(women.speaker).mean()
     half = stats.t.ppf(0.975, 3) * hits.std() / 2
-    expected = [hits.mean(), hits.mean() - half, min(1, hits.mean() + half)]
+    expected = [hits.mean(), hits.mean() - half, min(100, hits.mean() + half)]
     assert table.loc[("female", "angry")].tolist() == pytest.approx(expected)
     figure = series.recalls_by_group({"a": tables.recall_table(rows, emotions)}, "")
     assert figure.data[0].error_y.arrayminus[0] == pytest.approx(half)

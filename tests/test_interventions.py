@@ -107,7 +107,7 @@ def test_changes_by_patches_are_those_computed_by_hand(tmp_path, tiny_encoder):
     assert rows[4].change.tolist() == pytest.approx(expected.tolist(), abs=1e-5)
     assert rows[2].change.tolist() == pytest.approx(rows[1].change.tolist(), abs=1e-4)
     assert rows[4].end.iloc[-1] == pytest.approx(len(y) / 50)
-    figure = layers.patches(table, "x (c)", "y (a)")
+    figure = layers.patches(table, "x", "y", ("c", "a"))
     cells = table.change.to_numpy().reshape(4, 10)
     np.testing.assert_array_equal(figure.data[0].z, cells)
     assert f"s of layer {abs(cells).max(axis=1).argmax() + 1}<br>" in figure.layout.title.text

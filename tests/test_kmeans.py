@@ -44,7 +44,7 @@ def inertia(frames, centroids):
 
 @pytest.mark.parametrize("chunk", [kmeans.CHUNK, 700])
 def test_kmeans_of_gpus_equals_faiss_from_the_same_initial_centroids(monkeypatch, chunk):
-    """It runs on the CPU here: all scales in one pass, whole and in chunks. Inertia agrees within 0.1 %."""
+    """It runs on the CPU here: all scales in one pass, whole and in chunks. Inertia agrees within 0.1%."""
     monkeypatch.setattr(kmeans, "CHUNK", chunk)
     monkeypatch.setattr(hardware, "device", lambda: "cpu")
     frames, scales = mixture(5000), [8, 64, 256]

@@ -241,7 +241,7 @@ def test_the_page_recognizes(demo, tmp_path):
 
 @pytest.mark.slow
 def test_a_second_of_silence_changes_few_predictions(demo):
-    """Before or after test utterances, it changes below 5 % of the predictions (10 % without trimming)."""
+    """Before or after test utterances, it changes below 5% of the predictions (10% without trimming)."""
     corpus, silence = open_corpus("runs/demo"), np.zeros(16000, np.int16)
     waveforms = [corpus.waveforms[name] for name in corpus.partition(1)["test"]]
 

@@ -55,6 +55,10 @@ def test_runs_of_the_pages_are_planned(tmp_path, line):
         settings["CORPUS_DIR"] = str(tmp_path)
     if settings.get("ENCODER", "").startswith("runs/"):
         settings["ENCODER"] = "embedded"
+    if settings.get("NAME", "").endswith(".yaml"):
+        (own,) = [text for kind, text in blocks("experiments.md") if kind == "yaml"]
+        settings["NAME"] = str(tmp_path / settings["NAME"])
+        Path(settings["NAME"]).write_text(own)
     settings["RUN"] = str(tmp_path / "run")
     plan = succeeded(make("plan", *(f"{name}={value}" for name, value in settings.items())))
     personal = "papt" in settings.get("RECIPE", "") or settings.get("NAME") == "personalize"

@@ -355,7 +355,7 @@ def test_systems_are_compared_over_seeds_and_speakers():
     assert results.seeds.tolist() == [3, 3]
     assert results["A-CCC"]["mean-mlp"] == pytest.approx(1 - losses.mean() / 100)
     (row,) = ratings.compare_systems(table[table.seed == 0], systems).itertuples()
-    assert row.finding.startswith(f"{losses[0].mean():.1f} points lower in these trainings;")
+    assert row.finding.startswith(f"{losses[0].mean():.1f} points lower in these training runs;")
 
 
 def test_results_of_seeds_are_combined(rated, tmp_path):

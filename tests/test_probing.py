@@ -176,6 +176,8 @@ def test_bags_of_clusters_by_hand():
     counts *= np.arange(1, len(points) + 1)[:, None]
     assert probe_layers.bag_uar(counts, points, "validation") == 1
     assert np.isnan(probe_layers.bag_uar(counts, points.assign(emotion=None), "validation"))
+    by_gender = one_hot(points.gender) + 1
+    assert probe_layers.bag_uar(by_gender, points, "validation", "gender") == 1
 
 
 def test_cka_by_another_form_of_its_definition():

@@ -216,6 +216,7 @@ def test_inputs_of_other_libraries_are_accepted(speech, tmp_path):
     tensor = torch.from_numpy(expected[None].copy()).requires_grad_()
     for recording in (
         (SECOND, samples), (SECOND, stereo), (SECOND, stereo.T), {"bytes": file.getvalue()},
+        {"bytes": None, "path": str(path)},
         {"array": samples, "sampling_rate": SECOND}, {"raw": samples, "sampling_rate": SECOND},
         file, file.getvalue(), path, path.open("rb"),
     ):  # fmt: skip
@@ -246,7 +247,8 @@ def test_inputs_of_other_libraries_are_accepted(speech, tmp_path):
         (np.zeros(SECOND), None, "sample_rate"),
         ("a.wav", SECOND, "sample_rate"),
         ({"array": np.zeros(SECOND)}, None, "sample_rate: found None"),
-        ({"path": "a.wav"}, None, "an array of object"),
+        ({"path": "a.wav"}, None, "found 'a.wav', expected a file"),
+        ({"sampling_rate": SECOND}, None, "an array of object"),
         (b"no sound", None, "audio: cannot be decoded"),
         (io.StringIO("no sound"), None, "expected mode 'rb'"),
     ],

@@ -249,7 +249,7 @@ def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, mon
 def test_checkpoints_are_those_of_the_best_models_and_one_per_minute(
     seconds, tmp_path, tiny_encoder, monkeypatch
 ):
-    """Trainings take less than a minute, so with 60 s only the best models and the first one are saved."""
+    """Training takes less than a minute, so with 60 s only the best models and the first one are saved."""
     run, newest = write_noise_corpus(tmp_path / "run"), []
 
     def look(self, args, state, control, **kwargs):
@@ -369,7 +369,7 @@ def test_labels_are_gender_augmented_only_if_gender_was_learned(finished, tmp_pa
         text = tables.describe(str(run))
         assert ("Not called gender-augmented" in text) is not augmented
         assert collect.gender_uar(run / "fold1" / "06_finetune" / "retrained" / "ce") == uar
-    assert "Not called gender-augmented (see notebook 04): GMPs (1 of 1 trainings)." in text
+    assert "Not called gender-augmented (see notebook 04): GMPs (1 of 1 training runs)." in text
     assert np.isnan(collect.gender_uar(run / "fold1" / "06_finetune" / "encoder" / "ams"))
     write_json(stage / "metrics.json", {"gender_uar": 0.8})
     write_json(stage / "params.json", read_json(stage / "params.json") | {"frozen_layers": 2})
@@ -597,12 +597,12 @@ def test_the_table_has_every_variant_and_names_the_missing_runs(experiment):
         "first": ["AMS"], "second": ["AMS"],
     }  # fmt: skip
     assert collect.missing_runs(str(experiment)) == [
-        "first, AMS (1 of 2 trainings)", "second, AMS (1 of 2 trainings)", "third: no such layer",
+        "first, AMS (1 of 2 training runs)", "second, AMS (1 of 2 training runs)", "third: no such layer",
     ]  # fmt: skip
     table = tables.results_table(predictions, declaration, tables.scores(predictions))
     stage = write_results(str(experiment), predictions, table)
     summary = (stage / "summary.md").read_text()
-    assert "NOT RUN: first, AMS (1 of 2 trainings); " in summary
+    assert "NOT RUN: first, AMS (1 of 2 training runs); " in summary
     assert "Variants change: first: nothing; second: layer -1; third: layer -9." in summary
     table = pd.read_csv(stage / "table.csv").set_index("variant")
     assert table.UAR["third"] == "not run"
@@ -721,7 +721,7 @@ def test_quality_of_pseudo_labels(tmp_path, tiny_encoder):
         corpus = open_corpus(run)
         table = label_quality.label_quality(stage, corpus)
         assert table.index.tolist() == ["K = 4", "K = 6"]
-        assert table["bag UAR"].between(0, 1).all()
+        assert table[["bag UAR, emotion", "bag UAR, gender"]].stack().between(0, 1).all()
         if permuted:
             chance = pytest.approx(table["permuted, frames"].tolist(), rel=0.1)
             assert table["run, frames"].tolist() == chance

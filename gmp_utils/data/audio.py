@@ -62,7 +62,7 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
     Parameters
     ----------
     recording : path, bytes, binary file, ndarray, tensor, (sample_rate, samples), or dict
-        A dict has `bytes`, or `sampling_rate` and `array` or `raw`. See `from_array` for the samples.
+        A dict has `bytes` or `path`, or `sampling_rate` and `array` or `raw`, see `from_array`.
     sample_rate : float, optional
         Hz, of an ndarray or a tensor.
     """
@@ -73,7 +73,8 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
             recording.seek(0)
         recording = recording.read()
     if isinstance(recording, Mapping):
-        recording = recording.get("bytes") or recording
+        if not {"array", "raw"} & {*recording}:
+            recording = recording.get("bytes") or recording.get("path") or recording
     bare = isinstance(recording, np.ndarray) or hasattr(recording, "detach")
     if bare != (sample_rate is not None):
         raise GmpError("sample_rate: give it (in Hz) with an array or tensor, and only then.")

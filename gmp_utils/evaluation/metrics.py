@@ -66,8 +66,9 @@ def adjusted_information(
     level is the mean over random permutations of the labels among the units (utterances) of each group
     (speaker). The closed form permutes labels among frames. It is above 0 even for unrelated labels, because
     frames of an utterance are similar, and takes minutes for a million frames and thousands of clusters.
-    Labels that are constant within each group, such as gender, are permuted among all units. The value is 0
-    on average for unrelated labels, and 1 for clusters that determine them. Arrays are (n_frames,); the
+    Labels that are constant within each group, such as gender, are permuted among all units, so their value
+    includes any other difference between the groups. The value is 0 on average for unrelated labels that vary
+    within groups, and 1 for clusters that determine the labels. Arrays are (n_frames,); the
     frames of a unit share label and group.
     """
     units = pd.factorize(units)[0]

@@ -146,7 +146,7 @@ class FoldMaps:
         emotions = tuple(self.corpus.manifest.emotion[[source, target]])
         waveforms = map(self.corpus.waveforms.__getitem__, (source, target))
         table = interventions.patch(self.model, *waveforms, emotions)
-        return patches(table, *map("{} ({})".format, (source, target), emotions))
+        return patches(table, source, target, emotions)
 
 
 def composition(points: pd.DataFrame, selected: np.ndarray) -> pd.DataFrame:

@@ -15,7 +15,7 @@ VALUES = ("difference", "low", "high")
 
 
 def layer_curves(probes: pd.DataFrame) -> go.Figure:
-    """Probe scores over layers with 95 % intervals: UAR of utterances and of frames, CCC of ratings."""
+    """Probe scores over layers with 95% intervals: UAR of utterances and of frames, CCC of ratings."""
     groups = dict(list(probes.groupby(["metric", "unit"]))[::-1])
     titles = [unit.replace("frames", "single frames") for _, unit in groups]
     figure = make_subplots(1, len(groups), subplot_titles=titles, horizontal_spacing=0.09)
@@ -42,7 +42,7 @@ def layer_curves(probes: pd.DataFrame) -> go.Figure:
     best = scored.loc[scored.score.idxmax()]
     as_good = (scored.score >= best.low).sum()
     title = f"{task.capitalize()}, utterances: {best.metric} {scored.score.min():.2f} to {best.score:.2f}; "
-    title += f"{as_good} of {len(scored)} layers are within the 95 % interval of the best"
+    title += f"{as_good} of {len(scored)} layers are within the 95% interval of the best"
     figure.update_layout(title=title, margin_t=80)
     return figure.update_xaxes(title="layer (0: input of the first)")
 
@@ -93,42 +93,45 @@ def layer_change(table: pd.DataFrame) -> go.Figure:
 
 
 def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figure:
-    """Differences in recall without a layer, and in shares with a direction added, with their intervals.
+    """Differences (points) in recall without a layer, and in shares with a direction added, with intervals.
 
     The tables are those of `gmp_utils.stages.interventions.intervene`.
     """
     titles = "recall without the layer", "share of other emotions, with the direction added"
     figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.03)
     for column, table in enumerate((ablations, directions), start=1):
-        text = [f"{x:+.2f}<br>[{a:+.2f}, {b:+.2f}]" for x, a, b in zip(*map(table.get, VALUES))]
-        cells = {"x": table.emotion, "y": table.layer, "z": table.difference, "text": text}
+        points = 100 * table[list(VALUES)]
+        text = [f"{x:+.0f}<br>[{a:+.0f}, {b:+.0f}]" for x, a, b in points.to_numpy()]
+        cells = {"x": table.emotion, "y": table.layer, "z": points.difference, "text": text}
         style = {"texttemplate": "%{text}", "textfont_size": 9, "coloraxis": "coloraxis"}
         figure.add_heatmap(**cells, **style, row=1, col=column)
-    uar = ablations[ablations.emotion == "UAR"]
-    shares = directions.groupby("emotion").difference.max()
-    title = f"Without a layer, UAR changes by {uar.difference.min():+.2f} to {uar.difference.max():+.2f}.<br>"
+    uar = 100 * ablations.difference[ablations.emotion == "UAR"]
+    shares = 100 * directions.groupby("emotion").difference.max()
+    title = f"Without a layer, UAR changes by {uar.min():+.0f} to {uar.max():+.0f} points.<br>"
     most, fewest = shares.idxmax(), shares.idxmin()
-    title += f"Directions raise the share classified as {most} by up to {shares[most]:.0%}"
-    title += f", and as {fewest} by up to {shares[fewest]:.0%}"
+    title += f"Directions raise the share classified as {most} by up to {shares[most]:.0f} points"
+    title += f", and as {fewest} by up to {shares[fewest]:.0f}"
     figure.update_yaxes(title="layer", dtick=1, col=1)
-    scale = {"cmin": -1, "cmax": 1, "colorscale": "BrBG", "colorbar": {"title": "difference"}}
-    height = 150 + 38 * uar.layer.max()
+    scale = {"cmin": -100, "cmax": 100, "colorscale": "BrBG", "colorbar": {"title": "points"}}
+    height = 150 + 38 * ablations.layer.max()
     return figure.update_layout(title=title, coloraxis=scale, height=height, margin_t=110)
 
 
-def patches(table: pd.DataFrame, source: str, target: str) -> go.Figure:
+def patches(table: pd.DataFrame, source: str, target: str, emotions: tuple[str, str]) -> go.Figure:
     """Effects of a source utterance's frames in a target: the table of `interventions.patch`."""
     cells, sizes = table.pivot(index="layer", columns="start", values="change"), table.change.abs()
     row, limit = table.loc[sizes.idxmax()], sizes.max() or 1.0
     title = f"Frames of {source} in {target}: {row.start:.2f} to {row.end:.2f} s of layer {row.layer:.0f}"
-    title += f"<br>change the log-odds most, by {row.change:+.1f}, from {row.target:+.1f}"
-    title += f" towards {row.source:+.1f}"
+    title += (
+        f"<br>change the log-odds of {emotions[0]} against {emotions[1]} most, by {row.change:+.1f}"
+    )
+    title += f"<br>(from {row.target:+.1f}; those of {source} are {row.source:+.1f})"
     edges = [*cells.columns, table.end.max()]
     figure = go.Figure(go.Heatmap(x=edges, y=cells.index, z=cells, coloraxis="coloraxis"))
     figure.update_xaxes(title=f"time in {target} (s)").update_yaxes(title="layer", dtick=1)
     scale = {"cmin": -limit, "cmax": limit, "colorscale": "BrBG"}
     scale["colorbar"] = {"title": "change of<br>log-odds"}
-    style = {"template": TEMPLATE, "height": 170 + 25 * len(cells), "margin_t": 90}
+    style = {"template": TEMPLATE, "height": 190 + 25 * len(cells), "margin_t": 110}
     return figure.update_layout(title=title, coloraxis=scale, **style)
 
 

@@ -32,7 +32,7 @@ def differences(table: pd.DataFrame) -> go.Figure:
     figure.update_yaxes(title="", autorange="reversed", automargin=True)
     over = "speakers and seeds" if table.seeds.min() >= MIN_SEEDS else "speakers, not over seeds"
     height, n_apart = 180 + 40 * table.compared.nunique(), (table.low * table.high > 0).sum()
-    title = f"{n_apart} of {len(table)} differences have 95 % intervals without 0 (over {over})"
+    title = f"{n_apart} of {len(table)} differences have 95% intervals without 0 (over {over})"
     return figure.update_layout(title=title, height=height)
 
 
@@ -49,7 +49,7 @@ def by_gap(table: pd.DataFrame) -> go.Figure:
 def by_shift(table: pd.DataFrame) -> go.Figure:
     """CCC of test speakers against their distances, from `gmp_utils.evaluation.ratings.shifts`.
 
-    The title of a panel has Pearson's correlation with its 95 % interval.
+    The title of a panel has Pearson's correlation with its 95% interval.
     """
     long = table.melt(["attribute", "ccc"], ["feature", "label"], "kind", "shift")
     titles, clear = {}, []
@@ -94,5 +94,6 @@ def by_neighbors(table: pd.DataFrame) -> go.Figure:
     figure = panels(px.line, table, **axes, markers=True, log_x=True)
     figure.update_xaxes(title="neighboring speakers", tickvals=table.neighbors.unique())
     means = table[table.calibration == "PLDC both"].groupby("neighbors")["A-CCC"].mean()
-    ends = f"{means.min():.2f} with {means.idxmin()} to {means.max():.2f} with {means.idxmax()}"
-    return figure.update_layout(title=f"PLDC both, mean of attributes: A-CCC is {ends} neighbors")
+    low, high = means.idxmin(), means.idxmax()
+    ends = f"{means[low]:.2f} ({low} neighbors) to {means[high]:.2f} ({high} neighbors)"
+    return figure.update_layout(title=f"PLDC both, mean of attributes: A-CCC from {ends}")

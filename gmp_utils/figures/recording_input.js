@@ -71,7 +71,7 @@ function render({ model, el }) {
       const end = start + PIECE;
       send({ name: chosen.name, first: start === 0, last: end >= chosen.size, sample_rate: 0 }, piece);
       await received;
-      status.textContent = ` ${Math.min(100, Math.round((100 * end) / chosen.size))} %`;
+      status.textContent = ` ${Math.min(100, Math.round((100 * end) / chosen.size))}%`;
       start = end;
     } while (start < chosen.size);
     file.value = status.textContent = "";

@@ -87,7 +87,7 @@ def durations(manifest: pd.DataFrame) -> go.Figure:
     rows = manifest.fillna({"emotion": "unknown"}).sort_values("emotion")
     figure = px.histogram(rows, x="duration", color="emotion", nbins=40, color_discrete_map=COLORS)
     low, high = manifest.duration.quantile([0.05, 0.95])
-    title = f"90 % of the utterances last {low:.1f} to {high:.1f} s"
+    title = f"90% of the utterances last {low:.1f} to {high:.1f} s"
     return figure.update_layout(title=title, xaxis_title="duration (s)", yaxis_title="utterances")
 
 
@@ -179,7 +179,7 @@ def targets(mel: np.ndarray, rounds: dict[str, np.ndarray], title: str) -> go.Fi
 
 
 def feature_planes(networks: dict[str, Path]) -> go.Figure:
-    """Validation features before and after trainings of notebook 06: a PCA of the unit vectors of each model.
+    """Validation features before and after fine-tuning: a PCA of the unit vectors of each model.
 
     Inter- and intra-class distances are cosine distances in all dimensions. The axes differ between panels.
     """
@@ -217,7 +217,7 @@ def confusions(by_system: dict[str, pd.DataFrame], emotions: list[str]) -> go.Fi
         shares = 100 * table.div(table.sum(axis=1), axis=0)
         text = shares.map("{:.0f}".format).where(shares.notna(), "")
         wrong = shares.where(~np.eye(len(emotions), dtype=bool)).stack()
-        errors[f"{' as '.join(wrong.idxmax())} ({wrong.max():.0f} %, {name})"] = wrong.max()
+        errors[f"{' as '.join(wrong.idxmax())} ({wrong.max():.0f}%, {name})"] = wrong.max()
         for emotion, (_, low, high) in with_intervals(rows).items():
             if emotion in emotions and not np.isnan(low):
                 text.loc[emotion, emotion] += f"<br>[{100 * low:.0f}, {100 * high:.0f}]"
@@ -242,13 +242,14 @@ def recalls_by_group(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
         -(-len(tables) // 3),
     )
     figure = panels(
-        px.scatter, table, "system", x="emotion", y="recall", color="group", range_y=[-0.05, 1.05],
+        px.scatter, table, "system", x="emotion", y="recall", color="group", range_y=[-5, 105],
         error_y="above", error_y_minus="below", facet_col_wrap=3, color_discrete_map=COLORS,
         category_orders={"emotion": order}, facet_row_spacing=0.3 / n_rows,
     )  # fmt: skip
     figure.for_each_trace(lambda trace: trace.update(offsetgroup=trace.name, marker_size=9))
     figure.update_layout(scattermode="group", scattergap=0.6, legend_title="")
-    return figure.update_xaxes(title="").update_layout(title=title, height=130 + 290 * n_rows)
+    figure.update_xaxes(title="").update_yaxes(title="recall (%)", col=1)
+    return figure.update_layout(title=title, height=130 + 290 * n_rows)
 
 
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
@@ -286,7 +287,7 @@ def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figur
 
 
 def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
-    """UAR over the number or share of labels, with 95 % intervals over speakers (Student's t).
+    """UAR over the number or share of labels, with 95% intervals over speakers (Student's t).
 
     `scores` has line, x, speaker and UAR, see `gmp_utils.evaluation.readout`.
     """
@@ -294,10 +295,12 @@ def label_curves(scores: pd.DataFrame, x_title: str) -> go.Figure:
     means = speaker_means(scores.groupby(["line", "x"]).UAR)
     for line, color in palette.items():
         add_band(figure, line, color, order, means.loc[line].reindex(order))
-    average = means.UAR.groupby("line").mean()
+    numbers = [x for x in order if x != "all"]
+    average = means.UAR.unstack("x")[numbers].mean(axis=1)
     lines = dict.fromkeys([average.idxmin(), average.idxmax()])
     extremes = " to ".join(f"{average[line]:.1f} ({line})" for line in lines)
-    title = f"Mean UAR over all numbers of labels: {extremes}"
+    ends = " to ".join(dict.fromkeys([numbers[0], numbers[-1]]))
+    title = f"Mean UAR for {ends} {x_title}:<br>{extremes}"
     figure.update_xaxes(type="category", categoryarray=order, title=x_title)
     return figure.update_layout(title=title, yaxis_title="UAR (%)")
 

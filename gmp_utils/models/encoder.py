@@ -315,7 +315,7 @@ def capture(encoder: nn.Module, indices: set[int], n_layers: int) -> Iterator[di
 def position_convolution(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """The grouped convolution of position embeddings, on a GPU by `fft_convolution`.
 
-    cuDNN computes it without tensor cores, which took 61 % of a training step.
+    cuDNN computes it without tensor cores, which took 61% of a training step.
     """
     return fft_convolution(x, weight, bias) if x.is_cuda else plain_convolution(x, weight, bias)
 

@@ -125,9 +125,9 @@ def lineage(stage: Path) -> list[Path]:
 
 def check_same_encoder(stages: Iterable[Path], encoder: str) -> None:
     """Raise a GmpError if one of these stages of notebooks 02 to 06 was made from another encoder."""
-    for stage in chain(*map(lineage, stages)):
-        inputs = read_json(stage / "provenance.json")["inputs"]
-        if inputs and inputs != [weights.fingerprint(encoder)]:
+    expected = [weights.fingerprint(encoder)]
+    for stage in dict.fromkeys(chain(*map(lineage, stages))):
+        if read_json(stage / "provenance.json")["inputs"] not in ([], expected):
             found = f"{display_path(stage)} was made from another encoder than {encoder!r}"
             remedy = "set the same encoder (with its commit, if it is on the hub)"
             raise GmpError(f"{found}; {remedy}, or run notebooks/{notebook_of(stage)}.ipynb again.")

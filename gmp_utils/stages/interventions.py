@@ -122,7 +122,7 @@ def _difference(rows: pd.DataFrame, before: np.ndarray, after: np.ndarray) -> di
 def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
     """Intervene in one of `CLASSIFIERS`, on utterances of the part that the protocol selects on.
 
-    The stage has two tables with `difference`, its 95 % interval `low` to `high`, and the units `over` which
+    The stage has two tables with `difference`, its 95% interval `low` to `high`, and the units `over` which
     it was computed. In ablations.parquet it is that of the recall of each `emotion`, and of their mean
     ("UAR"), if a `layer` (from 1) is skipped. In directions.parquet it is that of the share of the other
     emotions' utterances that are classified as an `emotion`, if the difference between the mean frame of its

@@ -15,7 +15,7 @@ from gmp_utils.training.features import open_labels
 def label_quality(stage: Path, corpus: Corpus) -> pd.DataFrame:
     """Describe the pseudo-labels of the part that the protocol selects on, a row per scale.
 
-    Columns are `bag UAR` (see `bag_uar`), the stage's `stability`, `run, frames`, `permuted, frames` and
+    Columns are the `bag UAR` of emotion and gender (see `bag_uar`), the stage's `stability`, `run, frames`, `permuted, frames` and
     `run, ms` (see `mean_runs`), `eta2 log F0` of voiced frames and `eta2 energy` (see `variance_explained`).
     """
     (labels, scales), fold = open_labels(stage), read_json(stage / "params.json")["fold"]
@@ -28,8 +28,10 @@ def label_quality(stage: Path, corpus: Corpus) -> pd.DataFrame:
         counts = [np.bincount(labels[name][:, stream], minlength=k) for name in points.index]
         clusters = [labels[name][:, stream] for name in parts[part]]
         (frames, permuted), clusters = mean_runs(clusters), np.concatenate(clusters)
+        bags = np.stack(counts), points, part
         rows[f"K = {k}"] = {
-            "bag UAR": bag_uar(np.stack(counts), points, part),
+            "bag UAR, emotion": bag_uar(*bags),
+            "bag UAR, gender": bag_uar(*bags, "gender"),
             "stability": metrics[f"stability_{k}"],
             "run, frames": frames,
             "permuted, frames": permuted,

@@ -46,7 +46,7 @@ def probe_layer(x: np.ndarray, points: pd.DataFrame, part: str) -> list[dict]:
     training part, except for speakers, which are learned from half of the utterances of each validation and
     test speaker, and scored on the other half. A task with fewer than two values in training is skipped.
     `x`, (n, dim), are means of utterances or frames. `points` has `utterance`, `part`, classes and ratings
-    of each. Rows have the score, its 95 % interval and the chance level, see `_interval`.
+    of each. Rows have the score, its 95% interval and the chance level, see `_interval`.
     """
     unseen = points.part.isin(["validation", "test"])
     utterances = points[unseen].drop_duplicates("utterance").sample(frac=1, random_state=0)
@@ -104,15 +104,17 @@ def cluster_layer(
     return rows
 
 
-def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str) -> float:
-    """UAR of emotion, probed from bags of clusters: square roots of their shares of an utterance's frames.
+def bag_uar(
+    counts: np.ndarray, points: pd.DataFrame, part: str, task: str = "emotion"
+) -> float:
+    """UAR of a probe of bags of clusters: the square roots of their shares of an utterance's frames.
 
-    NaN without emotions. `counts`, (n_utterances, k), are numbers of frames.
+    NaN without labels of the task, emotion or gender. `counts`, (n_utterances, k), are numbers of frames.
     """
     shares = np.sqrt(counts / counts.sum(axis=1, keepdims=True))
-    labeled, labels = points.emotion.notna(), points.emotion.to_numpy()
+    labeled, labels = points[task].notna(), points[task].to_numpy()
     train, scored = (labeled & (points.part == name) for name in ("train", part))
-    if points.emotion[train].nunique() < 2 or not scored.any():
+    if points[task][train].nunique() < 2 or not scored.any():
         return np.nan
     model = _probe("UAR").fit(shares[train], labels[train])
     return uar(labels[scored], model.predict(shares[scored]))

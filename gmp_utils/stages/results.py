@@ -37,7 +37,7 @@ def inference_speed(run_dir: str) -> float | None:
 
 
 def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) -> Path:
-    """Write predictions, table (csv, md, tex and html), comparisons, costs and a summary as a stage.
+    """Write predictions, table (csv, md and tex), comparisons, costs and a summary as a stage.
 
     `predictions` are those of `gmp_utils.evaluation.collect.collect`, and the table is that of
     `gmp_utils.evaluation.tables.results_table`.
@@ -51,7 +51,6 @@ def write_results(run_dir: str, predictions: pd.DataFrame, table: pd.DataFrame) 
         markdown = table.to_markdown(index=False, disable_numparse=True)
         (folder / "table.md").write_text(markdown, encoding="utf-8")
         table.to_latex(folder / "table.tex", index=False, escape=True)
-        table.to_html(folder / "table.html", index=False)
         compared.to_csv(folder / "comparisons.csv", index=False)
         training_costs(run_dir).to_csv(folder / "costs.csv", index=False)
         findings = _findings(compared, declaration, "all labels")

@@ -139,7 +139,7 @@ class DurationBatchSampler(Sampler[list[int]]):
     """Batches of utterances of similar length, limited in padded seconds.
 
     Each shuffled half of the utterances (up to `BUCKET` at a time) is sorted by length and cut into batches.
-    There is little padding (4 % for IEMOCAP's lengths in batches of 64), and batches differ from epoch to
+    There is little padding (4% for IEMOCAP's lengths in batches of 64), and batches differ from epoch to
     epoch. Every process gets a part of each shuffled batch, so all of them take part in every step. Batches
     that are not shuffled are distributed whole.
     """

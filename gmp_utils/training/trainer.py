@@ -44,7 +44,7 @@ CHECKPOINT_SECONDS = 60.0  # minimum time between checkpoints that are not the b
 class TrainingConfig:
     """Hyperparameters of a training by Adam."""
 
-    learning_rate: float = 1e-4  # after a warm-up over 10 % of the steps, before a linear decay
+    learning_rate: float = 1e-4  # after a warm-up over 10% of the steps, before a linear decay
     epochs: int = 0  # each followed by an evaluation; 0 if `max_steps` is given
     max_steps: int = 0  # optimizer steps, with up to ten evaluations; 0 if `epochs` is given
     batch_seconds: float = 320.0  # padded seconds of audio per batch
