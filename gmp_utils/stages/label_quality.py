@@ -15,8 +15,9 @@ from gmp_utils.training.features import open_labels
 def label_quality(stage: Path, corpus: Corpus) -> pd.DataFrame:
     """Describe the pseudo-labels of the part that the protocol selects on, a row per scale.
 
-    Columns are the `bag UAR` of emotion and gender (see `bag_uar`), the stage's `stability`, `run, frames`, `permuted, frames` and
-    `run, ms` (see `mean_runs`), `eta2 log F0` of voiced frames and `eta2 energy` (see `variance_explained`).
+    Columns are the `bag UAR` of emotion and gender (see `bag_uar`), the stage's `stability`, `run, frames`,
+    `permuted, frames` and `run, ms` (see `mean_runs`), `eta2 log F0` of voiced frames and `eta2 energy` (see
+    `variance_explained`).
     """
     (labels, scales), fold = open_labels(stage), read_json(stage / "params.json")["fold"]
     parts, part = corpus.partition(fold), corpus.protocol.selection_part

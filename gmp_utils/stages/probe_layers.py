@@ -104,9 +104,7 @@ def cluster_layer(
     return rows
 
 
-def bag_uar(
-    counts: np.ndarray, points: pd.DataFrame, part: str, task: str = "emotion"
-) -> float:
+def bag_uar(counts: np.ndarray, points: pd.DataFrame, part: str, task: str = "emotion") -> float:
     """UAR of a probe of bags of clusters: the square roots of their shares of an utterance's frames.
 
     NaN without labels of the task, emotion or gender. `counts`, (n_utterances, k), are numbers of frames.
