@@ -122,7 +122,8 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
                 scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
             predictions = manifest.assign(true=manifest.emotion, predicted=emotion, seed=0)
-            recalls = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
+            by_seed = comparison.group_scores(predictions.groupby(["speaker", "seed"]), uar)
+            recalls = by_seed.groupby("speaker").mean() / 100
             recalls = recalls.rename("uar").reset_index()
             speakers.append(recalls.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
@@ -130,7 +131,10 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
 
 
 def compare(scores: pd.DataFrame, speakers: pd.DataFrame) -> pd.DataFrame:
-    """Paired differences between the encoder's layers and each baseline, by speaker."""
+    """Paired differences between the encoder's layers and each baseline, by speaker.
+
+    p is corrected by Holm's method over the layers.
+    """
     wide = speakers.pivot(index="speaker", columns=["system", "layer"], values="uar")
     random = scores[scores.system == "random encoder"].set_index("layer").emotion.idxmax()
     rows = []
@@ -141,10 +145,12 @@ def compare(scores: pd.DataFrame, speakers: pd.DataFrame) -> pd.DataFrame:
         ("encoder", f"eGeMAPS{BY_SPEAKER}", 0),
         (f"encoder{BY_SPEAKER}", f"eGeMAPS{BY_SPEAKER}", 0),
     ):
-        for layer, recalls in wide[system].items():
-            mean, low, high = interval((recalls - wide[tuple(baseline)]).to_numpy())
+        gains = wide[system].sub(wide[tuple(baseline)], axis=0)
+        p = comparison.holm(stats.ttest_1samp(gains, 0).pvalue)
+        for (layer, values), p_of_layer in zip(gains.items(), p):
+            mean, low, high = interval(values.to_numpy())
             row = {"system": system, "layer": layer, "baseline": baseline[0]}
-            rows.append(row | {"difference": mean, "low": low, "high": high})
+            rows.append(row | {"difference": mean, "low": low, "high": high, "p": p_of_layer})
     return pd.DataFrame(rows).round(3)
 
 
@@ -153,7 +159,8 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
     baselines = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
     for (variant, system), predictions in collect.collect(run).groupby(collect.SYSTEM):
-        recalls = comparison.speaker_scores(predictions, uar).groupby("speaker").mean() / 100
+        by_seed = comparison.group_scores(predictions.groupby(["speaker", "seed"]), uar)
+        recalls = by_seed.groupby("speaker").mean() / 100
         for baseline, scores in baselines.groupby("system"):
             gains = (recalls - scores.set_index("speaker").uar).dropna().to_numpy()
             mean, low, high = interval(gains)

@@ -161,7 +161,7 @@ def trainer_speed(encoder: str, data: Corpus, names: list[str], size: int) -> fl
 
 
 def measure(folder: Path, encoder: str, hours: float, scales: list[int], paper: dict) -> dict:
-    """Time all stages once, and steps of both training runs with and without the CNN."""
+    """Time all stages once, and steps of fine-tuning and retraining with and without the CNN."""
     run, table = str(folder / "run"), corpus(folder, hours)
     seconds, size = paper["batch_seconds"], paper["finetune_batch_size"]
     took, rows = {}, []

@@ -67,7 +67,7 @@ def _add_settings(command: argparse.ArgumentParser, name: str) -> None:
     if name not in ("run", "experiment"):
         return
     add("--cores", type=int, metavar="N", help="processor cores (default: all)")
-    text = "trainings in parallel, each on a GPU (default: all GPUs; without any, one)"
+    text = "models to train in parallel, each on a GPU (default: all GPUs; without any, one)"
     add("--gpus", type=int, metavar="N", help=text)
     text = "also log training runs to tensorboard, wandb or mlflow, comma-separated"
     add("--report-to", default="", metavar="TRACKERS", help=text)

@@ -92,14 +92,14 @@ def test_every_stages_encoder_is_probed_and_read_out(tmp_path, tiny_encoder):
 
 
 def test_a_single_share_has_a_figure():
-    """Variants need not name it: then it is the number."""
+    """Variants need not name it."""
     columns = ["variant", "system", "speaker", "true", "predicted"]
     rows = [("few", "AMS", speaker, "sad", "sad") for speaker in ("s1", "s2")]
     table = pd.DataFrame(rows, columns=columns)
     curves = readout.label_efficiency(table, {"few": {"labeled_share": 0.1}})
-    assert curves[["line", "x"]].drop_duplicates().to_numpy().tolist() == [["few, AMS", "0.1"]]
+    assert curves[["line", "x"]].drop_duplicates().to_numpy().tolist() == [["few, AMS", "10%"]]
     title = series.label_curves(curves, "share").layout.title.text
-    assert title == "Mean UAR for 0.1 share:<br>100.0 (few, AMS)"
+    assert title == "Mean UAR for 10% share:<br>100.0 (few, AMS)"
 
 
 def test_label_efficiency_by_hand():

@@ -247,7 +247,7 @@ def test_inputs_of_other_libraries_are_accepted(speech, tmp_path):
         (np.zeros(SECOND), None, "sample_rate"),
         ("a.wav", SECOND, "sample_rate"),
         ({"array": np.zeros(SECOND)}, None, "sample_rate: found None"),
-        ({"path": "a.wav"}, None, "found 'a.wav', expected a file"),
+        ({"path": "a.wav"}, None, "a.wav: not there"),
         ({"sampling_rate": SECOND}, None, "an array of object"),
         (b"no sound", None, "audio: cannot be decoded"),
         (io.StringIO("no sound"), None, "expected mode 'rb'"),

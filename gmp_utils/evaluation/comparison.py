@@ -8,7 +8,7 @@ from pandas.api.typing import DataFrameGroupBy, SeriesGroupBy
 from scipy import stats
 
 MIN_SPEAKERS = 4  # fewer speakers give no meaningful interval
-MIN_FOLDS = 4  # fewer folds are no units of a test
+MIN_FOLDS = 4  # fewer folds are too few for a test
 MIN_SEEDS = 3  # fewer training runs do not show how much results vary
 LEVEL = 0.05
 POWER = 0.8

@@ -124,7 +124,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def temperature(logits: np.ndarray, labels: np.ndarray, speakers: np.ndarray) -> float:
-    """`fit_temperature` where it lowers the cross-entropy of left-out speakers, otherwise 1.
+    """`fit_temperature` where it lowers the cross-entropy of held-out speakers, otherwise 1.
 
     One speaker is left out at a time. The value is 1 for a single speaker.
     """

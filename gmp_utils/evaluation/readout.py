@@ -95,7 +95,7 @@ def label_efficiency(predictions: pd.DataFrame, variants: dict[str, dict]) -> pd
     table = predictions[predictions.variant.isin(shares)]
     share = table.variant.map(shares)
     names = table.variant.str.extract("(?:(.+?), )?(.+)")
-    x = names[0].fillna(share.astype(str))
+    x = names[0].fillna(share.map("{:.0%}".format))
     return _curves(table.assign(line=names[1] + ", " + table.system, x=x, share=share), "share")
 
 

@@ -121,12 +121,14 @@ def differences_by_number(readouts: pd.DataFrame, declaration: dict) -> pd.DataF
 
     The numbers of labels are tested separately. The table is empty without primary outcomes.
     """
-    tables = {
-        labels: uar_comparisons(rows, declaration, "few labels").assign(labels=labels)
-        for labels, rows in readouts.groupby("labels")
-    }
-    found = [table[table.primary] for table in tables.values() if "primary" in table]
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame()
+    outcomes = declaration.get("primary", {}).get("few labels", [])
+    named = readouts.variant + ", " + readouts.system
+    tables = []
+    for labels, rows in readouts[named.isin(" → ".join(outcomes).split(" → "))].groupby("labels"):
+        table = uar_comparisons(rows, declaration, "few labels")
+        table.insert(0, "labels", "all" if np.isinf(labels) else f"{labels:.0f}")
+        tables.append(table[table.primary])
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
 def _mean_and_spread(values: pd.Series) -> str:

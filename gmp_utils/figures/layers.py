@@ -107,10 +107,12 @@ def interventions(ablations: pd.DataFrame, directions: pd.DataFrame) -> go.Figur
         figure.add_heatmap(**cells, **style, row=1, col=column)
     uar = 100 * ablations.difference[ablations.emotion == "UAR"]
     shares = 100 * directions.groupby("emotion").difference.max()
-    title = f"Without a layer, UAR changes by {uar.min():+.0f} to {uar.max():+.0f} points.<br>"
+    title = f"Without a layer, UAR changes by {round(uar.min()):+d} to {round(uar.max()):+d} points.<br>"
     most, fewest = shares.idxmax(), shares.idxmin()
-    title += f"Directions raise the share classified as {most} by up to {shares[most]:.0f} points"
-    title += f", and as {fewest} by up to {shares[fewest]:.0f}"
+    title += (
+        f"Directions raise the share classified as {most} by up to {round(shares[most])} points"
+    )
+    title += f", and as {fewest} by up to {round(shares[fewest])}"
     figure.update_yaxes(title="layer", dtick=1, col=1)
     scale = {"cmin": -100, "cmax": 100, "colorscale": "BrBG", "colorbar": {"title": "points"}}
     height = 150 + 38 * ablations.layer.max()

@@ -91,7 +91,8 @@ class Declaration:
             names = {", ".join(pair) for pair in product(self.variants, SYSTEM_NAMES.values())}
             if len(systems := outcome.split(" → ")) != 2 or not names.issuperset(systems):
                 expected = "variant, system → variant, system"
-                raise ValueError(f"primary: found {outcome!r}, expected {expected}")
+                systems = "; ".join(SYSTEM_NAMES.values())
+                raise ValueError(f"primary: found {outcome!r}, expected {expected} ({systems})")
         if not 0 < len(self.variants) == len(set(map(slug, self.variants))):
             raise ValueError(f"variants: found {[*self.variants]}, expected different folder names")
 

@@ -76,6 +76,8 @@ def _left_to_cgroups() -> Iterator[int]:
 
 def peak_memory() -> int:
     """Peak main memory of this process in bytes."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
