@@ -474,6 +474,7 @@ def test_uploads_and_recordings_are_shown(lab, page, tmp_path):
     page.wait_for_selector("text=/uploaded.wav: (no speech detected|.*windows with speech)/")
     page.wait_for_selector(".gtitle:has-text('uploaded.wav: ')")
     if shown:
+        page.evaluate("document.querySelectorAll('.Toastify').forEach(x => x.remove())")
         page.wait_for_timeout(2000)
         page.locator(".jp-OutputArea-output .widget-vbox").first.screenshot(path=PICTURE)
     page.locator("button:has-text('● record')").click()
