@@ -281,7 +281,7 @@ def test_utterances_with_one_text_are_compared(run):
 
     def shown():
         figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
-        return [title.value for title in explorer.titles], figure["layout"]["title"]["text"][:38]
+        return [title.value for title in explorer.titles], figure["layout"]["title"]["text"]
 
     timeline = ["the utterance", "the second around the frame"]
     for point in (first, second, first):
@@ -289,9 +289,11 @@ def test_utterances_with_one_text_are_compared(run):
         assert explorer.players.children[-1] is explorer.compared
         assert list(explorer.compared.options.values()) == ["", "2f2", "2f6", "2f10"]
         assert explorer.compared.value == ""
-        assert shown() == (timeline, maps.timeline(point, None).layout.title.text[:38])
+        assert shown() == (timeline, maps.timeline(point, None).layout.title.text)
         explorer.compared.value = "2f6"
-        assert shown() == (["2f1", "2f6"], "Frames of 2f6 (neutral) in 2f1 (happy)")
+        titles, text = shown()
+        assert titles == ["2f1", "2f6"] and text.startswith("Frames of 2f6 in 2f1: ")
+        assert "log-odds of neutral against happy" in text
         samples, _ = soundfile.read(io.BytesIO(bytes(explorer.sounds[1].value)), dtype="int16")
         np.testing.assert_array_equal(samples, maps.corpus.waveforms["2f6"])
     explorer.compared.value = ""
