@@ -339,6 +339,8 @@ def test_readouts_are_compared_by_their_mean_uar():
     assert by_number.labels.tolist() == ["1", "16", "all"]
     assert by_number.difference.to_numpy() == pytest.approx([0, 37.5, 0])
     assert tables.differences_by_number(table, DECLARATION).empty
+    unfinished = table[table.variant == "a"]
+    assert tables.differences_by_number(unfinished, declaration).empty
 
 
 def test_folds_are_units_by_hand():

@@ -191,10 +191,7 @@ def speaker_labels(predictions: pd.DataFrame, names: bool = False) -> dict[str, 
 
 
 def _shared(tables: Sequence[pd.DataFrame]) -> tuple[list[np.ndarray], pd.Index]:
-    """Sums of two systems, (speakers, seeds, 2, labels) each, for shared speakers and their common seeds.
-
-    The second value are the speakers.
-    """
+    """Sums of two systems, (speakers, seeds, 2, labels), for shared speakers and seeds, and the speakers."""
     index = tables[0].index.intersection(tables[1].index)
     grid = pd.crosstab(index.get_level_values("speaker"), index.get_level_values("seed"))
     seeds = grid.columns[grid.all()]
@@ -245,8 +242,8 @@ def comparisons(
     p are.
 
     Interval and test use jackknife pseudo-values, over speakers and seeds, and also over the `folds` of the
-    speakers if there are at least `MIN_FOLDS`. The widest interval and the largest p count. With fewer than
-    `MIN_SEEDS` seeds, there is no test, and the interval does not include the variation between seeds. A
+    speakers if there are at least `MIN_FOLDS`. The widest interval and the largest p are reported. With fewer
+    than `MIN_SEEDS` seeds, there is no test, and the interval does not include the variation between seeds. A
     system without a random seed has the same predictions with every seed, so it adds no variance between
     seeds. Numbers are NaN below `MIN_SPEAKERS` speakers.
     """

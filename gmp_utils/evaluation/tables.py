@@ -126,8 +126,9 @@ def differences_by_number(readouts: pd.DataFrame, declaration: dict) -> pd.DataF
     tables = []
     for labels, rows in readouts[named.isin(" → ".join(outcomes).split(" → "))].groupby("labels"):
         table = uar_comparisons(rows, declaration, "few labels")
-        table.insert(0, "labels", "all" if np.isinf(labels) else f"{labels:.0f}")
-        tables.append(table[table.primary])
+        if "primary" in table:  # not if an outcome's systems are not finished
+            table.insert(0, "labels", "all" if np.isinf(labels) else f"{labels:.0f}")
+            tables.append(table[table.primary])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
