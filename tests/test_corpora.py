@@ -440,6 +440,7 @@ def test_rows_in_messages_are_those_of_the_file(tmp_path):
     ("columns", "message"),
     [
         ({"start": ["0.5", "later"]}, "row 2, column start: found later, expected a number"),
+        ({"start": ["0.5", "1_000"]}, "row 2, column start: found 1_000, expected a number"),
         ({"start": [0.0, -1.0]}, "row 2, column start: found -1"),
         ({"utterance": ["a", "a"]}, "column utterance: found a, expected unique values"),
         ({"label": "sad"}, "column 'label', expected 'emotion'"),

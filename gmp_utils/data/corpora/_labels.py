@@ -19,7 +19,6 @@ EXPECTED = {  # names of pandera's checks, as messages
     "not_nullable": "a value",
     "dtype('string[pyarrow]')": "text",
     "dtype('str')": "text",
-    "coerce_dtype('float64')": "a number",
     "isin(['female', 'male'])": "female or male",
 }
 
@@ -58,8 +57,7 @@ def read_table(
     """
     import pandera.pandas as pa
 
-    expected = dict.fromkeys(texts, str) | dict.fromkeys(numbers, float)
-    texts = [*texts, *aliases]
+    expected, texts = dict.fromkeys(texts, str) | dict.fromkeys(numbers), [*texts, *aliases]
     try:
         if path.suffix.lower() == ".parquet":
             table = pd.read_parquet(path)
@@ -84,10 +82,16 @@ def read_table(
     for alias, name in aliases.items():
         table = table if name in table else table.rename(columns={alias: name})
     columns = {
-        name: pa.Column(kind, nullable=True, required=name in required, coerce=kind is float)
+        name: pa.Column(kind, nullable=True, required=name in required)
         for name, kind in expected.items()
     }
     table = validate(pa.DataFrameSchema(columns, unique_column_names=True), table, str(path))
+    for name in table.columns.intersection(numbers):  # float() would accept 1_000
+        values = pd.to_numeric(table[name].astype(object), errors="coerce").astype(float)
+        for row in table.index[values.isna() & table[name].notna()]:
+            found = f"found {table[name][row]}, expected a number"
+            raise GmpError(f"{path}, row {row + 1}, column {name}: {found}.")
+        table[name] = values
     names = table.columns.intersection(expected).difference(["path", "FileName", *numbers])
     for name in names:
         table[name] = table[name].map(_clean, na_action="ignore").astype(table[name].dtype)
