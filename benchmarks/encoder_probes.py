@@ -122,8 +122,7 @@ def score(corpus: str, manifest: pd.DataFrame, encoder: str) -> tuple[pd.DataFra
                 scores["speaker"] = speaker_uar(x, groups)
             rows.append({"corpus": corpus, "system": system, "layer": layer, **scores})
             predictions = manifest.assign(true=manifest.emotion, predicted=emotion, seed=0)
-            by_seed = comparison.group_scores(predictions.groupby(["speaker", "seed"]), uar)
-            recalls = by_seed.groupby("speaker").mean() / 100
+            recalls = comparison.speaker_scores(predictions, uar) / 100
             recalls = recalls.rename("uar").reset_index()
             speakers.append(recalls.assign(corpus=corpus, system=system, layer=layer))
             print(corpus, system, layer, {task: round(value, 3) for task, value in scores.items()})
@@ -159,8 +158,7 @@ def compare_run(run: str, speakers: pd.DataFrame) -> pd.DataFrame:
     baselines = speakers[speakers.system.str.startswith(("MFCC", "eGeMAPS"))]
     rows = []
     for (variant, system), predictions in collect.collect(run).groupby(collect.SYSTEM):
-        by_seed = comparison.group_scores(predictions.groupby(["speaker", "seed"]), uar)
-        recalls = by_seed.groupby("speaker").mean() / 100
+        recalls = comparison.speaker_scores(predictions, uar) / 100
         for baseline, scores in baselines.groupby("system"):
             gains = (recalls - scores.set_index("speaker").uar).dropna().to_numpy()
             mean, low, high = interval(gains)

@@ -174,6 +174,12 @@ def group_scores(groups: DataFrameGroupBy, metric: Callable) -> pd.Series:
     return 100 * groups[["true", "predicted"]].apply(lambda rows: metric(rows.true, rows.predicted))
 
 
+def speaker_scores(predictions: pd.DataFrame, metric: Callable) -> pd.Series:
+    """A metric of true and predicted labels by speaker, in percent, averaged over seeds."""
+    by_seed = group_scores(predictions.groupby(["speaker", "seed"]), metric)
+    return by_seed.groupby("speaker").mean()
+
+
 def speaker_means(groups: SeriesGroupBy) -> pd.DataFrame:
     """Mean of each group's speakers, and its 95% interval by Student's t.
 

@@ -100,8 +100,9 @@ def uar_comparisons(
     pairs = [pair for pair in pairs if frozenset(pair) not in tested]
     pairs = primary + [pair for pair in pairs if not sums.loc[pair[0]].equals(sums.loc[pair[1]])]
     folds = predictions.groupby("speaker").fold.first()
-    counts = {"n_primary": len(primary), "n_outcomes": len(outcomes)}
-    table = comparison.comparisons(sums, pairs, folds, **counts)
+    table = comparison.comparisons(
+        sums, pairs, folds, n_primary=len(primary), n_outcomes=len(outcomes)
+    )
     if primary:
         table.insert(1, "primary", table.index < len(primary))
     return table
@@ -122,9 +123,9 @@ def differences_by_number(readouts: pd.DataFrame, declaration: dict) -> pd.DataF
     The numbers of labels are tested separately. The table is empty without primary outcomes.
     """
     outcomes = declaration.get("primary", {}).get("few labels", [])
-    named = readouts.variant + ", " + readouts.system
-    tables = []
-    for labels, rows in readouts[named.isin(" → ".join(outcomes).split(" → "))].groupby("labels"):
+    compared = {name for outcome in outcomes for name in outcome.split(" → ")}
+    named, tables = readouts.variant + ", " + readouts.system, []
+    for labels, rows in readouts[named.isin(compared)].groupby("labels"):
         table = uar_comparisons(rows, declaration, "few labels")
         if "primary" in table:  # not if an outcome's systems are not finished
             table.insert(0, "labels", "all" if np.isinf(labels) else f"{labels:.0f}")

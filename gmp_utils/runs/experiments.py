@@ -87,9 +87,9 @@ class Declaration:
         if not {"all labels", "few labels"}.issuperset(self.primary):
             expected = '"all labels" or "few labels"'
             raise ValueError(f"primary: found {[*self.primary]}, expected {expected}")
+        names = {", ".join(pair) for pair in product(self.variants, SYSTEM_NAMES.values())}
         for outcome in chain(*self.primary.values()):
-            names = {", ".join(pair) for pair in product(self.variants, SYSTEM_NAMES.values())}
-            if len(systems := outcome.split(" → ")) != 2 or not names.issuperset(systems):
+            if len(pair := outcome.split(" → ")) != 2 or not names.issuperset(pair):
                 expected = "variant, system → variant, system"
                 systems = "; ".join(SYSTEM_NAMES.values())
                 raise ValueError(f"primary: found {outcome!r}, expected {expected} ({systems})")
