@@ -30,7 +30,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, StratifiedKFold
+from sklearn.model_selection import (
+    GridSearchCV,
+    LeaveOneGroupOut,
+    StratifiedKFold,
+    cross_val_predict,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import HubertModel, set_seed
@@ -67,11 +72,8 @@ def probe(x: np.ndarray, labels: np.ndarray, groups: np.ndarray, tuned: bool) ->
 
 def speaker_uar(x: np.ndarray, speakers: np.ndarray) -> float:
     """UAR of speaker classification, trained on one half of the utterances and tested on the other."""
-    predicted = np.empty_like(speakers)
-    for train, test in StratifiedKFold(2).split(x, speakers):
-        model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
-        predicted[test] = model.fit(x[train], speakers[train]).predict(x[test])
-    return uar(speakers, predicted)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.03, max_iter=3000))
+    return uar(speakers, cross_val_predict(model, x, speakers, cv=StratifiedKFold(2)))
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:

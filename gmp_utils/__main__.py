@@ -105,7 +105,7 @@ def _given(options: argparse.Namespace) -> set[str]:
 
 def _plan(options: argparse.Namespace):
     """Plan the runs that a command's options describe. A folder alone stands for the run that is in it."""
-    from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, lay_out
+    from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, check_same_inputs, lay_out
     from gmp_utils.runs.files import read_json
     from gmp_utils.runs.paths import NOTEBOOKS, ROOT, run_folder
 
@@ -115,9 +115,12 @@ def _plan(options: argparse.Namespace):
     plan = lay_out(Settings(**settings))
     saved = run_folder(plan.folder) / "plan.json"
     resumable = {"run_dir"} if options.command == "run" else set()  # make run alone is the demo
-    if not resumable <= _given(options) <= {"run_dir"} or not saved.is_file():
+    if not saved.is_file():
         return plan
     made = as_plan(read_json(saved))
+    if not resumable <= _given(options) <= {"run_dir"}:
+        check_same_inputs(plan, made)
+        return plan
     if run_folder(made.folder) != run_folder(plan.folder):
         found = f"{plan.folder} has the plan of {made.folder}"
         raise GmpError(f"{found}; give the settings again that it was made with, such as CORPUS.")

@@ -16,7 +16,6 @@ import torch
 from transformers import (
     AutoModel,
     HubertConfig,
-    HubertModel,
     UniSpeechConfig,
     UniSpeechSatConfig,
     Wav2Vec2Config,
@@ -68,10 +67,12 @@ def float32():
 @pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory) -> Path:
     """A HuBERT with group norm and random weights, saved like the published one."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    HubertModel(HubertConfig(**TINY)).save_pretrained(folder)
-    return folder
+    return save_encoder(tmp_path_factory.mktemp("tiny"), "hubert", "group")
+
+
+def truncate(path: Path) -> None:
+    """Cut a file to half its size."""
+    os.truncate(path, path.stat().st_size // 2)
 
 
 @pytest.fixture(scope="session")

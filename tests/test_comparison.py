@@ -335,18 +335,21 @@ def test_readouts_are_compared_by_their_mean_uar():
     assert row.p == pytest.approx(2 * stats.t.sf(18.75 / (half / stats.t.ppf(0.975, 5)), 5))
     assert (row.speakers, row.seeds, row.finding) == (6, 3, "18.8 points higher")
     assert row.primary
-    by_number = tables.differences_by_number(table, declaration)
+    by_number = tables.differences_by("labels", table, declaration)
     assert by_number.labels.tolist() == ["1", "16", "all"]
     assert by_number.difference.to_numpy() == pytest.approx([0, 37.5, 0])
-    assert tables.differences_by_number(table, DECLARATION).empty
+    by_emotion = tables.differences_by("true", table, declaration)
+    assert by_emotion.true.tolist() == ["angry", "sad"]
+    assert by_emotion.difference.to_numpy() == pytest.approx([37.5, 0])
+    assert tables.differences_by("labels", table, DECLARATION).empty
     unfinished = table[table.variant == "a"]
-    assert tables.differences_by_number(unfinished, declaration).empty
+    assert tables.differences_by("labels", unfinished, declaration).empty
 
 
 def test_folds_are_units_by_hand():
     """Cluster-robust: with four folds, 4 / 3 of the summed squares of the folds' sums of deviations."""
     values, folds = np.array([1.0, 3, 4, 6, 8, 2])[:, None], ["u", "u", "v", "w", "w", "x"]
-    by_fold = comparison.by_fold(values, folds)
+    by_fold = comparison.fold_values(values, folds)
     deviations = np.array([4 - 8, 4 - 4, 14 - 8, 2 - 4])  # summed by fold; the mean is 4
     assert by_fold[:, 0] == pytest.approx(4 + deviations * 4 / 6)
     expected = 4 / 3 * np.square(deviations).sum() / 6**2
@@ -360,7 +363,7 @@ def test_speakers_of_a_fold_share_a_model():
     values, folds = np.repeat(effects, 3, axis=2), np.repeat(range(5), 2)
     p = [
         comparison.p_value(units.mean(axis=(-2, -1)), noise, units.shape[-2], 3)
-        for units in (values, comparison.by_fold(values, folds))
+        for units in (values, comparison.fold_values(values, folds))
         for noise in [comparison.variances_of_mean(units)]
     ]
     assert (p[0] < 0.05).mean() > 0.08

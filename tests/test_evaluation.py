@@ -99,10 +99,8 @@ def test_folds_with_their_standard_deviation_over_seeds():
     assert table["over folds"]["GMPs, CE"] == over_folds
 
 
-def test_published_results_are_those_of_the_papers():
+def test_published_sessions_agree_with_their_mean():
     table = tables.published()
-    assert table.UAR["GMP-TL"] == 82.0
-    assert table.loc["P-TAPT", "session 2"] == "80.2 ± 0.9"
     sessions = table.loc[["V-FT", "TAPT", "P-TAPT"]].filter(like="session")
     means = sessions.map(lambda text: float(text.split()[0])).mean(axis=1)
     assert ((means - table.UAR[means.index].astype(float)).abs() < 0.06).all()  # rounded to a tenth
@@ -197,7 +195,7 @@ def test_spread_over_folds_and_over_seeds():
 
 def test_every_fold_and_seed_is_a_point_next_to_its_systems_mean():
     both = pd.concat([predictions(4), predictions(4, right=0.9, seed=1)])
-    points, means = tables.points(both), tables.scores(both)
+    points, means = tables.scores_by_fold(both), tables.scores(both)
     assert len(points) == 2 * 2
     assert means.UAR.tolist() == [pytest.approx(100 * metrics.uar(both.true, both.predicted))]
     assert (means["UAR low"] < means.UAR).all()

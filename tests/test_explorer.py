@@ -501,7 +501,7 @@ def test_long_recordings_arrive(lab, page, tmp_path):
     with page.expect_file_chooser() as chosen:
         page.locator("button:has-text('a recording')").click()
     chosen.value.set_files(path)
-    page.wait_for_selector("text=/^ ?\\d+ %$/")
+    page.wait_for_selector("text=/^ ?\\d+%$/")
     page.wait_for_selector("text=/long.wav: (no speech detected|.*windows with speech)/")
     last = page.locator(".noUi-handle").last
     assert float(last.get_attribute("aria-valuemax")) == pytest.approx(120.2, abs=0.1)

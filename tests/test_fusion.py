@@ -29,14 +29,6 @@ def spoken(tmp_path_factory, tiny_encoder):
     return run, classifier(run, tiny_encoder, schedule=QUICK)
 
 
-def test_the_speech_weight_is_the_best_one_and_among_ties_nearest_to_a_half():
-    true = np.array([0, 1, 0, 1])
-    right, wrong = np.eye(2)[true], np.eye(2)[1 - true]
-    assert text_fusion.best_speech_weight(right, wrong, true) == pytest.approx(0.55)
-    assert text_fusion.best_speech_weight(wrong, right, true) == pytest.approx(0.45)
-    assert text_fusion.best_speech_weight(right, right, true) == 0.5
-
-
 @pytest.mark.parametrize("kind", text_fusion.TEXT_KINDS)
 def test_words_are_classified_but_noises_are_not(spoken, kind):
     run, network = spoken

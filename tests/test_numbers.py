@@ -162,7 +162,7 @@ def test_large_batches_are_divided_and_their_gradients_accumulated(
         with pytest.raises(GmpError, match=r"does not suffice for batches of 320.* lower batch_s"):
             trainer.fit_batches_to_memory(model, dataset, config, arguments)
     gradients = []
-    dataset = replace(dataset, masking=Masking(0.0, 5))
+    dataset = replace(dataset, masking=Masking(1e-9, 5, min_spans=0))  # no masks
     for steps in (1, 4):
         arguments.gradient_accumulation_steps = steps
         batches = list(trainer.batch_sampler(dataset, config, arguments, train=True))

@@ -87,8 +87,11 @@ def test_agreement_of_neighbors_by_hand():
     points = points.assign(utterance=np.arange(8), part="validation", y=0.0)
     points["x"] = np.where(points.emotion == "s", 0.0, 9.0)
     points = pd.concat([points] * 6, ignore_index=True).assign(utterance=np.arange(48))
-    assert layers.agreement(points, "emotion") == (1, 0.5)
-    shared, chance = layers.agreement(points, "speaker")
+    assert layers.neighbor_agreement(points, "emotion") == (1, 0.5)
+    unlabeled = points.assign(emotion=None)  # does not count
+    both = pd.concat([points, unlabeled], ignore_index=True)
+    assert layers.neighbor_agreement(both, "emotion") == (1, 0.5)
+    shared, chance = layers.neighbor_agreement(points, "speaker")
     assert chance == pytest.approx(23 / 47)
     assert shared < 1
 

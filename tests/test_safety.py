@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, TINY, multitask, run_series, write_noise_corpus
+from conftest import QUICK, TINY, multitask, run_series, truncate, write_noise_corpus
 from safetensors.torch import load_file
 from transformers import HubertConfig, HubertModel
 
@@ -58,10 +58,6 @@ def whole(dropping, tmp_path_factory):
     """A training without interruptions."""
     run = write_noise_corpus(tmp_path_factory.mktemp("whole") / "run")
     return multitask(run, dropping, THREE)
-
-
-def truncate(path):
-    os.truncate(path, path.stat().st_size // 2)
 
 
 def flip(path):

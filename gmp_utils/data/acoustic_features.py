@@ -38,7 +38,7 @@ def mfcc_frames(waveform: np.ndarray) -> np.ndarray:
 
 
 def prosody_frames(waveform: np.ndarray) -> np.ndarray:
-    """Log F0 in octaves from 150 Hz, periodicity, log energy, and their slopes, (n_frames, 6).
+    """Log F0 in octaves relative to 150 Hz, periodicity, log energy, and their deltas, (n_frames, 6).
 
     F0 is at the maximum of the autocorrelation from 60 to 400 Hz, smoothed by a median over five frames. The
     periodicity is this maximum. Below 0.4 a frame is unvoiced, and its log F0 is 0. Energy is relative to

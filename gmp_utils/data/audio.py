@@ -66,15 +66,12 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
     sample_rate : float, optional
         Hz, of an ndarray or a tensor.
     """
-    if isinstance(recording, io.TextIOBase):
-        raise GmpError("audio: found a file open in text mode, expected mode 'rb'.")
     if hasattr(recording, "read"):
         if recording.seekable():
             recording.seek(0)
         recording = recording.read()
-    if isinstance(recording, Mapping):
-        if not {"array", "raw"} & {*recording}:
-            recording = recording.get("bytes") or recording.get("path") or recording
+    if isinstance(recording, Mapping) and not {"array", "raw"} & {*recording}:
+        recording = recording.get("bytes") or recording.get("path") or recording
     bare = isinstance(recording, np.ndarray) or hasattr(recording, "detach")
     if bare != (sample_rate is not None):
         raise GmpError("sample_rate: give it (in Hz) with an array or tensor, and only then.")
@@ -121,7 +118,8 @@ def read(
 ) -> tuple[np.ndarray, dict]:
     """Decode a part of a recording (seconds; None or NaN for its end) as `decode` does.
 
-    It also returns a dict of the `peak` of the channels' mean and the share of `clipped` samples.
+    Also returns `peak`, the maximum absolute value of the mean over channels, and `clipped`, the share of
+    clipped samples.
     """
     in_memory = isinstance(path, _Content)
     if not in_memory and not os.path.isfile(path):
@@ -245,7 +243,7 @@ def from_array(samples: np.ndarray, sample_rate: float) -> np.ndarray:
     """Convert (n_samples,), (n_samples, channels) or (channels, n_samples) as `decode` does.
 
     Samples are floats from -1 to 1, or integers of up to 32 bits with full scale at the limits of their type.
-    The shorter one of two axes is that of the channels.
+    The shorter of two axes is the channel axis.
     """
     wide = samples.dtype in (np.int64, np.uint64)  # NumPy's default integers rarely have full scale
     usable = samples.dtype.kind in "iuf" and samples.ndim in (1, 2) and samples.size

@@ -38,7 +38,7 @@ class Protocol:
     `folds` and `validation_folds` are the test and validation speakers of each fold, the latter only if
     `validation` is "speakers". If `transductive`, clustering, retraining and the encoder's pre-training,
     which need no labels, may use the validation and test speakers. `female_share` is the share of women among
-    the training utterances. For any share, as many utterances are drawn as the smaller gender has; None keeps
+    the training utterances. For any share, there are as many utterances as the smaller gender has; None keeps
     all utterances. A `labeled_share` of them, drawn from each emotion by the seed `label_draw`, keep their
     labels. The others are the part "unlabeled", which only clustering, retraining and self-training use. If
     `disjoint_sentences`, each fold tests on some sentences, which are left out for its other speakers.

@@ -17,7 +17,7 @@ STATISTICS = ("mean", "std", "max")  # of each utterance's frames
 
 @dataclass(frozen=True)
 class RatingTask:
-    """The prediction of `attributes`, some of `RATINGS`, on a fold.
+    """The prediction of `attributes`, a subset of `RATINGS`, on one fold.
 
     `neighbors` is the number of training speakers that represent and calibrate an unseen speaker. Without
     `train_encoder`, only the regression head is trained.

@@ -77,8 +77,8 @@ def with_intervals(
     }
 
 
-def gap(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
-    """UAR of the first predictions minus that of the second, of other speakers, with Welch's 95% interval.
+def uar_difference(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, float, float]:
+    """Difference in UAR between two groups of speakers, first minus second, with Welch's 95% interval.
 
     Classes that one of them lacks do not count. The interval is NaN below `MIN_SPEAKERS` speakers of either,
     and if they share speakers. See also `pseudo_values`.
@@ -112,7 +112,7 @@ def variances_of_mean(values: np.ndarray) -> np.ndarray:
     return np.stack([by_speaker, seeds.var(axis=(-2, -1), ddof=1) / k, interaction])
 
 
-def by_fold(values: np.ndarray, folds: Sequence) -> np.ndarray:
+def fold_values(values: np.ndarray, folds: Sequence) -> np.ndarray:
     """Values (..., n_folds, n_seeds) with the same mean as speakers' values (..., n_speakers, n_seeds).
 
     With folds as units, variances are cluster-robust (Liang and Zeger, 1986): the speakers of a fold are
@@ -217,7 +217,7 @@ def _compare(
     by_seed = 100 * (mean_of_ratios(second.sum(axis=0)) - mean_of_ratios(first.sum(axis=0)))
     units = [100 * (pseudo_values(second) - pseudo_values(first))]  # speakers, and folds
     if MIN_FOLDS <= len(set(folds)) < n:
-        units.append(by_fold(units[0], folds))
+        units.append(fold_values(units[0], folds))
     noises = [(variances_of_mean(values), len(values), k) for values in units]
     mean, half = by_seed.mean(), max(half_width(*noise) for noise in noises)
     row |= {"difference": mean, "low": mean - half, "high": mean + half}

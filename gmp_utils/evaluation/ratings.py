@@ -231,7 +231,11 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         number = unseen.groupby(["attribute", "speaker"]).cumcount()
         tables = {"seen": read_predictions(task, stage, "seen"), "unseen": unseen[number % 2 == 1]}
         for name, table in tables.items():
-            means = speaker_means(speaker_scores(table).groupby("attribute", sort=False).ccc)
+            scored = speaker_scores(table)
+            if scored.empty:
+                found = f"gap_speakers: no {name} speaker has {MIN_UTTERANCES} of these utterances"
+                raise GmpError(f"{found}; set gap_speakers to [].")
+            means = speaker_means(scored.groupby("attribute", sort=False).ccc)
             means = means.rename(columns={"ccc": "A-CCC"})
             labels = {"training speakers": n_speakers, "test on": f"{name} speakers"}
             rows.append(means.reset_index().assign(**labels))

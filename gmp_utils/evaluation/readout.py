@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from gmp_utils.evaluation.collect import classifiers
+from gmp_utils.evaluation.collect import classifiers, first_corpus
 from gmp_utils.evaluation.comparison import group_scores
 from gmp_utils.evaluation.metrics import uar
 
@@ -71,13 +71,19 @@ def write_readout(
 
 
 def readouts(run_dir: str) -> pd.DataFrame:
-    """The readouts of all `classifiers` of a run or an experiment, with variant, system, fold and seed."""
+    """The readouts of all `classifiers` of a run or an experiment.
+
+    Columns are those of `write_readout`, variant, system, fold, seed, and the speaker's gender.
+    """
+    gender = first_corpus(run_dir).manifest.gender
     tables = [
         pd.read_parquet(row.stage / "readout.parquet").assign(**row._asdict())
         for row in classifiers(run_dir).itertuples(index=False)
         if (row.stage / "readout.parquet").is_file()
     ]
-    return pd.concat(tables, ignore_index=True).drop(columns="stage") if tables else pd.DataFrame()
+    if not tables:
+        return pd.DataFrame()
+    return pd.concat(tables, ignore_index=True).drop(columns="stage").join(gender, on="utterance")
 
 
 def readout_curves(table: pd.DataFrame) -> pd.DataFrame:

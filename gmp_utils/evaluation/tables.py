@@ -45,7 +45,7 @@ def scores(predictions: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def points(predictions: pd.DataFrame) -> pd.DataFrame:
+def scores_by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
     """UAR, WAR and macro-F1 in percent, a row per variant, system, fold and seed."""
     groups = predictions.groupby(CLASSIFIER, sort=False)
     metrics = {"UAR": uar, "WAR": accuracy_score, "macro-F1": macro_f1}
@@ -77,7 +77,7 @@ def uar_comparisons(
 ) -> pd.DataFrame:
     """`comparisons` of the UAR of all `comparable_pairs`, pooled over folds as in `scores`.
 
-    Systems with the same hits, such as a probe that two variants share, are not compared.
+    Systems with the same correct predictions, such as a probe that two variants share, are not compared.
 
     The declaration's `primary` outcomes with these `labels` come first, and are True in a column of that
     name. Variants with a `labeled_share` are named "<share>, <line>", and are compared within their share,
@@ -117,18 +117,21 @@ def readout_comparisons(readouts: pd.DataFrame, declaration: dict) -> pd.DataFra
     return uar_comparisons(readouts[np.isfinite(readouts.labels)], declaration, "few labels")
 
 
-def differences_by_number(readouts: pd.DataFrame, declaration: dict) -> pd.DataFrame:
-    """Primary outcomes with few labels as in `readout_comparisons`, for each number of `labels` and for all.
+def differences_by(column: str, readouts: pd.DataFrame, declaration: dict) -> pd.DataFrame:
+    """Primary outcomes with few labels as in `readout_comparisons`, for each value of a column.
 
-    The numbers of labels are tested separately. The table is empty without primary outcomes.
+    The column is "labels", "true" (the emotion, so that UAR is its recall) or "gender". Its values are tested
+    separately. The table is empty without primary outcomes.
     """
     outcomes = declaration.get("primary", {}).get("few labels", [])
     compared = {name for outcome in outcomes for name in outcome.split(" → ")}
     named, tables = readouts.variant + ", " + readouts.system, []
-    for labels, rows in readouts[named.isin(compared)].groupby("labels"):
+    shown = named.isin(compared) & ((column == "labels") | np.isfinite(readouts.labels))
+    for value, rows in readouts[shown].groupby(column):
         table = uar_comparisons(rows, declaration, "few labels")
         if "primary" in table:  # not if an outcome's systems are not finished
-            table.insert(0, "labels", "all" if np.isinf(labels) else f"{labels:.0f}")
+            number = "all" if value == np.inf else f"{value:.0f}" if column == "labels" else value
+            table.insert(0, column, number)
             tables.append(table[table.primary])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
@@ -181,8 +184,8 @@ def results_table(
 
 
 def by_fold(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The `points` of each system and fold, mean ± standard deviation over seeds and over folds."""
-    scored = points(predictions).melt(CLASSIFIER, var_name="metric")
+    """The `scores_by_fold` of each system and fold, mean ± standard deviation over seeds and over folds."""
+    scored = scores_by_fold(predictions).melt(CLASSIFIER, var_name="metric")
     scored["system"] = scored.variant + ", " + scored.system
     keys = ["system", "metric"]
     groups = scored.groupby([*keys, "fold"], sort=False).value
@@ -211,9 +214,9 @@ def recall_table(predictions: pd.DataFrame, emotions: list[str]) -> pd.DataFrame
 
 
 def group_gaps(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The `gap` in UAR, in points, between each two values of `group`, by variant and system."""
+    """The `uar_difference`, in points, between each two values of `group`, by variant and system."""
     rows = [
-        (*system, f"{second} − {first}", *(100 * np.array(comparison.gap(table, other))))
+        (*system, f"{second} − {first}", *(100 * np.array(comparison.uar_difference(table, other))))
         for system, rows in predictions.groupby(SYSTEM, sort=False)
         for (first, other), (second, table) in combinations(rows.groupby("group"), 2)
     ]

@@ -137,12 +137,14 @@ def patches(table: pd.DataFrame, source: str, target: str, emotions: tuple[str, 
     return figure.update_layout(title=title, coloraxis=scale, **style)
 
 
-def agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
+def neighbor_agreement(table: pd.DataFrame, attribute: str) -> tuple[float, float]:
     """Share of the ten nearest points that have the attribute of a validation or test point, and by chance.
 
     They are of other speakers, or of other utterances if the attribute is "speaker". The chance level is the
-    share among all such points. The table has x, y, part, utterance and attributes of one map.
+    share among all such points. The table has x, y, part, utterance and attributes of one map. Points without
+    the attribute do not count.
     """
+    table = table.dropna(subset=attribute)
     shared, expected, excluded = [], [], "utterance" if attribute == "speaker" else "speaker"
     for name, points in table[table.part.isin(["validation", "test"])].groupby(excluded):
         others = table[table[excluded] != name]
@@ -203,7 +205,7 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
                 named = column == 1 and name != "speaker"
                 trace = {"name": value, "legendgroup": value, "legend": legend, "showlegend": named}
                 _add_map(figure, points[points[name] == value], color, **trace, **place)
-            found[name, layer] = share, chance = agreement(points, name)
+            found[name, layer] = share, chance = neighbor_agreement(points, name)
             text = f"{share:.0%} (chance {chance:.0%})"
             figure.update_xaxes(title={"text": text, "standoff": 2}, **place)
     first, last = min(drawn), max(drawn)
@@ -228,7 +230,7 @@ def emotion_maps(table: pd.DataFrame, unit: str, layer: int) -> go.Figure:
         place = {"row": 1, "col": column, "showlegend": False}
         _add_map(figure, points[points.emotion != emotion].assign(part="train"), "#E4E4E4", **place)
         _add_map(figure, points[points.emotion == emotion], color, **place)
-    share, chance = agreement(points, "emotion")
+    share, chance = neighbor_agreement(points, "emotion")
     figure.update_xaxes(visible=False).update_yaxes(visible=False)
     title = f"On the map of layer {layer}, new speakers' {unit} share the emotion"
     title += f"<br>with {share:.0%} of their neighbors (chance {chance:.0%})"

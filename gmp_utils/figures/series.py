@@ -255,8 +255,8 @@ def recalls_by_group(tables: dict[str, pd.DataFrame], title: str) -> go.Figure:
 def systems(points: pd.DataFrame, means: pd.DataFrame, joined: bool) -> go.Figure:
     """UAR of variants: means with intervals, and a point for each fold and seed.
 
-    `points` and `means` are `points` and `scores` of `gmp_utils.evaluation.tables`. With `joined`, variants
-    are values of a number, such as a layer: a line with a band replaces the bars.
+    `points` and `means` are `scores_by_fold` and `scores` of `gmp_utils.evaluation.tables`. With `joined`,
+    variants are values of a number, such as a layer: a line with a band replaces the bars.
     """
     figure, palette = go.Figure(), colors(means.system.unique())
     places = {variant: place for place, variant in enumerate(means.variant.unique())}

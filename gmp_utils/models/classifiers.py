@@ -35,7 +35,7 @@ class UtteranceModel(SpeechModel):
         return self.mix(states) if mixed else states[0], attention_mask
 
     def embed(self, inputs: Tensor, lengths: Tensor, **masks: Tensor) -> Tensor:
-        """Feature of each utterance, (batch, head.size)."""
+        """Embedding of each utterance, (batch, head.size)."""
         return self.head(*self.frames(inputs, lengths, **masks))
 
     def emotion_loss(

@@ -158,7 +158,7 @@ class SpeechModel(PreTrainedModel):
             encoder.feature_extractor._freeze_parameters()
 
     def merge_updates(self) -> None:
-        """Make LoRA's updates a part of the weights."""
+        """Merge LoRA's updates into the weights."""
         for linear in queries_and_values(self.base_model.encoder.layers):
             if parametrize.is_parametrized(linear):
                 parametrize.remove_parametrizations(linear, "weight")

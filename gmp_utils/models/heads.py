@@ -63,7 +63,7 @@ def projection(
 
 
 class LayerMix(nn.Module):
-    """A weighted mean of all hidden states. The learned weights are a softmax, initially uniform.
+    """A weighted mean of all hidden states. The weights are a softmax of parameters, initially uniform.
 
     Yang et al., "SUPERB", 2021, section 3. It equals s3prl's featurizer without normalization.
     """

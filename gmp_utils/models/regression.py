@@ -41,7 +41,7 @@ def all_gather_ragged(rows: Tensor) -> Tensor:
 class MlpInterpreter(nn.Module):
     """Mean over time, then dim → 128 → 32 → ratings, as in PAPT's published evaluation code.
 
-    The speaker embedding is added to every frame. Batch norm is over the share of each process.
+    The speaker embedding is added to every frame. Batch-norm statistics are those of each process's share.
     """
 
     def __init__(self, dim: int, n_ratings: int):

@@ -15,7 +15,9 @@ from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
 COUNTED = ("data", "models", "training", "evaluation")
-READERS = "data.corpora"
+READERS = tuple(
+    f"data.corpora{name}" for name in ("", "._labels", ".acted", ".iemocap", ".msp", ".table")
+)
 TABLES = tuple(f"evaluation.{name}" for name in ("collect", "comparison", "ratings", "tables"))
 
 
@@ -70,7 +72,7 @@ def code_digest(module: str) -> str:
     tables = "interventions", "probe_layers", "publish", "results", "robustness"
     stages = [f"stages.{table}" for table in tables]
     makes_tables = name in stages or name.startswith("evaluation.")
-    code = counted_modules([name], [READERS, *(() if makes_tables else TABLES)])
+    code = counted_modules([name], [*READERS, *(() if makes_tables else TABLES)])
     return text_digest(repr(sorted(code.items())))
 
 

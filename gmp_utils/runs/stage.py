@@ -211,7 +211,7 @@ def _link(cache: Path, folder: Path, identity: str) -> bool:
     kept = shutil.ignore_patterns("headline.json", ".*")  # a notebook adds its own headline
     try:
         shutil.copytree(cached, partial, copy_function=os.link, ignore=kept)
-    except (OSError, shutil.Error):  # a file system without hard links
+    except OSError:  # a file system without hard links
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(cached, partial, ignore=kept)
     _replace(folder, partial)

@@ -36,8 +36,8 @@ def finetune(
 ) -> Path:
     """Fine-tune on the training speakers of a fold, and classify its validation and test speakers.
 
-    Returns the stage with history.csv, metrics.json, model/, predictions.parquet (validation and test),
-    features.parquet (of the part that the epoch is selected on, "before" and "after" training, indexed by
+    Returns the stage with history.csv, metrics.json, model/, predictions.parquet (validation and test) and
+    features.parquet (of the part on which the epoch is selected, "before" and "after" training, indexed by
     emotion).
 
     The loss is "ce", "ams", "ce-then-ams", or as its control "ce-then-ce". The last two start from the CE

@@ -123,8 +123,8 @@ def intervene(run_dir: str, fold: int, *, model: str, seed: int = 0) -> Path:
     """Intervene in one of `CLASSIFIERS`, on utterances of the part that the protocol selects on.
 
     The stage has two tables with `difference`, its 95% interval `low` to `high`, and the units `over` which
-    it was computed. In ablations.parquet it is that of the recall of each `emotion`, and of their mean
-    ("UAR"), if a `layer` (from 1) is skipped. In directions.parquet it is that of the share of the other
+    it was computed. In ablations.parquet, `difference` is the change in the recall of each `emotion`, and in
+    UAR, if a `layer` (from 1) is skipped. In directions.parquet, it is the change in the share of the other
     emotions' utterances that are classified as an `emotion`, if the difference between the mean frame of its
     training utterances and that of the others is added to each frame after a `layer`.
     """

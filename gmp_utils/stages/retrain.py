@@ -67,8 +67,6 @@ def retrain(
         check_choice(name, settings[name], choices)
     if objective == "own":
         objective = settings["objective"] = weights.pretraining_objective(encoder)
-    if not masking.probability:
-        raise GmpError("masked prediction needs masks: mask_probability must be above 0.")
     if objective == "contrastive" and train_cnn:
         raise GmpError('objective "contrastive" needs a frozen CNN: set train_cnn to false.')
     corpus, fold_dir = open_corpus(run_dir), fold_folder(run_dir, fold)

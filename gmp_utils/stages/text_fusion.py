@@ -20,7 +20,6 @@ from transformers import AutoModel, AutoTokenizer
 
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpus import Corpus, open_corpus
-from gmp_utils.evaluation.metrics import uar
 from gmp_utils.models.classifiers import EmotionClassifier
 from gmp_utils.models.heads import mean_over_time
 from gmp_utils.runs import hardware, weights
@@ -30,7 +29,7 @@ from gmp_utils.stages.baselines import Fold, Scores
 from gmp_utils.training import features
 
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
-SPEECH_WEIGHTS = np.linspace(0, 1, 21)  # in late fusion
+SPEECH_WEIGHTS = sorted(np.linspace(0, 1, 21), key=lambda w: abs(w - 0.5))  # of late fusion
 MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties
 MLP_SIZE = 64
 MLP_EPOCHS = 300  # at most
@@ -90,13 +89,6 @@ def check_text(run_dir: str, kinds: list[str], text_encoder: str, losses: list[s
         AutoTokenizer.from_pretrained(weights.resolve(text_encoder), trust_remote_code=False)
 
 
-def best_speech_weight(speech: np.ndarray, text: np.ndarray, true: np.ndarray) -> float:
-    """The weight of speech with the highest UAR, and among ties the one nearest to 0.5."""
-    scores = [uar(true, (w * speech + (1 - w) * text).argmax(axis=1)) for w in SPEECH_WEIGHTS]
-    best = SPEECH_WEIGHTS[np.isclose(scores, max(scores))]
-    return float(best[np.abs(best - 0.5).argmin()])
-
-
 def _classify_text(fold: Fold, text: Features) -> tuple[Scores, dict]:
     """Scores and metrics of logistic regression on text features."""
     model = LogisticRegression(max_iter=1000, class_weight="balanced")
@@ -113,15 +105,16 @@ def _fuse_late(fold: Fold, text: Features, speech: Path) -> tuple[Scores, dict]:
     table = pd.read_parquet(speech / "predictions.parquet").set_index("utterance")
     logits = {part: table.loc[fold.parts[part], fold.corpus.emotions] for part in by_text}
     by_speech = {part: softmax(rows.to_numpy(), axis=1) for part, rows in logits.items()}
-    weight, part = 0.5, fold.corpus.protocol.selection_part
-    if fold.corpus.protocol.selection != "last":
-        weight = best_speech_weight(by_speech[part], by_text[part], fold.labels[part])
-    scores = {part: weight * by_speech[part] + (1 - weight) * by_text[part] for part in by_text}
+
+    def fuse(weight: float) -> Scores:
+        return {part: weight * by_speech[part] + (1 - weight) * by_text[part] for part in by_text}
+
+    weight, scores = fold.select(fuse, SPEECH_WEIGHTS, 0.5)
     return scores, {"speech_weight": weight, "parameters": metrics["parameters"] + 1}
 
 
 def _fuse_embeddings(fold: Fold, text: Features, speech: Path, seed: int) -> tuple[Scores, dict]:
-    """Scores and metrics of a perceptron on the network's features and text features."""
+    """Scores and metrics of a multilayer perceptron on the network's features and text features."""
     network = EmotionClassifier.load(str(speech / "model"))
     inputs = features.model_inputs(network, fold.corpus)
     x = {}
@@ -147,9 +140,9 @@ def fuse(
     """Classify transcripts, alone or fused with speech, in a stage next to that of the speech.
 
     `kind` is "text" alone (logistic regression), "late-fusion" of probabilities, with the best weight on the
-    part that the protocol selects on, or "embedding-fusion", a perceptron on the features of both. `speech`
-    is a stage of `gmp_utils.stages.finetune.finetune`. `text_encoder` is "tf-idf", which embedding fusion
-    reduces to `TOPICS` dimensions, or a model for `embed`.
+    part that the protocol selects on, or "embedding-fusion", a multilayer perceptron on the features of both.
+    `speech` is a stage of `gmp_utils.stages.finetune.finetune`. `text_encoder` is "tf-idf", which embedding
+    fusion reduces to `TOPICS` dimensions, or a model for `embed`.
     """
     corpus = open_corpus(run_dir)
     transcripts, index = _transcripts(corpus), corpus.manifest.index

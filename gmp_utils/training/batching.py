@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
+from gmp_utils import GmpError
 from gmp_utils.data.audio import FRAME_HOP, FRAME_WINDOW, SAMPLE_RATE, normalize
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
@@ -21,19 +22,22 @@ BUCKET = 2500  # utterances that are sorted together, at most
 class Masking:
     """Span masks as in HuBERT."""
 
-    probability: float  # share of frames that spans cover if none overlap, or 0 for no masks
+    probability: float  # share of frames that spans cover if none overlap
     length: int  # frames per span
     min_spans: int = 2  # per utterance
+
+    def __post_init__(self):
+        if self.probability <= 0:
+            found = f"mask_probability: found {self.probability}"
+            raise GmpError(f"{found}, expected above 0, because only masked frames are predicted.")
 
     def draw(self, n_frames: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the mask of an utterance, (n_frames,) bool.
 
-        Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded at random. Spans start at
-        different frames and may overlap. Utterances no longer than a span get spans of half their frames.
+        Hsu et al., "HuBERT", 2021, section II-C. The number of spans is rounded stochastically. Spans start
+        at different frames and may overlap. Utterances no longer than a span get spans of half their frames.
         """
         mask = np.zeros(n_frames, dtype=bool)
-        if not self.probability:
-            return mask
         length = self.length if n_frames > self.length else max(n_frames // 2, 1)
         n_starts = n_frames - length + 1
         n_spans = int(self.probability * n_frames / length + rng.random())

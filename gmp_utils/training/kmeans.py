@@ -10,22 +10,21 @@ from torch import Tensor
 from gmp_utils import GmpError
 from gmp_utils.runs import hardware
 
+ITERATIONS = 25  # faiss's default
 CHUNK = 2**16  # frames that are converted to float32 at once
 
 
-def fit_kmeans(
-    frames: np.ndarray, scales: Sequence[int], seed: int = 0, iterations: int = 25
-) -> list[np.ndarray]:
+def fit_kmeans(frames: np.ndarray, scales: Sequence[int], seed: int = 0) -> list[np.ndarray]:
     """Fit k-means to frames, (n_frames, dim); returns centroids, (k, dim) float32, for each scale k."""
     if max(scales) > len(frames):
         raise GmpError(f"scale {max(scales)}: more clusters than the {len(frames)} frames.")
     if hardware.device() == "cuda":
-        centroids = lloyd(torch.from_numpy(frames), scales, seed, iterations, "cuda")
+        centroids = lloyd(torch.from_numpy(frames), scales, seed, ITERATIONS, "cuda")
         return [array.cpu().numpy() for array in centroids]
     frames, centroids = np.ascontiguousarray(frames, dtype=np.float32), []
     no_sampling = {"min_points_per_centroid": 1, "max_points_per_centroid": len(frames)}
     for k in scales:
-        kmeans = faiss.Kmeans(frames.shape[1], k, niter=iterations, seed=seed, **no_sampling)
+        kmeans = faiss.Kmeans(frames.shape[1], k, niter=ITERATIONS, seed=seed, **no_sampling)
         kmeans.train(frames)
         centroids.append(kmeans.centroids)
     return centroids

@@ -130,7 +130,7 @@ class PrintEvaluations(TrainerCallback):
 
 
 class DurationTrainer(Trainer):
-    """Trainer with batches of similar durations, and with the parts of the loss in its log."""
+    """Trainer with batches of similar durations, which logs each part of the loss."""
 
     def __init__(self, *args, config: TrainingConfig, **kwargs):
         super().__init__(*args, **kwargs)
@@ -313,8 +313,6 @@ def train(
     predictions for `compute_metrics`, which gets the validation set in any order. Losses are means over
     utterances, or over `n_frames` frames.
     """
-    if not len(training_set):
-        raise GmpError("the training set is empty.")
     n_gpus = torch.cuda.device_count()
     if 0 < n_gpus < config.processes:
         raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus} (GPUs).")
@@ -345,7 +343,7 @@ def train(
 
 
 def launch(function: Callable, *arguments, processes: int, folder: Path) -> None:
-    """Call an importable function in several connected processes, and raise a GmpError of any of them.
+    """Call an importable function in several connected processes, and re-raise a GmpError of any of them.
 
     Its message is passed by a file in the folder.
     """

@@ -8,7 +8,7 @@ import pandas as pd
 
 from gmp_utils import GmpError, check_choice
 from gmp_utils.data.corpora import iemocap, msp, synthetic, synthetic_speakers, table
-from gmp_utils.data.corpora._labels import lookalike, validate
+from gmp_utils.data.corpora._labels import normalized_name, validate
 from gmp_utils.data.corpora.acted import ACTED
 from gmp_utils.data.corpora.synthetic_speakers import RATINGS
 
@@ -60,7 +60,7 @@ def check(manifest: pd.DataFrame) -> pd.DataFrame:
     manifest = validate(pa.DataFrameSchema(columns, strict=True), manifest, "manifest")
     for column in ("speaker", "emotion"):
         names = pd.Series(manifest[column].dropna().unique(), dtype=str)
-        same = names[names.map(lookalike).duplicated(keep=False)]
+        same = names[names.map(normalized_name).duplicated(keep=False)]
         if len(same):
             raise GmpError(f"{column}: found {', '.join(map(repr, same))}, expected one spelling.")
     genders = manifest.groupby("speaker").gender.nunique()
@@ -83,8 +83,8 @@ def load(
     """Read the manifest (see `check`) of one of `CORPORA` from its folder, or from the file of a table.
 
     Utterances of other `emotions` (default: all) are excluded, and their number is printed. `label_map`
-    changes the emotions of labels, as in ``{"exc": "excited"}``. With `outside`, a table may list recordings
-    outside its folder. `rating_scale` is the lowest and the highest rating of a table.
+    overrides the emotions of single labels, as in ``{"exc": "excited"}``. With `outside`, a table may list
+    recordings outside its folder. `rating_scale` is the lowest and the highest rating of a table.
     """
     rows, names = _read(corpus, folder, outside, rating_scale)
     return _keep(check(_to_emotions(rows, names, _texts(label_map))), emotions)

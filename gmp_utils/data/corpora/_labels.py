@@ -94,17 +94,15 @@ def read_table(
         table[name] = values
     names = table.columns.intersection(expected).difference(["path", "FileName", *numbers])
     for name in names:
-        table[name] = table[name].map(_clean, na_action="ignore").astype(table[name].dtype)
+        cleaned = table[name].map(
+            lambda text: unicodedata.normalize("NFC", text).strip() or None, na_action="ignore"
+        )
+        table[name] = cleaned.astype(table[name].dtype)
     return table
 
 
-def _clean(text: str) -> str | None:
-    """Text in Unicode's normal form C, without white space around it; None if empty."""
-    return unicodedata.normalize("NFC", text).strip() or None
-
-
-def lookalike(name: str) -> str:
-    """A name without its case, width, white space and invisible characters."""
+def normalized_name(name: str) -> str:
+    """Normalize a name for comparison: ignore case, width, white space and invisible characters."""
     text = unicodedata.normalize("NFKC", name).casefold()
     return "".join(letter for letter in text if unicodedata.category(letter)[0] not in "CZ")
 

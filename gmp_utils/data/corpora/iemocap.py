@@ -29,8 +29,9 @@ EMOTIONS = {
 
 
 def _lines(files: Iterable[Path]) -> list[tuple[Path, str]]:
-    kept = [path for path in sorted(files) if not path.name.startswith("._")]  # macOS metadata
-    return [(path, line) for path in kept for line in path.read_text("latin-1").splitlines()]
+    return [
+        (path, line) for path in sorted(files) for line in path.read_text("latin-1").splitlines()
+    ]
 
 
 def _turns(files: Iterable[Path]) -> Iterator[re.Match]:
