@@ -105,7 +105,7 @@ def _given(options: argparse.Namespace) -> set[str]:
 
 def _plan(options: argparse.Namespace):
     """Plan the runs that a command's options describe. A folder alone stands for the run that is in it."""
-    from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, check_same_inputs, lay_out
+    from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, lay_out
     from gmp_utils.runs.files import read_json
     from gmp_utils.runs.paths import NOTEBOOKS, ROOT, run_folder
 
@@ -117,10 +117,15 @@ def _plan(options: argparse.Namespace):
     resumable = {"run_dir"} if options.command == "run" else set()  # make run alone is the demo
     if not saved.is_file():
         return plan
-    made = as_plan(read_json(saved))
+    values = read_json(saved)
     if not resumable <= _given(options) <= {"run_dir"}:
-        check_same_inputs(plan, made)
+        used = {run["parameters"].get("corpus", "emodb") for run in values["runs"]}
+        found = {run.parameters.get("corpus", "emodb") for run in plan.runs}
+        if found and not found & used and not options.corpus:
+            problem = f"{plan.folder} has a run on {min(used)}, found {min(found)}"
+            raise GmpError(f"{problem}; set CORPUS={min(used)} again, or another folder with RUN.")
         return plan
+    made = as_plan(values)
     if run_folder(made.folder) != run_folder(plan.folder):
         found = f"{plan.folder} has the plan of {made.folder}"
         raise GmpError(f"{found}; give the settings again that it was made with, such as CORPUS.")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from gmp_utils import GmpError
 from gmp_utils.data.corpus import open_corpus
 from gmp_utils.data.ragged import Ragged
 from gmp_utils.runs import hardware
@@ -18,6 +19,11 @@ def test_masks_stay_inside_and_exist(n_frames):
         mask = masking.draw(n_frames, np.random.default_rng(seed))
         assert mask.shape == (n_frames,)
         assert mask.any()
+
+
+def test_masked_prediction_needs_masks():
+    with pytest.raises(GmpError, match=r"mask_probability: found 0\.0, expected above 0"):
+        Masking(0.0, 10)
 
 
 def test_masks_need_no_pseudo_labels(noise_corpus):

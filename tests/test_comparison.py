@@ -339,7 +339,7 @@ def test_readouts_are_compared_by_their_mean_uar():
     assert by_number.labels.tolist() == ["1", "16", "all"]
     assert by_number.difference.to_numpy() == pytest.approx([0, 37.5, 0])
     by_emotion = tables.differences_by("true", table, declaration)
-    assert by_emotion.true.tolist() == ["angry", "sad"]
+    assert by_emotion.emotion.tolist() == ["angry", "sad"]
     assert by_emotion.difference.to_numpy() == pytest.approx([37.5, 0])
     assert tables.differences_by("labels", table, DECLARATION).empty
     unfinished = table[table.variant == "a"]

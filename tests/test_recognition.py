@@ -250,6 +250,7 @@ def test_inputs_of_other_libraries_are_accepted(speech, tmp_path):
         ({"path": "a.wav"}, None, "a.wav: not there"),
         ({"sampling_rate": SECOND}, None, "an array of object"),
         (b"no sound", None, "audio: cannot be decoded"),
+        (io.StringIO("no sound"), None, "expected mode 'rb'"),
     ],
 )
 def test_other_inputs_raise_one_error(recognizer, recording, rate, message):

@@ -216,6 +216,24 @@ def test_the_same_seed_gives_bit_identical_numbers(finished, tmp_path, tiny_enco
     assert compared == 6 + 6 + 1 + 4
 
 
+def test_heads_have_their_own_learning_rate(tmp_path, tiny_encoder, monkeypatch):
+    create, made = trainer.DurationTrainer.create_optimizer, []
+
+    def create_optimizer(self, model=None):
+        made.append((create(self), self.model))
+        return made[0][0]
+
+    monkeypatch.setattr(trainer.DurationTrainer, "create_optimizer", create_optimizer)
+    config = TrainingConfig(1e-3, max_steps=2, head_learning_rate=1e-2, batch_seconds=10)
+    multitask(write_noise_corpus(tmp_path / "run"), tiny_encoder, config)
+    optimizer, model = made[0]
+    groups = {group["initial_lr"]: set(group["params"]) for group in optimizer.param_groups}
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    encoder = trained & set(model.base_model.parameters())
+    assert groups == {1e-3: encoder, 1e-2: trained - encoder}
+    assert encoder < trained
+
+
 def test_an_interrupted_training_resumes_bit_for_bit(tmp_path, tiny_encoder, monkeypatch):
     """Stopped after the first of three epochs and finished later, it has the same weights, bit for bit."""
     schedule = TrainingConfig(1e-3, epochs=3, batch_seconds=10, batch_size=8)

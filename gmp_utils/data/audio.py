@@ -66,6 +66,8 @@ def load(recording: Any, sample_rate: float | None = None) -> np.ndarray:
     sample_rate : float, optional
         Hz, of an ndarray or a tensor.
     """
+    if isinstance(recording, io.TextIOBase):
+        raise GmpError("audio: found a file open in text mode, expected mode 'rb'.")
     if hasattr(recording, "read"):
         if recording.seekable():
             recording.seek(0)

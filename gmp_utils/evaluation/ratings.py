@@ -233,8 +233,8 @@ def personalization_gap(task: RatingTask, stages: dict[int, str]) -> pd.DataFram
         for name, table in tables.items():
             scored = speaker_scores(table)
             if scored.empty:
-                found = f"gap_speakers: no {name} speaker has {MIN_UTTERANCES} of these utterances"
-                raise GmpError(f"{found}; set gap_speakers to [].")
+                found = f"fewer than {MIN_UTTERANCES} utterances of each {name} speaker to compare"
+                raise GmpError(f"gap_speakers: {found}; set it to [].")
             means = speaker_means(scored.groupby("attribute", sort=False).ccc)
             means = means.rename(columns={"ccc": "A-CCC"})
             labels = {"training speakers": n_speakers, "test on": f"{name} speakers"}

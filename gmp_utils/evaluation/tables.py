@@ -130,8 +130,8 @@ def differences_by(column: str, readouts: pd.DataFrame, declaration: dict) -> pd
     for value, rows in readouts[shown].groupby(column):
         table = uar_comparisons(rows, declaration, "few labels")
         if "primary" in table:  # not if an outcome's systems are not finished
-            number = "all" if value == np.inf else f"{value:.0f}" if column == "labels" else value
-            table.insert(0, column, number)
+            name = "all" if value == np.inf else f"{value:.0f}" if column == "labels" else value
+            table.insert(0, {"true": "emotion"}.get(column, column), name)
             tables.append(table[table.primary])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

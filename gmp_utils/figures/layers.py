@@ -148,6 +148,8 @@ def neighbor_agreement(table: pd.DataFrame, attribute: str) -> tuple[float, floa
     shared, expected, excluded = [], [], "utterance" if attribute == "speaker" else "speaker"
     for name, points in table[table.part.isin(["validation", "test"])].groupby(excluded):
         others = table[table[excluded] != name]
+        if others.empty:
+            continue
         nearest = NearestNeighbors(n_neighbors=min(10, len(others))).fit(others[["x", "y"]])
         neighbors = nearest.kneighbors(points[["x", "y"]], return_distance=False)
         same = others[attribute].to_numpy()[neighbors] == points[attribute].to_numpy()[:, None]
@@ -187,7 +189,7 @@ def maps(table: pd.DataFrame, unit: str, layers: list[int]) -> go.Figure:
     """UMAP (maps.parquet of stage 03) of "utterances" or "frames": a row per attribute, a column per layer.
 
     Points of training speakers are small, because the model may have been trained on their emotions. Each
-    panel states its `agreement`.
+    panel states its `neighbor_agreement`.
     """
     drawn = _drawn(table, unit, layers)
     rows = [name for name in ("emotion", "gender", "speaker") if table[name].nunique() > 1]

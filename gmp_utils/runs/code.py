@@ -15,9 +15,12 @@ from gmp_utils.runs.files import read_json, text_digest
 from gmp_utils.runs.paths import NOTEBOOKS, ROOT
 
 COUNTED = ("data", "models", "training", "evaluation")
-READERS = tuple(
-    f"data.corpora{name}" for name in ("", "._labels", ".acted", ".iemocap", ".msp", ".table")
-)
+SPEECH = ("espeak", "synthetic", "synthetic_speakers")  # modules of data.corpora that synthesize
+READERS = {"data.corpora"} | {
+    f"data.corpora.{path.stem}"
+    for path in ROOT.glob("gmp_utils/data/corpora/*.py")
+    if path.stem not in SPEECH
+}
 TABLES = tuple(f"evaluation.{name}" for name in ("collect", "comparison", "ratings", "tables"))
 
 

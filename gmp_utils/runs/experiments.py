@@ -48,7 +48,6 @@ SYSTEM_NAMES = {
     "embedding-fusion": "with text, embeddings",
 }
 EGEMAPS = {"egemaps", "egemaps-z"}  # baselines
-INPUTS = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,11 @@ class Declaration:
     paper: dict = field(default_factory=dict)
 
     def __post_init__(self):
+        for name in ("parameters", "primary", "paper"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(
+                    f"{name}: found {getattr(self, name)!r}, expected names and values"
+                )
         for name, values in (("folds", self.folds), ("seeds", self.seeds)):
             if not (isinstance(values, list) and values and {*map(type, values)} == {int}):
                 raise ValueError(f"{name}: found {values!r}, expected a list of numbers")
@@ -96,7 +100,7 @@ class Declaration:
 def declared(name: str) -> Declaration:
     """Read an experiment's declaration, by its name in workflow/config or the path of a YAML file."""
     path = Path(name) if name.endswith(".yaml") else _find("experiment", name, CONFIG)
-    values = {name: value for name, value in read_yaml(path).items() if value is not None}
+    values = read_yaml(path)
     try:
         return Declaration(**values)
     except (TypeError, ValueError, AttributeError) as error:
@@ -214,29 +218,6 @@ def as_plan(values: dict) -> Plan:
     return Plan(values["folder"], [Run(**run) for run in values["runs"]], values["experiment"])
 
 
-def check_same_inputs(plan: Plan, made: Plan) -> None:
-    """Raise a GmpError if a plan's folder has runs on other corpora, or with another encoder or recipe."""
-    series = notebook.series_parameters()
-    defaults = series["01_prepare_data"] | series["02_train_multitask"]
-
-    def inputs(plan: Plan) -> list[dict]:
-        return [
-            {name: (defaults | run.parameters)[name] for name in INPUTS}
-            | {"recipe": "" if plan.experiment else run.variant}
-            for run in plan.runs
-        ]
-
-    found, expected = inputs(plan), inputs(made)
-    if found and not any(values in expected for values in found):
-        texts = [
-            f"{name} {value!r} instead of {expected[0][name]!r}"
-            for name, value in found[0].items()
-            if value != expected[0][name]
-        ]
-        remedy = "set another folder (RUN), or the same as before"
-        raise GmpError(f"{plan.folder} was made with other settings: {', '.join(texts)}; {remedy}.")
-
-
 def lay_out(settings: Settings) -> Plan:
     """Plan the runs that the settings describe, and check all parameters.
 
@@ -303,7 +284,8 @@ def _parameters(settings: Settings, of_all: dict, of_variant: dict | None = None
     for preset in settings.preset_files():
         parameters |= read_yaml(Path(preset))
     parameters |= apply_recipe(of_variant or {})
-    parameters |= {name: getattr(settings, name) for name in INPUTS if getattr(settings, name)}
+    names = ("corpus", "corpus_dir", "test_corpus", "test_corpus_dir", "encoder")
+    parameters |= {name: getattr(settings, name) for name in names if getattr(settings, name)}
     notebook.check_parameters("01_prepare_data", parameters)
     for name in ("corpus_dir", "test_corpus_dir"):
         if parameters.get(name):

@@ -29,7 +29,7 @@ from gmp_utils.stages.baselines import Fold, Scores
 from gmp_utils.training import features
 
 TEXT_KINDS = ("text", "late-fusion", "embedding-fusion")
-SPEECH_WEIGHTS = sorted(np.linspace(0, 1, 21), key=lambda w: abs(w - 0.5))  # of late fusion
+SPEECH_WEIGHTS = sorted(np.linspace(0, 1, 21), key=lambda w: abs(w - 0.5))  # nearest to 0.5 first
 MLP_ALPHAS = (10.0, 1e-1, 1e-3)  # L2 penalties
 MLP_SIZE = 64
 MLP_EPOCHS = 300  # at most

@@ -29,7 +29,7 @@ class Masking:
     def __post_init__(self):
         if self.probability <= 0:
             found = f"mask_probability: found {self.probability}"
-            raise GmpError(f"{found}, expected above 0, because only masked frames are predicted.")
+            raise GmpError(f"{found}, expected above 0; masked prediction needs masks.")
 
     def draw(self, n_frames: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the mask of an utterance, (n_frames,) bool.
