@@ -171,7 +171,7 @@ def test_a_second_process_may_plan_but_not_run(tmp_path):
         refused = workflow(settings | {"encoder": "elsewhere"})
         assert "is being made by process" in refused.communicate()[0]
         assert refused.returncode == 1
-        assert "1 runs, 0 done" in finished(cli("plan", settings))
+        assert "0 of 1 runs done" in finished(cli("plan", settings))
     assert "elsewhere" not in (tmp_path / "run/parameters/02_train_multitask.yaml").read_text()
 
 
@@ -191,7 +191,7 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     planned.command(run / "plan.json")
     before = {path: path.read_bytes() for path in run.rglob("*.*") if path.suffix != ".lock"}
     assert main(["plan", "--run-dir", str(run)]) == 0
-    assert f"{run}: 2 runs, 0 done" in capsys.readouterr().out
+    assert f"{run}: 0 of 2 runs done" in capsys.readouterr().out
     assert before == {path: path.read_bytes() for path in before}
     assert experiments.as_plan(read_json(run / "plan.json")) == planned
     shutil.copytree(run, tmp_path / "copy")
@@ -277,7 +277,7 @@ def test_a_killed_workflow_resumes_with_the_same_results(killed, undisturbed):
 @pytest.mark.slow
 def test_the_plan_prints_what_is_done_and_what_is_missing(killed):
     printed = killed[2]
-    assert "2 runs, " in printed
+    assert " of 2 runs done" in printed
     assert "missing: GMPs, seed 0, folds 1" in printed
     lines = [line.split("|")[1:-1] for line in printed.splitlines() if line.count("|") == 6]
     rows = {cells[0].strip(): [cell.strip() for cell in cells[1:3]] for cells in lines}

@@ -164,7 +164,7 @@ def test_an_upload_is_recognized_and_drawn(explorer):
     pd.testing.assert_frame_equal(explorer.table, expected, rtol=1e-3)
     seconds = len(speech) / espeak.SAMPLE_RATE
     status = explorer.status.value
-    assert "a &lt;b&gt;.flac: " in status and "1 windows with speech" in status
+    assert "a &lt;b&gt;.flac: " in status and "windows with speech (1)" in status
     figure = explorer.figure.outputs[0]["data"]["application/vnd.plotly.v1+json"]
     assert figure["layout"]["title"]["text"].startswith("a <b>.flac: most confident about ")
     assert explorer.selection.value == pytest.approx((0, seconds), abs=0.1)

@@ -208,11 +208,11 @@ def readers_corpus(demo):
 def test_own_data_as_the_pages_say(readers_corpus):
     """A quick run as written, then a new recording. Other runs are only planned, to save time."""
     first, quick, full, new = readers_corpus
-    assert "runs/mine: 1 runs, 0 done" in succeeded(make("plan", *shlex.split(first)[2:]))
+    assert "runs/mine: 0 of 1 runs done" in succeeded(make("plan", *shlex.split(first)[2:]))
     printed = succeeded(make(*shlex.split(quick)[1:]))
     assert "Corpus table, 40 utterances, emotions angry, happy, neutral, sad" in printed
     plan = succeeded(make("plan", *shlex.split(full)[2:]))
-    assert "runs/mine: 5 runs, 0 done" in plan
+    assert "runs/mine: 0 of 5 runs done" in plan
     succeeded(python(*shlex.split(new)[1:]))
     table = pd.read_csv(ROOT / "my" / "new.csv")
     assert table.end.iloc[-1] == 20 and table.emotion.isna().all()  # silence

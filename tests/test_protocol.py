@@ -173,9 +173,9 @@ def test_two_corpora_are_never_folded_together():
     protocol = make_protocol(manifest, n_folds=3)
     assert protocol.folds == [["00", "07"]]
     assert "trains on one corpus and tests on another" in protocol.describe()
-    with pytest.raises(GmpError, match="fold_by 'speaker' with 2 corpora"):
+    with pytest.raises(GmpError, match="fold_by 'speaker' with two corpora"):
         make_protocol(manifest, "speaker")
-    with pytest.raises(GmpError, match="fold_by 'cross-corpus' with 1 corpora"):
+    with pytest.raises(GmpError, match="fold_by 'cross-corpus' with one corpus"):
         make_protocol(speakers_manifest(4, 4), "cross-corpus")
 
 

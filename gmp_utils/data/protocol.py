@@ -221,7 +221,7 @@ def make_protocol(
         count = f"{_sentences(manifest).isna().sum()} of {len(manifest)} utterances have no text"
         raise GmpError(f"disjoint_sentences: {count}; it needs the sentence of every utterance.")
     if (fold_by == "cross-corpus") != (n_corpora > 1):
-        count = f"{n_corpora} corpora"
+        count = "one corpus" if n_corpora == 1 else "two corpora"
         raise GmpError(f'fold_by {fold_by!r} with {count}: "cross-corpus" and "auto" are for two.')
     if validation == "none" and selection == "validation":
         raise GmpError('validation "none": there is no epoch to select; use selection "last".')

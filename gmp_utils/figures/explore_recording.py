@@ -89,7 +89,7 @@ class RecordingExplorer:
         if n_spoken:
             means = table[self.emotions].mean().sort_values(ascending=False)
             scores = ", ".join(f"{emotion} {score:.2f}" for emotion, score in means.items())
-            summary = f"{scores}, mean of {n_spoken} windows with speech"
+            summary = f"{scores}, mean of the windows with speech ({n_spoken})"
         self.status.value = html.escape(f"{name}: {summary}.")
         seconds = len(waveform) / SAMPLE_RATE
         self.selection.value = 0, 0  # so that a recording of the same length is drawn too

@@ -53,7 +53,7 @@ def print_progress(plan: Plan) -> None:
     trainings = [(run.variant, run.seed, *output) for run in plan.runs for output in run.outputs()]
     pending = set(table.output_file[table.pending])
     missing = [training for training in trainings if training[-1] in pending]
-    print(f"{plan.folder}: {len(trainings)} runs, {len(trainings) - len(missing)} done")
+    print(f"{plan.folder}: {len(trainings) - len(missing)} of {len(trainings)} runs done")
     for variant, reason in read_declaration(plan.folder)["impossible"].items():
         print(f"not possible: {variant} ({reason})")
     if plan.experiment and missing:
