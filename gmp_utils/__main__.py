@@ -124,6 +124,10 @@ def _plan(options: argparse.Namespace):
         if found and not found & used and not options.corpus:
             problem = f"{plan.folder} has a run on {min(used)}, found {min(found)}"
             raise GmpError(f"{problem}; set CORPUS={min(used)} again, or another folder with RUN.")
+        kinds = ["an experiment" if x else "a run" for x in (values["experiment"], plan.experiment)]
+        if kinds[0] != kinds[1]:
+            problem = f"{plan.folder} has {kinds[0]}, found settings of {kinds[1]}"
+            raise GmpError(f"{problem}; set another folder with RUN.")
         return plan
     made = as_plan(values)
     if run_folder(made.folder) != run_folder(plan.folder):

@@ -199,13 +199,20 @@ def test_a_plan_of_a_run_by_its_folder_is_that_of_the_run(tmp_path, capsys):
     assert f"{tmp_path}/copy has the plan of {run}; give the settings" in capsys.readouterr().err
 
 
-def test_a_run_is_not_replaced_by_one_on_the_default_corpus(tmp_path, capsys):
+def test_a_run_is_not_replaced_by_an_experiment_or_one_on_the_default_corpus(tmp_path, capsys):
     run = tmp_path / "run"
     made = lay_out(Settings(corpus="crema_d", corpus_dir="wav", run_dir=str(run)))
     experiments.write(made)
     made.command(run / "plan.json")
     assert main(["run", "--run-dir", str(run), "--folds", "1", "2"]) == 1
     assert "has a run on crema_d, found emodb; set CORPUS=crema_d again" in capsys.readouterr().err
+    assert (
+        main(
+            ["experiment", "table3", "--run-dir", str(run), "--corpus", "esd", "--corpus-dir", "x"]
+        )
+        == 1
+    )
+    assert "has a run, found settings of an experiment" in capsys.readouterr().err
     assert experiments.as_plan(read_json(run / "plan.json")) == made
 
 
