@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from contextlib import redirect_stdout, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from gmp_utils import GmpError
@@ -103,6 +104,19 @@ def _given(options: argparse.Namespace) -> set[str]:
     return {name for name in SETTINGS if getattr(options, name, None)}
 
 
+def _check_replaced(made: dict, plan, corpus: str) -> None:
+    """Raise a GmpError if a plan replaces a run by an experiment, or by one on another corpus unasked."""
+    plans = made, asdict(plan)
+    used, found = ({run["parameters"].get("corpus", "emodb") for run in x["runs"]} for x in plans)
+    if found and not found & used and not corpus:
+        problem = f"{plan.folder} has a run on {min(used)}, found {min(found)}"
+        raise GmpError(f"{problem}; set CORPUS={min(used)} again, or another folder with RUN.")
+    was, is_now = ("an experiment" if x["experiment"] else "a run" for x in plans)
+    if was != is_now:
+        problem = f"{plan.folder} has {was}, found settings of {is_now}"
+        raise GmpError(f"{problem}; set another folder with RUN.")
+
+
 def _plan(options: argparse.Namespace):
     """Plan the runs that a command's options describe. A folder alone stands for the run that is in it."""
     from gmp_utils.runs.experiments import SETTINGS, Settings, as_plan, lay_out
@@ -119,15 +133,7 @@ def _plan(options: argparse.Namespace):
         return plan
     values = read_json(saved)
     if not resumable <= _given(options) <= {"run_dir"}:
-        used = {run["parameters"].get("corpus", "emodb") for run in values["runs"]}
-        found = {run.parameters.get("corpus", "emodb") for run in plan.runs}
-        if found and not found & used and not options.corpus:
-            problem = f"{plan.folder} has a run on {min(used)}, found {min(found)}"
-            raise GmpError(f"{problem}; set CORPUS={min(used)} again, or another folder with RUN.")
-        kinds = ["an experiment" if x else "a run" for x in (values["experiment"], plan.experiment)]
-        if kinds[0] != kinds[1]:
-            problem = f"{plan.folder} has {kinds[0]}, found settings of {kinds[1]}"
-            raise GmpError(f"{problem}; set another folder with RUN.")
+        _check_replaced(values, plan, options.corpus)
         return plan
     made = as_plan(values)
     if run_folder(made.folder) != run_folder(plan.folder):

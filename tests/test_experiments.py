@@ -250,10 +250,15 @@ def test_the_plan_ignores_partial_notebooks(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(smoke, tmp_path_factory):
-    """An experiment that was killed while it retrained, and then finished."""
+    """An experiment that was killed three times, as a whole or only a kernel, and then finished."""
     run = tmp_path_factory.mktemp("killed") / "smoke"
     notes = tmp_path_factory.mktemp("notes")
-    kill_when(smoke(run), r"05_retrain\.partial.*/trainer_state\.json", "all", notes)
+    for moment, victim in (
+        (r"/cnn/.*/frames\.npy", "all"),
+        (r"04_generate_gmps\.partial/labels\.npy", "kernel"),
+        (r"05_retrain\.partial.*/trainer_state\.json", "all"),
+    ):
+        kill_when(smoke(run), moment, victim, notes)
     done = {path: path.stat().st_mtime_ns for path in run.rglob("headline.json")}
     settings = smoke(run)
     printed = finished(cli("plan", settings))

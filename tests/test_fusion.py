@@ -1,5 +1,7 @@
 """Text and its fusion with speech: trained on training speakers, weighted on validation speakers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from gmp_utils.evaluation import collect, metrics
 from gmp_utils.runs.experiments import SYSTEM_NAMES
 from gmp_utils.runs.files import read_json
 from gmp_utils.stages import text_fusion
+from gmp_utils.stages.baselines import Fold
 
 WORDS = {"angry": "go away now", "happy": "what a day", "neutral": "the door is", "sad": "no more"}
 
@@ -27,6 +30,21 @@ def spoken(tmp_path_factory, tiny_encoder):
     manifest.to_parquet(stage / "manifest.parquet", index=False)
     seal_again(stage)
     return run, classifier(run, tiny_encoder, schedule=QUICK)
+
+
+def test_the_speech_weight_is_the_best_one_and_among_ties_nearest_to_a_half():
+    true = np.array([0, 1, 0, 1])
+    right, wrong = np.eye(2)[true], np.eye(2)[1 - true]
+    fold = SimpleNamespace(corpus=SimpleNamespace(protocol=SimpleNamespace(selection="validation")))
+    fold.uar = lambda scores: metrics.uar(true, scores.argmax(axis=1))
+
+    def best(speech, text):
+        weights = text_fusion.SPEECH_WEIGHTS
+        return Fold.select(fold, lambda w: w * speech + (1 - w) * text, weights, 0.5)[0]
+
+    assert best(right, wrong) == pytest.approx(0.55)
+    assert best(wrong, right) == pytest.approx(0.45)
+    assert best(right, right) == 0.5
 
 
 @pytest.mark.parametrize("kind", text_fusion.TEXT_KINDS)

@@ -36,6 +36,11 @@ IMPORTS = read_imports()
 assert len(IMPORTS) > 40
 
 
+def test_the_package_has_nine_entries():
+    entries = {path.name for path in (ROOT / "gmp_utils").iterdir() if path.name != "__pycache__"}
+    assert entries == {"__init__.py", "__main__.py", *SUBPACKAGES}
+
+
 @pytest.mark.parametrize("module", IMPORTS)
 def test_imports_run_one_way(module):
     subpackage = module.split(".")[0]

@@ -19,6 +19,8 @@ from gmp_utils.data.corpora import synthetic
 from gmp_utils.data.protocol import make_protocol
 from gmp_utils.figures import series
 from gmp_utils.runs import weights
+from gmp_utils.runs.notebook import notebook_parameters
+from gmp_utils.runs.paths import NOTEBOOKS
 from gmp_utils.stages import prepare_data
 
 
@@ -387,6 +389,19 @@ def test_the_embedded_recordings_are_the_same_wherever_the_checkout_is(
     assert store.stat().st_mtime_ns == written
     manifest = prepare_data.read_manifest(str(run), "emodb", corpus_dir=str(EMODB))
     assert set(manifest.path.map(os.path.dirname)) == {str(EMODB)}
+
+
+def test_the_default_is_emodbs_four_emotions_in_five_folds_of_a_woman_and_a_man():
+    defaults = notebook_parameters(NOTEBOOKS / "01_prepare_data.ipynb")
+    assert (defaults["corpus"], defaults["corpus_dir"]) == ("emodb", "")
+    manifest = prepare_data.read_manifest("run", "emodb", emotions=defaults["emotions"])
+    assert manifest.emotion.value_counts().to_dict() == {
+        "angry": 127, "neutral": 79, "happy": 71, "sad": 62,
+    }  # fmt: skip
+    protocol = make_protocol(manifest, defaults["fold_by"], n_folds=defaults["n_folds"])
+    gender = manifest.groupby("speaker").gender.first()
+    folds = [sorted(gender[list(speakers)]) for speakers in protocol.folds]
+    assert folds == [["female", "male"]] * 5
 
 
 @pytest.mark.parametrize(("corpus", "folder"), [("crema_d", ""), ("synthetic", "wav")])

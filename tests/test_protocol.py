@@ -187,6 +187,8 @@ def test_two_corpora_are_never_folded_together():
         ({"n_folds": 2}, "validation 'speakers' needs 3 or more; use validation \"share\""),
         ({"female_share": 1.5}, r"female_share 1\.5: expected 0 to 1"),
         ({"fold_by": "first"}, "fold_by 'first': expected one of "),
+        ({"validation": "first"}, "validation 'first': expected one of "),
+        ({"selection": "first"}, "selection 'first': expected one of "),
     ],
 )
 def test_impossible_folds_are_rejected(rules, message):

@@ -305,10 +305,17 @@ def test_parameters_are_checked(parameters, message):
     assert checked == {"fold": 2, "multitask_learning_rate": 1}
 
 
-def test_presets_fit_the_notebooks():
+def test_presets_fit_the_notebooks_and_the_papers_is_the_papers():
     for path in sorted((ROOT / "presets").glob("*.yaml")):
         for name in SERIES:
             notebook.check_parameters(name, yaml.safe_load(path.read_text()))
+    paper = yaml.safe_load((ROOT / "presets" / "paper.yaml").read_text())
+    expected = {
+        "alpha": 0.9, "layer": -3, "scales": [64, 512, 4096], "retrain_learning_rate": 1e-4,
+        "finetune_batch_size": 64, "am_scale": 30.0, "am_margin": 0.2, "lstm_size": 256,
+        "emotions": ["angry", "happy", "neutral", "sad"], "train_cnn": False,
+    }  # fmt: skip
+    assert expected.items() <= paper.items()
 
 
 def test_parameters_are_written_per_notebook_and_only_if_changed(tmp_path):

@@ -7,7 +7,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from gmp_utils.evaluation.collect import classifiers, first_corpus
+from gmp_utils.evaluation.collect import classifiers, corpus_of
 from gmp_utils.evaluation.comparison import group_scores
 from gmp_utils.evaluation.metrics import uar
 
@@ -75,21 +75,27 @@ def readouts(run_dir: str) -> pd.DataFrame:
 
     Columns are those of `write_readout`, variant, system, fold, seed, and the speaker's gender.
     """
-    gender = first_corpus(run_dir).manifest.gender
+    found = classifiers(run_dir)
     tables = [
         pd.read_parquet(row.stage / "readout.parquet").assign(**row._asdict())
-        for row in classifiers(run_dir).itertuples(index=False)
+        for row in found.itertuples(index=False)
         if (row.stage / "readout.parquet").is_file()
     ]
     if not tables:
         return pd.DataFrame()
+    gender = corpus_of(found.stage[0]).manifest.gender
     return pd.concat(tables, ignore_index=True).drop(columns="stage").join(gender, on="utterance")
+
+
+def number_text(n: float) -> str:
+    """A number of labels as text; infinity is "all"."""
+    return "all" if np.isinf(n) else f"{n:.0f}"
 
 
 def readout_curves(table: pd.DataFrame) -> pd.DataFrame:
     """UAR (%) of `readouts` by `line` (a system), labels per emotion (`x`) and speaker."""
-    numbers = table.labels.map(lambda n: "all" if np.isinf(n) else f"{n:.0f}")
-    return _curves(table.assign(line=table.variant + ", " + table.system, x=numbers), "labels")
+    line, numbers = table.variant + ", " + table.system, table.labels.map(number_text)
+    return _curves(table.assign(line=line, x=numbers), "labels")
 
 
 def label_efficiency(predictions: pd.DataFrame, variants: dict[str, dict]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from gmp_utils import GmpError
 from gmp_utils.evaluation import collect, comparison
 from gmp_utils.evaluation.collect import CLASSIFIER, SYSTEM, classifiers, corpus_of
 from gmp_utils.evaluation.metrics import confidence_bins, macro_f1, reliability, temperature, uar
+from gmp_utils.evaluation.readout import number_text
 from gmp_utils.models.losses import LOSSES
 from gmp_utils.runs import experiments, weights
 from gmp_utils.runs.files import read_json
@@ -130,8 +131,8 @@ def differences_by(column: str, readouts: pd.DataFrame, declaration: dict) -> pd
     for value, rows in readouts[shown].groupby(column):
         table = uar_comparisons(rows, declaration, "few labels")
         if "primary" in table:  # not if an outcome's systems are not finished
-            name = "all" if value == np.inf else f"{value:.0f}" if column == "labels" else value
-            table.insert(0, {"true": "emotion"}.get(column, column), name)
+            text = number_text(value) if column == "labels" else value
+            table.insert(0, "emotion" if column == "true" else column, text)
             tables.append(table[table.primary])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

@@ -66,6 +66,8 @@ def generate_gmps(
     check_choice("normalize_frames", normalize_frames, NORMALIZATIONS)
     if not len(scales):
         raise GmpError("scales: found none, expected numbers of clusters such as [64, 512, 4096].")
+    if kmeans_frames < 0:
+        raise GmpError(f"kmeans_frames: found {kmeans_frames}, expected 0 for all, or more.")
     corpus, folder = open_corpus(run_dir), fold_folder(run_dir, fold)
     inputs = []
     if clustered_model != "multitask":

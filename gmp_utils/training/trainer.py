@@ -313,6 +313,8 @@ def train(
     predictions for `compute_metrics`, which gets the validation set in any order. Losses are means over
     utterances, or over `n_frames` frames.
     """
+    if not len(training_set):
+        raise GmpError("the training set is empty.")
     n_gpus = torch.cuda.device_count()
     if 0 < n_gpus < config.processes:
         raise GmpError(f"processes: found {config.processes}, expected at most {n_gpus} (GPUs).")
